@@ -1,0 +1,106 @@
+"""Settings → Celery's own setting names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from config.settings import Settings
+
+# Redis answers in milliseconds; a server that is silent for 10 s is gone, and its socket with it.
+SOCKET_TIMEOUT_SECONDS = 10
+CONNECT_TIMEOUT_SECONDS = 5
+# Managed Redis and NAT gateways drop idle connections after minutes; a PING each 30 s keeps them open.
+HEALTH_CHECK_SECONDS = 30
+
+
+def connection_options(settings: Settings) -> dict[str, Any]:
+    """Options that broker and result connections share."""
+    options: dict[str, Any] = {
+        "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "socket_keepalive": True,
+        "health_check_interval": HEALTH_CHECK_SECONDS,
+    }
+    if settings.broker.sentinel_master:
+        options["master_name"] = settings.broker.sentinel_master
+        options["sentinel_kwargs"] = sentinel_options(settings)
+    return options
+
+
+def sentinel_options(settings: Settings) -> dict[str, Any]:
+    """How to talk to the sentinels themselves, whose password is not the master's."""
+    options: dict[str, Any] = {
+        "socket_timeout": CONNECT_TIMEOUT_SECONDS,
+        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    }
+    password = settings.broker.sentinel_password.get_secret_value()
+    return options | ({"password": password} if password else {})
+
+
+def celery_configuration(settings: Settings) -> dict[str, Any]:
+    """What `app.conf` is updated with, apart from task modules and schedule, which are the services' own."""
+    return _transport(settings) | _delivery(settings) | _messages(settings) | _worker(settings)
+
+
+def _transport(settings: Settings) -> dict[str, Any]:
+    shared = connection_options(settings)
+    return {
+        "broker_url": settings.broker_url.text(),
+        "result_backend": settings.result_url.text(),
+        "broker_transport_options": shared
+        | {
+            "visibility_timeout": settings.broker.visibility_timeout,
+            # Broadcasts carry the database number, so two stacks on one server do not hear each other.
+            "fanout_prefix": True,
+            "fanout_patterns": True,
+        },
+        "result_backend_transport_options": shared,
+        "redis_socket_timeout": SOCKET_TIMEOUT_SECONDS,
+        "redis_socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "redis_socket_keepalive": True,
+        "redis_backend_health_check_interval": HEALTH_CHECK_SECONDS,
+        # A broker that is away comes back: a worker that gives up would have to be started by hand.
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        # A full Redis refuses commands; without this the worker exits and loops instead of waiting.
+        "broker_channel_error_retry": True,
+    }
+
+
+def _delivery(settings: Settings) -> dict[str, Any]:
+    return {
+        # Acknowledge after the task, and hand it to another worker when its process dies.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        # A task that runs on through a reconnect finishes; the default will change in Celery 6.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_prefetch_multiplier": settings.worker.prefetch_multiplier,
+        "task_time_limit": settings.tasks.time_limit,
+        "task_soft_time_limit": settings.tasks.soft_time_limit,
+        "result_expires": settings.results.expires,
+    }
+
+
+def _messages(settings: Settings) -> dict[str, Any]:
+    return {
+        # JSON only: unpickling a message runs whatever its sender wrote.
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "event_serializer": "json",
+        "enable_utc": True,
+        "timezone": settings.tasks.timezone,
+    }
+
+
+def _worker(settings: Settings) -> dict[str, Any]:
+    return {
+        # What Flower shows: who sent a task, who took it, how it ended.
+        "worker_send_task_events": True,
+        "task_send_sent_event": True,
+        # services/shutdown.py bounds a warm shutdown; Celery's own sleeps its full length (celery 5.7).
+        "worker_soft_shutdown_timeout": 0,
+        "worker_hijack_root_logger": True,
+        "worker_log_format": "%(asctime)s %(levelname)s %(processName)s %(message)s",
+        "worker_task_log_format": "%(asctime)s %(levelname)s %(processName)s %(task_name)s[%(task_id)s] %(message)s",
+    }

@@ -1,0 +1,160 @@
+"""Where settings come from: the process environment over `.env`, and `NAME_FILE` for secrets."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dotenv import dotenv_values
+from dotenv.parser import Binding, parse_stream
+
+# Read by Celery, kombu, billiard, Flower or Supervisor behind our back: they would beat the validated
+# settings, so no process that Stalk starts sees them.
+FOREIGN = frozenset(
+    "APP BROKER_URL CONFIG_MODULE C_FORCE_ROOT LOADER REMAP_SIGTERM RESULT_BACKEND SKIP_CHECKS".split()
+)
+FOREIGN_PREFIXES = ("FLOWER_", "SUPERVISOR_")
+# What Celery reads in place of app.conf, with what it must then hold.
+CELERY_URLS = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND")
+# Compose's dotenv, python-dotenv and a person agree about values of these two forms, and about no others.
+PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./:@,+=%?&;*~^!()\[\]{}<>|-]*(?: [A-Za-z0-9_./:@,+=%?&;*~^!()\[\]{}<>|-]+)*")
+QUOTED_VALUE = re.compile(r"'(?:[^'\\\n]|\\'|\\(?![\\']))*'")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. `problems` has a sentence for each mistake."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def process_environment() -> dict[str, str]:
+    """A copy of this process's environment."""
+    return dict(os.environ)
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """The variables of an env file, as Compose reads them too.
+
+    Raises ConfigError for a line that Compose and Python would read differently.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError([f"{path}: cannot be read ({reason})"]) from None
+    problems = [problem for binding in parse_stream(io.StringIO(text)) if (problem := _ambiguity(path, binding))]
+    if problems:
+        raise ConfigError(problems)
+    values = dotenv_values(stream=io.StringIO(text), interpolate=False)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def quote_value(value: str) -> str:
+    """`value` as it must stand in an env file for every reader to get it back unchanged.
+
+    Raises ValueError where no such form exists (a line break, a doubled or a last backslash).
+    """
+    if PLAIN_VALUE.fullmatch(value):
+        return value
+    quoted = "'" + value.replace("'", "\\'") + "'"
+    if not QUOTED_VALUE.fullmatch(quoted):
+        raise ValueError("a line break, two backslashes in a row, or one before a quote or the end, cannot be written")
+    return quoted
+
+
+def _ambiguity(path: Path, binding: Binding) -> str | None:
+    line = binding.original.line
+    if binding.error:
+        return f"{path} line {line}: it is not NAME=value"
+    if binding.key is None or binding.value is None:
+        return None
+    written = binding.original.string.strip().removeprefix("export ").partition("=")[2].strip()
+    if not written.startswith(("'", '"')):
+        written = re.split(r"\s+#", written, maxsplit=1)[0]
+        readable = PLAIN_VALUE.fullmatch(written)
+    elif written.startswith('"'):
+        readable = re.match(r'"[^"$`\\\n]*"\s*(?:#.*)?$', written)
+    else:
+        readable = re.match(QUOTED_VALUE.pattern + r"\s*(?:#.*)?$", written)
+    if readable:
+        return None
+    return (
+        f"{path} line {line}: Compose and Python would read the value of {binding.key} differently; write it in "
+        f"single quotes with \\' for a quote and no doubled backslash, as in {binding.key}='pa$$w#rd'"
+    )
+
+
+def with_secret_files(environment: Mapping[str, str], secrets: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """`environment` with every secret `NAME` filled in from the file that `NAME_FILE` names, and the problems."""
+    values, problems = dict(environment), []
+    for name in secrets:
+        path = values.pop(f"{name}_FILE", "")
+        if not path:
+            continue
+        if values.get(name):
+            problems.append(f"{name} and {name}_FILE are both set: keep one of them")
+            continue
+        try:
+            values[name] = _secret_from(path)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            problems.append(f"{name}_FILE: {path} cannot be read ({reason})")
+    return values, problems
+
+
+def _secret_from(path: str) -> str:
+    # Editors and `echo` end a file with a line break that is no part of the secret.
+    return Path(path).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+
+
+def variable(name: str, default: str | None = None) -> str:
+    """A variable of the user's own, for use in tasks.
+
+    Raises ConfigError when it is not set and has no default.
+    """
+    value = os.environ.get(name, default)
+    if value is None:
+        raise ConfigError([f"{name} is not set: add it to .env.tasks"])
+    return value
+
+
+def secret(name: str) -> str:
+    """A secret of the user's own: `NAME`, or the content of the file that `NAME_FILE` names.
+
+    Raises ConfigError when neither is set or the file cannot be read.
+    """
+    values, problems = with_secret_files(os.environ, [name])
+    if problems:
+        raise ConfigError(problems)
+    if not values.get(name):
+        raise ConfigError([f"{name} is not set: add {name} or {name}_FILE to .env.tasks"])
+    return values[name]
+
+
+def child_environment(known: Iterable[str], **extra: str) -> dict[str, str]:
+    """The environment for a process that Stalk starts.
+
+    Stalk's own variables (`known`) and the user's pass; what Celery, Flower or Supervisor would read in
+    place of the validated settings does not. `extra` is added.
+    """
+    keep = {*known, *(f"{name}_FILE" for name in known)}
+
+    def passes(name: str) -> bool:
+        foreign = name in FOREIGN or name in CELERY_URLS or name.startswith(FOREIGN_PREFIXES)
+        return name in keep or not foreign
+
+    return {name: value for name, value in os.environ.items() if passes(name)} | extra
+
+
+def pin_celery_urls(broker: str, results: str) -> None:
+    """Make the variables that Celery prefers to app.conf say the same as app.conf."""
+    for name, value in zip(CELERY_URLS, (broker, broker, broker, results), strict=True):
+        if name in os.environ:
+            os.environ[name] = value

@@ -1,0 +1,147 @@
+"""Redis URLs: one parser for what Celery, kombu, RedBeat and redis-py each read in their own way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+SCHEMES = ("redis", "rediss", "redis+socket", "sentinel")
+MASK = "***"
+DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "sentinel": 26379}
+CERTIFICATE_CHECKS = {
+    "required": "required",
+    "cert_required": "required",
+    "optional": "optional",
+    "cert_optional": "optional",
+    "none": "none",
+    "cert_none": "none",
+}
+TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+
+
+@dataclass(frozen=True)
+class RedisUrl:
+    """Where one Redis database is, and how to log in to it."""
+
+    scheme: str
+    database: int = 0
+    hosts: tuple[tuple[str, int], ...] = ()
+    socket_path: str = ""
+    username: str = ""
+    password: str = field(default="", repr=False)
+    tls: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def uses_tls(self) -> bool:
+        return self.scheme == "rediss"
+
+    @property
+    def server(self) -> tuple[object, ...]:
+        """What two URLs of the same server have in common, whatever their database and login."""
+        return (self.hosts, self.socket_path)
+
+    def with_password(self, password: str) -> RedisUrl:
+        """The same URL with `password`, unless it has a password of its own."""
+        return self if self.password or not password else replace(self, password=password)
+
+    def text(self) -> str:
+        """The URL as kombu and Celery read it, password percent-encoded."""
+        return self._render(quote(self.password, safe=""))
+
+    def masked(self) -> str:
+        """The URL for people to read: no password in it."""
+        return self._render(MASK if self.password else "")
+
+    def _render(self, password: str) -> str:
+        login = f"{quote(self.username, safe='')}:{password}@" if self.username or password else ""
+        if self.socket_path:
+            return f"{self.scheme}://{login}{quote(self.socket_path)}?virtual_host={self.database}"
+        query = "?" + urlencode(self.tls) if self.tls else ""
+        return ";".join(
+            f"{self.scheme}://{login}{_bracket(host)}:{port}/{self.database}{query}" for host, port in self.hosts
+        )
+
+
+def parse(text: str) -> RedisUrl:
+    """Read a Redis URL.
+
+    Raises ValueError with a reason that repeats neither the password nor the whole URL.
+    """
+    scheme = text.partition("://")[0]
+    if scheme not in SCHEMES or "://" not in text:
+        raise ValueError(f"it must start with one of {', '.join(s + '://' for s in SCHEMES)}")
+    urls = [_parse_one(part.strip()) for part in text.split(";") if part.strip()]
+    first = urls[0]
+    if scheme != "sentinel":
+        if len(urls) > 1:
+            raise ValueError("only sentinel:// URLs can be a list separated by ';'")
+        return first
+    if any(url.scheme != "sentinel" for url in urls):
+        raise ValueError("every URL of a sentinel:// list must start with sentinel://")
+    return replace(first, hosts=tuple(host for url in urls for host in url.hosts))
+
+
+def _parse_one(text: str) -> RedisUrl:
+    scheme, _, rest = text.partition("://")
+    # urlsplit knows the authority part only of the schemes it knows, so it is shown an http URL.
+    if any(mark in rest.rpartition("@")[0] for mark in "/#?"):
+        raise ValueError("its password has a character that must be percent-encoded (/ is %2F, # is %23, ? is %3F)")
+    try:
+        parts = urlsplit("http://" + rest)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"its host or port cannot be read ({_reason(error)})") from None
+    username, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if username and parts.password is None:
+        raise ValueError(
+            f"it has a user but no password: Redis tools read {scheme}://secret@host as a password, "
+            f"Celery reads it as a user; write {scheme}://:secret@host (password only) or "
+            f"{scheme}://user:secret@host"
+        )
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    tls = _tls(scheme, query)
+    login = {"username": username, "password": password}
+    if scheme == "redis+socket":
+        if parts.hostname:
+            raise ValueError("a socket URL has no host: write redis+socket:///path/to/socket")
+        if parts.path in ("", "/"):
+            raise ValueError("it names no socket: write redis+socket:///path/to/socket")
+        database = _database(query.pop("virtual_host", "0"))
+        _refuse_unknown(query)
+        return RedisUrl(scheme, database, socket_path=unquote(parts.path), **login)
+    _refuse_unknown(query)
+    if not parts.hostname:
+        raise ValueError("it names no host")
+    host = (unquote(parts.hostname), port or DEFAULT_PORTS[scheme])
+    return RedisUrl(scheme, _database(parts.path.strip("/") or "0"), hosts=(host,), tls=tls, **login)
+
+
+def _database(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise ValueError("its database must be a whole number, 0 or more")
+    return int(text)
+
+
+def _tls(scheme: str, query: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """Take the TLS options out of `query`; certificates are checked unless the URL says otherwise."""
+    if scheme != "rediss":
+        return ()
+    given = query.pop("ssl_cert_reqs", "required")
+    checks = CERTIFICATE_CHECKS.get(given.lower())
+    if checks is None:
+        raise ValueError(f"ssl_cert_reqs is {given!r}; allowed are required, optional and none")
+    return (("ssl_cert_reqs", checks), *((name, query.pop(name)) for name in TLS_FILES if name in query))
+
+
+def _refuse_unknown(query: dict[str, str]) -> None:
+    if query:
+        raise ValueError(f"its query has {', '.join(sorted(query))}, which no part of Stalk reads")
+
+
+def _bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _reason(error: ValueError) -> str:
+    # urllib repeats what it was given, which may be a part of a password.
+    return "the port must be a number" if "port" in str(error).lower() else "check its brackets"

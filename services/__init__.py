@@ -1,0 +1,1 @@
+"""The shared service code: everything that a Stalk container runs."""

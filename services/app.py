@@ -1,0 +1,52 @@
+"""The Celery application: `celery -A services.app …` and `from services.app import app`."""
+
+from __future__ import annotations
+
+import sys
+
+from celery import Celery
+
+from config import ConfigError, Settings, load
+from config.celery import celery_configuration
+from services import heartbeat, shutdown
+from services.modules import task_modules
+from services.queues import BEAT_PREFIX, DEFAULT_QUEUE
+from services.schedule import beat_schedule
+
+CONFIGURATION_EXIT_CODE = 2
+
+
+def create_app(settings: Settings) -> Celery:
+    """The application for these settings.
+
+    Raises ConfigError when BEAT_SCHEDULE names an entry that does not exist.
+    """
+    app = Celery("stalk", set_as_current=True)
+    app.conf.update(celery_configuration(settings))
+    app.conf.update(
+        imports=task_modules(settings.tasks.imports),
+        task_default_queue=DEFAULT_QUEUE,
+        beat_schedule=beat_schedule(settings.beat.schedule),
+        beat_scheduler="services.beat:LockedScheduler",
+        # RedBeat gets its connection from LockedScheduler; without these two it warns and looks for its own.
+        redbeat_redis_url=settings.broker_url.masked(),
+        redbeat_redis_options={},
+        redbeat_key_prefix=BEAT_PREFIX,
+    )
+    app.steps["worker"].add(heartbeat.HeartbeatStep)
+    app.steps["worker"].add(shutdown.HandBackStep)
+    app.settings = settings
+    return app
+
+
+def loaded() -> Celery:
+    """The application for this process's environment; prints each mistake and exits with 2 instead of a traceback."""
+    try:
+        return create_app(load())
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(CONFIGURATION_EXIT_CODE)
+
+
+app = loaded()

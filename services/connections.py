@@ -1,0 +1,35 @@
+"""redis-py clients for the Redis URLs that the broker and the result backend are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from config import Settings
+from config.celery import CONNECT_TIMEOUT_SECONDS, SOCKET_TIMEOUT_SECONDS, sentinel_options
+from config.redis_url import RedisUrl
+
+
+def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:
+    """A client for `url`; it connects with its first command.
+
+    `options` go to redis-py and beat the defaults. No command is repeated by itself: callers know better
+    whether that is safe. Commands raise redis.exceptions.RedisError.
+    """
+    keywords: dict[str, Any] = {
+        "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+    } | options
+    login = {"username": url.username or None, "password": url.password or None, "db": url.database}
+    if url.scheme == "sentinel":
+        sentinel = Sentinel(url.hosts, sentinel_kwargs=sentinel_options(settings), **login, **keywords)
+        return sentinel.master_for(settings.broker.sentinel_master)
+    if url.scheme == "redis+socket":
+        return redis.Redis(unix_socket_path=url.socket_path, **login, **keywords)
+    host, port = url.hosts[0]
+    return redis.Redis(host=host, port=port, ssl=url.uses_tls, **dict(url.tls), **login, **keywords)

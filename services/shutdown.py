@@ -1,0 +1,71 @@
+"""The end of a warm shutdown: what still runs after WORKER_SOFT_SHUTDOWN goes back to its queue, in every pool.
+
+Celery's own soft shutdown sleeps its full length even when the tasks have long finished, and loses the task of
+a solo pool (celery 5.7). Here TERM is a plain warm shutdown, which leaves as soon as the tasks are done, and a
+thread ends it when its time is over.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from celery import bootsteps
+from celery.signals import worker_shutting_down
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+
+logger = get_logger(__name__)
+
+
+class HandBackStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Bootstep that bounds a warm shutdown."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        self._worker = worker
+        self._timer: threading.Timer | None = None
+        super().__init__(worker, **options)
+
+    def create(self, worker: Any) -> None:
+        worker_shutting_down.connect(self._on_shutdown, weak=False)
+
+    def _on_shutdown(self, how: str, **_: Any) -> None:
+        # This is a signal handler: it may only start the clock.
+        if how != "Warm" or self._timer:
+            return
+        seconds = self._worker.app.settings.worker.soft_shutdown
+        self._timer = threading.Timer(seconds, hand_back_and_exit, (self._worker,))
+        self._timer.daemon = True
+        self._timer.start()
+
+
+def hand_back_and_exit(worker: Any) -> None:
+    """Stop the tasks that still run, put their messages back on their queues and end the process."""
+    running = [request for request in tuple(worker_state.active_requests) if not request.acknowledged]
+    _kill_children(worker)
+    for request in running:
+        try:
+            request.message.channel.qos.restore_by_tag(request.message.delivery_tag, leftmost=True)
+        except Exception as error:  # whatever one message does, the next must have its chance
+            logger.error("shutdown: %s[%s] could not be handed back: %r", request.name, request.id, error)
+        else:
+            logger.warning("shutdown: %s[%s] still ran and goes back to its queue", request.name, request.id)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A thread or the main thread is in the middle of a task: only leaving hard stops it.
+    os._exit(0)
+
+
+def _kill_children(worker: Any) -> None:
+    """End the children of a prefork pool, so that no task goes on beside its second start."""
+    pool = getattr(worker.pool, "_pool", None)
+    for child in list(getattr(pool, "_pool", None) or ()):
+        try:
+            os.kill(child.pid, signal.SIGKILL)
+        except (ProcessLookupError, AttributeError):
+            continue

@@ -1,0 +1,261 @@
+"""services.tasks.pages, against a real server on this host."""
+
+import hashlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from celery.exceptions import Retry
+from celery.signals import task_retry
+
+from services.tasks import pages
+from services.tasks.pages import MAX_REDIRECTS, MAX_RETRIES, PageError, PageUnavailableError, fetch
+
+BODY = b"<h1>a page</h1>\n"
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+def status(code: int, body: bytes = b"", **headers: str) -> Answer:
+    """An answer with this status, body and headers."""
+
+    def send(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(code)
+        for name, value in {"Content_Length": str(len(body)), **headers}.items():
+            request.send_header(name.replace("_", "-"), value)
+        request.end_headers()
+        request.wfile.write(body)
+
+    return send
+
+
+class Site:
+    """A web server whose answers a test lays out: each path gives its own in turn, the last for ever."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[Answer]] = {}
+        self.requests: list[str] = []
+        # Set when the test is over: what an answer that hangs waits for.
+        self.over = threading.Event()
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                site.requests.append(self.path)
+                answers = site.answers[self.path]
+                (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Keep the test's output clean."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def on(self, path: str, *answers: Answer) -> str:
+        """Lay out a path and return its URL."""
+        self.answers[path] = list(answers)
+        return self.url + path
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+    # The poll interval is what shutdown may have to wait.
+    thread = threading.Thread(target=site.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield site
+    site.over.set()
+    site.server.shutdown()
+    site.server.server_close()
+    thread.join()
+
+
+def test_a_page_is_described_by_status_length_and_hash(site: Site) -> None:
+    url = site.on("/", status(200, BODY))
+    page = fetch(url)
+    assert page.pop("seconds") >= 0
+    assert page == {"url": url, "status": 200, "bytes": len(BODY), "sha256": hashlib.sha256(BODY).hexdigest()}
+
+
+def test_the_description_survives_json(site: Site) -> None:
+    page = fetch(site.on("/", status(200, BODY)))
+    assert json.loads(json.dumps(page)) == page
+
+
+def test_an_empty_page_is_a_page(site: Site) -> None:
+    assert fetch(site.on("/", status(204)))["bytes"] == 0
+
+
+def test_redirects_are_followed_to_their_end(site: Site) -> None:
+    site.on("/end", status(200, BODY))
+    site.on("/middle", status(301, Location=f"{site.url}/end"))
+    page = fetch(site.on("/begin", status(302, Location="/middle")))
+    assert (page["url"], page["bytes"]) == (f"{site.url}/end", len(BODY))
+
+
+def test_redirects_in_a_circle_end(site: Site) -> None:
+    url = site.on("/circle", status(302, Location="/circle"))
+    with pytest.raises(PageError, match=f"more than {MAX_REDIRECTS} redirects"):
+        fetch(url)
+    assert len(site.requests) == MAX_REDIRECTS + 1
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/", "data:,hello", "http://:80/"])
+def test_a_redirect_to_anything_but_http_is_refused(site: Site, target: str) -> None:
+    result = fetch.apply(args=(site.on("/", status(302, Location=target)),))
+    assert isinstance(result.result, ValueError)
+    assert site.requests == ["/"]
+
+
+def test_a_redirect_to_nowhere_is_an_error(site: Site) -> None:
+    with pytest.raises(PageError, match="status 302"):
+        fetch(site.on("/", status(302)))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "example.com",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "ftp://example.com/",
+        "http://",
+        "http://:80/",
+        "http://example.com:99999/",
+        "http://example.com:port/",
+        "http://[::1/",
+        "http://127.0.0.1:1/a b",
+        "http://127.0.0.1:1/\u00e9",
+    ],
+)
+def test_what_is_no_http_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError):
+        fetch(url)
+
+
+def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ValueError) as error:
+        fetch("http://user:hunter2@example.com/")
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_a_timeout_must_be_above_zero(timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout must be above 0 seconds"):
+        fetch("http://127.0.0.1/", timeout)
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+def test_a_status_that_may_pass_is_tried_again(site: Site, code: int) -> None:
+    url = site.on("/", status(code), status(code), status(200, BODY))
+    assert fetch.apply(args=(url,)).get()["status"] == 200
+    assert len(site.requests) == 3
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 410, 451])
+def test_a_status_that_will_not_pass_is_not_tried_again(site: Site, code: int) -> None:
+    result = fetch.apply(args=(site.on("/", status(code)),))
+    assert isinstance(result.result, PageError)
+    assert f"status {code}" in str(result.result)
+    assert len(site.requests) == 1
+
+
+def test_retries_come_to_an_end(site: Site) -> None:
+    result = fetch.apply(args=(site.on("/", status(503)),))
+    assert isinstance(result.result, PageUnavailableError)
+    assert len(site.requests) == 1 + MAX_RETRIES
+
+
+def test_waits_between_tries_double(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def note(reason: Retry, **_: object) -> None:
+        waits.append(reason.when)
+
+    # The longest wait that the jitter can choose.
+    monkeypatch.setattr("random.randrange", lambda stop: stop - 1)
+    task_retry.connect(note)
+    try:
+        fetch.apply(args=(site.on("/", status(503)),))
+    finally:
+        task_retry.disconnect(note)
+    assert waits == [2, 4, 8, 16, 32]
+
+
+def test_a_refused_connection_is_tried_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    result = fetch.apply(args=(f"http://127.0.0.1:{port}/",))
+    assert isinstance(result.result, PageUnavailableError)
+
+
+def test_a_connection_that_breaks_off_is_tried_again(site: Site) -> None:
+    def half(request: BaseHTTPRequestHandler) -> None:
+        status(200, BODY[:5], Content_Length=str(len(BODY)))(request)
+
+    page = fetch.apply(args=(site.on("/", half, status(200, BODY)),)).get()
+    assert page["bytes"] == len(BODY)
+    assert len(site.requests) == 2
+
+
+def test_an_answer_that_is_not_http_is_tried_again(site: Site) -> None:
+    def babble(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"220 mail ready\r\n")
+
+    assert fetch.apply(args=(site.on("/", babble, status(200, BODY)),)).get()["status"] == 200
+
+
+def test_a_server_that_hangs_is_given_up_after_the_timeout(site: Site) -> None:
+    def hang(request: BaseHTTPRequestHandler) -> None:
+        site.over.wait(10)
+
+    with pytest.raises(PageUnavailableError, match="timed out"):
+        fetch(site.on("/", hang), timeout=0.05)
+
+
+def test_a_server_that_drips_is_given_up_after_the_timeout(site: Site) -> None:
+    def drip(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        # A byte well before each wait runs out: only the whole takes too long.
+        try:
+            while not site.over.wait(0.01):
+                request.wfile.write(b".")
+        except OSError:
+            pass
+
+    with pytest.raises(PageUnavailableError, match="timed out"):
+        fetch(site.on("/", drip), timeout=0.1)
+
+
+def test_a_page_without_end_is_given_up_at_the_bound(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "MAX_BYTES", 100_000)
+
+    def flood(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        try:
+            while not site.over.is_set():
+                request.wfile.write(bytes(10_000))
+        except OSError:
+            pass
+
+    result = fetch.apply(args=(site.on("/", flood),))
+    assert isinstance(result.result, PageError)
+    assert "more than 100000 bytes" in str(result.result)
+    assert len(site.requests) == 1
+
+
+def test_a_page_of_just_the_bound_is_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "MAX_BYTES", len(BODY))
+    assert fetch(site.on("/", status(200, BODY)))["bytes"] == len(BODY)
+
+
+def test_proxies_of_the_environment_are_not_used(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    assert fetch(site.on("/", status(200, BODY)))["status"] == 200
