@@ -1,0 +1,93 @@
+# Every command a person types. Anything longer than a few lines lives in stack/, which has tests.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+STALK := .venv/bin/python -m stack
+# Lists that `make lint` and nobody else needs.
+SHELL_SCRIPTS := .ci/run .ci/docker-engine stack/bootstrap docker/base/build docker/healthcheck \
+	docker/install-debian-packages docker/redis/start docker/redis/healthcheck
+DOCKERFILES := docker/Dockerfile docker/base/python.Dockerfile docker/base/redis.Dockerfile
+
+# As they were typed: a $ or a quote in a task's arguments is an argument, not a word of make.
+override TASK := $(value TASK)
+override ARGS := $(value ARGS)
+override KWARGS := $(value KWARGS)
+export TASK ARGS KWARGS
+
+##@ The stack
+.PHONY: up
+up: .venv/ready ## Build and start everything, wait until it works; again after a change of code or .env
+	@$(STALK) up
+
+.PHONY: call
+call: .venv/ready ## Run a task: TASK=services.tasks.arithmetic.add ARGS='[4, 3]' [KWARGS='{}'] [WAIT=30]
+	@$(STALK) call "$$TASK" --args "$${ARGS:-[]}" --kwargs "$${KWARGS:-{\}}" --wait "$(or $(WAIT),30)"
+
+.PHONY: scale
+scale: .venv/ready ## Run WORKERS=4 worker containers, now and after the next `make up`
+	@$(STALK) scale "$(WORKERS)"
+
+.PHONY: status
+status: .venv/ready ## Containers, nodes, queues and beat on one screen
+	@$(STALK) status
+
+.PHONY: logs
+logs: .venv/ready ## Follow the logs [SERVICE=worker]
+	@$(STALK) logs $(SERVICE)
+
+.PHONY: shell
+shell: .venv/ready ## Python inside a worker, with the app and all tasks imported
+	@$(STALK) shell
+
+##@ Stopping
+.PHONY: stop
+stop: .venv/ready ## Stop everything; running tasks finish first, queued ones stay
+	@$(STALK) stop
+
+.PHONY: down
+down: .venv/ready ## Stop and remove the containers; data is kept
+	@$(STALK) down
+
+.PHONY: clean
+clean: .venv/ready ## Remove containers and all data; asks first [YES=1]
+	@$(STALK) clean $(if $(YES),--yes)
+
+##@ Building
+.PHONY: base-images
+base-images: ## Build the base images from Debian's packages, for a host that reaches no registry
+	@docker/base/build
+
+.PHONY: lock
+lock: .venv/ready ## Pin the packages of requirements/own.txt and pyproject.toml, with hashes
+	@$(STALK) lock
+
+##@ Developing
+.PHONY: test
+test: .venv/ready ## All tests; those with containers are skipped where no Docker Engine answers [ARGS='-k beat']
+	@.venv/bin/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: .venv/ready ## ruff, mypy, hadolint, shellcheck, yamllint
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/hadolint $(DOCKERFILES)
+	.venv/bin/shellcheck $(SHELL_SCRIPTS)
+	.venv/bin/yamllint --strict .
+
+.PHONY: format
+format: .venv/ready ## Let ruff format the code
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+.PHONY: docs
+docs: .venv/ready ## Write docs/configuration.md and .env.example from config/
+	.venv/bin/python -m config reference > docs/configuration.md
+	.venv/bin/python -m config example > .env.example
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/ready: requirements/dev.lock requirements/uv.lock stack/bootstrap
+	@stack/bootstrap

@@ -1,0 +1,517 @@
+"""Flower as we serve it: a login before everything, a true health check, state that survives a kill.
+
+Flower stays Flower: this module subclasses it and gives it options. What its own start-up reads (the FLOWER_*
+variables, the command line, flowerconfig.py) is never run, so only the validated settings count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import logging
+import os
+import pickle
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from celery import Celery
+from celery.events import EventReceiver
+from flower import events, inspector, urls
+from flower.api.tasks import GetQueueLengths
+from flower.app import Flower
+from flower.options import options
+from flower.views.broker import BrokerView
+from redis.exceptions import RedisError
+from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import IOLoop, PeriodicCallback
+from tornado.simple_httpclient import SimpleAsyncHTTPClient
+from tornado.web import RedirectHandler, RequestHandler, stream_request_body
+
+from config import ConfigError, Settings
+from services.connections import connect
+from services.queues import FLOWER_UNACKED
+from services.status import known_queues, waiting
+
+logger = logging.getLogger(__name__)
+
+MASK = "***"
+# Silence after which Redis is sent a PING, and how many may stay without answer before the connection is given up.
+PING_SECONDS = 2
+MISSED_PINGS = 5
+# Younger than this, the last sign of life makes the health check say OK.
+HEARD_WITHIN_SECONDS = 5.0
+RECONNECT_SECONDS = 2.0
+# Events that wait for Flower's loop. When it cannot follow, the receiver stops reading and Redis drops the
+# connection at its client-output-buffer-limit: events are lost, memory is not.
+MAX_WAITING_EVENTS = 10_000
+TIDY_SECONDS = 5.0
+# A worker that did not answer an inspection, busy with a solo task, is asked again after this.
+INSPECT_AGAIN_SECONDS = 30.0
+BEAT_SECONDS = 5.0
+
+
+def serve(
+    app: Celery,
+    settings: Settings,
+    *,
+    port: int = 8080,
+    database: str = "/var/lib/flower/flower.db",
+    heartbeat: Callable[[], None] | None = None,
+) -> None:
+    """Serve Flower on `port` of every address until SIGTERM or SIGINT.
+
+    `app` comes from services.app.create_app, and is Flower's alone from here on: it is given transport options
+    of its own. What Flower knows is kept in the file `database`. `heartbeat` is called every few seconds while
+    Flower answers HTTP requests, whether Redis is there or not.
+
+    Raises ConfigError when there is no login, or the port or the database cannot be used.
+    """
+    login = settings.flower.basic_auth.get_secret_value()
+    if not login:
+        raise ConfigError(
+            ["FLOWER_BASIC_AUTH is not set: set it to user:password, because whoever sees Flower can stop workers"]
+        )
+    check_writable(Path(database))
+    set_up_logging(settings.tasks.log_level)
+    app.conf.broker_transport_options = own_transport_options(app)
+    app.set_default()
+    server = Server(app, settings, login, set_options(settings, port, database))
+    server.listen(port)
+    server.run(port, heartbeat)
+
+
+def own_transport_options(app: Celery) -> dict[str, Any]:
+    """Transport options for a consumer that leaves the workers' messages alone and notices a silent Redis."""
+    return {**app.conf.broker_transport_options, **FLOWER_UNACKED, "health_check_interval": PING_SECONDS}
+
+
+def set_options(settings: Settings, port: int, database: str) -> str:
+    """Set every option of Flower's that we do not leave at its default, and return Flower's inner login.
+
+    Flower compares logins as text and refuses those that are not ASCII (flower 2.2). It gets a random one, which
+    `Server` puts into the requests that have passed the real one.
+    """
+    inner = f"flower:{secrets.token_urlsafe(32)}"
+    options.basic_auth = [inner]
+    options.address, options.port = "0.0.0.0", port  # noqa: S104 - the container's border is the border
+    options.url_prefix = settings.flower.url_prefix
+    options.persistent, options.db = True, database
+    options.state_save_interval = settings.flower.save_every * 1000
+    options.max_tasks = settings.flower.max_tasks
+    options.max_workers = settings.flower.max_workers
+    options.purge_offline_workers = settings.flower.offline_after
+    return inner
+
+
+def set_up_logging(level: str) -> None:
+    """Log to standard error, unless the caller has set up logging already."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(processName)s %(message)s")
+    # The pages ask every second: a line for each request would drown the rest.
+    logging.getLogger("tornado.access").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+
+
+def check_writable(database: Path) -> None:
+    """Raise ConfigError when `database` could not be saved."""
+    try:
+        write(temporary(database), b"")
+        temporary(database).unlink()
+    except OSError as error:
+        raise ConfigError(
+            [f"{database}: Flower cannot write there ({error.strerror}); make its directory writable for this user"]
+        ) from None
+
+
+def temporary(database: Path) -> Path:
+    """Where the state is written before it takes the place of the last one."""
+    return database.with_name(f"{database.name}.new")
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write to the disk itself, for the owner's eyes only: task arguments are nobody else's business."""
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@stream_request_body
+class LoginRequired(RequestHandler):  # type: ignore[misc]
+    """The answer to everybody who has not logged in, given before a request's body is read."""
+
+    def prepare(self) -> None:
+        self.set_status(401)
+        # Without the charset browsers may send a password that is not ASCII in another encoding.
+        self.set_header("WWW-Authenticate", 'Basic realm="Flower", charset="UTF-8"')
+        self.finish("Log in with FLOWER_BASIC_AUTH.\n")
+
+    def data_received(self, chunk: bytes) -> None:
+        """Drop what is still on its way."""
+
+    def check_xsrf_cookie(self) -> None:
+        """There is nothing to forge yet."""
+
+
+class Healthcheck(RequestHandler):  # type: ignore[misc]
+    """OK while events can arrive; costs no connection."""
+
+    application: Server
+
+    def get(self) -> None:
+        if self.application.events.hears_redis:
+            self.write("OK")
+        else:
+            self.set_status(503)
+            self.write("Flower receives no events: Redis does not answer.\n")
+
+    head = get
+
+
+class QueueLengths:
+    """What Flower calls a broker: queue lengths, read over the connection that the project itself uses.
+
+    Flower's own has no TLS options, no database on a socket, and one sentinel only (flower 2.2).
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def queues(self, names: list[str]) -> list[dict[str, Any]]:
+        """Name and length of every queue on the broker: a queue that no worker takes from fills up unseen."""
+        found: list[dict[str, Any]] = await self._server.blocking_runner.run(
+            "broker.queues", self._server.broker_uri, self._read, names, connection_errors=(RedisError, OSError)
+        )
+        return found
+
+    def _read(self, names: list[str]) -> list[dict[str, Any]]:
+        settings = self._server.stack
+        with connect(settings.broker_url, settings, decode_responses=True) as client:
+            everything = sorted({*names, *known_queues(client, self._server.capp)})
+            return [{"name": name, "messages": count} for name, count in waiting(client, everything).items()]
+
+
+class BrokerPage(BrokerView):  # type: ignore[misc]
+    def get_broker(self) -> QueueLengths:
+        return QueueLengths(self.application)
+
+
+class QueueLengthsApi(GetQueueLengths):  # type: ignore[misc]
+    def get_broker(self) -> QueueLengths:
+        return QueueLengths(self.application)
+
+
+class DaemonThreads(ThreadPoolExecutor):
+    """A daemon thread for each call, because one that waits for Redis must not keep the process from leaving.
+
+    Flower itself bounds how many run at the same time.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Nothing to wait for."""
+
+
+class Receiver(EventReceiver):  # type: ignore[misc]
+    """Captures events, and notices when Redis falls silent: kombu looks only with an event loop (kombu 5.7)."""
+
+    heard = -inf
+    _next_ping = 0.0
+    _pubsub: Any = None
+
+    @contextmanager
+    def establish_connection(self) -> Iterator[Any]:
+        # ConsumerMixin would open a second connection, and try for ever.
+        yield self.connection
+
+    def on_consume_ready(self, connection: Any, channel: Any, consumers: Any, **kwargs: Any) -> None:
+        super().on_consume_ready(connection, channel, consumers, **kwargs)
+        self._pubsub = channel.subclient
+
+    def on_iteration(self) -> None:
+        """Called after each event, and every second without one."""
+        now = monotonic()
+        if not self._pubsub.subscribed:
+            return
+        if now >= self._next_ping:
+            self._next_ping = now + PING_SECONDS
+            if self._pubsub.health_check_response_counter >= MISSED_PINGS:
+                raise ConnectionError(f"no answer for {PING_SECONDS * MISSED_PINGS} s")
+            self._pubsub.check_health()
+        if not self._pubsub.health_check_response_counter:
+            self.heard = now
+
+
+class Events(events.Events):  # type: ignore[misc]
+    """The thread that receives events, and the state that they make."""
+
+    def __init__(self, capp: Celery, io_loop: IOLoop) -> None:
+        self._file = Path(options.db)
+        self._receiver: Receiver | None = None
+        self._room = threading.BoundedSemaphore(MAX_WAITING_EVENTS)
+        self._unsaved = False
+        self._slow = False
+        # When each worker, and each process that sends tasks, was last heard.
+        self.seen: dict[str, float] = {}
+        super().__init__(
+            capp,
+            io_loop,
+            db=options.db,
+            persistent=options.persistent,
+            state_save_interval=options.state_save_interval,
+            enable_events=options.enable_events,
+            max_tasks_in_memory=options.max_tasks,
+            max_workers_in_memory=options.max_workers,
+        )
+        # Flower renews only the limit on tasks in a state that it has read back (flower 2.2).
+        self.state.max_workers_in_memory = self.state.workers.limit = options.max_workers
+        self.state.workers.update()
+
+    @property
+    def hears_redis(self) -> bool:
+        """Whether events can arrive now."""
+        receiver = self._receiver
+        return receiver is not None and monotonic() - receiver.heard < HEARD_WITHIN_SECONDS
+
+    def run(self) -> None:
+        """Receive events for ever; Flower's own loop waits twice as long after each failure, without end."""
+        lost = False
+        while True:
+            try:
+                self._receive(lost)
+            except Exception as error:
+                log = logger.debug if lost and self._receiver is None else logger.warning
+                log("events are missed until Redis answers: %s", error)
+                lost = True
+            self._receiver = None
+            sleep(RECONNECT_SECONDS)
+
+    def _receive(self, lost: bool) -> None:
+        with self.capp.connection_for_read() as connection:
+            connection.connect()
+            if lost:
+                logger.info("Redis answers again: receiving events")
+            self._receiver = Receiver(connection, handlers={"*": self.on_event}, app=self.capp)
+            self._receiver.capture(limit=None, timeout=None, wakeup=True)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        self._room.acquire()
+        self.io_loop.add_callback(self._take, event)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        self._room.release()
+        self._unsaved = self._unsaved or event["type"] != "worker-heartbeat"
+        self.seen[event["hostname"]] = monotonic()
+        self.state.event(event)
+
+    def gone(self, inspected: set[str]) -> set[str]:
+        """The names to forget: silent for too long, and the most silent where there are too many."""
+        now, state = monotonic(), self.state
+        for name in {*state.workers, *state.counter, *inspected}:
+            self.seen.setdefault(name, now)
+        silent = sorted(self.seen, key=self.seen.__getitem__)
+        excess = set(silent[: max(0, len(silent) - options.max_workers)])
+        late = {name for name in silent if now - self.seen[name] >= options.purge_offline_workers}
+        return {name for name in excess | late if not self.is_alive(name)}
+
+    def is_alive(self, name: str) -> bool:
+        worker = self.state.workers.data.get(name)
+        return worker is not None and bool(worker.alive)
+
+    def forget(self, names: set[str]) -> None:
+        """Remove every trace of `names`, apart from the tasks that they ran."""
+        state = self.state
+        for name in names:
+            for place in (self.seen, state.workers, state.counter):
+                place.pop(name, None)
+            if name in state.tasks_by_worker and not state.tasks_by_worker[name]:
+                del state.tasks_by_worker[name]
+        state.metrics.remove_workers(names)
+
+    def load_state(self) -> events.EventsState | None:
+        """What the last Flower knew, or None; an unreadable file is moved aside."""
+        try:
+            state, counter = pickle.loads(self._file.read_bytes())  # noqa: S301 - our own file
+            state.counter.update(counter)
+            return state
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            aside = self._file.replace(f"{self._file}.unreadable")
+            logger.error("%s cannot be read (%r): starting empty, the file is now %s", self._file, error, aside)
+            return None
+
+    def save_state(self) -> None:
+        """Write what is new, whole or not at all: Flower's own leaves parts behind when it is killed."""
+        if not self._unsaved:
+            return
+        started = monotonic()
+        try:
+            write(temporary(self._file), pickle.dumps((self.state, dict(self.state.counter))))
+            temporary(self._file).replace(self._file)
+            self._unsaved = False
+        except Exception as error:
+            logger.error("%s cannot be saved (%r): a restart now loses the last tasks", self._file, error)
+        self._judge_saving(monotonic() - started)
+
+    def _judge_saving(self, took: float) -> None:
+        """Say so, once, when saving takes so long that it is felt on the pages."""
+        if took * 1000 > self.state_save_interval / 10 and not self._slow:
+            self._slow = True
+            logger.warning(
+                "saving takes %.1f s, every %d s: lower FLOWER_MAX_TASKS or raise FLOWER_STATE_SAVE_INTERVAL",
+                took,
+                self.state_save_interval / 1000,
+            )
+
+
+class Inspector(inspector.Inspector):  # type: ignore[misc]
+    """What workers tell about themselves, without the passwords in it."""
+
+    def _on_update(self, workername: str, method: str, response: Any) -> None:
+        super()._on_update(workername, method, without_passwords(response))
+
+
+def without_passwords(value: Any) -> Any:
+    """`value` with every password masked: a worker's transport options carry the one of the sentinels."""
+    if isinstance(value, dict):
+        return {key: MASK if key == "password" and inner else without_passwords(inner) for key, inner in value.items()}
+    return [without_passwords(inner) for inner in value] if isinstance(value, list) else value
+
+
+class Server(Flower):  # type: ignore[misc]
+    """Flower behind a login."""
+
+    pool_executor_cls = DaemonThreads
+
+    def __init__(self, app: Celery, settings: Settings, login: str, inner_login: str) -> None:
+        self.stack = settings
+        self.broker_uri = settings.broker_url.masked()
+        self.prefix = f"/{settings.flower.url_prefix}" if settings.flower.url_prefix else ""
+        self._login = login.encode()
+        self._inner_login = "Basic " + base64.b64encode(inner_login.encode()).decode()
+        self._next_inspection = -inf
+        self._inspected: set[str] = set()
+        loop = IOLoop.current()
+        under_prefix = {"static_url_prefix": f"{self.prefix}/static/", "login_url": f"{self.prefix}/login"}
+        super().__init__(options, app, Events(app, loop), loop, **urls.settings | under_prefix)
+        self.inspector = Inspector(loop, app, options.inspect_timeout / 1000)
+        self.add_handlers(".*", self._own_handlers())
+
+    def _own_handlers(self) -> list[Any]:
+        """Handlers that come before Flower's."""
+        to_prefix = {"url": f"{self.prefix}/", "permanent": False}
+        return [
+            (f"{self.prefix}/healthcheck", Healthcheck),
+            (f"{self.prefix}/broker", BrokerPage),
+            (f"{self.prefix}/api/queues/length", QueueLengthsApi),
+            *((path, RedirectHandler, to_prefix) for path in ("/", self.prefix) if self.prefix),
+        ]
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        """Tornado asks here before anything else, for every method and path."""
+        if request.path != f"{self.prefix}/healthcheck":
+            if not self._knows(request.headers.get("Authorization", "")):
+                return self.get_handler_delegate(request, LoginRequired)
+            request.headers["Authorization"] = self._inner_login
+        return super().find_handler(request, **kwargs)
+
+    def _knows(self, authorization: str) -> bool:
+        """Whether this header carries our login: user, colon and password as one."""
+        scheme, _, encoded = authorization.partition(" ")
+        try:
+            given = base64.b64decode(encoded.strip(), validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        return scheme.lower() == "basic" and hmac.compare_digest(given, self._login)
+
+    def log_request(self, handler: RequestHandler) -> None:
+        # Probes ask every few seconds, and Redis's absence has its own line.
+        if not isinstance(handler, Healthcheck):
+            super().log_request(handler)
+
+    def listen(self, port: int) -> None:
+        """Take the port, or raise ConfigError."""
+        try:
+            self.start_http_server()
+        except OSError as error:
+            raise ConfigError(
+                [f"Flower cannot listen on port {port} ({error.strerror}): stop what uses it, or set FLOWER_PORT"]
+            ) from None
+
+    def run(self, port: int, heartbeat: Callable[[], None] | None) -> None:
+        """Serve until a signal, then save."""
+        loop: asyncio.AbstractEventLoop = self.io_loop.asyncio_loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, loop.stop)
+        periodic(self.tidy, TIDY_SECONDS)
+        if heartbeat:
+            periodic(Pulse(f"http://127.0.0.1:{port}{self.prefix}/healthcheck", heartbeat).beat, BEAT_SECONDS)
+        logger.info("Flower listens on port %d%s, broker %s", port, self.prefix, self.broker_uri)
+        # Flower's own start() asks all workers about themselves, and warns four times when there are none yet.
+        self.events.start()
+        self.started = True
+        self.io_loop.start()
+        logger.info("Flower leaves")
+        self.stop()
+
+    def tidy(self) -> None:
+        """Forget workers that are gone, and ask new ones about themselves."""
+        gone = self.events.gone(set(self.workers))
+        self.events.forget(gone)
+        for name in gone:
+            self.workers.pop(name, None)
+        self._inspected &= set(self.events.seen)
+        unknown = {name for name in self.events.state.workers if self.events.is_alive(name)} - set(self.workers)
+        if unknown - self._inspected or (unknown and monotonic() >= self._next_inspection):
+            self._inspected |= unknown
+            self._next_inspection = monotonic() + INSPECT_AGAIN_SECONDS
+            self.update_workers()
+
+    def purge_offline_worker_metrics(self) -> None:
+        """Flower asks for it with each scrape."""
+        self.tidy()
+
+
+class Pulse:
+    """Asks Flower over HTTP whether it lives, as a client would, and passes that on."""
+
+    def __init__(self, url: str, heartbeat: Callable[[], None]) -> None:
+        self._url = url
+        self._heartbeat = heartbeat
+        self._client = SimpleAsyncHTTPClient(force_instance=True)
+
+    async def beat(self) -> None:
+        try:
+            answer = await self._client.fetch(self._url, raise_error=False, request_timeout=BEAT_SECONDS)
+            if answer.code in (200, 503):
+                self._heartbeat()
+        except Exception as error:
+            logger.warning("no heartbeat: %s", error)
+
+
+def periodic(callback: Callable[[], Any], seconds: float) -> None:
+    """Call `callback` now and then every so many seconds."""
+    PeriodicCallback(callback, seconds * 1000).start()
+    IOLoop.current().add_callback(callback)

@@ -1,0 +1,111 @@
+"""python -m stack: what `make` runs on the host.
+
+Exit codes: 0 done, 1 it failed, 2 the configuration or the call has a mistake; `call` has its own, see
+services/__main__.py. make turns each of them but 0 into its own 2.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from config import ConfigError
+from stack import docker, env_file, lock, report, stop, up, waiting
+from stack.failure import Failure
+
+
+@click.group(help="The host's side of the stack.")
+def main() -> None:
+    pass
+
+
+@main.command("up", help="Build, start and wait.")
+def up_command() -> None:
+    up.up()
+
+
+@main.command(help="Run a task inside the stack and print its result as JSON.")
+@click.argument("task")
+@click.option("--args", "arguments", default="[]")
+@click.option("--kwargs", "keywords", default="{}")
+@click.option("--wait", default="30")
+def call(task: str, arguments: str, keywords: str, wait: str) -> None:
+    if not task:
+        raise Failure("TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'")
+    docker.require_engine()
+    service = docker.running_service(*report.ASKABLE)
+    options = ["--args", arguments, "--kwargs", keywords, "--wait", wait]
+    sys.exit(docker.compose_shown("exec", "-T", service, "python", "-m", "services", "call", *options, "--", task))
+
+
+@main.command(help="Run so many worker containers.")
+@click.argument("workers")
+def scale(workers: str) -> None:
+    if not workers.isdigit():
+        raise Failure(f"WORKERS: found {workers!r}; it must be a whole number, as in: make scale WORKERS=4")
+    docker.require_engine()
+    if not env_file.ENV_FILE.exists():
+        raise Failure("there is no .env yet: start the stack with 'make up' first")
+    env_file.set_variables({"WORKERS": workers})
+    docker.compose("up", "--detach", "--no-recreate", "--scale", f"worker={workers}")
+    waiting.until_healthy()
+    print(f"{workers} worker containers run; .env says so too.")
+
+
+@main.command(help="Containers, nodes, queues and beat.")
+def status() -> None:
+    docker.require_engine()
+    report.status()
+
+
+@main.command(help="Follow the logs.")
+@click.argument("services", nargs=-1)
+def logs(services: tuple[str, ...]) -> None:
+    docker.require_engine()
+    sys.exit(docker.compose_shown("logs", "--follow", "--tail", "100", *services))
+
+
+@main.command(help="Python with the app and its tasks.")
+def shell() -> None:
+    docker.require_engine()
+    service = docker.running_service(*report.ASKABLE)
+    sys.exit(docker.compose_shown("exec", service, "celery", "--app", "services.app", "shell"))
+
+
+@main.command("stop", help="Stop; running tasks finish first.")
+def stop_command() -> None:
+    stop.stop()
+
+
+@main.command(help="Stop and remove the containers; data is kept.")
+def down() -> None:
+    stop.down()
+
+
+@main.command(help="Remove containers and data.")
+@click.option("--yes", is_flag=True)
+def clean(yes: bool) -> None:
+    stop.clean(yes)
+
+
+@main.command("lock", help="Pin all packages.")
+def lock_command() -> None:
+    lock.lock()
+
+
+def run() -> None:
+    """Run the command line; every expected failure is a sentence on standard error."""
+    try:
+        main(prog_name="python -m stack")
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except Failure as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run()

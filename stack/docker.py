@@ -1,0 +1,90 @@
+"""Docker and Compose as the stack uses them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from stack.failure import Failure
+
+ROOT = Path(__file__).resolve().parent.parent
+# `env_file` with `required: false` came with 2.24.
+LOWEST_COMPOSE = (2, 24)
+# An engine on this machine answers in milliseconds, a remote one in seconds; after that it hangs.
+ANSWER_SECONDS = 20
+INSTALL = "'sudo .ci/docker-engine' installs it on Debian 12 and newer"
+
+
+def run(*command: str, check: bool = True, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command in the checkout and return what it printed.
+
+    Raises Failure, with the command's last line, when it is missing, takes too long, or fails (with `check`).
+    """
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout)
+    except FileNotFoundError:
+        raise Failure(f"{command[0]} is not on PATH: install it") from None
+    except subprocess.TimeoutExpired:
+        raise Failure(f"'{' '.join(command[:3])}' did not answer within {timeout:g} s") from None
+    if check and done.returncode != 0:
+        raise Failure(f"'{' '.join(command)}' failed: {last_line(done.stderr or done.stdout)}")
+    return done
+
+
+def compose(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `docker compose …` and return what it printed."""
+    return run("docker", "compose", *arguments, check=check)
+
+
+def compose_shown(*arguments: str) -> int:
+    """Run `docker compose …` on the terminal, input and output included; its exit code."""
+    return subprocess.run(["docker", "compose", *arguments], cwd=ROOT, check=False).returncode
+
+
+def last_line(text: str) -> str:
+    """The last line that says something."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+
+
+def require_engine() -> None:
+    """Raise Failure unless a Docker Engine answers and its Compose is new enough."""
+    try:
+        engine = run("docker", "version", "--format", "{{.Server.Version}}", check=False, timeout=ANSWER_SECONDS)
+    except Failure as failure:
+        raise Failure(f"Docker is needed and does not answer ({failure}); {INSTALL}") from None
+    if engine.returncode != 0:
+        raise Failure(f"no Docker Engine answers ({last_line(engine.stderr)}): start it; {INSTALL}")
+    plugin = run("docker", "compose", "version", "--short", check=False)
+    wanted = ".".join(map(str, LOWEST_COMPOSE))
+    if plugin.returncode != 0:
+        raise Failure(f"Docker has no Compose plugin: install Docker Compose {wanted} or newer; {INSTALL}")
+    if compose_version(plugin.stdout) < LOWEST_COMPOSE:
+        raise Failure(f"Docker Compose is {plugin.stdout.strip()}, and {wanted} or newer is needed: upgrade it; {INSTALL}")
+
+
+def compose_version(text: str) -> tuple[int, int]:
+    """(major, minor) of what `docker compose version --short` prints, such as v2.26.1-4."""
+    major, minor, *_ = text.strip().lstrip("v").split(".")
+    return int(major), int(minor)
+
+
+def containers() -> list[dict[str, Any]]:
+    """Every container of the project, stopped ones too, as `docker compose ps` describes it."""
+    printed = compose("ps", "--all", "--format", "json").stdout.strip()
+    # Compose prints one object a line; before 2.21 it printed one list.
+    found = json.loads(printed) if printed.startswith("[") else [json.loads(line) for line in printed.splitlines()]
+    return sorted(found, key=lambda container: str(container["Name"]))
+
+
+def running_service(*preferred: str) -> str:
+    """The first of these services that runs.
+
+    Raises Failure when none does.
+    """
+    running = {container["Service"] for container in containers() if container["State"] == "running"}
+    for service in preferred:
+        if service in running:
+            return service
+    raise Failure("the stack is not running: start it with 'make up'")

@@ -1,0 +1,61 @@
+""".env: written once with random secrets, changed a line at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from config.environment import quote_value
+from config.reference import example
+from stack.docker import ROOT
+
+ENV_FILE = ROOT / ".env"
+# 24 random bytes: out of reach of guessing, and short enough to type.
+SECRET_BYTES = 24
+
+
+def write_first(path: Path = ENV_FILE, **values: str) -> bool:
+    """Write `path` from the example with random secrets and `values`, mode 0600; False if it is there already."""
+    text = example()
+    generated = {
+        "REDIS_PASSWORD": secrets.token_urlsafe(SECRET_BYTES),
+        "FLOWER_BASIC_AUTH": f"admin:{secrets.token_urlsafe(SECRET_BYTES)}",
+    }
+    for name, value in (generated | values).items():
+        text = with_variable(text, name, value)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return False
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    return True
+
+
+def with_variable(text: str, name: str, value: str) -> str:
+    """An env file's text with `name` set: in place of its line, commented out or not, else at the end."""
+    line = f"{name}={quote_value(value)}"
+    assigned = re.compile(rf"^#?{re.escape(name)}=.*$", re.MULTILINE)
+    matches = list(assigned.finditer(text))
+    if not matches:
+        return text.rstrip("\n") + f"\n{line}\n"
+    # The last assignment is the one in force; a comment may stand anywhere.
+    chosen = next((match for match in reversed(matches) if not match[0].startswith("#")), matches[-1])
+    return text[: chosen.start()] + line + text[chosen.end() :]
+
+
+def set_variables(values: Mapping[str, str], path: Path = ENV_FILE) -> None:
+    """Set variables in the env file; nothing is lost if the machine dies meanwhile."""
+    text = path.read_text(encoding="utf-8")
+    for name, value in values.items():
+        text = with_variable(text, name, value)
+    new = path.with_name(path.name + ".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
