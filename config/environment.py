@@ -13,8 +13,15 @@ from dotenv.parser import Binding, parse_stream
 
 # Read by Celery, kombu, billiard, Flower or Supervisor behind our back: they would beat the validated
 # settings, so no process that Stalk starts sees them.
-FOREIGN = frozenset(
-    "APP BROKER_URL CONFIG_MODULE C_FORCE_ROOT LOADER REMAP_SIGTERM RESULT_BACKEND SKIP_CHECKS".split()
+FOREIGN = (
+    "APP",
+    "BROKER_URL",
+    "CONFIG_MODULE",
+    "C_FORCE_ROOT",
+    "LOADER",
+    "REMAP_SIGTERM",
+    "RESULT_BACKEND",
+    "SKIP_CHECKS",
 )
 FOREIGN_PREFIXES = ("FLOWER_", "SUPERVISOR_")
 # What Celery reads in place of app.conf, with what it must then hold.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 SCHEMES = ("redis", "rediss", "redis+socket", "sentinel")
@@ -100,7 +101,7 @@ def _parse_one(text: str) -> RedisUrl:
         )
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     tls = _tls(scheme, query)
-    login = {"username": username, "password": password}
+    login: dict[str, Any] = {"username": username, "password": password}
     if scheme == "redis+socket":
         if parts.hostname:
             raise ValueError("a socket URL has no host: write redis+socket:///path/to/socket")

@@ -129,7 +129,7 @@ def setting(
     **constraints: Any,
 ) -> Any:
     """A setting: the `variable` it is read from, what it does (`help`) and which values are `allowed`."""
-    about = {"allowed": allowed, "unit": unit, "example": example}
+    about: dict[str, Any] = {"allowed": allowed, "unit": unit, "example": example}
     return Field(default, alias=variable, description=help, json_schema_extra=about, **constraints)
 
 
@@ -148,7 +148,12 @@ class Group(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The values come from `Source`, which knows about `.env` and secret files.
         return (init_settings,)
@@ -479,7 +484,10 @@ class StackSettings(Group):
         ge=16,
     )
     worker_memory: Size = setting(
-        "WORKER_MEMORY", "1g", "Memory limit of a worker container: 60 MB for each node and child, and your tasks.", SIZE
+        "WORKER_MEMORY",
+        "1g",
+        "Memory limit of a worker container: 60 MB for each node and child, and your tasks.",
+        SIZE,
     )
     worker_cpus: Cpus = setting(
         "WORKER_CPUS",
@@ -719,4 +727,4 @@ def _unknown(from_file: Mapping[str, str]) -> tuple[str, ...]:
 
 def size_in_bytes(size: str) -> int:
     """Bytes of a size such as 512m."""
-    return int(size[:-1]) * 1024 ** ("kmg".index(size[-1]) + 1)
+    return int(size[:-1]) << 10 * ("kmg".index(size[-1]) + 1)

@@ -95,4 +95,5 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     @property
     def info(self) -> str:
-        return f"       . redis -> {self.app.settings.broker_url.masked()}\n       . lock -> {BEAT_LOCK} ({LOCK_SECONDS} s)"
+        url = self.app.settings.broker_url.masked()
+        return f"       . redis -> {url}\n       . lock -> {BEAT_LOCK} ({LOCK_SECONDS} s)"

@@ -44,8 +44,8 @@ def _wait_for(sent: Any, seconds: float) -> tuple[dict[str, Any], int]:
     try:
         value = sent.get(timeout=seconds, propagate=False)
     except ResultTimeout:
-        error = f"no result after {seconds:g} s; the task was sent and goes on"
-        return {"id": sent.id, "state": sent.state, "error": error}, TIMED_OUT
+        late = f"no result after {seconds:g} s; the task was sent and goes on"
+        return {"id": sent.id, "state": sent.state, "error": late}, TIMED_OUT
     except (RedisError, OSError) as error:
         return {"id": sent.id, "state": None, "error": f"the result could not be read: {error}"}, FAILURE
     finally:
@@ -54,8 +54,8 @@ def _wait_for(sent: Any, seconds: float) -> tuple[dict[str, Any], int]:
     state = sent.state
     if state == "SUCCESS":
         return {"id": sent.id, "state": state, "result": value}, SUCCESS
-    error = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else str(value)
-    return {"id": sent.id, "state": state, "error": error}, FAILURE
+    failure = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else str(value)
+    return {"id": sent.id, "state": state, "error": failure}, FAILURE
 
 
 def _find(app: Celery, name: str) -> Any:

@@ -24,12 +24,18 @@ def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:
         "socket_timeout": SOCKET_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "retry": Retry(NoBackoff(), 0),
+        "username": url.username or None,
+        "password": url.password or None,
+        "db": url.database,
     } | options
-    login = {"username": url.username or None, "password": url.password or None, "db": url.database}
     if url.scheme == "sentinel":
-        sentinel = Sentinel(url.hosts, sentinel_kwargs=sentinel_options(settings), **login, **keywords)
-        return sentinel.master_for(settings.broker.sentinel_master)
+        sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
+            url.hosts, sentinel_kwargs=sentinel_options(settings), **keywords
+        )
+        master: redis.Redis = sentinel.master_for(settings.broker.sentinel_master)
+        return master
     if url.scheme == "redis+socket":
-        return redis.Redis(unix_socket_path=url.socket_path, **login, **keywords)
+        return redis.Redis(unix_socket_path=url.socket_path, **keywords)
     host, port = url.hosts[0]
-    return redis.Redis(host=host, port=port, ssl=url.uses_tls, **dict(url.tls), **login, **keywords)
+    keywords |= dict(url.tls)
+    return redis.Redis(host=host, port=port, ssl=url.uses_tls, **keywords)

@@ -117,7 +117,9 @@ def _check_role(info: dict[str, Any], found: Findings) -> None:
 def _policy(client: Redis, info: dict[str, Any], found: Findings) -> str:
     if policy := info.get("maxmemory_policy"):
         return str(policy)
-    return str(_ask(client.config_get, found, "CONFIG GET maxmemory-policy", "maxmemory-policy").get("maxmemory-policy", ""))
+    return str(
+        _ask(client.config_get, found, "CONFIG GET maxmemory-policy", "maxmemory-policy").get("maxmemory-policy", "")
+    )
 
 
 def _check_eviction(policy: str, found: Findings) -> None:
@@ -201,7 +203,7 @@ def _check_one(settings: Settings, variable: str, url: RedisUrl, allow_volatile:
     for warning in found.warnings:
         say(f"warning: {name}: {warning}")
     if found.unchecked:
-        say(f"warning: {name}: not everything could be checked, because these were refused: {'; '.join(found.unchecked)}")
+        say(f"warning: {name}: not everything could be checked; refused were {'; '.join(found.unchecked)}")
     return not found.refusals
 
 

@@ -56,7 +56,7 @@ def known_queues(client: Redis, app: Celery) -> list[str]:
     found = set(app.settings.worker.queues) | {queues.DEFAULT_QUEUE}
     for key in client.scan_iter(match=queues.BINDINGS + "*", count=1000, _type="set"):
         if queues.carries_tasks(key):
-            found |= {queues.bound_queue(member) for member in client.smembers(key)}
+            found |= {queues.bound_queue(str(member)) for member in client.smembers(key)}
     return sorted(found)
 
 

@@ -61,7 +61,9 @@ def require_engine() -> None:
     if plugin.returncode != 0:
         raise Failure(f"Docker has no Compose plugin: install Docker Compose {wanted} or newer; {INSTALL}")
     if compose_version(plugin.stdout) < LOWEST_COMPOSE:
-        raise Failure(f"Docker Compose is {plugin.stdout.strip()}, and {wanted} or newer is needed: upgrade it; {INSTALL}")
+        raise Failure(
+            f"Docker Compose is {plugin.stdout.strip()}, and {wanted} or newer is needed: upgrade it; {INSTALL}"
+        )
 
 
 def compose_version(text: str) -> tuple[int, int]:

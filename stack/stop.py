@@ -60,7 +60,7 @@ def clean(yes: bool) -> None:
     docker.require_engine()
     if not yes:
         if not sys.stdin.isatty():
-            raise Failure("this deletes all queued tasks and results, and nobody is there to ask: run 'make clean YES=1'")
+            raise Failure("this deletes all queued tasks and results, and nobody can be asked: run 'make clean YES=1'")
         if input("This deletes all queued tasks and results for ever. Type yes to go on: ") != "yes":
             raise Failure("nothing was deleted")
     docker.compose("down", "--volumes", "--rmi", "local")

@@ -6,6 +6,7 @@ import re
 import socket
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import config
 from config import ConfigError, Settings
@@ -47,7 +48,7 @@ def checked_settings() -> Settings:
     settings = config.load()
     problems = []
     if not settings.flower.basic_auth.get_secret_value():
-        problems.append("FLOWER_BASIC_AUTH is not set, and Flower has no page without login: set it in .env to user:password")
+        problems.append("FLOWER_BASIC_AUTH is not set, and no page is without login: set it in .env to user:password")
     if settings.stack.redis_replicas and not settings.broker.password.get_secret_value():
         problems.append("REDIS_PASSWORD is not set, and the redis service needs one: set it in .env")
     if problems:
@@ -74,11 +75,9 @@ def require_port(settings: Settings) -> None:
             ) from None
 
 
-def publishes(container: dict[str, object], port: int) -> bool:
+def publishes(container: dict[str, Any], port: int) -> bool:
     """Whether a running container holds a port of the host."""
-    publishers = container.get("Publishers") or []
-    assert isinstance(publishers, list)
-    return any(publisher.get("PublishedPort") == port for publisher in publishers)
+    return any(publisher.get("PublishedPort") == port for publisher in container.get("Publishers") or [])
 
 
 def make_readable(directory: Path) -> None:
