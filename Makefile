@@ -18,6 +18,10 @@ export TASK ARGS KWARGS
 up: .venv/ready ## Build and start everything, wait until it works; again after a change of code or .env
 	@$(STALK) up
 
+.PHONY: local
+local: export STALK_RUNTIME = local
+local: up ## The same as processes of this host, without Docker
+
 .PHONY: call
 call: .venv/ready ## Run a task: TASK=services.tasks.arithmetic.add ARGS='[4, 3]' [KWARGS='{}'] [WAIT=30]
 	@$(STALK) call "$$TASK" --args "$${ARGS:-[]}" --kwargs "$${KWARGS:-{\}}" --wait "$(or $(WAIT),30)"
@@ -27,8 +31,8 @@ scale: .venv/ready ## Run WORKERS=4 worker containers, now and after the next `m
 	@$(STALK) scale "$(WORKERS)"
 
 .PHONY: status
-status: .venv/ready ## Containers, nodes, queues and beat on one screen
-	@$(STALK) status
+status: .venv/ready ## Containers, nodes, queues and beat on one screen [JSON=1]
+	@$(STALK) status $(if $(JSON),--json)
 
 .PHONY: logs
 logs: .venv/ready ## Follow the logs [SERVICE=worker]

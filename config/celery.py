@@ -57,7 +57,8 @@ def _transport(settings: Settings) -> dict[str, Any]:
         "result_backend_transport_options": shared,
         "redis_socket_timeout": SOCKET_TIMEOUT_SECONDS,
         "redis_socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        "redis_socket_keepalive": True,
+        # A Unix socket has no keep-alive, and Celery passes the option on all the same (celery 5.7).
+        "redis_socket_keepalive": settings.result_url.scheme != "redis+socket",
         "redis_backend_health_check_interval": HEALTH_CHECK_SECONDS,
         # A broker that is away comes back: a worker that gives up would have to be started by hand.
         "broker_connection_retry_on_startup": True,

@@ -16,6 +16,12 @@ from dotenv.parser import Binding, parse_stream
 FOREIGN = (
     "APP",
     "BROKER_URL",
+    "CELERY_CONFIG_MODULE",
+    "CELERY_CUSTOM_WORKER_POOL",
+    "CELERY_LOADER",
+    "CELERY_QUIET",
+    "CELERY_VERSION",
+    "CELERY_WORKDIR",
     "CONFIG_MODULE",
     "C_FORCE_ROOT",
     "LOADER",
@@ -23,12 +29,15 @@ FOREIGN = (
     "RESULT_BACKEND",
     "SKIP_CHECKS",
 )
-FOREIGN_PREFIXES = ("FLOWER_", "SUPERVISOR_")
+# Every option of `celery worker` and `celery beat` is also read from a variable: CELERY_WORKER_PURGE=1 would empty
+# the queues, CELERY_BEAT_SCHEDULER would replace the scheduler that cannot double (celery 5.7).
+FOREIGN_PREFIXES = ("CELERY_BEAT_", "CELERY_WORKER_", "FLOWER_", "SUPERVISOR_")
 # What Celery reads in place of app.conf, with what it must then hold.
 CELERY_URLS = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND")
+ASSIGNMENT = re.compile(r"\s*(?:export[ \t]+)?[A-Za-z_][A-Za-z0-9_]*[ \t]*=")
 # Compose's dotenv, python-dotenv and a person agree about values of these two forms, and about no others.
 PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./:@,+=%?&;*~^!()\[\]{}<>|-]*(?: [A-Za-z0-9_./:@,+=%?&;*~^!()\[\]{}<>|-]+)*")
-QUOTED_VALUE = re.compile(r"'(?:[^'\\\n]|\\'|\\(?![\\']))*'")
+QUOTED_VALUE = re.compile(r"'(?:[^'\\\r\n]|\\'|\\(?![\\']))*'")
 
 
 class ConfigError(Exception):
@@ -50,12 +59,15 @@ def read_env_file(path: Path) -> dict[str, str]:
     Raises ConfigError for a line that Compose and Python would read differently.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        # A byte order mark and the line ends of Windows are no part of a value, for Compose neither.
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError([f"{path}: cannot be read ({reason})"]) from None
+    if "\r" in text:
+        raise ConfigError([f"{path}: has a carriage return, which ends a line for Python and not for Compose"])
     problems = [problem for binding in parse_stream(io.StringIO(text)) if (problem := _ambiguity(path, binding))]
     if problems:
         raise ConfigError(problems)
@@ -77,19 +89,21 @@ def quote_value(value: str) -> str:
 
 
 def _ambiguity(path: Path, binding: Binding) -> str | None:
-    line = binding.original.line
-    if binding.error:
-        return f"{path} line {line}: it is not NAME=value"
-    if binding.key is None or binding.value is None:
+    original = binding.original.string
+    # What a binding was read from begins with the empty lines before it.
+    line = binding.original.line + original[: len(original) - len(original.lstrip())].count("\n")
+    if binding.key is None and not binding.error:
         return None
-    written = binding.original.string.strip().removeprefix("export ").partition("=")[2].strip()
+    if binding.error or not ASSIGNMENT.match(original):
+        return f"{path} line {line}: it is not NAME=value"
+    written = original.partition("=")[2].strip(" \t\n")
     if not written.startswith(("'", '"')):
-        written = re.split(r"\s+#", written, maxsplit=1)[0]
+        written = re.split(r" +#", written, maxsplit=1)[0]
         readable = PLAIN_VALUE.fullmatch(written)
     elif written.startswith('"'):
-        readable = re.match(r'"[^"$`\\\n]*"\s*(?:#.*)?$', written)
+        readable = re.match(r'"[^"$`\\\n]*"[ \t]*(?:#.*)?$', written)
     else:
-        readable = re.match(QUOTED_VALUE.pattern + r"\s*(?:#.*)?$", written)
+        readable = re.match(QUOTED_VALUE.pattern + r"[ \t]*(?:#.*)?$", written)
     if readable:
         return None
     return (
@@ -163,5 +177,6 @@ def child_environment(known: Iterable[str], **extra: str) -> dict[str, str]:
 def pin_celery_urls(broker: str, results: str) -> None:
     """Make the variables that Celery prefers to app.conf say the same as app.conf."""
     for name, value in zip(CELERY_URLS, (broker, broker, broker, results), strict=True):
-        if name in os.environ:
+        # An empty one is as good as none: filled in, it would contradict CELERY_BROKER_URL_FILE in a child.
+        if os.environ.get(name):
             os.environ[name] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
@@ -71,7 +72,8 @@ def parse(text: str) -> RedisUrl:
     scheme = text.partition("://")[0]
     if scheme not in SCHEMES or "://" not in text:
         raise ValueError(f"it must start with one of {', '.join(s + '://' for s in SCHEMES)}")
-    urls = [_parse_one(part.strip()) for part in text.split(";") if part.strip()]
+    # Only before another URL: a password may have a semicolon.
+    urls = [_parse_one(part) for part in re.split(r"\s*;\s*(?=[a-z+]+://)", text.rstrip("; "))]
     first = urls[0]
     if scheme != "sentinel":
         if len(urls) > 1:
@@ -84,16 +86,19 @@ def parse(text: str) -> RedisUrl:
 
 def _parse_one(text: str) -> RedisUrl:
     scheme, _, rest = text.partition("://")
-    # urlsplit knows the authority part only of the schemes it knows, so it is shown an http URL.
-    if any(mark in rest.rpartition("@")[0] for mark in "/#?"):
-        raise ValueError("its password has a character that must be percent-encoded (/ is %2F, # is %23, ? is %3F)")
+    # Split here, because urlsplit drops or refuses some characters of a password, and each Python others.
+    login, _, location = rest.rpartition("@")
+    if any(mark in login for mark in "/#?"):
+        raise ValueError("before its @ is a character that must be percent-encoded (/ is %2F, # is %23, ? is %3F)")
     try:
-        parts = urlsplit("http://" + rest)
+        # urlsplit knows the authority part only of the schemes it knows, so it is shown an http URL.
+        parts = urlsplit("http://" + location)
         port = parts.port
     except ValueError as error:
         raise ValueError(f"its host or port cannot be read ({_reason(error)})") from None
-    username, password = unquote(parts.username or ""), unquote(parts.password or "")
-    if username and parts.password is None:
+    name, colon, word = login.partition(":")
+    username, password = unquote(name), unquote(word)
+    if username and not colon:
         raise ValueError(
             f"it has a user but no password: Redis tools read {scheme}://secret@host as a password, "
             f"Celery reads it as a user; write {scheme}://:secret@host (password only) or "
@@ -101,7 +106,7 @@ def _parse_one(text: str) -> RedisUrl:
         )
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     tls = _tls(scheme, query)
-    login: dict[str, Any] = {"username": username, "password": password}
+    credentials: dict[str, Any] = {"username": username, "password": password}
     if scheme == "redis+socket":
         if parts.hostname:
             raise ValueError("a socket URL has no host: write redis+socket:///path/to/socket")
@@ -109,12 +114,12 @@ def _parse_one(text: str) -> RedisUrl:
             raise ValueError("it names no socket: write redis+socket:///path/to/socket")
         database = _database(query.pop("virtual_host", "0"))
         _refuse_unknown(query)
-        return RedisUrl(scheme, database, socket_path=unquote(parts.path), **login)
+        return RedisUrl(scheme, database, socket_path=unquote(parts.path), **credentials)
     _refuse_unknown(query)
     if not parts.hostname:
         raise ValueError("it names no host")
-    host = (unquote(parts.hostname), port or DEFAULT_PORTS[scheme])
-    return RedisUrl(scheme, _database(parts.path.strip("/") or "0"), hosts=(host,), tls=tls, **login)
+    host = (unquote(parts.hostname), DEFAULT_PORTS[scheme] if port is None else port)
+    return RedisUrl(scheme, _database(parts.path.strip("/") or "0"), hosts=(host,), tls=tls, **credentials)
 
 
 def _database(text: str) -> int:

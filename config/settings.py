@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
@@ -361,7 +361,7 @@ class BeatSettings(Group):
         (),
         "Changes to the schedule in services/schedule.py: an entry's period in seconds, its crontab, or off.",
         "entry=period pairs separated by ';', a period being whole seconds, five crontab fields, or off",
-        example="report-free-space=60; nightly=0 3 * * *; hourly=off",
+        example="report-free-space=0 3 * * *",
     )
 
 
@@ -437,6 +437,13 @@ class StackSettings(Group):
         "a whole number from 0 to 1000",
         ge=0,
         le=1000,
+    )
+    runtime: Annotated[str, BeforeValidator(lower), Field(pattern="^(docker|local)$")] = setting(
+        "STALK_RUNTIME",
+        "",
+        "What `make` runs the stack with. Unset: containers if a Docker Engine answers at the first `make up`, else "
+        "processes of this host; then it stays so.",
+        "docker or local",
     )
     redis_replicas: Whole = setting(
         "REDIS_REPLICAS",
@@ -551,7 +558,6 @@ GROUPS: dict[str, type[Group]] = {
     "flower": FlowerSettings,
     "stack": StackSettings,
 }
-G = TypeVar("G", bound=Group)
 
 
 class Source(EnvSettingsSource):
@@ -601,8 +607,8 @@ def load(environment: Mapping[str, str] | None = None, env_file: Path | None = N
     if environment is None:
         environment, env_file = process_environment(), env_file or ENV_FILE
     from_file = read_env_file(env_file) if env_file else {}
-    # A variable that is set but empty counts as not set, here as in Compose's ${NAME:-default}.
-    merged = from_file | {name: value for name, value in environment.items() if value or name not in from_file}
+    # As in Compose: what the environment sets beats the file even if it is empty, and empty counts as not set.
+    merged = from_file | dict(environment)
     values, problems = with_secret_files(merged, SECRETS)
     groups: dict[str, Any] = {}
     for name, group in GROUPS.items():

@@ -64,11 +64,12 @@ def serve(
     app: Celery,
     settings: Settings,
     *,
+    address: str = "0.0.0.0",  # noqa: S104 - the container's border is the border
     port: int = 8080,
     database: str = "/var/lib/flower/flower.db",
     heartbeat: Callable[[], None] | None = None,
 ) -> None:
-    """Serve Flower on `port` of every address until SIGTERM or SIGINT.
+    """Serve Flower on `address` and `port` until SIGTERM or SIGINT.
 
     `app` comes from services.app.create_app, and is Flower's alone from here on: it is given transport options
     of its own. What Flower knows is kept in the file `database`. `heartbeat` is called every few seconds while
@@ -85,9 +86,9 @@ def serve(
     set_up_logging(settings.tasks.log_level)
     app.conf.broker_transport_options = own_transport_options(app)
     app.set_default()
-    server = Server(app, settings, login, set_options(settings, port, database))
+    server = Server(app, settings, login, set_options(settings, address, port, database))
     server.listen(port)
-    server.run(port, heartbeat)
+    server.run(address, port, heartbeat)
 
 
 def own_transport_options(app: Celery) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def own_transport_options(app: Celery) -> dict[str, Any]:
     return {**app.conf.broker_transport_options, **FLOWER_UNACKED, "health_check_interval": PING_SECONDS}
 
 
-def set_options(settings: Settings, port: int, database: str) -> str:
+def set_options(settings: Settings, address: str, port: int, database: str) -> str:
     """Set every option of Flower's that we do not leave at its default, and return Flower's inner login.
 
     Flower compares logins as text and refuses those that are not ASCII (flower 2.2). It gets a random one, which
@@ -103,7 +104,7 @@ def set_options(settings: Settings, port: int, database: str) -> str:
     """
     inner = f"flower:{secrets.token_urlsafe(32)}"
     options.basic_auth = [inner]
-    options.address, options.port = "0.0.0.0", port  # noqa: S104 - the container's border is the border
+    options.address, options.port = address.strip("[]"), port
     options.url_prefix = settings.flower.url_prefix
     options.persistent, options.db = True, database
     options.state_save_interval = settings.flower.save_every * 1000
@@ -118,6 +119,18 @@ def set_up_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(processName)s %(message)s")
     # The pages ask every second: a line for each request would drown the rest.
     logging.getLogger("tornado.access").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+
+
+def stop_on_signals(loop: asyncio.AbstractEventLoop) -> None:
+    """Leave the loop on SIGTERM and SIGINT; one that comes before it runs ends it at once."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, loop.stop)
+
+
+def host_to_ask(address: str) -> str:
+    """The host of a URL that reaches what listens on `address` of this machine."""
+    bare = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.strip("[]"), address.strip("[]"))  # noqa: S104
+    return f"[{bare}]" if ":" in bare else bare
 
 
 def check_writable(database: Path) -> None:
@@ -302,7 +315,7 @@ class Events(events.Events):  # type: ignore[misc]
                 self._receive(lost)
             except Exception as error:
                 log = logger.debug if lost and self._receiver is None else logger.warning
-                log("events are missed until Redis answers: %s", error)
+                log("events are missed until Redis answers: %r", error)
                 lost = True
             self._receiver = None
             sleep(RECONNECT_SECONDS)
@@ -414,6 +427,7 @@ class Server(Flower):  # type: ignore[misc]
         self._next_inspection = -inf
         self._inspected: set[str] = set()
         loop = IOLoop.current()
+        stop_on_signals(loop.asyncio_loop)
         under_prefix = {"static_url_prefix": f"{self.prefix}/static/", "login_url": f"{self.prefix}/login"}
         super().__init__(options, app, Events(app, loop), loop, **urls.settings | under_prefix)
         self.inspector = Inspector(loop, app, options.inspect_timeout / 1000)
@@ -460,14 +474,12 @@ class Server(Flower):  # type: ignore[misc]
                 [f"Flower cannot listen on port {port} ({error.strerror}): stop what uses it, or set FLOWER_PORT"]
             ) from None
 
-    def run(self, port: int, heartbeat: Callable[[], None] | None) -> None:
+    def run(self, address: str, port: int, heartbeat: Callable[[], None] | None) -> None:
         """Serve until a signal, then save."""
-        loop: asyncio.AbstractEventLoop = self.io_loop.asyncio_loop
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, loop.stop)
         periodic(self.tidy, TIDY_SECONDS)
         if heartbeat:
-            periodic(Pulse(f"http://127.0.0.1:{port}{self.prefix}/healthcheck", heartbeat).beat, BEAT_SECONDS)
+            url = f"http://{host_to_ask(address)}:{port}{self.prefix}/healthcheck"
+            periodic(Pulse(url, heartbeat).beat, BEAT_SECONDS)
         logger.info("Flower listens on port %d%s, broker %s", port, self.prefix, self.broker_uri)
         # Flower's own start() asks all workers about themselves, and warns four times when there are none yet.
         self.events.start()

@@ -1,4 +1,4 @@
-"""python -m services.launch worker | beat | flower: the one way from settings to a running process.
+"""python -m services.launch worker | node | beat | flower: the one way from settings to a running process.
 
 Checks the configuration and Redis, then becomes Supervisor, Celery or Flower with exactly what each may see.
 Exit codes: 2 the configuration has mistakes, 3 Redis was refused; otherwise what the process ends with.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from config import ConfigError, Settings, child_environment, load
@@ -39,46 +39,59 @@ def node_command(settings: Settings) -> list[str]:
     return [*CELERY, "worker", "--task-events", "--without-gossip", *given]
 
 
-def launch_worker(settings: Settings) -> None:
+def launch_worker(settings: Settings, _: Namespace) -> None:
     """Become Supervisor, with WORKER_PROCESSES nodes under it."""
     preflight.check(settings)
+    environment = child_environment(NODE_VARIABLES, **supervisor_values(settings))
+    become([sys.executable, "-m", "services.supervise", "--configuration", str(SUPERVISOR_CONF)], environment)
+
+
+def supervisor_values(settings: Settings) -> dict[str, str]:
+    """What stands in the ENV_ places of docker/supervisor/worker.conf."""
     worker = settings.worker
-    environment = child_environment(
-        known("broker", "results", "tasks", "worker", "beat", "stack"),
-        STALK_RUN_DIR=settings.stack.run_directory,
-        STALK_NODES=str(worker.processes),
-        STALK_NODE_COMMAND=shlex.join(node_command(settings)),
-        STALK_HEARTBEAT_TIMEOUT=str(worker.heartbeat_timeout),
-        STALK_KILL_AFTER=str(worker.soft_shutdown + HAND_BACK_SECONDS),
-    )
-    command = [sys.executable, "-m", "services.supervise", "--configuration", str(SUPERVISOR_CONF)]
-    os.execve(command[0], command, environment)
+    return {
+        "STALK_RUN_DIR": settings.stack.run_directory,
+        "STALK_NODES": str(worker.processes),
+        "STALK_NODE_COMMAND": shlex.join(node_command(settings)),
+        "STALK_HEARTBEAT_TIMEOUT": str(worker.heartbeat_timeout),
+        "STALK_ON_FATAL": "exit",
+        "STALK_KILL_AFTER": str(worker.soft_shutdown + HAND_BACK_SECONDS),
+    }
 
 
-def launch_beat(settings: Settings) -> None:
+def launch_node(settings: Settings, options: Namespace) -> None:
+    """Become one Celery node, for a Supervisor that has not checked Redis."""
+    preflight.check(settings)
+    become([*node_command(settings), f"--hostname={options.hostname}"], child_environment(NODE_VARIABLES))
+
+
+def launch_beat(settings: Settings, _: Namespace) -> None:
     """Become Celery's beat."""
     preflight.check(settings)
-    environment = child_environment(known("broker", "results", "tasks", "beat", "stack"))
     options = [f"--loglevel={settings.tasks.log_level}", f"--max-interval={TICK_SECONDS:.0f}", "--pidfile="]
-    command = [*CELERY, "beat", *options]
-    os.execve(command[0], command, environment)
+    become([*CELERY, "beat", *options], child_environment(known("broker", "results", "tasks", "beat", "stack")))
 
 
-def launch_flower(settings: Settings) -> None:
+def launch_flower(settings: Settings, options: Namespace) -> None:
     """Serve Flower in this process: its login never stands on a command line."""
     from services.app import create_app
     from services.flower import serve
     from services.heartbeat import READY, HeartbeatFile
 
     heartbeat = HeartbeatFile(settings.stack.run_directory, "flower")
-    serve(create_app(settings), settings, heartbeat=lambda: heartbeat.touch(READY))
+    serve(
+        create_app(settings),
+        settings,
+        address=options.address,
+        port=options.port,
+        database=options.database,
+        heartbeat=lambda: heartbeat.touch(READY),
+    )
 
 
-ROLES: dict[str, Callable[[Settings], None]] = {
-    "worker": launch_worker,
-    "beat": launch_beat,
-    "flower": launch_flower,
-}
+def become(command: list[str], environment: dict[str, str]) -> None:
+    """Go on as another program."""
+    os.execve(command[0], command, environment)
 
 
 def known(*groups: str) -> list[str]:
@@ -86,16 +99,36 @@ def known(*groups: str) -> list[str]:
     return [variable for name in groups for _, variable, _ in fields(GROUPS[name])]
 
 
+NODE_VARIABLES = known("broker", "results", "tasks", "worker", "beat", "stack")
+
+
+def parser() -> ArgumentParser:
+    """The command line; a mistake in it ends with exit code 2."""
+    parser = ArgumentParser(prog="python -m services.launch", description="Start one part of the stack.")
+    roles = parser.add_subparsers(metavar="ROLE", required=True)
+    add = roles.add_parser
+    add("worker", help="Supervisor with the nodes of a container").set_defaults(launch=launch_worker)
+    add("beat", help="the scheduler").set_defaults(launch=launch_beat)
+    node = add("node", help="one Celery node")
+    node.add_argument("--hostname", required=True)
+    node.set_defaults(launch=launch_node)
+    flower = add("flower", help="the web interface")
+    flower.add_argument("--address", default="0.0.0.0")  # noqa: S104 - the container's border is the border
+    # Inside its container; FLOWER_PORT is the port on the host.
+    flower.add_argument("--port", type=int, default=8080)
+    flower.add_argument("--database", default="/var/lib/flower/flower.db")
+    flower.set_defaults(launch=launch_flower)
+    return parser
+
+
 def main(arguments: list[str]) -> None:
     """Launch the role that `arguments` name."""
-    if len(arguments) != 1 or arguments[0] not in ROLES:
-        print(f"error: usage: python -m services.launch {' | '.join(ROLES)}", file=sys.stderr)
-        sys.exit(CONFIGURATION_EXIT_CODE)
+    options = parser().parse_args(arguments)
     try:
         settings = load()
         for warning in settings.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
-        ROLES[arguments[0]](settings)
+        options.launch(settings, options)
     except ConfigError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)

@@ -9,7 +9,7 @@ import services.tasks
 
 
 def task_modules(imports: Iterable[str]) -> list[str]:
-    """Names of all modules with tasks, sub-packages included; a module whose name starts with _ is left out."""
+    """Names of all modules with tasks, sub-packages included; what has a name that starts with _ is left out."""
     prefix = services.tasks.__name__ + "."
     found = [module.name for module in pkgutil.walk_packages(services.tasks.__path__, prefix)]
-    return [name for name in found if not name.rpartition(".")[2].startswith("_")] + list(imports)
+    return [name for name in found if "._" not in name] + list(imports)

@@ -33,7 +33,7 @@ REFUSED_EXIT_CODE = 3
 # kombu 5.7 uses ZRANGE … BYSCORE, and BLMOVE is what waiting without polling needs: both came with 6.2.
 LOWEST_VERSION = (6, 2)
 # A Redis that starts answers within seconds; one that is away for longer need not be asked more often than this.
-FIRST_WAIT_SECONDS = 1.0
+FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 15.0
 
 
@@ -216,7 +216,7 @@ def wait_for(look: Callable[[], Findings], name: str) -> Findings:
         except (ConnectionError, TimeoutError, OSError) as error:
             if isinstance(error, AuthenticationError):
                 raise
-            say(f"waiting for {name}: {error}; next try in {seconds:.0f} s")
+            say(f"waiting for {name}: {error}; next try in {seconds:g} s")
         # Jitter: a hundred workers must not come back in the same millisecond.
         sleep(seconds * random.uniform(0.8, 1.2))
         seconds = min(seconds * 2, LONGEST_WAIT_SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from celery.schedules import crontab
+from celery.schedules import ParseException, crontab
 
 from config import ConfigError
 
@@ -35,8 +35,8 @@ def beat_schedule(changes: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any
             entries.pop(name, None)
         else:
             try:
-                entries[name] = with_period(entries[name], period)
-            except ValueError as error:
+                entries[name] = with_period(ENTRIES[name], period)
+            except (ValueError, ParseException) as error:
                 problems.append(f"BEAT_SCHEDULE: the crontab {period!r} of {name} cannot be read ({error})")
     if problems:
         raise ConfigError(problems)
@@ -46,7 +46,7 @@ def beat_schedule(changes: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any
 def with_period(entry: dict[str, Any], period: str) -> dict[str, Any]:
     """`entry` with another period: whole seconds or five crontab fields.
 
-    Raises ValueError for a crontab that cannot be read.
+    Raises ValueError or ParseException for a crontab that cannot be read.
     """
     if not period.isdigit():
         return entry | {"schedule": crontab.from_string(period)}

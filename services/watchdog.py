@@ -1,4 +1,4 @@
-"""Part of supervisord: kills a node whose heartbeat has stopped, and ends the container when a node cannot start.
+"""Part of supervisord: kills a program whose heartbeat has stopped, and acts when one cannot be started.
 
 Loaded by docker/supervisor/worker.conf as an RPC interface, supervisord's extension point: it costs no process.
 """
@@ -21,14 +21,20 @@ failed_programs: list[str] = []
 
 
 class Watchdog:
-    """Watches the heartbeats of all running programs."""
+    """Watches the heartbeats of all running programs.
 
-    def __init__(self, supervisord: Any, directory: str, timeout: str) -> None:
+    `on_fatal` says what happens when a program could not be started: `exit` ends supervisord, so that the
+    container ends; `retry` tries again each minute.
+    """
+
+    def __init__(self, supervisord: Any, directory: str, timeout: str, on_fatal: str) -> None:
         self._supervisord = supervisord
         self._directory = Path(directory)
         self._timeout = float(timeout)
-        self._cpu_seconds: dict[int, int] = {}
+        self._on_fatal = on_fatal
+        self._cpu_ticks: dict[int, int] = {}
         events.subscribe(events.Tick5Event, self.check)
+        events.subscribe(events.Tick60Event, self.try_again)
         events.subscribe(events.ProcessStateFatalEvent, self.give_up)
 
     @property
@@ -36,33 +42,51 @@ class Watchdog:
         return self._supervisord.options.logger
 
     def give_up(self, event: Any) -> None:
-        """End the container because a program could not be started."""
+        """Say that a program could not be started, and end supervisord if that is what to do."""
         name = event.process.config.name
+        if self._on_fatal == "retry":
+            self._log.critical(f"watchdog: {name} could not be started; its log says why; trying again each minute")
+            return
         failed_programs.append(name)
         self._log.critical(f"watchdog: {name} could not be started; its error is above; stopping the container")
         self._supervisord.options.mood = SupervisorStates.SHUTDOWN
+
+    def try_again(self, event: Any) -> None:
+        """Start what could not be started before."""
+        if self._supervisord.options.mood < SupervisorStates.RUNNING:
+            return
+        for process in self._processes():
+            if process.state == ProcessStates.FATAL:
+                process.spawn()
+
+    def _processes(self) -> list[Any]:
+        groups = self._supervisord.process_groups.values()
+        return [process for group in groups for process in group.processes.values()]
 
     def check(self, event: Any) -> None:
         """Kill every running program that is stuck or frozen; supervisord starts it again."""
         if self._supervisord.options.mood < SupervisorStates.RUNNING:
             return
-        for group in self._supervisord.process_groups.values():
-            for name, process in group.processes.items():
-                if process.state == ProcessStates.RUNNING and (reason := self._fault(name, process.pid)):
-                    self._log.critical(f"watchdog: killing {name} (pid {process.pid}): {reason}")
-                    # The whole group: a prefork child must not go on beside its replacement.
-                    os.killpg(process.pid, signal.SIGKILL)
+        for process in self._processes():
+            if process.state == ProcessStates.RUNNING and (reason := self._fault(process)):
+                self._log.critical(f"watchdog: killing {process.config.name} (pid {process.pid}): {reason}")
+                # The whole group: a prefork child must not go on beside its replacement.
+                os.killpg(process.pid, signal.SIGKILL)
 
-    def _fault(self, name: str, pid: int) -> str:
-        path = self._directory / f"{name}.heartbeat"
+    def _fault(self, process: Any) -> str:
+        path = self._directory / f"{process.config.name}.heartbeat"
         try:
-            word, age = path.read_text().strip(), time() - path.stat().st_mtime
+            word, touched = path.read_text().strip(), path.stat().st_mtime
         except FileNotFoundError:
             return ""
+        if touched < process.laststart:
+            # Its predecessor's: this one still waits for Redis.
+            return ""
+        pid, age = process.pid, time() - touched
         if word == STUCK:
             return "its main loop stands still although Redis answers"
-        before, now = self._cpu_seconds.get(pid), cpu_ticks(pid)
-        self._cpu_seconds[pid] = now
+        before, now = self._cpu_ticks.get(pid), cpu_ticks(pid)
+        self._cpu_ticks[pid] = now
         if age <= self._timeout:
             return ""
         # A task inside a C function can keep every thread of a solo node waiting; it burns CPU, a frozen

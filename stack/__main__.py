@@ -10,9 +10,11 @@ import sys
 
 import click
 
-from config import ConfigError
-from stack import docker, env_file, lock, report, stop, up, waiting
+import config
+from config import ConfigError, Settings
+from stack import env_file, lock, report, stop, up, waiting
 from stack.failure import Failure
+from stack.runtime import current
 
 
 @click.group(help="The host's side of the stack.")
@@ -33,65 +35,69 @@ def up_command() -> None:
 def call(task: str, arguments: str, keywords: str, wait: str) -> None:
     if not task:
         raise Failure("TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'")
-    docker.require_engine()
-    service = docker.running_service(*report.ASKABLE)
     options = ["--args", arguments, "--kwargs", keywords, "--wait", wait]
-    sys.exit(docker.compose_shown("exec", "-T", service, "python", "-m", "services", "call", *options, "--", task))
+    sys.exit(current(settings()).execute_shown("-m", "services", "call", *options, "--", task))
 
 
-@main.command(help="Run so many worker containers.")
+@main.command(help="Run so many workers.")
 @click.argument("workers")
 def scale(workers: str) -> None:
     if not workers.isdigit():
         raise Failure(f"WORKERS: found {workers!r}; it must be a whole number, as in: make scale WORKERS=4")
-    docker.require_engine()
+    runtime = current(settings())
     if not env_file.ENV_FILE.exists():
         raise Failure("there is no .env yet: start the stack with 'make up' first")
     env_file.set_variables({"WORKERS": workers})
-    docker.compose("up", "--detach", "--no-recreate", "--scale", f"worker={workers}")
-    waiting.until_healthy()
-    print(f"{workers} worker containers run; .env says so too.")
+    runtime.scale(settings())
+    waiting.until_healthy(runtime)
+    print(f"{workers} workers run; .env says so too.")
 
 
-@main.command(help="Containers, nodes, queues and beat.")
-def status() -> None:
-    docker.require_engine()
-    report.status()
+@main.command(help="Units, nodes, queues and beat.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def status(as_json: bool) -> None:
+    report.status(current(settings()), as_json)
 
 
 @main.command(help="Follow the logs.")
 @click.argument("services", nargs=-1)
 def logs(services: tuple[str, ...]) -> None:
-    docker.require_engine()
-    sys.exit(docker.compose_shown("logs", "--follow", "--tail", "100", *services))
+    sys.exit(current(settings()).logs(services))
 
 
 @main.command(help="Python with the app and its tasks.")
 def shell() -> None:
-    docker.require_engine()
-    service = docker.running_service(*report.ASKABLE)
-    sys.exit(docker.compose_shown("exec", service, "celery", "--app", "services.app", "shell"))
+    runtime = current(settings())
+    sys.exit(runtime.execute_shown("-m", "celery", "--app", "services.app", "shell", terminal=True))
 
 
 @main.command("stop", help="Stop; running tasks finish first.")
 def stop_command() -> None:
-    stop.stop()
+    stop.stop(current(settings()), settings())
 
 
-@main.command(help="Stop and remove the containers; data is kept.")
+@main.command(help="Stop and remove what runs; data is kept.")
 def down() -> None:
-    stop.down()
+    stop.down(current(settings()))
 
 
-@main.command(help="Remove containers and data.")
+@main.command(help="Remove what runs and all data.")
 @click.option("--yes", is_flag=True)
 def clean(yes: bool) -> None:
-    stop.clean(yes)
+    stop.clean(current(settings()), yes)
 
 
 @main.command("lock", help="Pin all packages.")
 def lock_command() -> None:
     lock.lock()
+
+
+def settings() -> Settings:
+    """The settings of this checkout.
+
+    Raises ConfigError.
+    """
+    return config.load()
 
 
 def run() -> None:

@@ -78,15 +78,3 @@ def containers() -> list[dict[str, Any]]:
     # Compose prints one object a line; before 2.21 it printed one list.
     found = json.loads(printed) if printed.startswith("[") else [json.loads(line) for line in printed.splitlines()]
     return sorted(found, key=lambda container: str(container["Name"]))
-
-
-def running_service(*preferred: str) -> str:
-    """The first of these services that runs.
-
-    Raises Failure when none does.
-    """
-    running = {container["Service"] for container in containers() if container["State"] == "running"}
-    for service in preferred:
-        if service in running:
-            return service
-    raise Failure("the stack is not running: start it with 'make up'")

@@ -1,52 +1,66 @@
-"""make status and make stop: what goes on, for people to read."""
+"""make status: what goes on, for people to read or as JSON."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from stack import docker
+from stack.docker import last_line
 from stack.failure import Failure
+from stack.units import Unit
 
-# All of these carry the application and reach Redis.
-ASKABLE = ("worker", "beat", "flower")
+if TYPE_CHECKING:
+    from stack.runtime import Runtime
 
 
-def ask() -> dict[str, Any]:
+def ask(runtime: Runtime) -> dict[str, Any]:
     """What `python -m services status` answers inside the stack.
 
     Raises Failure when the stack is not running or does not answer.
     """
-    service = docker.running_service(*ASKABLE)
-    answered = docker.compose("exec", "-T", service, "python", "-m", "services", "status", check=False)
+    answered = runtime.execute("-m", "services", "status")
     try:
         answer = json.loads(answered.stdout)
     except json.JSONDecodeError:
-        raise Failure(f"{service} could not tell the state: {docker.last_line(answered.stderr)}") from None
+        raise Failure(f"the stack could not tell its state: {last_line(answered.stderr)}") from None
     if "error" in answer:
         raise Failure(str(answer["error"]))
     return dict(answer)
 
 
-def status() -> None:
-    """Print containers, nodes, queues and beat."""
+def status(runtime: Runtime, as_json: bool) -> None:
+    """Print units, nodes, queues and beat.
+
+    Raises Failure when the stack is not running or does not answer.
+    """
+    units = runtime.units()
+    if as_json:
+        shown = [{key: value for key, value in asdict(unit).items() if key != "id"} for unit in units]
+        print(json.dumps({"runtime": runtime.name, "units": shown, **ask(runtime)}))
+        return
     console = Console()
-    console.print(_containers())
-    answer = ask()
+    console.print(_units(units))
+    answer = ask(runtime)
     console.print(_nodes(answer["nodes"]))
     console.print(_queues(answer))
     seconds = answer["beat"]["seconds_since_tick"]
     console.print("Beat: no tick, no beat holds the lock" if seconds is None else f"Beat: last tick {seconds} s ago")
 
 
-def _containers() -> Table:
-    table = _table("Container", "State", "Health", "Up")
-    for container in docker.containers():
-        table.add_row(container["Name"], container["State"], container.get("Health") or "-", container["Status"])
+def _units(units: list[Unit]) -> Table:
+    table = _table("Unit", "State", "Health", "Since")
+    for unit in units:
+        table.add_row(unit.name, unit.state, _coloured(unit), unit.detail)
     return table
+
+
+def _coloured(unit: Unit) -> str:
+    colour = "green" if unit.works else "red" if unit.failed or unit.health == "unhealthy" else "yellow"
+    return f"[{colour}]{unit.health or '-'}[/]"
 
 
 def _nodes(nodes: dict[str, Any]) -> Table:

@@ -1,56 +1,41 @@
-"""Wait until every container works, saying what is waited for."""
+"""Wait until every unit works, saying what is waited for and for how long."""
 
 from __future__ import annotations
 
 from time import monotonic, sleep
-from typing import Any
+from typing import TYPE_CHECKING
 
-from stack import docker
 from stack.failure import Failure
+from stack.units import Unit
+
+if TYPE_CHECKING:
+    from stack.runtime import Runtime
 
 # Redis loading 1 GB takes 20 s, a first import of heavy tasks a minute: three minutes are a fault.
 LIMIT_SECONDS = 180.0
 LOOK_SECONDS = 0.5
-LOG_LINES = "15"
 
 
-def until_healthy() -> None:
-    """Return when every container of the project is healthy.
+def until_healthy(runtime: Runtime) -> None:
+    """Return when every unit works.
 
-    Raises Failure, with the last log lines of the container that is not, after LIMIT_SECONDS, or as soon as
-    one keeps ending.
+    Raises Failure, with the last log lines of the one that does not, after LIMIT_SECONDS, or as soon as one
+    keeps ending.
     """
     started, said = monotonic(), ""
-    while True:
-        waiting = [container for container in docker.containers() if not is_healthy(container)]
-        if not waiting:
-            return
-        names = ", ".join(str(container["Name"]) for container in waiting)
+    while waiting := [unit for unit in runtime.units() if not unit.works]:
+        names = ", ".join(unit.name for unit in waiting)
         if names != said:
-            print(f"Waiting for {names} …", flush=True)
+            print(f"Waiting for {names} ({monotonic() - started:.0f} s) …", flush=True)
             said = names
-        ended = [container for container in waiting if keeps_ending(container)]
-        if ended or monotonic() - started > LIMIT_SECONDS:
-            raise Failure(report((ended or waiting)[0]))
+        failed = [unit for unit in waiting if unit.failed]
+        if failed or monotonic() - started > LIMIT_SECONDS:
+            raise Failure(report(runtime, (failed or waiting)[0]))
         sleep(LOOK_SECONDS)
 
 
-def is_healthy(container: dict[str, Any]) -> bool:
-    """Whether a container works, as `docker compose ps` tells; one without a health check only has to run."""
-    return container["State"] == "running" and container.get("Health") in ("healthy", "", None)
-
-
-def keeps_ending(container: dict[str, Any]) -> bool:
-    """Whether a container has ended by itself more than once."""
-    if container["State"] not in ("restarting", "exited", "dead"):
-        return False
-    count = docker.run("docker", "inspect", "--format", "{{.RestartCount}}", str(container["ID"]), check=False).stdout
-    return container["State"] != "restarting" or int(count.strip() or 0) > 1
-
-
-def report(container: dict[str, Any]) -> str:
-    """What is wrong with a container, and its last log lines."""
-    name, state = container["Name"], container.get("Health") or container["State"]
-    logged = docker.run("docker", "logs", "--tail", LOG_LINES, str(container["ID"]), check=False)
-    lines = (logged.stdout + logged.stderr).rstrip()
-    return f"{name} is {state} and does not work; its last lines are\n{lines}\nand 'make logs' shows more"
+def report(runtime: Runtime, unit: Unit) -> str:
+    """What is wrong with a unit, and its last log lines."""
+    lines = runtime.last_lines(unit)
+    state = unit.health or unit.state
+    return f"{unit.name} is {state} and does not work; its last lines are\n{lines}\nand 'make logs' shows more"

@@ -1,0 +1,164 @@
+"""The stack in containers: compose.yaml, on the Docker Engine that answers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from config import Settings
+from stack import docker, images
+from stack.docker import ROOT, compose, compose_shown, run
+from stack.failure import Failure
+from stack.units import Unit
+
+# All of these carry the application and reach Redis.
+CARRIERS = ("worker", "beat", "flower")
+LOG_LINES = "15"
+BUILD_LINES = 25
+
+
+class Containers:
+    """The stack as containers of Compose."""
+
+    name = "docker"
+    where = "containers, their data in Docker's volumes"
+
+    def require(self) -> None:
+        """Raise Failure unless a Docker Engine answers and its Compose is new enough."""
+        docker.require_engine()
+
+    def prepare(self, settings: Settings) -> None:
+        """Get the base images and build the application's.
+
+        Raises Failure.
+        """
+        make_readable(ROOT / "docker" / "redis")
+        images.prepare(settings)
+        print("Building the application image …", flush=True)
+        built = compose("build", "worker", check=False)
+        if built.returncode != 0:
+            lines = "\n".join((built.stdout + built.stderr).rstrip().splitlines()[-BUILD_LINES:])
+            raise Failure(f"the application image could not be built; the builder's last lines are\n{lines}")
+
+    def start(self, settings: Settings) -> None:
+        """Create and start what is missing or changed.
+
+        Raises Failure.
+        """
+        if redis_files_changed():
+            compose("up", "--detach", "--force-recreate", "--no-deps", "redis")
+        started = compose("up", "--detach", check=False)
+        if started.returncode != 0:
+            # A Redis that does not get healthy is told by its own log lines.
+            unhealthy = [unit for unit in self.units() if unit.health == "unhealthy"]
+            why = self.last_lines(unhealthy[0]) if unhealthy else docker.last_line(started.stderr)
+            raise Failure(f"the stack could not be started: {without_colour(why)}")
+
+    def scale(self, settings: Settings) -> None:
+        """Run as many worker containers as the settings say, leaving the others as they are."""
+        compose("up", "--detach", "--no-recreate", "--scale", f"worker={settings.stack.workers}")
+
+    def units(self) -> list[Unit]:
+        """Every container of the project, stopped ones too."""
+        return [_unit(container) for container in docker.containers()]
+
+    def last_lines(self, unit: Unit) -> str:
+        """The end of a container's log."""
+        logged = run("docker", "logs", "--tail", LOG_LINES, unit.id, check=False)
+        return (logged.stdout + logged.stderr).rstrip()
+
+    def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python program inside the stack and return what it printed."""
+        return compose("exec", "-T", self._carrier(), "python", *command, check=False)
+
+    def execute_shown(self, *command: str, terminal: bool = False) -> int:
+        """The same on the terminal, with its input if it is `terminal`; its exit code."""
+        return compose_shown("exec", *([] if terminal else ["-T"]), self._carrier(), "python", *command)
+
+    def _carrier(self) -> str:
+        running = {unit.service for unit in self.units() if unit.state == "running"}
+        for service in CARRIERS:
+            if service in running:
+                return service
+        raise Failure("the stack is not running: start it with 'make up'")
+
+    def logs(self, services: tuple[str, ...]) -> int:
+        """Follow the logs, of all services or of some."""
+        return compose_shown("logs", "--follow", "--tail", "100", *services)
+
+    def stop_application(self, settings: Settings) -> None:
+        """Stop beat and all workers, those of a compose.override.yaml too; running tasks finish first."""
+        services = compose("config", "--services").stdout.split()
+        compose("stop", *(name for name in services if name not in ("redis", "flower")))
+
+    def stop(self) -> None:
+        """Stop what still runs, Redis last."""
+        compose("stop")
+
+    def remove(self) -> None:
+        """Stop everything and remove the containers; volumes stay."""
+        compose("down")
+
+    def delete_data(self) -> None:
+        """Remove containers, volumes and the image."""
+        compose("down", "--volumes", "--rmi", "local")
+
+    def publishes(self, port: int) -> bool:
+        """Whether our own Flower holds a port."""
+        return any(
+            publisher.get("PublishedPort") == port
+            for container in docker.containers()
+            if container["Service"] == "flower"
+            for publisher in container.get("Publishers") or []
+        )
+
+
+def _unit(container: dict[str, Any]) -> Unit:
+    state, health = str(container["State"]), str(container.get("Health") or "")
+    return Unit(
+        name=str(container["Name"]),
+        service=str(container["Service"]),
+        state=state,
+        health=health,
+        detail=str(container["Status"]),
+        id=str(container["ID"]),
+        failed=_keeps_ending(str(container["ID"]), state),
+    )
+
+
+def _keeps_ending(container: str, state: str) -> bool:
+    """Whether a container has ended by itself more than once."""
+    if state not in ("restarting", "exited", "dead"):
+        return False
+    count = run("docker", "inspect", "--format", "{{.RestartCount}}", container, check=False).stdout
+    return state != "restarting" or int(count.strip() or 0) > 1
+
+
+def make_readable(directory: Path) -> None:
+    """Let the container's user read what is mounted from a checkout made with umask 077."""
+    directory.chmod(directory.stat().st_mode | 0o055)
+    for file in directory.iterdir():
+        file.chmod(file.stat().st_mode | 0o044)
+
+
+def redis_files_changed() -> bool:
+    """Whether docker/redis/ is newer than the running Redis, which Compose does not look at."""
+    redis = [container for container in docker.containers() if container["Service"] == "redis"]
+    if not redis:
+        return False
+    created = run("docker", "inspect", "--format", "{{.Created}}", str(redis[0]["ID"])).stdout.strip()
+    newest = max(file.stat().st_mtime for file in (ROOT / "docker" / "redis").iterdir())
+    return newest > timestamp(created)
+
+
+def timestamp(text: str) -> float:
+    """Seconds since 1970 of a time as Docker prints it, with nanoseconds."""
+    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", text)).timestamp()
+
+
+def without_colour(text: str) -> str:
+    """`text` without terminal escapes."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)

@@ -1,0 +1,104 @@
+"""Which runtime this checkout uses: containers where a Docker Engine answers, processes where none does.
+
+The choice is made once and kept in .stalk/runtime: a second Redis with other data would be a disaster.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from config import Settings
+from stack import docker, places
+from stack.containers import Containers
+from stack.failure import Failure
+
+if TYPE_CHECKING:
+    from stack.processes import Processes
+
+    Runtime = Containers | Processes
+
+OTHER = {"docker": "local", "local": "docker"}
+
+
+def made(name: str) -> Runtime:
+    """The runtime of that name."""
+    if name == "docker":
+        return Containers()
+    # Only here, because it imports Supervisor and Celery, which take half a second.
+    from stack.processes import Processes
+
+    return Processes()
+
+
+def recorded() -> str:
+    """The runtime that this checkout has used; "" before the first `make up`."""
+    try:
+        return places.RUNTIME_FILE.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def current(settings: Settings) -> Runtime:
+    """The runtime for every command but `up`: the one asked for, else the recorded one.
+
+    Raises Failure when it cannot be used.
+    """
+    name = settings.stack.runtime or recorded()
+    if not name:
+        # Nothing has run yet; a plain `docker compose up` leaves no record.
+        name = "docker" if not why_no_engine() else "local"
+    runtime = made(name)
+    runtime.require()
+    return runtime
+
+
+def choose(settings: Settings) -> Runtime:
+    """The runtime for `up`: asked for, recorded, or chosen now; says which and why, and records it.
+
+    Raises Failure when it cannot be used, or when the stack still runs in the other one.
+    """
+    before, asked = recorded(), settings.stack.runtime
+    name, why = asked or before, "as STALK_RUNTIME says" if asked else "as before"
+    if not name:
+        answers = not why_no_engine()
+        name, why = ("docker", "a Docker Engine answers") if answers else ("local", "no Docker Engine answers")
+    runtime = made(name)
+    try:
+        runtime.require()
+    except Failure as failure:
+        if before != "docker" or asked:
+            raise
+        raise Failure(
+            f"{failure}; this checkout's data is in Docker's volumes, so nothing was started without it (to start "
+            "anew with processes and no data: STALK_RUNTIME=local make up)"
+        ) from None
+    if before and name != before:
+        _refuse_two(before)
+        print(
+            f"Changing from {made(before).where}, to {runtime.where}: no data is taken along, what was queued stays "
+            f"there, and STALK_RUNTIME={before} make up goes back to it."
+        )
+    print(f"Runtime: {name} ({why}).")
+    places.STATE.mkdir(mode=0o700, exist_ok=True)
+    places.RUNTIME_FILE.write_text(name + "\n")
+    return runtime
+
+
+def why_no_engine() -> str:
+    """Why Docker cannot be used; "" where it can."""
+    try:
+        docker.require_engine()
+    except Failure as failure:
+        return str(failure)
+    return ""
+
+
+def _refuse_two(before: str) -> None:
+    """Raise Failure when the stack runs in the runtime that is being left."""
+    old = made(before)
+    try:
+        old.require()
+    except Failure:
+        return
+    if any(unit.state == "running" for unit in old.units()):
+        raise Failure(f"the stack still runs as {old.where}: stop it first with STALK_RUNTIME={before} make stop")
