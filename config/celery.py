@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from config.settings import Settings
+from config.settings import Settings, TaskSettings
 
 # Redis answers in milliseconds; a server that is silent for 10 s is gone, and its socket with it.
 SOCKET_TIMEOUT_SECONDS = 10
@@ -35,6 +35,11 @@ def sentinel_options(settings: Settings) -> dict[str, Any]:
     }
     password = settings.broker.sentinel_password.get_secret_value()
     return options | ({"password": password} if password else {})
+
+
+def soft_limit(tasks: TaskSettings) -> int:
+    """Seconds after which a task is asked to end."""
+    return tasks.soft_time_limit or max(1, tasks.time_limit * 29 // 30)
 
 
 def celery_configuration(settings: Settings) -> dict[str, Any]:
@@ -77,7 +82,7 @@ def _delivery(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_prefetch_multiplier": settings.worker.prefetch_multiplier,
         "task_time_limit": settings.tasks.time_limit,
-        "task_soft_time_limit": settings.tasks.soft_time_limit,
+        "task_soft_time_limit": soft_limit(settings.tasks),
         "result_expires": settings.results.expires,
     }
 

@@ -59,8 +59,8 @@ def read_env_file(path: Path) -> dict[str, str]:
     Raises ConfigError for a line that Compose and Python would read differently.
     """
     try:
-        # A byte order mark and the line ends of Windows are no part of a value, for Compose neither.
-        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        # Not read_text(), which would take a lone carriage return for a line end too.
+        text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -131,8 +131,8 @@ def with_secret_files(environment: Mapping[str, str], secrets: Iterable[str]) ->
 
 
 def _secret_from(path: str) -> str:
-    # Editors and `echo` end a file with a line break that is no part of the secret.
-    return Path(path).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+    # Editors and `echo` end a file with line breaks that are no part of the secret; docker/redis/start agrees.
+    return Path(path).read_text(encoding="utf-8").rstrip("\n").removesuffix("\r")
 
 
 def variable(name: str, default: str | None = None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from config.celery import soft_limit
 from config.environment import quote_value
 from config.redis_url import MASK, RedisUrl
 from config.settings import GROUPS, SECRETS, Group, Settings, fields
@@ -66,8 +67,12 @@ def shown(value: Any) -> str:
 
 
 def _effective(settings: Settings, variable: str, value: Any) -> Any:
-    urls = {"CELERY_BROKER_URL": settings.broker_url, "CELERY_RESULT_BACKEND": settings.result_url}
-    return urls.get(variable, value)
+    derived = {
+        "CELERY_BROKER_URL": settings.broker_url,
+        "CELERY_RESULT_BACKEND": settings.result_url,
+        "CELERY_TASK_SOFT_TIME_LIMIT": soft_limit(settings.tasks),
+    }
+    return derived.get(variable, value)
 
 
 def _title(group: type[Group]) -> str:

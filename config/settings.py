@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
@@ -84,6 +85,15 @@ def parse_prefix(value: object) -> object:
     if isinstance(value, str) and not re.fullmatch(r"/?[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*/?", value):
         raise ValueError("not a path")
     return value.strip("/") if isinstance(value, str) else value
+
+
+def check_address(value: object) -> object:
+    """Accept what Compose takes in `ports`: there a bare IPv6 address is not told from a port."""
+    text = str(value)
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if (ip_address(bare).version == 6) is (bare == text):
+        raise ValueError("IPv6 needs brackets, and IPv4 has none")
+    return value
 
 
 def check_time_zone(value: object) -> object:
@@ -229,19 +239,20 @@ class TaskSettings(Group):
         1800,
         "A task that runs longer is killed. Half the visibility timeout, so that no running task is taken for lost. "
         "Enforced by the prefork pool only.",
-        "whole seconds, 1 or more, below CELERY_VISIBILITY_TIMEOUT",
+        "whole seconds, 2 or more, below CELERY_VISIBILITY_TIMEOUT",
         unit="seconds",
-        ge=1,
+        ge=2,
     )
-    soft_time_limit: Whole = setting(
+    soft_time_limit: Whole | None = setting(
         "CELERY_TASK_SOFT_TIME_LIMIT",
-        1740,
-        "A task that runs longer gets SoftTimeLimitExceeded and can clean up: a minute before it is killed. "
-        "Enforced by the prefork pool only.",
+        None,
+        "A task that runs longer gets SoftTimeLimitExceeded and can clean up. Unset: a thirtieth of "
+        "CELERY_TASK_TIME_LIMIT before it is killed, which is a minute of 30. Enforced by the prefork pool only.",
         "whole seconds, 1 or more, below CELERY_TASK_TIME_LIMIT",
         unit="seconds",
         ge=1,
     )
+
     imports: Names = setting(
         "CELERY_IMPORTS",
         (),
@@ -383,12 +394,11 @@ class FlowerSettings(Group):
         ge=1,
         le=65535,
     )
-    bind: str = setting(
+    bind: Annotated[str, BeforeValidator(check_address)] = setting(
         "FLOWER_BIND",
         "127.0.0.1",
         "Address on the host. Loopback, because Flower has no TLS: put a reverse proxy before it.",
-        "an IP address of the host",
-        pattern=r"^[0-9a-fA-F.:\[\]]+$",
+        "an IP address of the host, IPv6 in brackets",
     )
     url_prefix: Annotated[str, BeforeValidator(parse_prefix)] = setting(
         "FLOWER_URL_PREFIX", "", "Path under which a reverse proxy serves Flower.", "a path", example="/flower"
@@ -468,7 +478,8 @@ class StackSettings(Group):
     run_directory: str = setting(
         "STALK_RUN_DIR",
         "/run/stalk",
-        "Directory for heartbeats, pid files and sockets, empty after a start: a tmpfs in the containers.",
+        "Directory for heartbeats, pid files and sockets, empty after a start. In the stack's containers it is always "
+        "/run/stalk, a tmpfs.",
         "an absolute path",
         pattern=r"^/.*[^/]$",
     )
@@ -611,13 +622,17 @@ def load(environment: Mapping[str, str] | None = None, env_file: Path | None = N
     merged = from_file | dict(environment)
     values, problems = with_secret_files(merged, SECRETS)
     groups: dict[str, Any] = {}
+    wrong: set[str] = set()
     for name, group in GROUPS.items():
+        given = Source(group, values)()
         try:
-            groups[name] = group(**Source(group, values)())
+            groups[name] = group(**given)
         except ValidationError as error:
             problems += _sentences(error, group, values)
-            groups[name] = None
-    problems += _conflicts(**groups)
+            wrong |= {str(mistake["loc"][0]) for mistake in error.errors(include_input=False, include_context=False)}
+            groups[name] = group(**{variable: value for variable, value in given.items() if variable not in wrong})
+    # A default that stands in for a mistake is in conflict with nothing.
+    problems += [problem for problem in _conflicts(**groups) if not any(variable in problem for variable in wrong)]
     if problems:
         raise ConfigError(problems)
     settings = Settings(**groups, warnings=_unknown(from_file) + _warnings(**groups))
@@ -640,32 +655,30 @@ def _sentences(error: ValidationError, group: type[Group], values: Mapping[str, 
 
 
 def _conflicts(
-    broker: BrokerSettings | None,
-    results: ResultSettings | None,
-    tasks: TaskSettings | None,
-    worker: WorkerSettings | None,
-    stack: StackSettings | None,
+    broker: BrokerSettings,
+    results: ResultSettings,
+    tasks: TaskSettings,
+    worker: WorkerSettings,
+    stack: StackSettings,
     **_: Any,
 ) -> list[str]:
     """Mistakes that only show when settings are held against each other."""
-    found = []
-    if tasks and tasks.soft_time_limit >= tasks.time_limit:
+    found = _worker_conflicts(worker)
+    if tasks.soft_time_limit and tasks.soft_time_limit >= tasks.time_limit:
         found.append(
             f"CELERY_TASK_SOFT_TIME_LIMIT ({tasks.soft_time_limit} s) must be below CELERY_TASK_TIME_LIMIT "
             f"({tasks.time_limit} s), or tasks are killed before they can clean up"
         )
-    if tasks and broker and tasks.time_limit >= broker.visibility_timeout:
+    if tasks.time_limit >= broker.visibility_timeout:
         found.append(
             f"CELERY_TASK_TIME_LIMIT ({tasks.time_limit} s) must be below CELERY_VISIBILITY_TIMEOUT "
             f"({broker.visibility_timeout} s), or a task that uses its time runs twice"
         )
-    if worker:
-        found += _worker_conflicts(worker)
-    if broker and broker.url.scheme == "sentinel" and not broker.sentinel_master:
+    if broker.url.scheme == "sentinel" and not broker.sentinel_master:
         found.append("CELERY_SENTINEL_MASTER must name the master, because CELERY_BROKER_URL is a sentinel:// URL")
-    if broker and results and results.url.scheme == "sentinel" and not broker.sentinel_master:
+    if results.url.scheme == "sentinel" and not broker.sentinel_master:
         found.append("CELERY_SENTINEL_MASTER must name the master, because CELERY_RESULT_BACKEND is a sentinel:// URL")
-    if stack and size_in_bytes(stack.redis_maxmemory) >= size_in_bytes(stack.redis_memory):
+    if size_in_bytes(stack.redis_maxmemory) >= size_in_bytes(stack.redis_memory):
         found.append(
             f"REDIS_MAXMEMORY ({stack.redis_maxmemory}) must be below REDIS_MEMORY ({stack.redis_memory}), or the "
             "kernel kills Redis before Redis refuses new tasks"

@@ -28,7 +28,7 @@ def lists_of(queue: str) -> tuple[str, ...]:
 def carries_tasks(binding_key: str) -> bool:
     """Whether an exchange's set of bindings is about tasks, not about events, commands or their replies."""
     exchange = binding_key.removeprefix(BINDINGS)
-    return not (exchange.startswith(("celeryev", "permanent.")) or exchange.endswith(".pidbox"))
+    return exchange != "celeryev" and not exchange.endswith(".pidbox")
 
 
 def bound_queue(member: str) -> str:

@@ -1,0 +1,89 @@
+"""config.celery: Settings → Celery's own setting names."""
+
+from __future__ import annotations
+
+import kombu
+import pytest
+from celery.app.defaults import SETTING_KEYS
+from kombu.transport.redis import Channel
+
+from config import load
+from config.celery import celery_configuration, sentinel_options
+
+SENTINEL = {
+    "CELERY_BROKER_URL": "sentinel://:master@s1/0;sentinel://:master@s2/0",
+    "CELERY_RESULT_BACKEND": "sentinel://:master@s1/1",
+    "CELERY_SENTINEL_MASTER": "main",
+}
+
+
+@pytest.mark.parametrize("environment", [{}, SENTINEL])
+def test_every_name_is_one_that_celery_reads(environment: dict[str, str]) -> None:
+    # The Redis backend reads it, and Celery's list has it not (celery 5.7).
+    unlisted = {"redis_backend_health_check_interval"}
+    assert celery_configuration(load(environment)).keys() - SETTING_KEYS - unlisted == set()
+
+
+def test_every_transport_option_is_one_that_kombu_reads() -> None:
+    options = celery_configuration(load({}))["broker_transport_options"]
+    assert options.keys() - set(Channel.from_transport_options) == set()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "name", "value"),
+    [
+        ("CELERY_TASK_TIME_LIMIT", "1799", "task_time_limit", 1799),
+        ("CELERY_TASK_SOFT_TIME_LIMIT", "60", "task_soft_time_limit", 60),
+        ("CELERY_RESULT_EXPIRES", "60", "result_expires", 60),
+        ("CELERY_TIMEZONE", "Europe/Berlin", "timezone", "Europe/Berlin"),
+        ("WORKER_PREFETCH_MULTIPLIER", "4", "worker_prefetch_multiplier", 4),
+        ("CELERY_BROKER_URL", "redis://redis:6379/7", "broker_url", "redis://redis:6379/7"),
+        ("CELERY_RESULT_BACKEND", "redis://redis:6379/8", "result_backend", "redis://redis:6379/8"),
+    ],
+)
+def test_a_setting_reaches_celery(variable: str, text: str, name: str, value: object) -> None:
+    assert celery_configuration(load({variable: text}))[name] == value
+    assert celery_configuration(load({}))[name] != value
+
+
+def test_the_visibility_timeout_reaches_the_transport() -> None:
+    options = celery_configuration(load({"CELERY_VISIBILITY_TIMEOUT": "7200"}))["broker_transport_options"]
+    assert options["visibility_timeout"] == 7200
+
+
+def test_two_stacks_on_one_server_do_not_hear_each_other() -> None:
+    options = celery_configuration(load({}))["broker_transport_options"]
+    assert (options["fanout_prefix"], options["fanout_patterns"]) == (True, True)
+
+
+def test_messages_are_json_and_nothing_else() -> None:
+    configuration = celery_configuration(load({}))
+    assert configuration["accept_content"] == ["json"]
+    assert {configuration[f"{kind}_serializer"] for kind in ("task", "result", "event")} == {"json"}
+
+
+def test_a_task_is_acknowledged_after_it_ran() -> None:
+    configuration = celery_configuration(load({}))
+    assert configuration["task_acks_late"] is True
+    assert configuration["task_reject_on_worker_lost"] is True
+
+
+def test_a_password_reaches_broker_and_results_unchanged() -> None:
+    password = "pa$$w#rd'\"@:/% ü"
+    configuration = celery_configuration(load({"REDIS_PASSWORD": password}))
+    for name in ("broker_url", "result_backend"):
+        assert kombu.Connection(configuration[name]).password == password
+
+
+def test_sentinels_are_asked_for_the_master_with_their_own_password() -> None:
+    settings = load(SENTINEL | {"CELERY_SENTINEL_PASSWORD": "watcher"})
+    configuration = celery_configuration(settings)
+    for name in ("broker_transport_options", "result_backend_transport_options"):
+        assert configuration[name]["master_name"] == "main"
+        assert configuration[name]["sentinel_kwargs"]["password"] == "watcher"
+    # An empty password would be sent, and refused.
+    assert "password" not in sentinel_options(load(SENTINEL))
+
+
+def test_without_sentinels_nothing_is_said_of_them() -> None:
+    assert "master_name" not in celery_configuration(load({}))["broker_transport_options"]

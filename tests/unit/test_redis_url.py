@@ -1,0 +1,255 @@
+"""config.redis_url"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import FrozenInstanceError
+from typing import Any
+from urllib.parse import quote
+
+import kombu
+import pytest
+from celery import Celery
+from celery.app.backends import by_url
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.redis_url import MASK, RedisUrl, parse
+
+# Whatever can be written down as UTF-8, control characters included.
+ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+HOST = st.sampled_from(["redis", "redis.example.com", "10.0.0.7", "::1"])
+DATABASE = st.integers(0, 10**6)
+PORT = st.integers(1, 65535)
+# Distinct enough not to turn up by chance in what must not contain it.
+PASSWORD = "s3cret-Zq7"
+
+
+@st.composite
+def urls(draw: st.DrawFn) -> RedisUrl:
+    """Any URL that a configuration may name."""
+    scheme = draw(st.sampled_from(["redis", "rediss", "redis+socket", "sentinel"]))
+    common: dict[str, Any] = {
+        "scheme": scheme,
+        "database": draw(DATABASE),
+        "username": draw(ANY_TEXT),
+        "password": draw(ANY_TEXT),
+    }
+    if scheme == "redis+socket":
+        return RedisUrl(**common, socket_path="/" + draw(ANY_TEXT.filter(bool)).lstrip("/") + "x")
+    hosts = draw(st.lists(st.tuples(HOST, PORT), min_size=1, max_size=3 if scheme == "sentinel" else 1))
+    tls: tuple[tuple[str, str], ...] = (("ssl_cert_reqs", draw(st.sampled_from(["required", "optional", "none"]))),)
+    if draw(st.booleans()):
+        tls += (("ssl_ca_certs", "/" + draw(ANY_TEXT)),)
+    return RedisUrl(**common, hosts=tuple(hosts), tls=tls if scheme == "rediss" else ())
+
+
+@given(urls())
+def test_a_url_that_is_written_and_read_again_is_the_same(url: RedisUrl) -> None:
+    assert parse(url.text()) == url
+
+
+@given(urls())
+def test_kombu_reads_the_same_login_server_and_database(url: RedisUrl) -> None:
+    connection = kombu.Connection(url.text())
+    if url.socket_path:
+        # kombu passes a socket URL on whole, for the transport to read.
+        assert f"redis+{connection.hostname}" == url.text()
+        return
+    assert (connection.userid or "", connection.password or "") == (url.username, url.password)
+    assert (connection.hostname, connection.port) == url.hosts[0]
+    assert int(connection.virtual_host) == url.database
+    assert bool(connection.ssl) is url.uses_tls
+
+
+@given(urls())
+def test_the_result_backend_reads_the_same_login_and_database(url: RedisUrl) -> None:
+    app = Celery(set_as_current=False)
+    backend, text = by_url(url.text(), app.loader)
+    parameters = backend(app=app, url=text).connparams
+    assert (parameters.get("username") or "", parameters.get("password") or "") == (url.username, url.password)
+    assert parameters["db"] == url.database
+    if url.scheme == "sentinel":
+        assert tuple((host["host"], host["port"]) for host in parameters["hosts"]) == url.hosts
+    elif url.socket_path:
+        assert parameters["path"] == url.socket_path
+    else:
+        assert (parameters["host"], parameters["port"]) == url.hosts[0]
+
+
+@given(user=ANY_TEXT, around=st.tuples(ANY_TEXT, ANY_TEXT))
+def test_no_form_for_people_shows_the_password(user: str, around: tuple[str, str]) -> None:
+    password = PASSWORD.join(around)
+    url = RedisUrl("redis", hosts=(("redis", 6379),), username=user, password=password)
+    for text in (url.masked(), repr(url), str(url), f"{url}"):
+        assert PASSWORD not in text
+        assert quote(password, safe="") not in text
+    assert f":{MASK}@" in url.masked()
+
+
+@pytest.mark.parametrize(
+    "password", ["a;b", "a[b", "a]b", "a:b", "a@b", "a b", "a%b", "a'b", 'a"b', "a$b", "a&b", "a+b", "pä℀ss"]
+)
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "sentinel"])
+def test_a_password_needs_percent_encoding_only_where_it_could_be_misread(scheme: str, password: str) -> None:
+    url = parse(f"{scheme}://user:{password}@redis:7000/2")
+    assert (url.username, url.password) == ("user", password)
+    assert (url.hosts, url.database) == ((("redis", 7000),), 2)
+
+
+@pytest.mark.parametrize("mark", ["/", "#", "?"])
+def test_a_character_that_would_end_the_host_is_refused_with_its_encoded_form(mark: str) -> None:
+    with pytest.raises(ValueError, match="percent-encoded") as refusal:
+        parse(f"redis://:{PASSWORD}{mark}x@redis:6379/0")
+    assert f"{mark} is {quote(mark, safe='')}" in str(refusal.value)
+
+
+def test_percent_encoding_is_undone_once() -> None:
+    assert parse("redis://:%2525@redis").password == "%25"
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "sentinel", "redis+socket"])
+def test_a_user_without_password_is_refused_with_the_form_that_works(scheme: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        parse(f"{scheme}://{PASSWORD}@redis:6379/0")
+    assert f"{scheme}://:secret@host" in str(refusal.value)
+    assert f"{scheme}://user:secret@host" in str(refusal.value)
+    assert PASSWORD not in str(refusal.value)
+
+
+def test_a_user_with_an_empty_password_may_get_it_from_elsewhere() -> None:
+    url = parse("redis://user:@redis/0").with_password(PASSWORD)
+    assert (url.username, url.password) == ("user", PASSWORD)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [("redis://redis/0", PASSWORD), ("redis://:own@redis/0", "own")],
+)
+def test_a_password_is_added_only_to_a_url_without_one(text: str, kept: str) -> None:
+    assert parse(text).with_password(PASSWORD).password == kept
+    assert parse(text).with_password("") == parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts", "database"),
+    [
+        ("redis://redis", (("redis", 6379),), 0),
+        ("redis://redis/", (("redis", 6379),), 0),
+        ("redis://redis:7000/5", (("redis", 7000),), 5),
+        ("rediss://redis", (("redis", 6379),), 0),
+        ("sentinel://s1", (("s1", 26379),), 0),
+        ("sentinel://s1:1/3;sentinel://s2:2/3", (("s1", 1), ("s2", 2)), 3),
+        ("sentinel://s1:1/3 ; sentinel://s2;", (("s1", 1), ("s2", 26379)), 3),
+        ("redis://[::1]:7000/1", (("::1", 7000),), 1),
+        # Not the default: a port that is written down is the port that is meant.
+        ("redis://redis:0", (("redis", 0),), 0),
+    ],
+)
+def test_hosts_ports_and_databases_have_the_defaults_of_redis(text: str, hosts: object, database: int) -> None:
+    assert (parse(text).hosts, parse(text).database) == (hosts, database)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "database"),
+    [
+        ("redis+socket:///run/redis.sock", "/run/redis.sock", 0),
+        ("redis+socket:///run/redis.sock?virtual_host=4", "/run/redis.sock", 4),
+        ("redis+socket://:secret@/run/a%40b.sock?virtual_host=4", "/run/a@b.sock", 4),
+    ],
+)
+def test_a_socket_has_a_path_and_a_virtual_host(text: str, path: str, database: int) -> None:
+    assert (parse(text).socket_path, parse(text).database) == (path, database)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", r"must start with one of redis://, rediss://, redis\+socket://, sentinel://"),
+        ("redis", "must start with one of"),
+        ("amqp://guest@rabbit", "must start with one of"),
+        ("redis:/redis", "must start with one of"),
+        ("redis://", "names no host"),
+        ("redis:///0", "names no host"),
+        ("redis://:secret@/0", "names no host"),
+        ("redis://redis/zero", "its database must be a whole number"),
+        ("redis://redis/-1", "its database must be a whole number"),
+        ("redis://redis/0/1", "its database must be a whole number"),
+        ("redis://redis/²", "its database must be a whole number"),
+        ("redis+socket:///s?virtual_host=x", "its database must be a whole number"),
+        ("redis://redis:port/0", "the port must be a number"),
+        ("redis://redis:70000/0", "the port must be a number"),
+        ("redis://[::1/0", "check its brackets"),
+        ("redis+socket://host/run/redis.sock", r"write redis\+socket:///path/to/socket"),
+        ("redis+socket://", "names no socket"),
+        ("redis+socket:///", "names no socket"),
+        ("redis://a/0;redis://b/0", "only sentinel:// URLs can be a list"),
+        ("sentinel://a/0;redis://b/0", "must start with sentinel://"),
+        ("redis://redis/0?socket_timeout=5&db=3", "its query has db, socket_timeout, which no part of Stalk reads"),
+        ("redis://redis/0?ssl_cert_reqs=none", "its query has ssl_cert_reqs"),
+        ("rediss://redis/0?ssl_cert_reqs=never", "'never'; allowed are required, optional and none"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_with_a_reason(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{PASSWORD}",
+        f"redis://{PASSWORD}@redis",
+        f"redis://:{PASSWORD}@",
+        f"redis://:{PASSWORD}@redis:port/0",
+        f"redis://:{PASSWORD}@[redis/0",
+        f"redis://:{PASSWORD}@redis/zero",
+        f"redis://:{PASSWORD}/1@redis/0",
+        f"redis://:{PASSWORD}@redis/0?x=1",
+        f"redis://redis/0?password={PASSWORD}",
+        f"redis://redis:{PASSWORD}/0",
+        f"redis://redis/{PASSWORD}",
+        f"rediss://:{PASSWORD}@redis/0?ssl_cert_reqs=never",
+        f"redis+socket://:{PASSWORD}@host/s",
+        f"sentinel://a/0;redis://:{PASSWORD}@b/0",
+        f"{PASSWORD}://redis",
+    ],
+)
+def test_no_refusal_repeats_a_password(text: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        parse(text)
+    assert PASSWORD not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "checks"),
+    [
+        ("", ssl.CERT_REQUIRED),
+        ("?ssl_cert_reqs=CERT_REQUIRED", ssl.CERT_REQUIRED),
+        ("?ssl_cert_reqs=required", ssl.CERT_REQUIRED),
+        ("?ssl_cert_reqs=optional", ssl.CERT_OPTIONAL),
+        ("?ssl_cert_reqs=CERT_NONE", ssl.CERT_NONE),
+    ],
+)
+def test_tls_checks_certificates_unless_told_otherwise(given: str, checks: ssl.VerifyMode) -> None:
+    connection = kombu.Connection(parse(f"rediss://redis/0{given}").text())
+    assert connection.ssl["ssl_cert_reqs"] is checks
+
+
+def test_the_files_of_tls_reach_kombu() -> None:
+    files = {"ssl_ca_certs": "/ca.pem", "ssl_certfile": "/my cert.pem", "ssl_keyfile": "/key.pem"}
+    query = "&".join(f"{name}={quote(path)}" for name, path in files.items())
+    connection = kombu.Connection(parse(f"rediss://redis/0?{query}").text())
+    assert {name: connection.ssl[name] for name in files} == files
+
+
+def test_the_server_of_two_databases_is_the_same() -> None:
+    one, other = parse("redis://a:x@Redis:6379/0"), parse("redis://redis/1")
+    assert one.server == other.server
+    assert one.server != parse("redis://redis:7000/0").server
+    assert parse("redis+socket:///a").server != parse("redis+socket:///b").server
+
+
+def test_a_url_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        parse("redis://redis/0").password = "other"  # type: ignore[misc]

@@ -1,0 +1,543 @@
+"""config.settings"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from dataclasses import FrozenInstanceError
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import SecretStr, ValidationError
+
+from config import ConfigError, load
+from config.celery import soft_limit
+from config.reference import in_force, shown
+from config.settings import GROUPS, SECRETS, Settings, fields, variables
+
+# Any text is allowed in these.
+FREE_TEXT = {"REDIS_PASSWORD", "CELERY_SENTINEL_PASSWORD", "CELERY_SENTINEL_MASTER", "CELERY_IMPORTS"}
+# Distinct enough not to turn up by chance in what must not contain it.
+MARK = "Zq7-s3cret"
+SPECIAL = ("$", "#", "'", '"', "\\", "@", ":", "/", "%", "?", ";", " ", "ü", "日", "")
+ANY_TEXT = st.text(st.characters(codec="utf-8") | st.sampled_from("".join(SPECIAL)), max_size=12)
+
+
+def mistakes(environment: dict[str, str], env_file: Path | None = None) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as refusal:
+        load(environment, env_file)
+    return refusal.value.problems
+
+
+# --- Defaults
+
+
+def test_nothing_has_to_be_set() -> None:
+    settings = load({})
+    assert settings.warnings == ()
+    assert settings.broker_url.text() == "redis://redis:6379/0"
+    assert settings.result_url.text() == "redis://redis:6379/1"
+    assert settings.worker.pool == "prefork"
+    assert settings.worker.concurrency is None
+    assert (soft_limit(settings.tasks), settings.tasks.time_limit) == (1740, 1800)
+    assert settings.broker.visibility_timeout == 3600
+
+
+@pytest.mark.parametrize(
+    ("group", "attribute", "variable"),
+    [(name, attribute, variable) for name, group in GROUPS.items() for attribute, variable, _ in fields(group)],
+)
+def test_a_default_written_down_is_the_default(group: str, attribute: str, variable: str) -> None:
+    default = getattr(getattr(load({}), group), attribute)
+    if isinstance(default, SecretStr):
+        assert default.get_secret_value() == ""
+    else:
+        assert getattr(getattr(load({variable: shown(default)}), group), attribute) == default
+
+
+@pytest.mark.parametrize("variable", variables())
+def test_a_variable_that_is_empty_is_not_set(variable: str, tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text(f"{variable}=\n")
+    assert load({variable: ""}) == load({}, env_file) == load({})
+
+
+def test_every_variable_is_set_once_and_says_what_it_is() -> None:
+    assert len(variables()) == len(set(variables()))
+    for group in GROUPS.values():
+        assert group.__doc__
+        for _, variable, field in fields(group):
+            about: Any = field.json_schema_extra
+            assert variable.isupper()
+            assert field.description
+            assert field.description.endswith(".")
+            assert about["allowed"]
+
+
+# --- Values
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "place", "value"),
+    [
+        ("CELERY_VISIBILITY_TIMEOUT", "7200", "broker.visibility_timeout", 7200),
+        ("BROKER_ALLOW_VOLATILE", "1", "broker.allow_volatile", True),
+        ("BROKER_ALLOW_VOLATILE", "0", "broker.allow_volatile", False),
+        ("CELERY_RESULT_EXPIRES", "60", "results.expires", 60),
+        ("CELERY_IMPORTS", "shop.tasks, shop.reports,", "tasks.imports", ("shop.tasks", "shop.reports")),
+        ("CELERY_TIMEZONE", "Europe/Berlin", "tasks.timezone", "Europe/Berlin"),
+        ("LOG_LEVEL", "WARNING", "tasks.log_level", "warning"),
+        ("WORKER_POOL", "Threads", "worker.pool", "threads"),
+        ("WORKER_CONCURRENCY", "8", "worker.concurrency", 8),
+        ("WORKER_QUEUES", "celery, reports", "worker.queues", ("celery", "reports")),
+        ("WORKER_AUTOSCALE", "8,2", "worker.autoscale", (8, 2)),
+        ("WORKER_AUTOSCALE", "8, 8", "worker.autoscale", (8, 8)),
+        ("BEAT_SCHEDULE", "a=off", "beat.schedule", (("a", "off"),)),
+        ("BEAT_SCHEDULE", "a=60; b = 0 3 * * mon ;", "beat.schedule", (("a", "60"), ("b", "0 3 * * mon"))),
+        ("FLOWER_URL_PREFIX", "/flower/", "flower.url_prefix", "flower"),
+        ("FLOWER_URL_PREFIX", "tools/flower", "flower.url_prefix", "tools/flower"),
+        ("FLOWER_BIND", "[::1]", "flower.bind", "[::1]"),
+        ("WORKER_MEMORY", "512M", "stack.worker_memory", "512m"),
+        ("WORKER_CPUS", "0.5", "stack.worker_cpus", "0.5"),
+        ("WORKERS", "0", "stack.workers", 0),
+        (
+            "REDIS_IMAGE",
+            "registry:5000/redis:8.0.3@sha256:ab",
+            "stack.redis_image",
+            "registry:5000/redis:8.0.3@sha256:ab",
+        ),
+    ],
+)
+def test_a_value_is_read(variable: str, text: str, place: str, value: object) -> None:
+    group, attribute = place.split(".")
+    assert getattr(getattr(load({variable: text}), group), attribute) == value
+
+
+@pytest.mark.parametrize("login", ["admin:secret", "admin:a:b,c", "admin: ", 'a:"', "ä:ü"])
+def test_a_login_may_have_colons_and_commas_in_its_password(login: str) -> None:
+    assert load({"FLOWER_BASIC_AUTH": login}).flower.basic_auth.get_secret_value() == login
+
+
+def test_the_redis_password_goes_into_every_url_that_has_none() -> None:
+    settings = load({"REDIS_PASSWORD": "p/w", "CELERY_RESULT_BACKEND": "redis://:own@other/3"})
+    assert settings.broker_url.text() == "redis://:p%2Fw@redis:6379/0"
+    assert settings.result_url.text() == "redis://:own@other:6379/3"
+
+
+def test_names_are_read_as_they_are_spelt() -> None:
+    assert load({"log_level": "debug", "Worker_Pool": "solo"}) == load({})
+
+
+# --- Mistakes
+
+
+@pytest.mark.parametrize("variable", [name for name in variables() if name not in FREE_TEXT])
+def test_nonsense_is_refused_by_name_with_what_was_given_and_what_is_allowed(variable: str) -> None:
+    (problem,) = mistakes({variable: "?! nonsense"})
+    found = "a value that is not shown" if variable in SECRETS else "'?! nonsense'"
+    assert problem.startswith(f"{variable}: found {found}")
+    assert problem.partition("; allowed: ")[2] in {
+        about["allowed"]
+        for group in GROUPS.values()
+        for _, name, field in fields(group)
+        if name == variable and isinstance(about := field.json_schema_extra, dict)
+    }
+
+
+WHOLE_SECONDS = (
+    "CELERY_VISIBILITY_TIMEOUT",
+    "CELERY_RESULT_EXPIRES",
+    "CELERY_TASK_TIME_LIMIT",
+    "CELERY_TASK_SOFT_TIME_LIMIT",
+    "WORKER_SOFT_SHUTDOWN",
+    "WORKER_STOP_GRACE_PERIOD",
+    "WORKER_HEARTBEAT_TIMEOUT",
+    "FLOWER_PURGE_OFFLINE_WORKERS",
+    "FLOWER_STATE_SAVE_INTERVAL",
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["1h", "3600.5", "3600.0", "0", "-1", " 60", "60 ", "1_000", "+60", "1e3", "٣٦٠٠", "0x10", "true", "60s"]
+)
+@pytest.mark.parametrize("variable", WHOLE_SECONDS)
+def test_seconds_are_whole_and_above_zero(variable: str, text: str) -> None:
+    (problem,) = mistakes({variable: text})
+    assert problem.startswith(f"{variable}: found {text!r}; allowed: whole seconds")
+
+
+@pytest.mark.parametrize(
+    ("variable", "values"),
+    [
+        ("CELERY_BROKER_URL", ["redis", "amqp://rabbit", "redis://secret@redis/0", "redis://redis/x"]),
+        ("CELERY_RESULT_BACKEND", ["rpc://", "db+sqlite:///x"]),
+        ("BROKER_ALLOW_VOLATILE", ["2", "maybe", "-1"]),
+        ("CELERY_TIMEZONE", ["Mars", "../UTC", "Europe", ".", "/etc/passwd", "UTC+1"]),
+        ("LOG_LEVEL", ["loud", "info\n", "warn", "1"]),
+        ("WORKER_PROCESSES", ["0", "65", "1.5"]),
+        ("WORKER_POOL", ["gevent", "processes", "prefork,solo"]),
+        ("WORKER_CONCURRENCY", ["0", "-2", "1001", "auto"]),
+        ("WORKER_QUEUES", [",", "a b", "a;b", "a,--purge=1", "a/b"]),
+        ("WORKER_AUTOSCALE", ["8", "2,8", "8,0", "8,2,1", "8;2", "-8,-9"]),
+        ("WORKER_MAX_TASKS_PER_CHILD", ["0"]),
+        ("WORKER_MAX_MEMORY_PER_CHILD", ["9999", "200m"]),
+        ("WORKER_PREFETCH_MULTIPLIER", ["0", "1001"]),
+        ("WORKER_HEARTBEAT_TIMEOUT", ["44"]),
+        ("BEAT_SCHEDULE", ["nightly", "=60", "a=", "a=0", "a=1.5", "a=never", "a=* * * *", "a=60; b"]),
+        ("FLOWER_BASIC_AUTH", ["admin", "admin:", ":secret"]),
+        ("FLOWER_PORT", ["0", "65536", "http"]),
+        ("FLOWER_BIND", ["localhost", "0.0.0.0 ", "*", "::1", "[127.0.0.1]", "1", "...", "[::1", "[]"]),
+        ("FLOWER_URL_PREFIX", ["a b", "//", "/a//b", "/a?b", "https://host/flower"]),
+        ("FLOWER_MAX_TASKS", ["99", "1000001"]),
+        ("FLOWER_MAX_WORKERS", ["0", "5001"]),
+        ("WORKERS", ["-1", "1001"]),
+        ("REDIS_REPLICAS", ["2", "-1"]),
+        ("REDIS_MAXMEMORY", ["512", "512mb", "0m", "0.5g", "half"]),
+        ("WORKER_MEMORY", ["-1g", "1t", "1 g"]),
+        ("WORKER_CPUS", ["-1", "two", ".5", "1,5", "01"]),
+        ("REDIS_PIDS", ["15"]),
+        ("WORKER_PIDS", ["63"]),
+        ("REDIS_IMAGE", ["Redis:8", "redis 8", "-redis"]),
+        ("STALK_RUN_DIR", ["run", "/", "/run/"]),
+    ],
+)
+def test_a_value_outside_what_is_allowed_is_refused(variable: str, values: list[str]) -> None:
+    for value in values:
+        problems = mistakes({variable: value})
+        assert [problem.split(":")[0] for problem in problems] == [variable], value
+
+
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
+    problems = mistakes(
+        {
+            "CELERY_BROKER_URL": "amqp://rabbit",
+            "CELERY_VISIBILITY_TIMEOUT": "1h",
+            "CELERY_RESULT_EXPIRES": "0",
+            "LOG_LEVEL": "loud",
+            "WORKER_POOL": "gevent",
+            "WORKER_PROCESSES": "none",
+            "FLOWER_PORT": "http",
+            "WORKERS": "many",
+            "BEAT_SCHEDULE": "often",
+            "CELERY_TASK_SOFT_TIME_LIMIT": "99999",
+            "REDIS_PASSWORD_FILE": str(tmp_path / "gone"),
+        }
+    )
+    named = [problem.split(":")[0].split(" ")[0] for problem in problems]
+    assert sorted(named) == sorted(
+        [
+            "CELERY_BROKER_URL",
+            "CELERY_VISIBILITY_TIMEOUT",
+            "CELERY_RESULT_EXPIRES",
+            "LOG_LEVEL",
+            "WORKER_POOL",
+            "WORKER_PROCESSES",
+            "FLOWER_PORT",
+            "WORKERS",
+            "BEAT_SCHEDULE",
+            "CELERY_TASK_SOFT_TIME_LIMIT",
+            "REDIS_PASSWORD_FILE",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"CELERY_VISIBILITY_TIMEOUT": "2h", "CELERY_TASK_TIME_LIMIT": "7000", "CELERY_TASK_SOFT_TIME_LIMIT": "6000"},
+        {"WORKER_STOP_GRACE_PERIOD": "15m", "WORKER_SOFT_SHUTDOWN": "600"},
+        {"WORKER_POOL": "fork", "WORKER_AUTOSCALE": "4,1"},
+        {"REDIS_MEMORY": "4 GB", "REDIS_MAXMEMORY": "2g"},
+        {"CELERY_SENTINEL_MASTER": "", "CELERY_BROKER_URL": "sentinel://s1/x"},
+    ],
+)
+def test_a_mistake_is_not_reported_as_a_contradiction_too(environment: dict[str, str]) -> None:
+    assert len(mistakes(environment)) == 1
+
+
+def test_a_mistake_in_a_url_is_explained() -> None:
+    (problem,) = mistakes({"CELERY_BROKER_URL": f"redis://{MARK}@redis/0"})
+    assert "a value that is not shown" in problem
+    assert "write redis://:secret@host" in problem
+    assert MARK not in problem
+
+
+# --- Combinations
+
+
+@pytest.mark.parametrize(
+    ("environment", "named", "remark"),
+    [
+        (
+            {"CELERY_TASK_SOFT_TIME_LIMIT": "1800"},
+            ["CELERY_TASK_SOFT_TIME_LIMIT (1800 s)", "CELERY_TASK_TIME_LIMIT (1800 s)"],
+            "must be below",
+        ),
+        (
+            {"CELERY_VISIBILITY_TIMEOUT": "1800"},
+            ["CELERY_TASK_TIME_LIMIT (1800 s)", "CELERY_VISIBILITY_TIMEOUT (1800 s)"],
+            "must be below",
+        ),
+        (
+            {"WORKER_SOFT_SHUTDOWN": "46"},
+            ["WORKER_STOP_GRACE_PERIOD (60 s)", "WORKER_SOFT_SHUTDOWN is 46 s"],
+            "must be 61 or more",
+        ),
+        ({"WORKER_STOP_GRACE_PERIOD": "59"}, ["WORKER_STOP_GRACE_PERIOD (59 s)"], "must be 60 or more"),
+        ({"WORKER_AUTOSCALE": "4,1", "WORKER_POOL": "threads"}, ["WORKER_AUTOSCALE", "WORKER_POOL=prefork"], "threads"),
+        (
+            {"WORKER_AUTOSCALE": "4,1", "WORKER_CONCURRENCY": "2"},
+            ["WORKER_AUTOSCALE", "WORKER_CONCURRENCY"],
+            "both set",
+        ),
+        (
+            {"WORKER_POOL": "solo", "WORKER_CONCURRENCY": "2"},
+            ["WORKER_CONCURRENCY is 2", "WORKER_PROCESSES", "WORKER_POOL"],
+            "one task at a time",
+        ),
+        (
+            {"CELERY_BROKER_URL": "sentinel://s1/0"},
+            ["CELERY_SENTINEL_MASTER", "CELERY_BROKER_URL"],
+            "must name the master",
+        ),
+        (
+            {"CELERY_RESULT_BACKEND": "sentinel://s1/0"},
+            ["CELERY_SENTINEL_MASTER", "CELERY_RESULT_BACKEND"],
+            "must name the master",
+        ),
+        ({"REDIS_MAXMEMORY": "1024m"}, ["REDIS_MAXMEMORY (1024m)", "REDIS_MEMORY (1g)"], "must be below"),
+        ({"REDIS_MEMORY": "524288k"}, ["REDIS_MAXMEMORY (512m)", "REDIS_MEMORY (524288k)"], "must be below"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    environment: dict[str, str], named: list[str], remark: str
+) -> None:
+    (problem,) = mistakes(environment)
+    assert all(name in problem for name in named), problem
+    assert remark in problem
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"CELERY_TASK_SOFT_TIME_LIMIT": "1799"},
+        {"CELERY_VISIBILITY_TIMEOUT": "1801"},
+        {"WORKER_SOFT_SHUTDOWN": "600", "WORKER_STOP_GRACE_PERIOD": "615"},
+        {"WORKER_AUTOSCALE": "4,1"},
+        {"CELERY_BROKER_URL": "sentinel://s1/0", "CELERY_SENTINEL_MASTER": "main"},
+        {"REDIS_MAXMEMORY": "1023m"},
+    ],
+)
+def test_settings_that_just_fit_are_accepted_without_a_warning(environment: dict[str, str]) -> None:
+    assert load(environment).warnings == ()
+
+
+def test_several_contradictions_are_reported_at_once() -> None:
+    problems = mistakes({"CELERY_VISIBILITY_TIMEOUT": "60", "WORKER_SOFT_SHUTDOWN": "600", "REDIS_MAXMEMORY": "2g"})
+    assert len(problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        (
+            {"CELERY_RESULT_BACKEND": "redis://redis:6379/0"},
+            ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "the same database (0)"],
+        ),
+        (
+            {"CELERY_BROKER_URL": "redis+socket:///s", "CELERY_RESULT_BACKEND": "redis+socket:///s?virtual_host=0"},
+            ["the same database (0)"],
+        ),
+        (
+            {"WORKER_POOL": "threads"},
+            ["WORKER_POOL=threads cannot enforce CELERY_TASK_TIME_LIMIT and CELERY_TASK_SOFT_TIME_LIMIT"],
+        ),
+        ({"WORKER_POOL": "solo"}, ["WORKER_POOL=solo cannot enforce"]),
+    ],
+)
+def test_what_works_but_should_be_known_is_a_warning(environment: dict[str, str], named: list[str]) -> None:
+    (warning,) = load(environment).warnings
+    assert all(name in warning for name in named), warning
+
+
+def test_limits_of_prefork_children_are_warned_about_in_other_pools() -> None:
+    limits = {"WORKER_MAX_TASKS_PER_CHILD": "100", "WORKER_MAX_MEMORY_PER_CHILD": "200000"}
+    assert load(limits).warnings == ()
+    warnings = load(limits | {"WORKER_POOL": "threads"}).warnings
+    assert "WORKER_MAX_TASKS_PER_CHILD and WORKER_MAX_MEMORY_PER_CHILD only work with WORKER_POOL=prefork" in warnings
+
+
+@pytest.mark.parametrize(
+    ("broker", "results"),
+    [
+        ("redis://redis:6379/0", "redis://redis:6379/1"),
+        ("redis://redis:6379/0", "redis://other:6379/0"),
+        ("redis+socket:///a", "redis+socket:///b"),
+    ],
+)
+def test_databases_of_their_own_are_no_warning(broker: str, results: str) -> None:
+    assert load({"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": results}).warnings == ()
+
+
+# --- .env
+
+
+def test_the_environment_beats_the_file(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text("LOG_LEVEL=error\nWORKER_POOL=solo\n")
+    settings = load({"LOG_LEVEL": "debug"}, env_file)
+    assert (settings.tasks.log_level, settings.worker.pool) == ("debug", "solo")
+
+
+def test_a_line_that_cannot_be_read_is_refused_with_its_place(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text("LOG_LEVEL=error\nREDIS_PASSWORD=pa$word\n")
+    (problem,) = mistakes({}, env_file)
+    assert problem.startswith(f"{env_file} line 2: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("WORKER_CONCURENCY=4", "did you mean WORKER_CONCURRENCY?"),
+        ("CELERY_BROKER=redis://redis/0", "did you mean CELERY_BROKER_URL?"),
+        ("LOG_LEVEL_FILE=/run/level", "did you mean LOG_LEVEL?"),
+        ("SHOP_URL=https://shop.example.com", "variables for your own tasks belong in .env.tasks"),
+    ],
+)
+def test_a_variable_that_nobody_reads_is_warned_about(tmp_path: Path, line: str, hint: str) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text(line + "\n")
+    (warning,) = load({}, env_file).warnings
+    assert warning == f"{line.partition('=')[0]} in .env is read by nothing in Stalk: {hint}"
+
+
+def test_only_what_stands_in_the_file_is_warned_about(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    (tmp_path / "password").write_text("secret")
+    env_file.write_text(f"COMPOSE_PROJECT_NAME=shop\nREDIS_PASSWORD_FILE={tmp_path / 'password'}\nWORKERS=2\n")
+    assert load({"SHOP_URL": "https://shop.example.com", "HOME": "/root"}, env_file).warnings == ()
+
+
+def test_a_process_reads_its_environment_and_the_file_of_the_checkout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in variables():
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(f"{name}_FILE", raising=False)
+    (tmp_path / ".env").write_text("REDIS_PASSWORD='from $ file'\nLOG_LEVEL=error\n")
+    monkeypatch.setattr("config.settings.ENV_FILE", tmp_path / ".env")
+    monkeypatch.setenv("LOG_LEVEL", "debug")
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://redis/5")
+    monkeypatch.setenv("CELERY_BROKER_READ_URL", "redis://elsewhere/0")
+    settings = load()
+    assert settings.tasks.log_level == "debug"
+    assert settings.broker_url.text() == "redis://:from%20%24%20file@redis:6379/5"
+    # Celery prefers these two to its configuration, so they have to agree with it.
+    assert os.environ["CELERY_BROKER_URL"] == os.environ["CELERY_BROKER_READ_URL"] == settings.broker_url.text()
+    assert "CELERY_RESULT_BACKEND" not in os.environ
+    # What a child reads is the same again.
+    assert (load().broker_url, load().result_url) == (settings.broker_url, settings.result_url)
+
+
+# --- Secrets
+
+
+@pytest.mark.parametrize("variable", SECRETS)
+def test_every_secret_comes_from_a_file_as_well(tmp_path: Path, variable: str) -> None:
+    value = "redis://:a%40b@host:7000/2" if "URL" in variable or "BACKEND" in variable else "user:pa$$w#rd"
+    path = tmp_path / "secret"
+    path.write_text(value + "\n")
+    assert load({f"{variable}_FILE": str(path)}) == load({variable: value}) != load({})
+    assert mistakes({f"{variable}_FILE": str(path), variable: value}) == (
+        f"{variable} and {variable}_FILE are both set: keep one of them",
+    )
+
+
+def test_what_can_carry_a_password_is_a_secret() -> None:
+    assert set(SECRETS) == {
+        "CELERY_BROKER_URL",
+        "CELERY_RESULT_BACKEND",
+        "REDIS_PASSWORD",
+        "CELERY_SENTINEL_PASSWORD",
+        "FLOWER_BASIC_AUTH",
+    }
+
+
+def secretive(password: str) -> dict[str, str]:
+    """An environment with `password` in every place that can hold one."""
+    encoded = quote(password, safe="")
+    return {
+        "CELERY_BROKER_URL": f"redis://user:{encoded}@redis/0",
+        "CELERY_RESULT_BACKEND": f"redis+socket://:{encoded}@/run/redis.sock",
+        "REDIS_PASSWORD": password,
+        "CELERY_SENTINEL_PASSWORD": password,
+        "FLOWER_BASIC_AUTH": f"admin:{password}",
+    }
+
+
+def assert_hidden(text: str) -> None:
+    assert MARK not in text
+    assert quote(MARK) not in text
+
+
+@given(st.tuples(ANY_TEXT, ANY_TEXT))
+@example(("".join(SPECIAL), "".join(SPECIAL)))
+def test_no_secret_is_shown_where_the_configuration_is_good(around: tuple[str, str]) -> None:
+    settings = load(secretive(MARK.join(around)))
+    groups = [getattr(settings, name) for name in GROUPS]
+    for text in (repr(settings), str(settings), in_force(settings), *map(repr, groups), *map(str, groups)):
+        assert_hidden(text)
+    assert MARK in settings.broker_url.password
+
+
+@given(st.tuples(ANY_TEXT, ANY_TEXT))
+@example(("".join(SPECIAL), "".join(SPECIAL)))
+def test_no_secret_is_shown_where_something_else_is_wrong(around: tuple[str, str]) -> None:
+    environment = secretive(MARK.join(around)) | {"LOG_LEVEL": "loud", "WORKER_SOFT_SHUTDOWN": "600"}
+    environment |= {"CELERY_VISIBILITY_TIMEOUT": "1h", "FLOWER_PORT": "http", "CELERY_RESULT_EXPIRES": "never"}
+    with pytest.raises(ConfigError) as refusal:
+        load(environment)
+    assert len(refusal.value.problems) == 5
+    assert_hidden("".join(traceback.format_exception(refusal.value)))
+
+
+@given(before=ANY_TEXT, after=ANY_TEXT)
+@example("redis://:", "@redis/x")
+@example("redis://:", "/@redis/0")
+@example("redis://", "@redis/0")
+@example("redis://:x@redis:", "/0")
+@example("rediss://:", "@redis/0?ssl_cert_reqs=x")
+@example("sentinel://", "")
+def test_no_secret_is_shown_where_it_is_itself_wrong(before: str, after: str) -> None:
+    wrong = f"{before}{MARK}{after}"
+    # Neither a URL nor a login, whatever was drawn.
+    login = wrong.replace(":", ";")
+    problems = mistakes({"CELERY_BROKER_URL": wrong, "CELERY_RESULT_BACKEND": wrong, "FLOWER_BASIC_AUTH": login})
+    assert any(problem.startswith("FLOWER_BASIC_AUTH") for problem in problems)
+    for problem in problems:
+        assert_hidden(problem)
+
+
+# --- Frozen
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_no_setting_can_be_changed_and_the_refusal_shows_no_secret(group: str) -> None:
+    settings = load(secretive(MARK))
+    values = getattr(settings, group)
+    for attribute, _, _ in fields(GROUPS[group]):
+        with pytest.raises(ValidationError, match="frozen") as refusal:
+            setattr(values, attribute, None)
+        assert_hidden(str(refusal.value))
+    with pytest.raises(FrozenInstanceError):
+        setattr(settings, group, values)
+
+
+def test_every_group_is_part_of_the_settings() -> None:
+    assert {field.name for field in dataclass_fields(Settings)} == {*GROUPS, "warnings"}
