@@ -6,6 +6,7 @@ failed or Redis does not answer, 2 bad input, 3 no result in time.
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -18,7 +19,12 @@ from services import status as state
 
 def show(answer: Any) -> None:
     """Print one JSON object."""
-    sys.stdout.buffer.write(orjson.dumps(answer, default=str) + b"\n")
+    try:
+        text = orjson.dumps(answer, default=str)
+    except TypeError:
+        # orjson has no whole numbers beyond 64 bits; Python's own would print NaN for what JSON calls null.
+        text = json.dumps(answer, default=str).encode()
+    sys.stdout.buffer.write(text + b"\n")
     sys.stdout.flush()
 
 

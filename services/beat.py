@@ -38,6 +38,7 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         app.redbeat_redis = connect(settings.broker_url, settings, decode_responses=True)
         self._heartbeat = HeartbeatFile(settings.stack.run_directory, "beat")
         self._word = ""
+        self._written = False
         self._held = app.redbeat_redis.lock(BEAT_LOCK, timeout=LOCK_SECONDS, thread_local=False)
         super().__init__(app, **options)
         # None switches off RedBeat's own handling of the lock.
@@ -73,17 +74,19 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         super().close()
 
     def _hold_lock(self) -> bool:
-        """Renew the lock, or take it if it is free."""
+        """Renew the lock, or take it if it is free; whoever takes it writes the schedule."""
         if self._held.local.token:
             try:
-                return bool(self._held.extend(LOCK_SECONDS, replace_ttl=True))
+                self._held.extend(LOCK_SECONDS, replace_ttl=True)
             except LockError:
                 logger.warning("beat: lost the lock: Redis was emptied, or this beat stood still for too long")
-                self._held.local.token = None
-        if not self._held.acquire(blocking=False):
+                self._held.local.token, self._written = None, False
+        if not self._held.local.token and not self._held.acquire(blocking=False):
             return False
-        logger.info("beat: got the lock, writing the schedule")
-        super().setup_schedule()
+        if not self._written:
+            logger.info("beat: got the lock, writing the schedule")
+            super().setup_schedule()
+            self._written = True
         return True
 
     def _say(self, word: str, message: str = "") -> None:

@@ -13,6 +13,7 @@ import hmac
 import logging
 import os
 import pickle
+import re
 import secrets
 import signal
 import threading
@@ -32,10 +33,10 @@ from flower.app import Flower
 from flower.options import options
 from flower.views.broker import BrokerView
 from redis.exceptions import RedisError
-from tornado.httputil import HTTPServerRequest
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
-from tornado.web import RedirectHandler, RequestHandler, stream_request_body
+from tornado.web import OutputTransform, RedirectHandler, RequestHandler, StaticFileHandler, stream_request_body
 
 from config import ConfigError, Settings
 from services.connections import connect
@@ -45,6 +46,7 @@ from services.status import known_queues, waiting
 logger = logging.getLogger(__name__)
 
 MASK = "***"
+PASSWORD_IN_URL = re.compile(r"(://[^:/@\s]*:)[^/@\s]+@")
 # Silence after which Redis is sent a PING, and how many may stay without answer before the connection is given up.
 PING_SECONDS = 2
 MISSED_PINGS = 5
@@ -58,6 +60,30 @@ TIDY_SECONDS = 5.0
 # A worker that did not answer an inspection, busy with a solo task, is asked again after this.
 INSPECT_AGAIN_SECONDS = 30.0
 BEAT_SECONDS = 5.0
+# No other site may show Flower in a frame and have a stop button clicked unseen, and nothing that a task's name or
+# arguments smuggle into a page can load from, or tell, another host. Flower's own pages have scripts and styles
+# inside, hence 'unsafe-inline'.
+HEADERS = {
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+}
+STYLE_SHEET = Path(urls.settings["static_path"], "css", "flower.css").resolve()
+# Flower shortens ids below 768 pixels only, and whole ones push a task's worker out of a laptop's window. On a phone
+# the names of a worker's settings and tasks push their values out (flower 2.2).
+STYLE = b"""
+@media (max-width: 1599.98px) {
+  .task-uuid-full { display: none; }
+  .task-uuid-short { display: inline; }
+}
+@media (max-width: 767.98px) {
+  #tab-tasks .table:first-of-type { min-width: 0; }
+  #tab-tasks .table:first-of-type td:first-child { overflow-wrap: anywhere; }
+  #tab-config td:first-child { min-width: 9rem; overflow-wrap: anywhere; }
+}
+"""
 
 
 def serve(
@@ -108,6 +134,8 @@ def set_options(settings: Settings, address: str, port: int, database: str) -> s
     options.url_prefix = settings.flower.url_prefix
     options.persistent, options.db = True, database
     options.state_save_interval = settings.flower.save_every * 1000
+    # Flower's own order begins with the name, which fills a phone and hides the state and the way to the task.
+    options.tasks_columns = "state,uuid,name,received,runtime,worker"
     options.max_tasks = settings.flower.max_tasks
     options.max_workers = settings.flower.max_workers
     options.purge_offline_workers = settings.flower.offline_after
@@ -212,14 +240,50 @@ class QueueLengths:
             return [{"name": name, "messages": count} for name, count in waiting(client, everything).items()]
 
 
+class QueueTable(QueueLengths):
+    """Queue lengths with the two columns that are left on a phone; Flower fills them for RabbitMQ (flower 2.2)."""
+
+    async def queues(self, names: list[str]) -> list[dict[str, Any]]:
+        # Nodes change their queues unasked. Their answers take a second, so the next look has them.
+        self._server.update_workers()
+        return [
+            queue | {"messages_ready": queue["messages"], "consumers": self._server.consumers(queue["name"])}
+            for queue in await super().queues(names)
+        ]
+
+
 class BrokerPage(BrokerView):  # type: ignore[misc]
     def get_broker(self) -> QueueLengths:
-        return QueueLengths(self.application)
+        return QueueTable(self.application)
 
 
 class QueueLengthsApi(GetQueueLengths):  # type: ignore[misc]
     def get_broker(self) -> QueueLengths:
         return QueueLengths(self.application)
+
+
+class StaticFiles(StaticFileHandler):  # type: ignore[misc]
+    """Flower's files, with STYLE at the end of its style sheet."""
+
+    @classmethod
+    def get_content(cls, abspath: str, start: int | None = None, end: int | None = None) -> Any:
+        if Path(abspath).resolve() != STYLE_SHEET:
+            return super().get_content(abspath, start, end)
+        return (STYLE_SHEET.read_bytes() + STYLE)[start:end]
+
+    def get_content_size(self) -> int:
+        own = len(STYLE) if Path(self.absolute_path).resolve() == STYLE_SHEET else 0
+        return int(super().get_content_size()) + own
+
+
+class SafeHeaders(OutputTransform):  # type: ignore[misc]
+    """Puts HEADERS on every answer, whichever handler gives it."""
+
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        headers.update(HEADERS)
+        return status_code, headers, chunk
 
 
 class DaemonThreads(ThreadPoolExecutor):
@@ -407,9 +471,14 @@ class Inspector(inspector.Inspector):  # type: ignore[misc]
 
 
 def without_passwords(value: Any) -> Any:
-    """`value` with every password masked: a worker's transport options carry the one of the sentinels."""
+    """`value` with every password masked: the sentinels' among the transport options, and those inside of URLs.
+
+    A worker that reaches its broker over a socket gives the whole URL as the host's name (kombu 5.7).
+    """
     if isinstance(value, dict):
         return {key: MASK if key == "password" and inner else without_passwords(inner) for key, inner in value.items()}
+    if isinstance(value, str):
+        return PASSWORD_IN_URL.sub(rf"\1{MASK}@", value)
     return [without_passwords(inner) for inner in value] if isinstance(value, list) else value
 
 
@@ -429,7 +498,9 @@ class Server(Flower):  # type: ignore[misc]
         loop = IOLoop.current()
         stop_on_signals(loop.asyncio_loop)
         under_prefix = {"static_url_prefix": f"{self.prefix}/static/", "login_url": f"{self.prefix}/login"}
-        super().__init__(options, app, Events(app, loop), loop, **urls.settings | under_prefix)
+        own = {"static_handler_class": StaticFiles, **under_prefix}
+        super().__init__(options, app, Events(app, loop), loop, **urls.settings | own)
+        self.add_transform(SafeHeaders)
         self.inspector = Inspector(loop, app, options.inspect_timeout / 1000)
         self.add_handlers(".*", self._own_handlers())
 
@@ -462,7 +533,10 @@ class Server(Flower):  # type: ignore[misc]
 
     def log_request(self, handler: RequestHandler) -> None:
         # Probes ask every few seconds, and Redis's absence has its own line.
-        if not isinstance(handler, Healthcheck):
+        probed = isinstance(handler, Healthcheck)
+        # Browsers send the login only after they have been asked for it; a wrong one is worth a line.
+        asked = isinstance(handler, LoginRequired) and "Authorization" not in handler.request.headers
+        if not (probed or asked):
             super().log_request(handler)
 
     def listen(self, port: int) -> None:
@@ -500,6 +574,14 @@ class Server(Flower):  # type: ignore[misc]
             self._inspected |= unknown
             self._next_inspection = monotonic() + INSPECT_AGAIN_SECONDS
             self.update_workers()
+
+    def consumers(self, queue: str) -> int | None:
+        """How many nodes take tasks from `queue`; None as long as one has not said from where it does."""
+        alive = [name for name in self.events.state.workers if self.events.is_alive(name)]
+        taken = [self.workers.get(name, {}).get("active_queues") for name in alive]
+        if None in taken:
+            return None
+        return sum(any(each["name"] == queue for each in queues) for queues in taken)
 
     def purge_offline_worker_metrics(self) -> None:
         """Flower asks for it with each scrape."""

@@ -34,6 +34,8 @@ STANDBY = "standby"
 
 # Often enough for a health check that allows 30 s; one utime() costs microseconds.
 BEAT_SECONDS = 2.0
+# Whoever starts a node waits for its first word.
+FIRST_BEAT_SECONDS = 0.2
 # A PING that takes longer than this counts as no answer.
 PING_TIMEOUT_SECONDS = 2.0
 
@@ -66,24 +68,26 @@ class HeartbeatFile:
 class Liveness:
     """Decides whether a node that was seen at some progress count is alive, waiting or stuck."""
 
-    def __init__(self, redis_answers: Callable[[], bool], timeout: float) -> None:
-        self._redis_answers = redis_answers
-        self._timeout = timeout
+    def __init__(
+        self, redis_answers: Callable[[], bool], timeout: float, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._redis_answers, self._timeout, self._clock = redis_answers, timeout, clock
         self._progress: object = None
-        self._since = monotonic()
+        # When the loop was last seen at work, and since when it has no reason not to be.
+        self._seen = self._since = clock()
 
     def judge(self, progress: object, excused: bool, started: bool) -> str:
         """The node's word: `progress` changes whenever its loop turns, `excused` means it need not turn."""
+        now = self._clock()
         if excused or progress != self._progress:
-            self._progress, self._since = progress, monotonic()
-            return READY if started else STARTING
-        if monotonic() - self._since < 2 * BEAT_SECONDS:
+            self._progress, self._seen, self._since = progress, now, now
+        if now - self._seen < 2 * BEAT_SECONDS:
             return READY if started else STARTING
         if not self._redis_answers():
             # The loop waits for Redis, perhaps inside a socket time-out: the clock starts when Redis is back.
-            self._since = monotonic()
+            self._since = now
             return WAITING
-        return STUCK if monotonic() - self._since > self._timeout else WAITING
+        return STUCK if now - self._since > self._timeout else WAITING
 
 
 class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -110,13 +114,14 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     terminate = stop
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        hub.call_soon(self._turn)
         hub.call_repeatedly(1.0, self._turn)
 
     def _turn(self) -> None:
         self._turns += 1
 
     def _run(self, worker: Any) -> None:
-        while not self._stop.wait(BEAT_SECONDS):
+        while not self._stop.wait(BEAT_SECONDS if self._turns else FIRST_BEAT_SECONDS):
             word = self._liveness.judge(self._progress(worker), _excused(worker), started=self._turns > 0)
             if word != STUCK:
                 self.file.touch(word)

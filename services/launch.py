@@ -1,13 +1,15 @@
 """python -m services.launch worker | node | beat | flower: the one way from settings to a running process.
 
 Checks the configuration and Redis, then becomes Supervisor, Celery or Flower with exactly what each may see.
-Exit codes: 2 the configuration has mistakes, 3 Redis was refused; otherwise what the process ends with.
+Exit codes: 0 told to stop while waiting for Redis, 2 the configuration has mistakes, 3 Redis was refused; otherwise
+what the process ends with.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -15,7 +17,6 @@ from pathlib import Path
 from config import ConfigError, Settings, child_environment, load
 from config.settings import GROUPS, HAND_BACK_SECONDS, fields
 from services import preflight
-from services.beat import TICK_SECONDS
 
 CONFIGURATION_EXIT_CODE = 2
 SUPERVISOR_CONF = Path(__file__).resolve().parent.parent / "docker" / "supervisor" / "worker.conf"
@@ -40,7 +41,14 @@ def node_command(settings: Settings) -> list[str]:
 
 
 def launch_worker(settings: Settings, _: Namespace) -> None:
-    """Become Supervisor, with WORKER_PROCESSES nodes under it."""
+    """Become Supervisor, with WORKER_PROCESSES nodes under it.
+
+    Raises ConfigError when BEAT_SCHEDULE names an entry that does not exist, as launch_beat does: a node would
+    fail with it after its start.
+    """
+    from services.schedule import beat_schedule
+
+    beat_schedule(settings.beat.schedule)
     preflight.check(settings)
     environment = child_environment(NODE_VARIABLES, **supervisor_values(settings))
     become([sys.executable, "-m", "services.supervise", "--configuration", str(SUPERVISOR_CONF)], environment)
@@ -67,6 +75,11 @@ def launch_node(settings: Settings, options: Namespace) -> None:
 
 def launch_beat(settings: Settings, _: Namespace) -> None:
     """Become Celery's beat."""
+    # It imports Celery, which a node does for itself after it has become one.
+    from services.beat import TICK_SECONDS
+    from services.schedule import beat_schedule
+
+    beat_schedule(settings.beat.schedule)
     preflight.check(settings)
     options = [f"--loglevel={settings.tasks.log_level}", f"--max-interval={TICK_SECONDS:.0f}", "--pidfile="]
     become([*CELERY, "beat", *options], child_environment(known("broker", "results", "tasks", "beat", "stack")))
@@ -124,6 +137,8 @@ def parser() -> ArgumentParser:
 def main(arguments: list[str]) -> None:
     """Launch the role that `arguments` name."""
     options = parser().parse_args(arguments)
+    # As process 1 of a container, a process without a handler ignores TERM: waiting for Redis must end by it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = load()
         for warning in settings.warnings:

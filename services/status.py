@@ -21,6 +21,8 @@ def status(app: Celery) -> tuple[dict[str, Any], int]:
     """The state of the stack and the exit code: 0, or 1 where Redis does not answer."""
     client = connect(app.settings.broker_url, app.settings, decode_responses=True)
     try:
+        # At once, where Celery would try again for a while.
+        client.ping()
         answer = {
             "nodes": nodes(app),
             "queues": waiting(client, known_queues(client, app)),

@@ -15,7 +15,10 @@ from supervisor import events
 from supervisor.states import ProcessStates, SupervisorStates
 
 # Words from services/heartbeat.py, which is not imported: supervisord would carry all of Celery in memory.
+STARTING = "starting"
 STUCK = "stuck"
+# As often as supervisord tries a program that ends within its startsecs.
+ATTEMPTS = 3
 
 failed_programs: list[str] = []
 
@@ -33,13 +36,23 @@ class Watchdog:
         self._timeout = float(timeout)
         self._on_fatal = on_fatal
         self._cpu_ticks: dict[int, int] = {}
+        self._false_starts: dict[str, int] = {}
         events.subscribe(events.Tick5Event, self.check)
         events.subscribe(events.Tick60Event, self.try_again)
+        events.subscribe(events.ProcessStateExitedEvent, self.count_false_start)
         events.subscribe(events.ProcessStateFatalEvent, self.give_up)
 
     @property
     def _log(self) -> Any:
         return self._supervisord.options.logger
+
+    def count_false_start(self, event: Any) -> None:
+        """Give up on a program that ends again and again before it is ready, after its startsecs each time."""
+        name = event.process.config.name
+        word, _ = self._heartbeat(event.process)
+        self._false_starts[name] = self._false_starts.get(name, 0) + 1 if word in ("", STARTING) else 0
+        if self._false_starts[name] >= ATTEMPTS and self._on_fatal == "exit":
+            self.give_up(event)
 
     def give_up(self, event: Any) -> None:
         """Say that a program could not be started, and end supervisord if that is what to do."""
@@ -73,14 +86,18 @@ class Watchdog:
                 # The whole group: a prefork child must not go on beside its replacement.
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def _fault(self, process: Any) -> str:
+    def _heartbeat(self, process: Any) -> tuple[str, float]:
+        """The last word of a program's heartbeat and its time; no word where it is its predecessor's."""
         path = self._directory / f"{process.config.name}.heartbeat"
         try:
             word, touched = path.read_text().strip(), path.stat().st_mtime
         except FileNotFoundError:
-            return ""
-        if touched < process.laststart:
-            # Its predecessor's: this one still waits for Redis.
+            return "", 0.0
+        return (word, touched) if touched >= process.laststart else ("", 0.0)
+
+    def _fault(self, process: Any) -> str:
+        word, touched = self._heartbeat(process)
+        if not word:
             return ""
         pid, age = process.pid, time() - touched
         if word == STUCK:

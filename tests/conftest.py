@@ -1,0 +1,68 @@
+"""Fixtures for all tests that start something: Redis servers and processes of the stack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkout import Checkout
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import GaveUp
+from tests.support.world import Node, World
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A copy of the code that no test changes."""
+    return Checkout(tmp_path_factory.mktemp("checkout") / "code")
+
+
+@pytest.fixture
+def own_checkout(tmp_path: Path) -> Checkout:
+    """A copy of the code that the test may change."""
+    return Checkout(tmp_path / "code")
+
+
+@pytest.fixture
+def world(tmp_path: Path, checkout: Checkout) -> Iterator[World]:
+    """What the test starts, and its end."""
+    with World(tmp_path, checkout).opened() as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def shared_world(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> Iterator[World]:
+    """What all tests of a module use together."""
+    with World(tmp_path_factory.mktemp("shared"), checkout).opened() as world:
+        yield world
+
+
+@pytest.fixture
+def redis_server(world: World) -> Callable[..., RedisServer]:
+    """Starts a Redis server; see World.redis."""
+    return world.redis
+
+
+@pytest.fixture
+def stack_process(world: World) -> Callable[..., Node]:
+    """Starts `python ARGUMENTS` in a given environment; see World.python."""
+
+    def start(arguments: str, environment: dict[str, str]) -> Node:
+        return Node(world, world.python("process", arguments, environment), environment)
+
+    return start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed shows the state and the last lines of everything that it had started."""
+    report = yield
+    # A wait that failed has told all of it already.
+    if report.failed and not (call.excinfo and call.excinfo.errisinstance(GaveUp)):
+        for world in World.existing:
+            report.sections.append((f"processes in {world.directory}", world.describe()))
+    return report

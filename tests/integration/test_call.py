@@ -1,0 +1,145 @@
+"""python -m services call: one JSON object, and an exit code that tells how the task ended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from tests.support.checkout import Checkout
+from tests.support.world import Stack, World
+
+PATIENCE = 30
+SUCCESS, FAILURE, BAD_INPUT, TIMED_OUT = 0, 1, 2, 3
+ADD = "services.tasks.arithmetic.add"
+
+
+@dataclass
+class Answer:
+    """What a command printed, read as JSON, and its exit code."""
+
+    code: int
+    said: dict[str, Any]
+    errors: str
+    seconds: float
+
+
+def services(stack: Stack, *arguments: str, checkout: Checkout | None = None, **settings: str) -> Answer:
+    """Run `python -m services ARGUMENTS` and read what it prints: one JSON object on one line, nothing else."""
+    began = monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "services", *arguments],
+        cwd=(checkout or stack.world.checkout).path,
+        env=stack.environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
+    assert done.stdout.count("\n") == 1, done
+    return Answer(done.returncode, json.loads(done.stdout), done.stderr, monotonic() - began)
+
+
+@pytest.fixture(scope="module")
+def stack(shared_world: World) -> Stack:
+    """A worker that runs two tasks at a time."""
+    stack = shared_world.stack()
+    stack.worker(WORKER_POOL="threads", WORKER_CONCURRENCY="2").ready()
+    return stack
+
+
+def test_a_result_is_printed_with_exit_code_0(stack: Stack) -> None:
+    answer = services(stack, "call", ADD, "--args", "[4, 3]")
+
+    assert answer.code == SUCCESS
+    assert answer.said == {"id": answer.said["id"], "state": "SUCCESS", "result": 7}
+    assert stack.client.AsyncResult(answer.said["id"]).result == 7
+    assert answer.errors == ""
+
+
+def test_arguments_can_be_named(stack: Stack) -> None:
+    answer = services(stack, "call", ADD, "--kwargs", '{"x": 4, "y": 3}')
+
+    assert (answer.code, answer.said["result"]) == (SUCCESS, 7)
+
+
+def test_whole_numbers_of_any_size_come_through_unchanged(stack: Stack) -> None:
+    answer = services(stack, "call", ADD, "--args", f"[{2**70}, 1]")
+
+    assert (answer.code, answer.said["result"]) == (SUCCESS, 2**70 + 1)
+
+
+def test_a_task_that_fails_is_an_error_with_exit_code_1(stack: Stack) -> None:
+    answer = services(stack, "call", "services.tasks.primes.count_primes", "--args", "[-1]")
+
+    assert answer.code == FAILURE
+    assert answer.said["state"] == "FAILURE"
+    assert answer.said["error"].startswith("ValueError: limit must be from 0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["services.tasks.arithmetic.ad"], f"did you mean {ADD}?"),
+        (["qqqq"], "there are probe.burn, "),
+        ([ADD, "--args", "[4, "], "ARGS: found '[4, ', which is not JSON"),
+        ([ADD, "--args", "[NaN, 1]"], "ARGS: found '[NaN, 1]', which is not JSON"),
+        ([ADD, "--args", "{}"], "ARGS: found '{}'; it must be a JSON list, such as [4, 3]"),
+        ([ADD, "--kwargs", "[]"], "KWARGS: found '[]'; it must be a JSON object"),
+        ([ADD, "--args", "[4]"], "missing 1 required positional argument"),
+        ([ADD, "--args", "[4, 3]", "--wait", "soon"], "WAIT: found 'soon'"),
+        ([ADD, "--args", "[4, 3]", "--wait", "0"], "WAIT: found '0'"),
+    ],
+)
+def test_bad_input_is_said_with_exit_code_2_and_nothing_is_sent(stack: Stack, arguments: list[str], error: str) -> None:
+    answer = services(stack, "call", *arguments)
+
+    assert answer.code == BAD_INPUT
+    assert error in answer.said["error"]
+    assert (answer.said["id"], answer.said["state"]) == (None, None)
+    assert "Traceback" not in answer.errors
+
+
+def test_a_module_that_cannot_be_imported_is_said_with_exit_code_2(stack: Stack, own_checkout: Checkout) -> None:
+    own_checkout.write("broken.py", 'raise RuntimeError("broken on purpose")\n')
+
+    answer = services(stack, "call", ADD, checkout=own_checkout, CELERY_IMPORTS="broken")
+
+    assert answer.code == BAD_INPUT
+    assert "broken on purpose" in answer.said["error"]
+
+
+def test_a_task_without_a_result_in_time_is_exit_code_3(stack: Stack) -> None:
+    answer = services(stack, "call", "probe.rest", "--args", '["slow", 2]', "--wait", "0.5")
+
+    assert answer.code == TIMED_OUT
+    assert answer.said["state"] == "PENDING"
+    assert "no result after 0.5 s" in answer.said["error"]
+    assert stack.client.AsyncResult(answer.said["id"]).get(timeout=PATIENCE).startswith("node0@")
+
+
+def test_a_redis_that_is_away_is_said_with_exit_code_1(world: World) -> None:
+    stack = world.stack()
+    stack.redis.stop()
+
+    answer = services(stack, "call", ADD, "--args", "[4, 3]")
+
+    assert answer.code == FAILURE
+    assert "the task could not be sent" in answer.said["error"]
+    assert answer.seconds < PATIENCE
+
+
+def test_a_redis_that_goes_away_during_the_wait_is_said_in_time(world: World) -> None:
+    stack = world.stack()
+    call = stack.command("""call probe.mark --args '["never"]' --wait 5""")
+    world.wait_until(lambda: stack.waiting() == 1, PATIENCE, "the task was sent")
+
+    stack.redis.kill()
+
+    assert call.exits(PATIENCE) in (FAILURE, TIMED_OUT)
+    assert json.loads(call.process.log().splitlines()[-1])["error"]

@@ -1,0 +1,191 @@
+"""Liveness: what is alive stays alive through outages and long tasks, what stands still is replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, time
+
+import pytest
+
+from tests.support.checkout import ROOT, Checkout
+from tests.support.processes import children, command_line
+from tests.support.world import Node, Stack, World
+
+PATIENCE = 60
+# The shipped lower bound is 45 s, because a reconnect pauses up to 30 s. After an outage of 11 s it pauses 6 s.
+TIMEOUT = 8
+OUTAGE = 11
+# A heartbeat comes every 2 s; on a busy machine a thread may have to wait for its turn.
+FRESH = 7
+HANGING = """
+import time
+from pathlib import Path
+from celery.signals import worker_ready
+from config import variable
+
+@worker_ready.connect
+def hang(**_):
+    "Keep the main thread busy for ever, the first time."
+    path = Path(variable("HUNG_BEFORE"))
+    if not path.exists():
+        path.touch()
+        time.sleep(3600)
+"""
+
+
+@dataclass
+class Patient:
+    """A node and what was seen of it during the trouble."""
+
+    stack: Stack
+    worker: Node
+    pid: int = 0
+    oldest: float = 0.0
+    words: set[str] = field(default_factory=set)
+
+    @property
+    def node(self) -> int:
+        """The node's process; 0 while it has none."""
+        pids = children(self.worker.process.pid)
+        return next((pid for pid in pids if "--hostname=node0@" in command_line(pid)), 0)
+
+    def look(self) -> None:
+        path = self.worker.heartbeat()
+        self.oldest = max(self.oldest, time() - path.stat().st_mtime)
+        self.words.add(path.read_text().strip())
+
+
+@pytest.fixture(scope="module")
+def patients(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Patient]:
+    """Nodes in trouble of every kind, all at the same time, and what became of them."""
+    world = shared_world
+    world.checkout = patient_code(tmp_path_factory.mktemp("heartbeat") / "code")
+    well, killed, frozen = world.stack(), world.stack(), world.stack()
+    settings = {"WORKER_HEARTBEAT_TIMEOUT": str(TIMEOUT)}
+    hanging = {"CELERY_IMPORTS": "probe,hanging", "HUNG_BEFORE": str(world.directory / "hung")}
+    kinds: dict[str, tuple[Stack, dict[str, str]]] = {
+        "idle": (well, {"WORKER_POOL": "prefork"}),
+        "solo-at-work": (well, {"WORKER_POOL": "solo"}),
+        "in-c-code": (well, {"WORKER_POOL": "solo"}),
+        "stopped": (well, {"WORKER_POOL": "threads"}),
+        "hanging": (well, {"WORKER_POOL": "threads", **hanging}),
+        "redis-killed": (killed, {"WORKER_POOL": "prefork"}),
+        "redis-killed-solo": (killed, {"WORKER_POOL": "solo"}),
+        "redis-frozen": (frozen, {"WORKER_POOL": "threads"}),
+    }
+    found = {
+        kind: Patient(stack, stack.worker(WORKER_QUEUES=kind, **settings, **more))
+        for kind, (stack, more) in kinds.items()
+    }
+    for patient in found.values():
+        patient.worker.ready().says("entered RUNNING")
+        patient.pid = patient.node
+    well.send("probe.burn", "solo-at-work", OUTAGE, queue="solo-at-work")
+    well.send("probe.grip", "in-c-code", OUTAGE + 6, queue="in-c-code")
+    killed.send("probe.rest", "redis-killed-solo", OUTAGE - 6, queue="redis-killed-solo")
+    for label in ("solo-at-work", "in-c-code", "redis-killed-solo"):
+        world.wait_started(label)
+    os.kill(found["stopped"].pid, signal.SIGSTOP)
+    killed.redis.kill()
+    frozen.redis.freeze()
+    end = monotonic() + OUTAGE
+
+    def over() -> bool:
+        for patient in found.values():
+            patient.look()
+        return monotonic() > end
+
+    world.wait_until(over, 2 * OUTAGE, "the outage is over")
+    killed.redis.start()
+    frozen.redis.thaw()
+    return found
+
+
+def patient_code(directory: Path) -> Checkout:
+    """The code with a shorter time-out than it allows, and with a module that hangs a node."""
+    checkout = Checkout(directory)
+    checkout.replace("config/settings.py", "ge=45", "ge=1")
+    checkout.replace("docker/supervisor/worker.conf", "startsecs=10", "startsecs=2")
+    checkout.write("hanging.py", HANGING)
+    return checkout
+
+
+@pytest.mark.parametrize("kind", ["idle", "solo-at-work", "redis-killed", "redis-killed-solo", "redis-frozen"])
+def test_a_heartbeat_stays_fresh(patients: dict[str, Patient], kind: str) -> None:
+    patient = patients[kind]
+
+    assert patient.oldest < FRESH
+    assert "stuck" not in patient.words
+
+
+def test_a_node_that_waits_for_redis_says_so(patients: dict[str, Patient]) -> None:
+    assert "waiting" in patients["redis-frozen"].words
+
+
+@pytest.mark.parametrize(
+    "kind", ["idle", "solo-at-work", "in-c-code", "redis-killed", "redis-killed-solo", "redis-frozen"]
+)
+def test_a_node_that_is_alive_is_not_restarted_and_works_on(patients: dict[str, Patient], kind: str) -> None:
+    patient = patients[kind]
+
+    result = patient.stack.send("probe.mark", f"{kind}-afterwards", queue=kind)
+
+    assert result.get(timeout=PATIENCE) == f"{kind}-afterwards"
+    assert patient.node == patient.pid
+    assert patient.worker.process.count("watchdog: killing") == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("stopped", "no heartbeat for"), ("hanging", "its main loop stands still")]
+)
+def test_a_node_that_stands_still_is_killed_and_replaced(patients: dict[str, Patient], kind: str, reason: str) -> None:
+    patient = patients[kind]
+    patient.worker.says(f"watchdog: killing node0 .*{reason}", PATIENCE)
+
+    result = patient.stack.send("probe.mark", f"{kind}-afterwards", queue=kind)
+
+    assert result.get(timeout=PATIENCE) == f"{kind}-afterwards"
+    # Once: the replacement does not inherit the blame.
+    assert patient.worker.process.count("watchdog: killing") == 1
+    assert patient.worker.process.count("spawned: 'node0'") == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "count", "healthy", "said"),
+    [
+        ({"node0": ("ready", 0)}, 1, True, "1 of 1 alive"),
+        ({"node0": ("waiting", 29)}, 1, True, "1 of 1 alive"),
+        ({"node0": ("ready", 40)}, 1, False, "node0.heartbeat is 40 s old"),
+        ({"node0": ("starting", 0)}, 1, False, "node0.heartbeat is starting"),
+        ({"node0": ("stuck", 0)}, 1, False, "node0.heartbeat is stuck"),
+        ({"node0": ("", 0)}, 1, False, "node0.heartbeat is empty"),
+        ({}, 1, False, "0 of 1 alive"),
+        ({"beat": ("ticking", 0)}, 1, False, "0 of 1 alive"),
+        ({"node0": ("ready", 0), "node1": ("ready", 1)}, 2, True, "2 of 2 alive"),
+        ({"node0": ("ready", 0), "node1": ("ready", 40)}, 2, False, "1 of 2 alive"),
+    ],
+)
+def test_the_health_check_reads_heartbeats(
+    tmp_path: Path, files: dict[str, tuple[str, int]], count: int, healthy: bool, said: str
+) -> None:
+    for name, (word, age) in files.items():
+        path = tmp_path / f"{name}.heartbeat"
+        path.write_text(f"{word}\n" if word else "")
+        os.utime(path, (time() - age, time() - age))
+
+    check = subprocess.run(
+        [ROOT / "docker" / "healthcheck", "node", str(count)],
+        env={"PATH": os.environ["PATH"], "STALK_RUN_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert (check.returncode == 0) is healthy
+    assert said in check.stdout
+    assert check.stderr == ""

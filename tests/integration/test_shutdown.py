@@ -1,0 +1,208 @@
+"""TERM: running tasks finish, what cannot finish in time goes back to its queue, in every pool."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from time import time
+from typing import Any
+
+import pytest
+
+from tests.support.processes import command_line
+from tests.support.world import Node, Stack, World
+
+PATIENCE = 20
+# Between the end of the last task and that of the worker: a look of supervisord, once a second, and the end of the
+# node. 2 s on an idle machine.
+LEAVE_SECONDS = 8
+SOFT_SHUTDOWN = 2
+HOUR = 3600
+# Longer than any test waits: such a task never comes to its end.
+ENDLESS = 600
+# Time for a busy machine to tell all workers to stop while their tasks run.
+RUNNING_SECONDS = 4
+POOLS = ("prefork", "threads", "solo")
+# Case → pool, and the task that overruns.
+OVERRUNS = {
+    "prefork": ("prefork", "rest"),
+    "threads": ("threads", "burn"),
+    "solo": ("solo", "rest"),
+    "solo-busy": ("solo", "burn"),
+}
+
+
+@dataclass
+class Stopped:
+    """A worker that was told to stop while a task ran and another waited in it for its ETA."""
+
+    stack: Stack
+    worker: Node
+    queue: str
+    running: Any = None
+    code: int = -1
+    left: float = 0.0
+
+    def label(self, what: str) -> str:
+        return f"{self.queue}-{what}"
+
+    def send(self, task: str, what: str, *arguments: object, **options: Any) -> Any:
+        return self.stack.send(f"probe.{task}", self.label(what), *arguments, queue=self.queue, **options)
+
+    def hold(self) -> None:
+        """Make the worker hold a task for later."""
+        self.send("mark", "eta", countdown=HOUR)
+        self.stack.world.wait_until(lambda: self.held() == 1, PATIENCE, f"{self.queue}: the worker holds the ETA task")
+
+    def held(self) -> int:
+        """Messages of its queue that the worker holds."""
+        messages = [json.loads(text) for text in self.stack.redis.client().hvals("unacked")]
+        return sum(1 for _, _, routing_key in messages if routing_key == self.queue)
+
+    def waiting(self) -> list[str]:
+        """What the tasks that wait in its queue are called."""
+        return sorted(text.removeprefix(f"('{self.queue}-").partition("'")[0] for text in texts(self.stack, self.queue))
+
+    def leave(self) -> None:
+        """Wait until the worker has left."""
+        self.code, self.left = self.worker.exits(PATIENCE), time()
+
+
+def texts(stack: Stack, queue: str) -> list[str]:
+    """The arguments of the tasks that wait in a queue."""
+    return [json.loads(text)["headers"]["argsrepr"] for text in stack.redis.client().lrange(queue, 0, -1)]
+
+
+@pytest.fixture(scope="module")
+def finished(shared_world: World) -> dict[str, Stopped]:
+    """A worker of each pool, told twice to stop in the middle of a task that ends in time."""
+    stack = shared_world.stack(WORKER_PREFETCH_MULTIPLIER="4")
+    found = {
+        pool: Stopped(stack, stack.worker(WORKER_POOL=pool, WORKER_QUEUES=f"ends-{pool}"), f"ends-{pool}")
+        for pool in POOLS
+    }
+    for one in found.values():
+        one.worker.ready()
+        one.hold()
+    for one in found.values():
+        one.running = one.send("rest", "running", RUNNING_SECONDS)
+    for one in found.values():
+        shared_world.wait_started(one.label("running"))
+        one.send("mark", "next")
+        one.worker.process.terminate()
+    for one in found.values():
+        one.worker.says("received SIGTERM").process.terminate()
+    for one in found.values():
+        one.leave()
+    return found
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_running_task_finishes_and_the_worker_leaves_when_it_has(finished: dict[str, Stopped], pool: str) -> None:
+    one = finished[pool]
+
+    assert one.running.get(timeout=PATIENCE).startswith("node0@")
+    (_, _, ended), *more = one.stack.world.notes("end", one.label("running"))
+    assert more == []
+    assert one.code == 0
+    assert one.left - ended < LEAVE_SECONDS
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_tasks_that_wait_in_a_worker_are_back_on_their_queue_after_a_stop(
+    finished: dict[str, Stopped], pool: str
+) -> None:
+    one = finished[pool]
+
+    assert one.waiting() == ["eta", "next"]
+    assert one.held() == 0
+    assert one.stack.world.started(one.label("next")) == 0
+
+
+def hasty(world: World, **settings: str) -> Stack:
+    """A stack whose workers wait for their tasks for SOFT_SHUTDOWN seconds only."""
+    grace = str(SOFT_SHUTDOWN + 15)
+    return world.stack(WORKER_SOFT_SHUTDOWN=str(SOFT_SHUTDOWN), WORKER_STOP_GRACE_PERIOD=grace, **settings)
+
+
+@pytest.fixture(scope="module")
+def overrun(shared_world: World) -> dict[str, Stopped]:
+    """Workers told to stop while a task runs that does not end; another, except in solo, ends in between."""
+    stack = hasty(shared_world, WORKER_PREFETCH_MULTIPLIER="4")
+    found = {}
+    for case, (pool, _) in OVERRUNS.items():
+        size = "1" if pool == "solo" else "2"
+        worker = stack.worker(WORKER_POOL=pool, WORKER_CONCURRENCY=size, WORKER_QUEUES=f"over-{case}")
+        found[case] = Stopped(stack, worker, f"over-{case}")
+    for one in found.values():
+        one.worker.ready()
+        one.hold()
+    for case, one in found.items():
+        pool, task = OVERRUNS[case]
+        one.send(task, "endless", ENDLESS)
+        shared_world.wait_started(one.label("endless"))
+        if pool != "solo":
+            one.send("rest", "short", SOFT_SHUTDOWN / 2)
+            shared_world.wait_started(one.label("short"))
+        one.worker.process.terminate()
+    for one in found.values():
+        one.leave()
+    return found
+
+
+@pytest.mark.parametrize("case", OVERRUNS)
+def test_a_task_that_still_runs_goes_back_to_its_queue_at_once(overrun: dict[str, Stopped], case: str) -> None:
+    one = overrun[case]
+    (_, pid, began), *more = one.stack.world.notes("start", one.label("endless"))
+
+    assert one.waiting() == ["endless", "eta"]
+    assert one.held() == 0
+    assert more == []
+    assert one.code == 0
+    assert SOFT_SHUTDOWN < one.left - began < SOFT_SHUTDOWN + LEAVE_SECONDS
+    # Nobody goes on with it beside its second start.
+    assert command_line(pid) == ""
+
+
+@pytest.mark.parametrize("case", ["prefork", "threads"])
+def test_a_task_that_ended_during_the_stop_does_not_run_again(overrun: dict[str, Stopped], case: str) -> None:
+    one = overrun[case]
+
+    assert one.stack.world.ended(one.label("short")) == 1
+    assert "short" not in one.waiting()
+    assert one.held() == 0
+
+
+def test_the_next_worker_runs_what_was_handed_back(overrun: dict[str, Stopped]) -> None:
+    stack = overrun["solo"].stack
+    queues = [one.queue for one in overrun.values()]
+    labels = [one.label("endless") for one in overrun.values()]
+
+    worker = stack.worker(WORKER_POOL="threads", WORKER_CONCURRENCY=str(len(queues)), WORKER_QUEUES=",".join(queues))
+
+    stack.world.wait_until(
+        lambda: [stack.world.started(label) for label in labels] == [2] * len(labels), PATIENCE, "each runs again"
+    )
+    worker.process.end()
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_a_task_that_arrives_during_a_stop_is_not_lost(world: World, pool: str) -> None:
+    """Redis may have handed it to a worker that reads no more: it stops, or its main thread is a solo pool at work."""
+    stack = hasty(world)
+    worker = stack.celery(f"worker --pool={pool} --concurrency=2 --hostname=node0@%h --loglevel=debug").ready()
+    # Started by its ETA, the solo task leaves a BRPOP behind that waits for the next one. That ends each second,
+    # as the countdown must not.
+    stack.send("probe.rest", "endless", ENDLESS, countdown=1.3 if pool == "solo" else None)
+    world.wait_started("endless")
+    worker.process.terminate()
+    worker.says("Warm shutdown")
+    if pool == "threads":
+        # Wakes the main loop, so that it ends while its BRPOP waits.
+        stack.client.control.broadcast("ping")
+        worker.says("Canceling task consumer")
+    stack.send("probe.mark", "late")
+
+    assert worker.exits(PATIENCE) == 0
+    assert sorted(texts(stack, "celery")) == [f"('endless', {ENDLESS})", "('late',)"]
+    assert stack.unacked() == 0

@@ -1,0 +1,67 @@
+"""python -m services status: what `make status` shows."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.integration.test_call import services
+from tests.support.world import Stack, World
+
+PATIENCE = 30
+HOST = os.uname().nodename
+
+
+@pytest.fixture(scope="module")
+def stack(shared_world: World) -> Stack:
+    """A worker at work, tasks that wait, and a beat."""
+    stack = shared_world.stack(BEAT_SCHEDULE="report-free-space=off")
+    worker = stack.worker(WORKER_POOL="threads", WORKER_CONCURRENCY="2", WORKER_QUEUES="celery,mail")
+    beat = stack.beat()
+    worker.ready()
+    beat.says("beat: ticking")
+    stack.send("probe.rest", "running", PATIENCE)
+    shared_world.wait_until(lambda: shared_world.started("running"), PATIENCE, "the task runs")
+    for priority in (0, 3, 9):
+        stack.send("probe.mark", "waits", queue="elsewhere", priority=priority)
+    return stack
+
+
+def test_nodes_queues_and_beat_are_shown(stack: Stack) -> None:
+    answer = services(stack, "status")
+
+    assert answer.code == 0
+    nodes = answer.said["nodes"]
+    assert list(nodes) == [f"node0@{HOST}"]
+    node = nodes[f"node0@{HOST}"]
+    assert (node["pool"], node["concurrency"], node["queues"]) == ("thread", 2, ["celery", "mail"])
+    assert [task["name"] for task in node["running"]] == ["probe.rest"]
+    # Every priority counts, and a queue that no worker here listens on.
+    assert answer.said["queues"] == {"celery": 0, "elsewhere": 3, "mail": 0}
+    assert answer.said["unacked"] == 1
+    assert 0 <= answer.said["beat"]["seconds_since_tick"] < 10
+    assert answer.errors == ""
+
+
+def test_an_empty_stack_is_shown(world: World) -> None:
+    answer = services(world.stack(), "status")
+
+    assert answer.code == 0
+    assert answer.said == {
+        "nodes": {},
+        "queues": {"celery": 0},
+        "unacked": 0,
+        "beat": {"seconds_since_tick": None},
+    }
+
+
+def test_a_redis_that_is_away_is_said_with_exit_code_1(world: World) -> None:
+    stack = world.stack()
+    stack.redis.stop()
+
+    answer = services(stack, "status")
+
+    assert answer.code == 1
+    assert answer.said["error"].startswith("Redis does not answer")
+    assert answer.seconds < PATIENCE

@@ -1,0 +1,101 @@
+"""What runs in a worker container: Supervisor and its nodes. Names, restarts, and what nobody may read."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkout import Checkout
+from tests.support.processes import children, command_line
+from tests.support.world import PASSWORD, Node, Stack, World
+
+PATIENCE = 30
+NODES = ("node0", "node1")
+
+
+@pytest.fixture(scope="module")
+def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """A worker with two nodes, which count as started after 2 s so that tests need not wait for 10."""
+    checkout = Checkout(tmp_path_factory.mktemp("worker") / "code")
+    checkout.replace("docker/supervisor/worker.conf", "startsecs=10", "startsecs=2")
+    checkout.write("broken.py", 'raise RuntimeError("broken on purpose")\n')
+    checkout.write("broken_late.py", "import time\ntime.sleep(3)\nimport broken\n")
+    shared_world.checkout = checkout
+    stack = shared_world.stack()
+    stack.worker(WORKER_PROCESSES="2", WORKER_POOL="solo", LOG_LEVEL="debug").says(r"node\d entered RUNNING", times=2)
+    stack.nodes[0].ready(2)
+    return stack
+
+
+@pytest.fixture(scope="module", autouse=True)
+def broken(stack: Stack) -> dict[str, Node]:
+    """Workers whose nodes cannot start. Early, because three tries take a while."""
+    return {module: stack.worker(CELERY_IMPORTS=module) for module in ("broken", "broken_late")}
+
+
+def node_process(worker: Node, name: str) -> int:
+    """The process of a node; 0 while it has none."""
+    return next((pid for pid in children(worker.process.pid) if f"--hostname={name}@" in command_line(pid)), 0)
+
+
+def names(stack: Stack) -> list[str]:
+    """The nodes that answer."""
+    return sorted(name for answer in stack.client.control.ping(timeout=0.5) for name in answer)
+
+
+def test_each_node_has_a_name_of_its_own(stack: Stack) -> None:
+    host = os.uname().nodename
+
+    assert names(stack) == [f"{node}@{host}" for node in NODES]
+    stack.world.wait_until(
+        lambda: [stack.nodes[0].heartbeat(node).read_text() for node in NODES] == ["ready\n", "ready\n"],
+        PATIENCE,
+        "each node's own heartbeat says ready",
+    )
+
+
+def test_a_node_that_is_killed_is_started_again(stack: Stack) -> None:
+    worker = stack.nodes[0]
+    killed = node_process(worker, "node0")
+
+    os.kill(killed, signal.SIGKILL)
+
+    stack.world.wait_until(
+        lambda: node_process(worker, "node0") not in (0, killed), PATIENCE, "node0 has a new process"
+    )
+    stack.world.wait_until(lambda: len(names(stack)) == 2, PATIENCE, "both nodes answer")
+
+
+def test_a_node_that_exits_with_0_is_started_again(stack: Stack) -> None:
+    worker = stack.nodes[0]
+    left = node_process(worker, "node1")
+
+    stack.client.control.shutdown(destination=[f"node1@{os.uname().nodename}"])
+
+    worker.says(r"exited: node1 \(exit status 0; expected\)")
+    stack.world.wait_until(lambda: node_process(worker, "node1") not in (0, left), PATIENCE, "node1 has a new process")
+    stack.world.wait_until(lambda: len(names(stack)) == 2, PATIENCE, "both nodes answer")
+
+
+def test_the_password_is_neither_in_the_process_list_nor_in_a_log(stack: Stack) -> None:
+    worker = stack.nodes[0]
+    # A beat too, and at the level that says most.
+    beat = stack.beat(LOG_LEVEL="debug").says("beat: ticking")
+
+    for process in (worker.process, beat.process):
+        assert process.family()
+        assert PASSWORD not in process.log()
+    assert not [line for path in Path("/proc").glob("[0-9]*") if PASSWORD in (line := command_line(int(path.name)))]
+
+
+@pytest.mark.parametrize("module", ["broken", "broken_late"])
+def test_a_node_that_cannot_start_ends_the_worker_with_a_code(broken: dict[str, Node], module: str) -> None:
+    """At once, or only when it has run for longer than Supervisor waits."""
+    worker = broken[module]
+
+    assert worker.exits(PATIENCE) == 1
+    assert worker.process.count("RuntimeError: broken on purpose") >= 3
+    assert worker.process.count("node0 could not be started") == 1

@@ -1,0 +1,108 @@
+"""Chromium, headless and without a way out of this machine: for the browser tests and the README's pictures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    HttpCredentials,
+    Page,
+    Request,
+    ViewportSize,
+    sync_playwright,
+)
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+OPTIONS = (
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # What is not on this machine is not found: a page that needs something from elsewhere is seen to fail.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+DESKTOP: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+# The pages come from this machine and are small; a busy one has two cores.
+WAIT_SECONDS = 20
+
+
+def executable() -> str | None:
+    """The Chromium on PATH; None where there is none."""
+    return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Chromium with a new and empty profile, gone afterwards; without a sandbox, because root cannot have one."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable(), args=list(OPTIONS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def session(browser: Browser, login: str, window: ViewportSize = DESKTOP) -> Iterator[BrowserContext]:
+    """A browser without cookies that answers a question for user and password with `login`; "" for not at all."""
+    user, _, password = login.partition(":")
+    credentials: HttpCredentials | None = {"username": user, "password": password} if login else None
+    context = browser.new_context(viewport=window, http_credentials=credentials, color_scheme="light")
+    context.set_default_timeout(WAIT_SECONDS * 1000)
+    try:
+        yield context
+    finally:
+        context.close()
+
+
+class Visitor:
+    """A person before a page, and a record of what it asked for and complained about."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page, self.url = page, url
+        self.asked: list[str] = []
+        self.complaints: list[str] = []
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.on("requestfailed", self._failed)
+        page.on("console", self._said)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def _failed(self, request: Request) -> None:
+        # Leaving a page breaks off what it was just asking for.
+        if request.failure != "net::ERR_ABORTED":
+            self.complaints.append(f"{request.url}: {request.failure}")
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{message.text} ({message.location['url']})")
+
+    def go(self, path: str) -> None:
+        """Open a page under the site's address."""
+        self.page.goto(self.url + path)
+
+    def strangers(self) -> list[str]:
+        """What was asked for elsewhere than under the site's address; data: is part of the page itself."""
+        return [url for url in self.asked if not url.startswith((f"{self.url}/", "data:"))]
+
+
+@contextmanager
+def visit(browser: Browser, url: str, login: str, pictures: Path, window: ViewportSize = DESKTOP) -> Iterator[Visitor]:
+    """A visitor of the site at `url`; what fails inside shows the page's text and where its picture is."""
+    with session(browser, login, window) as context:
+        visitor = Visitor(context.new_page(), url)
+        try:
+            yield visitor
+        except Exception as error:
+            picture = pictures / "failed.png"
+            visitor.page.screenshot(path=picture, full_page=True)
+            error.add_note(f"{visitor.page.url}, seen in {picture}:\n{visitor.page.inner_text('body')}")
+            raise

@@ -1,0 +1,33 @@
+"""A copy of what the image holds: tests run the stack from it, without this checkout's .env, and may change it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# As docker/Dockerfile copies it.
+CODE = ("config", "services", "docker")
+# Tasks that tests need: sleeping, burning CPU, and writing down each start and end.
+PROBE = "probe"
+
+
+class Checkout:
+    """Code of the stack under a directory of the test's own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory
+        for name in CODE:
+            shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(Path(__file__).with_name("probe.py"), directory / f"{PROBE}.py")
+
+    def replace(self, file: str, old: str, new: str) -> None:
+        """Change a file; fails when what is to be changed is not there."""
+        path = self.path / file
+        text = path.read_text()
+        assert text.count(old) == 1, f"{file} has {old!r} {text.count(old)} times"
+        path.write_text(text.replace(old, new))
+
+    def write(self, file: str, text: str) -> None:
+        """Add a file."""
+        (self.path / file).write_text(text)

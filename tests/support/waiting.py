@@ -1,0 +1,46 @@
+"""Bounded waits: a test never sleeps for a fixed time, and a wait that fails says what the world looked like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic, sleep
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Short beside everything that is waited for, long beside what a look costs.
+LOOK_SECONDS = 0.05
+
+
+class GaveUp(AssertionError):
+    """What was waited for did not happen in time."""
+
+
+def wait_until(
+    condition: Callable[[], T | None],
+    timeout: float,
+    what: str,
+    context: Callable[[], str] = lambda: "",
+    look: float = LOOK_SECONDS,
+) -> T:
+    """Look until `condition()` is true and return it.
+
+    Raises GaveUp after `timeout` seconds, with `what` and the state of the world that `context()` tells.
+    """
+    end = monotonic() + timeout
+    while not (value := condition()):
+        if monotonic() > end:
+            raise GaveUp(f"waited {timeout:g} s in vain: {what} (last seen: {value!r})\n{context()}")
+        sleep(look)
+    return value
+
+
+def holds_for(
+    condition: Callable[[], object], seconds: float, what: str, context: Callable[[], str] = lambda: ""
+) -> None:
+    """Look for `seconds` and fail as soon as `condition()` is false: for what must not happen."""
+    end = monotonic() + seconds
+    while monotonic() < end:
+        if not condition():
+            raise GaveUp(f"did not hold for {seconds:g} s: {what}\n{context()}")
+        sleep(LOOK_SECONDS)

@@ -1,0 +1,238 @@
+"""All that a test has started: Redis servers, workers, beats. It tells what they say, and ends them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from celery import Celery
+
+from config import load
+from config.celery import celery_configuration
+from tests.support.checkout import PROBE, Checkout
+from tests.support.processes import Process
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import holds_for, wait_until
+
+T = TypeVar("T")
+
+PASSWORD = "correct-horse"
+# Importing the application, connecting and looking for neighbours takes 3 s on an idle machine.
+READY_SECONDS = 40
+# A task starts within milliseconds; on a machine where a dozen processes start at the same time, later.
+START_SECONDS = 20
+READY_LINE = r"node\d+@\S+ ready\."
+
+
+class World:
+    """The processes of one test, or of all tests of a module that share them."""
+
+    # Worlds that exist now, for the report of a test that failed.
+    existing: list[World] = []  # noqa: RUF012
+
+    def __init__(self, directory: Path, checkout: Checkout) -> None:
+        self.directory, self.checkout = directory, checkout
+        self._processes: list[Process] = []
+        self._apps: list[Celery] = []
+        self._names: Counter[str] = Counter()
+
+    @contextmanager
+    def opened(self) -> Iterator[World]:
+        """This world; whatever was started in it is gone afterwards."""
+        World.existing.append(self)
+        try:
+            yield self
+        finally:
+            self.close()
+            World.existing.remove(self)
+
+    def close(self) -> None:
+        for app in self._apps:
+            app.close()
+        for process in reversed(self._processes):
+            process.end()
+        self._processes.clear()
+
+    # Waiting.
+
+    def wait_until(self, condition: Callable[[], T | None], timeout: float, what: str) -> T:
+        """Like tests.support.waiting.wait_until, with this world as the context."""
+        return wait_until(condition, timeout, what, self.describe)
+
+    def holds_for(self, condition: Callable[[], object], seconds: float, what: str) -> None:
+        """Like tests.support.waiting.holds_for, with this world as the context."""
+        holds_for(condition, seconds, what, self.describe)
+
+    def describe(self) -> str:
+        """State and last lines of every process."""
+        return "\n".join(process.tail() for process in self._processes)
+
+    # Starting.
+
+    def path(self, name: str) -> Path:
+        """A name in this world's directory that nobody has used yet."""
+        self._names[name] += 1
+        return self.directory / f"{name}-{self._names[name]}"
+
+    def redis(self, password: str = PASSWORD, lines: Iterable[str] = (), **options: Any) -> RedisServer:
+        """A Redis server that runs, safe to be a broker unless `lines` say otherwise."""
+        server = RedisServer(self.path("redis"), password=password, lines=lines, launch=self._launch, **options)
+        return server.start()
+
+    def process(
+        self, name: str, command: Iterable[str], environment: Mapping[str, str], cwd: Path | None = None
+    ) -> Process:
+        """Any command, from the checkout's copy."""
+        log = self.path(name).with_suffix(".log")
+        return self._launch(log.stem, list(command), environment, cwd or self.checkout.path, log)
+
+    def python(self, name: str, arguments: str, environment: Mapping[str, str]) -> Process:
+        """`python ARGUMENTS`, such as `-m services.launch beat`."""
+        return self.process(name, [sys.executable, *shlex.split(arguments)], environment)
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        """The environment of one container: nothing of ours in it, and a run directory of its own."""
+        run = self.path("run")
+        run.mkdir()
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.directory),
+            "LANG": "C.UTF-8",
+            # As in the image.
+            "PYTHONUNBUFFERED": "1",
+            "STALK_RUN_DIR": str(run),
+            "CELERY_IMPORTS": PROBE,
+            "PROBE_LOG": str(self.directory / "probe.log"),
+            "WORKER_CONCURRENCY": "1",
+            **settings,
+        }
+
+    def _launch(self, *arguments: Any) -> Process:
+        process = Process(*arguments)
+        self._processes.append(process)
+        return process
+
+    # The stack on one Redis.
+
+    def stack(self, redis: RedisServer | None = None, /, **settings: str) -> Stack:
+        """What runs on this server, or on a new one: broker in database 0, results in database 1."""
+        redis = redis or self.redis()
+        urls = {"CELERY_BROKER_URL": redis.url(0, password=""), "CELERY_RESULT_BACKEND": redis.url(1, password="")}
+        return Stack(self, redis, {**urls, "REDIS_PASSWORD": redis.password, **settings})
+
+    def client(self, environment: Mapping[str, str]) -> Celery:
+        """A producer in this process that knows the settings and none of the tasks."""
+        app = Celery("client", set_as_current=False)
+        app.conf.update(celery_configuration(load(environment)))
+        self._apps.append(app)
+        return app
+
+    # What the probe tasks wrote down.
+
+    def notes(self, word: str, label: str | None = None) -> list[tuple[str, int, float]]:
+        """(label, pid, time) of every `start` or `end`."""
+        path = self.directory / "probe.log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        found = [line.split() for line in lines]
+        return [(of, int(pid), float(at)) for kind, of, pid, at in found if kind == word and label in (None, of)]
+
+    def started(self, label: str) -> int:
+        """How often the task with this label has started."""
+        return len(self.notes("start", label))
+
+    def wait_started(self, label: str) -> None:
+        """Wait until the task with this label runs."""
+        self.wait_until(lambda: self.started(label), START_SECONDS, f"the task {label} runs")
+
+    def ended(self, label: str) -> int:
+        """How often it came to its end."""
+        return len(self.notes("end", label))
+
+
+class Stack:
+    """Workers, beats and a client on one Redis."""
+
+    def __init__(self, world: World, redis: RedisServer, settings: Mapping[str, str]) -> None:
+        self.world, self.redis, self._settings = world, redis, settings
+        self.client = world.client(self.environment())
+        self.nodes: list[Node] = []
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of one more container."""
+        return self.world.environment(**{**self._settings, **more})
+
+    def worker(self, **more: str) -> Node:
+        """A worker container's process: Supervisor with its nodes. It has started, and is perhaps not ready yet."""
+        return self._node("worker", "-m services.launch worker", more)
+
+    def beat(self, **more: str) -> Node:
+        return self._node("beat", "-m services.launch beat", more)
+
+    def celery(self, arguments: str, **more: str) -> Node:
+        """`celery -A services.app ARGUMENTS`, as somebody runs it by hand."""
+        return self._node("celery", f"-m celery -A services.app {arguments}", more)
+
+    def command(self, arguments: str, **more: str) -> Node:
+        """`python -m services ARGUMENTS`."""
+        return self._node("command", f"-m services {arguments}", more)
+
+    def _node(self, name: str, arguments: str, more: Mapping[str, str]) -> Node:
+        environment = self.environment(**more)
+        node = Node(self.world, self.world.python(name, arguments, environment), environment)
+        self.nodes.append(node)
+        return node
+
+    def send(self, task: str, *arguments: Any, **options: Any) -> Any:
+        """Send a task by its name; its AsyncResult."""
+        return self.client.send_task(task, arguments, **options)
+
+    def waiting(self, queue: str = "celery") -> int:
+        """Messages in a queue's list."""
+        return int(self.redis.client().llen(queue))
+
+    def unacked(self) -> int:
+        """Messages that workers hold."""
+        with self.redis.client().pipeline() as pipe:
+            pipe.hlen("unacked")
+            pipe.zcard("unacked_index")
+            held, indexed = pipe.execute()
+        assert held == indexed, f"{held} messages held, {indexed} with a claim time"
+        return int(held)
+
+
+class Node:
+    """A process of the stack with its environment."""
+
+    def __init__(self, world: World, process: Process, environment: Mapping[str, str]) -> None:
+        self.world, self.process, self.environment = world, process, environment
+
+    def ready(self, nodes: int = 1) -> Node:
+        """Wait until as many Celery nodes as that have said that they are ready."""
+        what = f"{self.process.name}: {nodes} nodes are ready"
+        self.world.wait_until(lambda: self._is_ready(nodes), READY_SECONDS, what)
+        return self
+
+    def says(self, pattern: str, timeout: float = READY_SECONDS, times: int = 1) -> Node:
+        """Wait for a line in its log."""
+        what = f"{self.process.name} says {pattern!r} {times} times"
+        self.world.wait_until(lambda: self.process.count(pattern) >= times, timeout, what)
+        return self
+
+    def exits(self, timeout: float) -> int:
+        """Wait for its end; the exit code."""
+        what = f"{self.process.name} exits"
+        self.world.wait_until(lambda: not self.process.alive, timeout, what)
+        return self.process.wait(1)
+
+    def heartbeat(self, name: str = "node0") -> Path:
+        return Path(self.environment["STALK_RUN_DIR"]) / f"{name}.heartbeat"
+
+    def _is_ready(self, nodes: int) -> bool:
+        assert self.process.alive, f"it ended instead of getting ready\n{self.process.tail()}"
+        return self.process.count(READY_LINE) >= nodes
