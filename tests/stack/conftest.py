@@ -1,0 +1,94 @@
+"""The stack that all tests here share, and the Docker Engine that it needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stack.handle import Stack, clone, environment
+
+# An engine that answers does so within a second; after this one it counts as none.
+ENGINE_SECONDS = 20
+# Short where a test waits for it.
+SETTINGS = {
+    "WORKER_CONCURRENCY": "2",
+    "WORKER_SOFT_SHUTDOWN": "8",
+    "WORKER_STOP_GRACE_PERIOD": "23",
+    "WORKER_HEARTBEAT_TIMEOUT": "45",
+    # Nothing runs by itself: tests count what is in the queue.
+    "BEAT_SCHEDULE": "report-free-space=off",
+    "FLOWER_URL_PREFIX": "/flower",
+    "FLOWER_STATE_SAVE_INTERVAL": "1",
+    "FLOWER_PURGE_OFFLINE_WORKERS": "5",
+}
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> None:
+    """Skip where no Docker Engine answers, or fail with STALK_REQUIRE_DOCKER=1."""
+    why = missing_engine()
+    if not why:
+        return
+    if os.environ.get("STALK_REQUIRE_DOCKER") == "1":
+        pytest.fail(f"STALK_REQUIRE_DOCKER=1, and {why}")
+    pytest.skip(why)
+
+
+def missing_engine() -> str:
+    """Why there is no Docker Engine; empty when there is one."""
+    try:
+        asked = ["docker", "info", "--format", "{{.ServerVersion}}"]
+        done = subprocess.run(
+            asked, env=environment(), capture_output=True, text=True, timeout=ENGINE_SECONDS, check=False
+        )
+    except FileNotFoundError:
+        return "no docker on PATH"
+    except subprocess.TimeoutExpired:
+        return f"no Docker Engine answers within {ENGINE_SECONDS} s"
+    return "" if done.returncode == 0 else f"no Docker Engine answers: {done.stderr.strip()}"
+
+
+@pytest.fixture(scope="session")
+def first_stack(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, str]]:
+    """The stack in a fresh clone, started by its first `make up`, and what that printed."""
+    # As under umask 077: whatever a container cannot read then, no test will find working.
+    directory = clone(tmp_path_factory.mktemp("stack") / "clone", mode_mask=0o077)
+    here = Path(__file__).parent
+    shutil.copy(here / "own_tasks.py", directory / "services" / "tasks" / "own_tasks.py")
+    (directory / "services" / "broken.py").write_text('raise RuntimeError("broken on purpose")\n')
+    stack = Stack(directory, f"stalk-test-{os.getpid()}", **SETTINGS)
+    # A CI job that is cancelled gets TERM: the containers must not outlive it.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield stack, stack.make("up").stdout
+    finally:
+        stack.override.unlink(missing_ok=True)
+        stack.make("clean", check=False, YES="1")
+        left = stack.remains()
+        # What `make clean` leaves is a fault, and still must not stay.
+        stack.remove()
+        signal.signal(signal.SIGTERM, before)
+        assert not left, f"make clean has left {left}"
+
+
+@pytest.fixture
+def stack(first_stack: tuple[Stack, str]) -> Stack:
+    """The shared stack with one healthy container of each service and empty queues."""
+    shared, _ = first_stack
+    shared.settle()
+    return shared
+
+
+@pytest.fixture
+def other_stack(docker_engine: None, tmp_path: Path) -> Iterator[Stack]:
+    """A second fresh clone, in which nothing has been started yet."""
+    other = Stack(clone(tmp_path / "clone"), f"stalk-test-{os.getpid()}-other", **SETTINGS)
+    yield other
+    if other.remains():
+        other.remove()

@@ -1,0 +1,363 @@
+"""A clone of this checkout and the stack that `make up` starts in it: what the tests hold in their hands."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from tests.support.waiting import wait_until
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICES = ("redis", "worker", "beat", "flower")
+SHOWN_LOG_LINES = "25"
+WARM_SHUTDOWN = "Warm shutdown"
+# What a program needs to find its way on this machine; everything else of the caller's environment stays out.
+PASSED_ON = ("PATH", "HOME", "TMPDIR", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT", "DOCKER_CERT_PATH",
+             "DOCKER_TLS_VERIFY", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "PIP_INDEX_URL", "UV_INDEX_URL",
+             "UV_DEFAULT_INDEX", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy",
+             "no_proxy")  # fmt: skip
+# Both bounds are for a machine of two cores that is busy with something else.
+MAKE_SECONDS = 400.0
+COMMAND_SECONDS = 120.0
+HEALTHY_SECONDS = 120.0
+
+SENDER = """
+import json, sys
+from services.app import app
+app.loader.import_default_modules()
+order = json.load(sys.stdin)
+sent = [app.tasks[order["task"]].apply_async(args, **order["options"]) for args in order["arguments"]]
+print(json.dumps([result.id for result in sent]))
+"""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of a person who has just opened a shell, and these variables."""
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"LANG": "C.UTF-8"} | variables
+
+
+def clone(directory: Path, mode_mask: int = 0) -> Path:
+    """Copy to `directory` what a fresh clone of this checkout would have, without the bits of `mode_mask`."""
+    listing = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    for name in filter(None, listed.stdout.split("\0")):
+        # A file that was deleted and not committed is still listed.
+        if (ROOT / name).is_file():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, directory / name)
+    # The packages are those of the checkout, so that a test need not fetch them again.
+    (directory / ".venv").symlink_to(ROOT / ".venv")
+    for path in [directory, *directory.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & ~mode_mask)
+    return directory
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(
+    command: Sequence[str], directory: Path, variables: Mapping[str, str], timeout: float, given: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a command and return what it printed."""
+    return subprocess.run(
+        command, cwd=directory, env=dict(variables), capture_output=True, text=True, input=given, timeout=timeout, check=False
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What Flower answered."""
+
+    status: int
+    text: str
+
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+class Stack:
+    """One project: a directory, a project name and a port of its own."""
+
+    def __init__(self, directory: Path, project: str, **settings: str) -> None:
+        self.directory = directory
+        self.project = project
+        self.port = free_port()
+        self.settings = settings
+        self.env_file = directory / ".env"
+        self.override = directory / "compose.override.yaml"
+
+    # ---- commands, as a person types them
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        """The settings that the tests make are variables of the shell, which beat those in .env."""
+        own = {"COMPOSE_PROJECT_NAME": self.project, "FLOWER_PORT": str(self.port)}
+        return environment(**own | self.settings | variables)
+
+    def make(
+        self, target: str, check: bool = True, timeout: float = MAKE_SECONDS, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`make target NAME=value`."""
+        # The clone shares the checkout's .venv, and a test must not set about installing it anew.
+        command = ["make", "--old-file=.venv/ready", target, *(f"{name}={value}" for name, value in variables.items())]
+        done = run(command, self.directory, self.environment(), timeout)
+        return self._checked(done) if check else done
+
+    def compose(
+        self, *arguments: str, check: bool = True, timeout: float = COMMAND_SECONDS, given: str = "", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`docker compose …` in the clone, with some variables set in the shell."""
+        command = ["docker", "compose", *arguments]
+        done = run(command, self.directory, self.environment(**variables), timeout, given)
+        return self._checked(done) if check else done
+
+    def docker(self, *arguments: str, check: bool = True, timeout: float = COMMAND_SECONDS) -> str:
+        """`docker …`; what it printed, both streams."""
+        done = run(["docker", *arguments], self.directory, self.environment(), timeout)
+        if check:
+            self._checked(done)
+        return done.stdout + done.stderr
+
+    def _checked(self, done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+        command = " ".join(done.args)
+        assert done.returncode == 0, (
+            f"'{command}' exited with {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.describe()}"
+        )
+        return done
+
+    # ---- containers
+
+    def containers(self) -> list[dict[str, Any]]:
+        """What `docker compose ps --all` tells of each container, in the order of their names."""
+        lines = self.compose("ps", "--all", "--format", "json", check=False).stdout.splitlines()
+        return sorted((json.loads(line) for line in lines), key=lambda container: str(container["Name"]))
+
+    def ids(self, service: str = "") -> list[str]:
+        """The containers' ids, of one service or of all."""
+        return [container["ID"] for container in self.containers() if service in ("", container["Service"])]
+
+    def inspect(self, identifier: str) -> dict[str, Any]:
+        return dict(json.loads(self.docker("inspect", identifier))[0])
+
+    def environment_of(self, service: str) -> dict[str, str]:
+        """What the container of a service was given."""
+        variables = self.inspect(self.ids(service)[0])["Config"]["Env"]
+        # One without = was named in compose.yaml and set nowhere.
+        return dict(variable.split("=", 1) for variable in variables if "=" in variable)
+
+    def shell(self, service: str, script: str, check: bool = True) -> str:
+        """What a shell script prints inside the container of a service."""
+        return self.compose("exec", "-T", service, "sh", "-c", script, check=check).stdout
+
+    def network(self, name: str) -> dict[str, Any]:
+        """A network of the project, by its name in compose.yaml."""
+        labels = (f"com.docker.compose.project={self.project}", f"com.docker.compose.network={name}")
+        found = self.docker("network", "ls", "--quiet", *(f"--filter=label={label}" for label in labels)).split()
+        return dict(json.loads(self.docker("network", "inspect", *found))[0])
+
+    def logs(self, service: str, *options: str) -> str:
+        """All that the containers of a service have printed."""
+        done = self.compose("logs", "--no-color", *options, service, check=False)
+        return done.stdout + done.stderr
+
+    def describe(self) -> str:
+        """State and last log lines of every container, for somebody who asks why a test failed."""
+        parts = [self.compose("ps", "--all", check=False).stdout]
+        for container in self.containers():
+            last = self.docker("logs", "--tail", SHOWN_LOG_LINES, container["ID"], check=False)
+            parts.append(f"--- {container['Name']}\n{last}")
+        return "\n".join(parts)
+
+    def wait(self, condition: Callable[[], T], what: str, timeout: float = HEALTHY_SECONDS, look: float = 0.2) -> T:
+        """`condition()` once it is true; a wait in vain shows every container."""
+        return wait_until(condition, timeout, what, context=self.describe, look=look)
+
+    def wait_healthy(self, *services: str) -> None:
+        """Return when every container, or every one of these services, is healthy."""
+
+        def healthy() -> bool:
+            chosen = [container for container in self.containers() if not services or container["Service"] in services]
+            return bool(chosen) and all(container.get("Health") == "healthy" for container in chosen)
+
+        self.wait(healthy, f"{', '.join(services) or 'every container'} healthy")
+
+    # ---- tasks
+
+    def call(self, task: str, *arguments: Any, wait: float = 60) -> tuple[dict[str, Any], int]:
+        """`python -m services call` inside the stack: the object that it printed, and its exit code."""
+        options = ["--args", json.dumps(arguments), "--wait", f"{wait:g}"]
+        done = self.compose("exec", "-T", "flower", "python", "-m", "services", "call", *options, "--", task, check=False)
+        return dict(json.loads(done.stdout)), done.returncode
+
+    def send(self, task: str, *arguments: Sequence[Any], **options: Any) -> list[str]:
+        """Send a task once for each list of arguments and wait for none of them; their ids."""
+        order = json.dumps({"task": task, "arguments": arguments, "options": options})
+        done = self.compose("exec", "-T", "flower", "python", "-c", SENDER, given=order)
+        return list(json.loads(done.stdout))
+
+    def send_marks(self, *seconds: Sequence[float | None], **options: Any) -> Marks:
+        """Send the task `mark` once for each list of sleeps; None sleeps until `release()`."""
+        name = uuid4().hex
+        tasks = self.send("services.tasks.own_tasks.mark", *([name, sleeps] for sleeps in seconds), **options)
+        return Marks(self, name, tasks)
+
+    def redis(self, *arguments: str, database: int = 0) -> str:
+        """What `redis-cli` prints."""
+        script = f'REDISCLI_AUTH="$REDIS_PASSWORD" exec redis-cli -n {database} "$@"'
+        return self.compose("exec", "-T", "redis", "sh", "-c", script, "redis-cli", *arguments).stdout.strip()
+
+    def queued(self, queue: str = "celery") -> int:
+        """How many tasks wait in a queue."""
+        return int(self.redis("LLEN", queue))
+
+    def stop_while_they_run(self, stop: Callable[[], T], *marks: Marks) -> T:
+        """Begin to stop, and wake the tasks once their worker has been told; what `stop` returned."""
+        before = self.logs("worker").count(WARM_SHUTDOWN)
+        with ThreadPoolExecutor(1) as background:
+            stopping = background.submit(stop)
+            self.wait(lambda: self.logs("worker").count(WARM_SHUTDOWN) > before, "the worker told to stop")
+            for mark in marks:
+                mark.release()
+            return stopping.result()
+
+    def save_redis(self) -> None:
+        """Return when all that Redis has been sent so far is on its disk."""
+        # One connection for both: WAITAOF waits for the writes of its own connection, and the file is in order.
+        script = "printf 'SET saved 1\\nWAITAOF 1 0 10000\\n' | REDISCLI_AUTH=\"$REDIS_PASSWORD\" redis-cli"
+        answer = self.shell("redis", script).split()
+        assert answer == ["OK", "1", "0"], answer
+
+    # ---- Flower
+
+    def login(self) -> str:
+        """Flower's user:password."""
+        return self.environment_of("flower")["FLOWER_BASIC_AUTH"]
+
+    def flower(self, path: str, login: str | None = None) -> Answer:
+        """GET a page of Flower; `login` is user:password, "" for none, the right one by default."""
+        login = self.login() if login is None else login
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+        if login:
+            request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return Answer(response.status, response.read().decode(errors="replace"))
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, error.read().decode())
+        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            return Answer(0, str(error))
+
+    def nodes_in_flower(self) -> list[str]:
+        """The workers that Flower shows."""
+        answer = self.flower(f"{self.settings.get('FLOWER_URL_PREFIX', '')}/api/workers?status=1")
+        return sorted(name for name, alive in answer.json().items() if alive) if answer.status == 200 else []
+
+    # ---- order
+
+    def env_value(self, name: str) -> str:
+        """What .env says of a variable."""
+        return re.findall(rf"^{name}=(.*)$", self.env_file.read_text(), re.MULTILINE)[-1]
+
+    def set_variables(self, text: str) -> None:
+        """Add lines to .env, as an editor would; later lines win."""
+        self.env_file.write_text(self.env_file.read_text() + text)
+
+    def settle(self) -> None:
+        """One healthy container of each service and empty queues, whatever the test before has left behind."""
+        found = sorted((container["Service"], container.get("Health")) for container in self.containers())
+        if found != sorted((service, "healthy") for service in SERVICES) or self._settings_differ():
+            self.override.unlink(missing_ok=True)
+            scales = ("--scale", "worker=1", "--scale", "beat=1")
+            self.compose("up", "--detach", "--remove-orphans", *scales, timeout=MAKE_SECONDS)
+            self.wait_healthy()
+        if self.redis("HLEN", "unacked") != "0":
+            # A test that has failed leaves tasks behind, which would stand in the way of the next one's.
+            self.compose("stop", "worker")
+            self._empty_queues()
+            self.compose("start", "worker")
+            self.wait_healthy()
+        self._empty_queues()
+
+    def _empty_queues(self) -> None:
+        self.redis("DEL", "celery", "io", "one", "unacked", "unacked_index")
+
+    def _settings_differ(self) -> bool:
+        # Compose would say so too, but takes a second to do it.
+        return self.environment_of("beat").get("BEAT_SCHEDULE") != self.settings.get("BEAT_SCHEDULE")
+
+    def remains(self) -> dict[str, list[str]]:
+        """What Docker still has of this project."""
+        # The image before the last build has no name any more; `docker image prune` is its owner's business.
+        kinds = {"ps": ("--all",), "volume ls": (), "network ls": (), "image ls": ("--filter=dangling=false",)}
+        wanted = f"--filter=label=com.docker.compose.project={self.project}"
+        found = {
+            kind: self.docker(*kind.split(), *options, "--quiet", wanted).split() for kind, options in kinds.items()
+        }
+        return {kind: names for kind, names in found.items() if names}
+
+    def remove(self) -> None:
+        """Remove whatever is left of this project, whatever state it is in."""
+        everything = ("--volumes", "--remove-orphans", "--rmi", "all", "--timeout", "1")
+        self.compose("down", *everything, check=False)
+        label = f"label=com.docker.compose.project={self.project}"
+        self.docker("image", "prune", "--force", f"--filter={label}", check=False)
+
+
+class Marks:
+    """Tasks that write down each start and end."""
+
+    def __init__(self, stack: Stack, name: str, tasks: list[str]) -> None:
+        self._stack = stack
+        self._name = name
+        self.tasks = tasks
+
+    def all(self, what: str) -> list[dict[str, str]]:
+        """What was written down: each `started` or each `finished`."""
+        lines = self._stack.redis("LRANGE", f"marks:{self._name}", "0", "-1", database=1).splitlines()
+        # redis-cli numbers and quotes what it prints on a terminal only.
+        return [mark for mark in map(json.loads, filter(None, lines)) if mark["what"] == what]
+
+    def nodes(self) -> set[str]:
+        """The nodes that have started one of the tasks."""
+        return {mark["node"] for mark in self.all("started")}
+
+    def wait_started(self, count: int = 1, timeout: float = 60) -> list[dict[str, str]]:
+        """Every start, as soon as there are `count` of them."""
+        self._stack.wait(lambda: len(self.all("started")) >= count, f"{count} tasks started", timeout)
+        return self.all("started")
+
+    def wait_finished(self, timeout: float = 90) -> None:
+        """Return when each of the tasks has run to its end."""
+        self._stack.wait(lambda: not self.unfinished(), "every task finished", timeout)
+
+    def release(self) -> None:
+        """Wake the tasks that sleep until they are woken."""
+        self._stack.redis("SET", f"release:{self._name}", "1", database=1)
+
+    def unfinished(self) -> set[str]:
+        """The tasks that have not come to their end."""
+        return set(self.tasks) - {mark["task"] for mark in self.all("finished")}
+
+
+def sentences(text: str) -> list[str]:
+    """The lines that say what is wrong."""
+    return [line for line in text.splitlines() if re.match(r"error: ", line)]

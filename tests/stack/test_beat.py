@@ -1,0 +1,112 @@
+"""Beat sends once, however many of it there are; and a node or a beat that stands still or dies is replaced."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from tests.stack.handle import Stack
+from tests.stack.test_workers import node_pid
+
+SENDING = "Sending due task report-free-space"
+# The lock lasts 25 s and the standby looks every 2 s; the rest is for a busy machine.
+TAKEOVER_SECONDS = 45
+# WORKER_HEARTBEAT_TIMEOUT is 45 s here, and the watchdog looks every 5 s.
+WATCHDOG_SECONDS = 100
+
+
+def word(stack: Stack, beat: str) -> str:
+    """What a beat says about itself in its heartbeat."""
+    return stack.docker("exec", beat, "cat", "/run/stalk/beat.heartbeat", check=False).strip()
+
+
+def sent(stack: Stack, beat: str) -> int:
+    """How often a beat has sent the periodic task."""
+    return stack.docker("logs", beat).count(SENDING)
+
+
+@dataclass
+class Beats:
+    """Two beats with an entry that is due each second."""
+
+    stack: Stack
+    holder: str
+    standby: str
+
+
+@dataclass
+class Faults:
+    """A node that stands still and a beat that is dead, since the same moment."""
+
+    beats: Beats
+    node: int
+    worker: str
+    began: float
+
+
+@pytest.fixture(scope="module")
+def two_beats(first_stack: tuple[Stack, str]) -> Beats:
+    """The mistake that the lock is for."""
+    stack, _ = first_stack
+    stack.settle()
+    often = {"BEAT_SCHEDULE": "report-free-space=1"}
+    stack.compose("up", "--detach", "--no-deps", "--scale", "beat=2", "beat", **often)
+    beats = stack.ids("beat")
+    stack.wait(lambda: sorted(word(stack, beat) for beat in beats) == ["standby", "ticking"], "one ticks, one waits")
+    standby, holder = sorted(beats, key=lambda beat: word(stack, beat))
+    return Beats(stack, holder, standby)
+
+
+@pytest.fixture(scope="module")
+def faults(two_beats: Beats) -> Faults:
+    """Both at once, because each of them takes its time to be noticed."""
+    stack, worker, node = two_beats.stack, two_beats.stack.ids("worker")[0], node_pid(two_beats.stack)
+    stack.shell("worker", f"kill -STOP {node}")
+    stack.docker("kill", "--signal=KILL", two_beats.holder)
+    assert stack.inspect(two_beats.holder)["State"]["ExitCode"] == 137
+    assert stack.shell("worker", f"cut -d' ' -f3 /proc/{node}/stat").strip() == "T"
+    return Faults(two_beats, node, worker, time.monotonic())
+
+
+def test_of_two_beats_one_sends_and_both_are_healthy(two_beats: Beats) -> None:
+    stack = two_beats.stack
+    stack.wait(lambda: sent(stack, two_beats.holder) >= 5, "five sent")
+    stack.wait_healthy("beat")
+    assert sent(stack, two_beats.standby) == 0
+    assert "Beat: last tick" in stack.make("status").stdout
+
+
+def test_the_periodic_task_runs_as_often_as_it_was_sent(two_beats: Beats) -> None:
+    stack, holder = two_beats.stack, two_beats.holder
+    before = sent(stack, holder)
+    stack.wait(lambda: received(stack) > before, "what was sent is received")
+    # Counted in this order, the second number can only be too large.
+    assert received(stack) <= sent(stack, holder)
+
+
+def test_the_standby_sends_when_the_holder_was_killed(faults: Faults) -> None:
+    stack, beats = faults.beats.stack, faults.beats
+    before = sent(stack, beats.holder)
+    stack.wait(lambda: sent(stack, beats.standby) > 0, "the standby sends", TAKEOVER_SECONDS)
+    assert word(stack, beats.standby) == "ticking"
+    assert sent(stack, beats.holder) == before
+    assert time.monotonic() - faults.began < TAKEOVER_SECONDS
+
+
+def test_a_node_that_stands_still_is_killed_and_replaced(faults: Faults) -> None:
+    stack = faults.beats.stack
+    stack.wait(lambda: node_pid(stack) not in (faults.node, 0), "another process is node0", WATCHDOG_SECONDS)
+    assert "watchdog: killing node0 (pid" in stack.logs("worker")
+    assert stack.call("services.tasks.arithmetic.add", 4, 3)[1] == 0
+    stack.wait_healthy("worker")
+    # The container is the same: its other nodes would have gone on.
+    assert stack.ids("worker") == [faults.worker]
+    assert stack.inspect(faults.worker)["RestartCount"] == 0
+
+
+def received(stack: Stack) -> int:
+    """How often a worker has received the periodic task."""
+    return len(re.findall(r"Task services\.tasks\.disk\.report_free_space\[[^]]+\] received", stack.logs("worker")))

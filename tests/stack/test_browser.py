@@ -1,0 +1,312 @@
+"""Flower in a browser: logging in, looking round, running and revoking tasks, at a desk and on a phone.
+
+The stack runs as processes, so that these tests run where there is no Docker, too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from playwright.sync_api import Browser, ViewportSize, expect
+
+from config.environment import read_env_file
+from tests.local.handle import Local
+from tests.support.browser import DESKTOP, PHONE, Visitor, chromium, executable, visit
+from tests.support.waiting import wait_until
+
+SETTINGS = {
+    "CELERY_IMPORTS": "",
+    "WORKERS": "2",
+    "WORKER_CONCURRENCY": "1",
+    # A long task that a failed test leaves behind does not hold up the end.
+    "WORKER_SOFT_SHUTDOWN": "1",
+    "WORKER_STOP_GRACE_PERIOD": "16",
+}
+# More than six minutes: nobody waits for it.
+LONG_CHAIN = 10**9
+TASK_SECONDS = 30
+
+SEND = """async ([path, body]) => {
+    const answer = await fetch(path, {method: "POST", body: JSON.stringify(body)});
+    return await answer.json();
+}"""
+
+# Every control that is shown is brought into view and asked for at its middle and near both ends, as a finger would.
+UNREACHABLE = """scope => {
+    const name = e => e ? `<${e.tagName.toLowerCase()} ${e.id} "${(e.innerText || "").slice(0, 30)}">` : "nothing";
+    const controls = document.querySelector(scope).querySelectorAll("a[href], button, input, select, th[tabindex]");
+    const problems = [], wide = document.documentElement.scrollWidth;
+    if (wide > innerWidth) problems.push(`the page is ${wide} pixels wide`);
+    for (const control of controls) {
+        // A link for keyboards is outside until it has the focus; DataTables sizes columns by a second, flat header.
+        if (!control.checkVisibility({visibilityProperty: true})) continue;
+        if (control.closest(".skip-link, .dataTables_scrollBody thead, .dataTables_scrollBody tfoot")) continue;
+        control.scrollIntoView({block: "center", inline: "center", behavior: "instant"});
+        const box = control.getClientRects()[0];
+        for (const x of [box.left + 4, box.left + box.width / 2, box.right - 4]) {
+            const hit = document.elementFromPoint(x, box.top + box.height / 2);
+            if (!control.contains(hit)) problems.push(`${name(control)} is hidden at ${x} by ${name(hit)}`);
+        }
+    }
+    return problems;
+}"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Flower of a stack, and a browser that sees nothing else."""
+
+    stack: Local
+    browser: Browser
+    pictures: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.stack.port}{self.stack.settings['FLOWER_URL_PREFIX']}"
+
+    @property
+    def login(self) -> str:
+        return read_env_file(self.stack.env_file)["FLOWER_BASIC_AUTH"]
+
+    @contextmanager
+    def visit(self, window: ViewportSize = DESKTOP) -> Iterator[User]:
+        """Somebody who knows the login. Fails when a page complains, or asks for something elsewhere."""
+        with visit(self.browser, self.url, self.login, self.pictures, window) as visitor:
+            yield User(visitor)
+            assert visitor.complaints == []
+            assert visitor.strangers() == []
+
+
+class User:
+    """What somebody does with Flower."""
+
+    def __init__(self, visitor: Visitor) -> None:
+        self.page, self.go = visitor.page, visitor.go
+        self._url = visitor.url
+
+    def get(self, path: str) -> Any:
+        """An answer of Flower's API; None where there is none."""
+        answer = self.page.request.get(self._url + path)
+        return answer.json() if answer.ok else None
+
+    def send(self, task: str, *arguments: Any, **options: Any) -> str:
+        """Send a task by Flower's API, from a page of Flower's; its id. Flower has no button for that."""
+        path = f"{self._url}/api/task/send-task/services.tasks.{task}"
+        return str(self.page.evaluate(SEND, [path, {"args": arguments, **options}])["task-id"])
+
+    def wait_for(self, task: str, state: str) -> dict[str, Any]:
+        """What Flower knows of a task, as soon as it is in that state."""
+
+        def look() -> dict[str, Any] | None:
+            info: dict[str, Any] | None = self.get(f"/api/task/info/{task}")
+            return info if info and info["state"] == state else None
+
+        found = wait_until(look, TASK_SECONDS, f"task {task} is in state {state}", lambda: str(self.get("/api/tasks")))
+        assert found
+        return found
+
+    def field(self, label: str) -> str:
+        """A line of a task's page."""
+        return self.page.locator(f".detail-row:has(dt:text-is('{label}')) dd").inner_text()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; skips where there is none, or fails with STALK_REQUIRE_BROWSER=1."""
+    if not executable():
+        why = "no chromium on PATH"
+        if os.environ.get("STALK_REQUIRE_BROWSER") == "1":
+            pytest.fail(f"STALK_REQUIRE_BROWSER=1, and {why}")
+        pytest.skip(why)
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module", params=["", "/flower"], ids=["at-the-root", "under-a-prefix"])
+def site(browser: Browser, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    # pytest's own directories have long names, and a socket's path is short.
+    with tempfile.TemporaryDirectory(prefix="stalk-") as base:
+        stack = Local(Path(base), **SETTINGS, FLOWER_URL_PREFIX=request.param)
+        # A CI job that is cancelled gets TERM: the processes must not outlive it.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            stack.make("up")
+            yield Site(stack, browser, tmp_path_factory.mktemp("pictures"))
+        finally:
+            stack.make("clean", check=False, YES="1")
+            signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("login", ["admin:guessed", "root:"], ids=["wrong-password", "wrong-user"])
+def test_nobody_gets_in_without_the_password(site: Site, login: str) -> None:
+    with visit(site.browser, site.url, login, site.pictures) as visitor:
+        answer = visitor.page.goto(f"{site.url}/")
+        assert answer
+        assert answer.status == 401
+        assert visitor.page.inner_text("body") == "Log in with FLOWER_BASIC_AUTH."
+
+
+def test_the_nodes_are_shown_with_what_they_are(site: Site) -> None:
+    with site.visit() as user:
+        user.go("/")
+        expect(user.page.locator("#workers-online")).to_have_text("2")
+        rows = user.page.locator("#workers-table tbody tr")
+        nodes = sorted(row.locator("a").first.get_attribute("title") or "" for row in rows.all())
+        assert [node.partition("@")[0] for node in nodes] == ["worker1-node0", "worker2-node0"]
+        expect(rows.get_by_text("Online")).to_have_count(2)
+        user.page.get_by_role("link", name=f"Worker {nodes[0]}").click()
+        expect(user.page.locator("#workername")).to_have_text(nodes[0])
+        assert "prefork" in user.page.inner_text("#tab-pool")
+        user.page.click("#worker-tab-limits")
+        expect(user.page.locator("#tab-limits")).to_contain_text("services.tasks.arithmetic.add")
+
+
+def test_a_task_that_is_run_is_listed_and_has_its_arguments_and_its_result(site: Site) -> None:
+    with site.visit() as user:
+        user.go("/")
+        task = user.send("arithmetic.add", 4, 3)
+        user.wait_for(task, "SUCCESS")
+        user.page.click("text=Tasks")
+        row = user.page.locator(f"tr[id='{task}']")
+        expect(row).to_contain_text("SUCCESS")
+        expect(row).to_contain_text("services.tasks.arithmetic.add")
+        row.get_by_role("link", name=task[:8]).click()
+        expect(user.page).to_have_title(f"services.tasks.arithmetic.add {task[:8]} · Flower")
+        assert user.field("Arguments") == "[4, 3]"
+        assert user.field("Result") == "7"
+        assert user.field("Status") == "SUCCESS"
+        assert "node" in user.field("Worker")
+
+
+def test_a_running_task_is_ended_with_a_button(site: Site) -> None:
+    with site.visit() as user:
+        user.go("/tasks")
+        task = user.send("hashes.hash_chain", "stalk", LONG_CHAIN)
+        node = user.wait_for(task, "STARTED")["worker"]
+        user.go(f"/task/{task}")
+        user.page.click("text=Terminate")
+        expect(user.page.locator(".toast-body")).to_contain_text(f"Revoked '{task}'")
+        user.wait_for(task, "REVOKED")
+        user.page.reload()
+        assert user.field("Status") == "REVOKED"
+        active = user.get(f"/api/workers?refresh=1&workername={node}")[node]["active"]
+        assert task not in [each["id"] for each in active]
+
+
+def test_a_failed_task_is_found_with_its_traceback(site: Site) -> None:
+    with site.visit() as user:
+        user.go("/tasks")
+        task = user.send("arithmetic.add", 4, "three")
+        user.wait_for(task, "FAILURE")
+        user.page.get_by_role("button", name="Failed").click()
+        user.page.locator(f"tr[id='{task}']").get_by_role("link", name=task[:8]).click()
+        expect(user.page.locator(".badge")).to_have_text("FAILURE")
+        assert user.field("Exception").startswith("TypeError(")
+        traceback = user.field("Traceback")
+        assert "Traceback (most recent call last)" in traceback
+        assert "in add\n    total = x + y" in traceback
+
+
+@pytest.mark.parametrize("window", [DESKTOP, PHONE], ids=["at-a-desk", "on-a-phone"])
+def test_a_queue_that_nobody_takes_from_stands_out(site: Site, window: ViewportSize) -> None:
+    with site.visit(window) as user:
+        user.go("/broker")
+        before = user.page.locator("tr#forgotten").count()
+        user.send("arithmetic.add", 1, 2, queue="forgotten", priority=6)
+        user.page.reload()
+        columns = user.page.locator("#queue-table thead th:visible").all_inner_texts()
+        rows = {
+            cells[0]: dict(zip(map(str.capitalize, columns), cells, strict=True))
+            for row in user.page.locator("#queue-table tbody tr").all()
+            if (cells := row.locator("td:visible").all_inner_texts())
+        }
+        assert (rows["celery"]["Ready"], rows["celery"]["Consumers"]) == ("0", "2")
+        assert (rows["forgotten"]["Ready"], rows["forgotten"]["Consumers"]) == (str(before + 1), "0")
+
+
+def open_page(user: User, path: str) -> None:
+    """Open a page and wait for what its script adds."""
+    user.go(path)
+    table = user.page.locator("#tasks-table, #workers-table")
+    if table.count():
+        table.locator("tbody a").first.wait_for()
+
+
+def check(user: User, place: str, scope: str = "body") -> None:
+    """Fail when something on the page, as it is now, cannot be reached."""
+    assert not user.page.evaluate(UNREACHABLE, scope), place
+
+
+@pytest.fixture(scope="module")
+def tasks(site: Site) -> dict[str, str]:
+    """A task that worked, and one that failed, by their states."""
+    with site.visit() as user:
+        user.go("/")
+        sent = {
+            "SUCCESS": user.send("words.count_document", "To be, or not to be, that is the question. " * 20),
+            "FAILURE": user.send("primes.count_primes", -1),
+        }
+        for state, task in sent.items():
+            user.wait_for(task, state)
+        return sent
+
+
+@pytest.mark.parametrize("window", [DESKTOP, PHONE], ids=["at-a-desk", "on-a-phone"])
+def test_everything_on_every_page_can_be_reached(site: Site, tasks: dict[str, str], window: ViewportSize) -> None:
+    with site.visit(window) as user:
+        for path in ("/", "/tasks", "/broker", *(f"/task/{task}" for task in tasks.values())):
+            open_page(user, path)
+            check(user, path)
+        if window is PHONE:
+            user.page.click(".navbar-toggler")
+            expect(user.page.locator("#primary-navigation")).to_have_class(re.compile(r"\bshow\b"))
+            check(user, "the menu")
+        user.page.click("text=Workers")
+        user.page.locator(".worker-name-link").first.click()
+        for tab in user.page.locator("[role=tab]").all():
+            tab.click()
+            expect(user.page.locator(".tab-pane.active.show")).to_have_attribute(
+                "aria-labelledby", str(tab.get_attribute("id"))
+            )
+            check(user, tab.inner_text())
+        user.page.click("#worker-group")
+        expect(user.page.locator("#worker-shutdown")).to_be_visible()
+        check(user, "the worker's actions", ".btn-group")
+
+
+def test_a_phone_shows_the_state_of_a_task_and_the_way_to_it_at_once(site: Site, tasks: dict[str, str]) -> None:
+    with site.visit(PHONE) as user:
+        open_page(user, "/tasks")
+        row = user.page.locator(f"tr[id='{tasks['FAILURE']}']")
+        for cell in (row.locator(".badge"), row.get_by_role("link", name=tasks["FAILURE"][:8])):
+            box = cell.bounding_box()
+            assert box
+            assert box["x"] + box["width"] <= PHONE["width"]
+
+
+def test_a_desk_shows_which_worker_ran_a_task_at_once(site: Site, tasks: dict[str, str]) -> None:
+    with site.visit() as user:
+        open_page(user, "/tasks")
+        box = user.page.locator(f"tr[id='{tasks['SUCCESS']}'] .worker-name-link").bounding_box()
+        assert box
+        assert box["x"] + box["width"] <= DESKTOP["width"]
+
+
+def test_no_page_shows_a_password(site: Site, tasks: dict[str, str]) -> None:
+    secrets = [site.stack.password(), site.login.partition(":")[2]]
+    with site.visit() as user:
+        node = next(iter(user.get("/api/workers")))
+        for path in ("/", "/broker", f"/task/{tasks['SUCCESS']}", f"/worker/{node}", "/api/workers?refresh=1"):
+            user.go(path)
+            shown = unquote(user.page.content())
+            assert not [secret for secret in secrets if secret in shown], path

@@ -1,0 +1,57 @@
+"""Flower under a prefix, behind its login, over a kill."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.stack.handle import Stack
+
+PAGES = ("/flower/", "/flower/tasks", "/flower/broker", "/flower/api/workers", "/flower/api/tasks", "/flower/metrics")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_wants_the_login(stack: Stack, path: str) -> None:
+    login = stack.login()
+    user, _, password = login.partition(":")
+    assert stack.flower(path, login).status == 200
+    for wrong in ("", f"{user}:", f"{user}:{password}x", f"x{user}:{password}", f"{user}:{password[:-1]}", user):
+        assert stack.flower(path, wrong).status == 401, wrong
+
+
+def test_only_the_health_check_is_free(stack: Stack) -> None:
+    answer = stack.flower("/flower/healthcheck", "")
+    assert (answer.status, answer.text) == (200, "OK")
+
+
+def test_links_and_assets_work_under_the_prefix(stack: Stack) -> None:
+    page = stack.flower("/flower/").text
+    links = set(re.findall(r'(?:href|src)="(/[^"#?]*)', page))
+    assert {"/flower/tasks", "/flower/broker"} <= links
+    assert [link for link in links if not link.startswith("/flower/")] == []
+    assets = {link for link in links if "/static/" in link}
+    assert assets
+    assert {link: stack.flower(link).status for link in links} == dict.fromkeys(links, 200)
+    assert stack.flower("/tasks").status == 404
+
+
+def test_a_task_is_still_known_after_flower_was_killed(stack: Stack) -> None:
+    answer, _ = stack.call("services.tasks.arithmetic.add", 4, 3)
+    task, flower = answer["id"], stack.ids("flower")[0]
+
+    def known() -> bool:
+        seen = stack.flower(f"/flower/api/task/info/{task}")
+        return seen.status == 200 and seen.json()["state"] == "SUCCESS"
+
+    stack.wait(known, "the task in Flower")
+    seconds = stack.shell("flower", "date +%s").strip()
+    saved = f"[ $(stat -c %Y /var/lib/flower/flower.db) -gt {seconds} ] && echo yes"
+    # A heartbeat alone is not saved; another task is.
+    stack.send("services.tasks.arithmetic.add", [1, 2])
+    stack.wait(lambda: stack.shell("flower", saved, check=False).strip() == "yes", "the state written to the volume")
+    stack.docker("kill", "--signal=KILL", flower)
+    stack.compose("up", "--detach")
+    stack.wait_healthy("flower")
+    assert stack.ids("flower") == [flower]
+    assert known()

@@ -1,0 +1,126 @@
+"""docs/operations.md, step by step, as it is printed."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from tests.stack.handle import MAKE_SECONDS, Stack
+from tests.support.documents import commands, names
+
+DOCUMENT = "docs/operations.md"
+# The clone shares the checkout's .venv, and a test must not set about installing it anew.
+MAKE = 'make() { command make --old-file=.venv/ready "$@"; }; '
+TESTED_HERE = {
+    "scaling",
+    "stopping",
+    "logs",
+    "password",
+    "upgrade-redis",
+    "copy-data",
+    "restore-data",
+    "disk",
+    "memory",
+    "purge",
+}
+
+
+def do(stack: Stack, name: str) -> str:
+    """Run a block's commands in the clone, one after the other; what they printed."""
+    printed = []
+    for command in commands(DOCUMENT, name):
+        done = subprocess.run(
+            ["bash", "-c", MAKE + command],
+            cwd=stack.directory,
+            env=stack.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=MAKE_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, f"'{command}' exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        printed.append(done.stdout + done.stderr)
+    return "\n".join(printed)
+
+
+def test_every_block_of_the_document_is_run_here() -> None:
+    assert set(names(DOCUMENT)) == TESTED_HERE
+
+
+def test_scaling(stack: Stack) -> None:
+    printed = do(stack, "scaling")
+    assert len(stack.ids("worker")) == 2
+    assert "2 workers run" in printed
+    stack.make("scale", WORKERS="1")
+
+
+def test_stopping_keeps_what_is_queued(stack: Stack) -> None:
+    stack.compose("stop", "worker")
+    marks = stack.send_marks([0.0])
+    printed = do(stack, "stopping")
+    assert "Still queued: 1 in celery." in printed
+    marks.wait_finished()
+
+
+def test_logs(stack: Stack) -> None:
+    assert "ready." in do(stack, "logs")
+
+
+def test_a_new_redis_password_is_taken_over(stack: Stack) -> None:
+    before = stack.env_file.read_text()
+    stack.compose("stop", "worker")
+    marks = stack.send_marks([0.0])
+    try:
+        do(stack, "password")
+        assert stack.environment_of("worker")["REDIS_PASSWORD"] == "another-long-password"
+        marks.wait_finished()
+    finally:
+        stack.env_file.write_text(before)
+        stack.make("up")
+
+
+def test_another_redis_image_goes_on_with_the_data(stack: Stack) -> None:
+    before = stack.env_file.read_text()
+    image = stack.inspect(stack.ids("redis")[0])["Config"]["Image"]
+    stack.docker("tag", image, "your-registry/redis:8.8.2")
+    stack.compose("stop", "worker")
+    marks = stack.send_marks([0.0])
+    try:
+        do(stack, "upgrade-redis")
+        assert stack.inspect(stack.ids("redis")[0])["Config"]["Image"] == "your-registry/redis:8.8.2"
+        marks.wait_finished()
+    finally:
+        stack.env_file.write_text(before)
+        stack.make("up")
+        stack.docker("image", "rm", "your-registry/redis:8.8.2")
+
+
+def test_queued_tasks_move_to_another_host_with_the_data(stack: Stack, other_stack: Stack) -> None:
+    stack.compose("stop", "worker")
+    stack.send_marks([0.0])
+    do(stack, "copy-data")
+    other_stack.env_file.write_text(stack.env_file.read_text())
+    (other_stack.directory / "redis-data.tar").write_bytes((stack.directory / "redis-data.tar").read_bytes())
+    # The other host has no such task; that its message is there is what counts.
+    other_stack.settings["WORKERS"] = "0"
+    do(other_stack, "restore-data")
+    assert other_stack.queued() == 1
+
+
+@pytest.mark.parametrize("name", ["disk", "memory"])
+def test_looking_at_what_is_full(stack: Stack, name: str) -> None:
+    printed = do(stack, name)
+    assert ("/data" in printed) if name == "disk" else ("maxmemory_policy:noeviction" in printed)
+
+
+def test_emptying_a_queue(stack: Stack) -> None:
+    # Both children are busy, so what comes after waits in the queue.
+    marks = stack.send_marks([5.0], [5.0])
+    marks.wait_started(2)
+    stack.send("services.tasks.arithmetic.add", [1, 2], [3, 4])
+    assert stack.queued() == 2
+    do(stack, "purge")
+    assert stack.queued() == 0
+    marks.wait_finished()

@@ -1,0 +1,38 @@
+"""A Redis that would lose tasks is refused before anything runs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.stack.handle import Stack
+
+MEND = "run 'redis-cli CONFIG SET maxmemory-policy noeviction', and set it in redis.conf"
+LOOK_AGAIN = "from config import load; from services import preflight; preflight.check(load())"
+
+
+@pytest.fixture
+def evicting_redis(stack: Stack) -> Iterator[str]:
+    """The name of a Redis beside the stack's own that throws tasks away when it is full."""
+    name, network = f"{stack.project}-evicting", stack.network("broker-1")["Name"]
+    image = stack.inspect(stack.ids("redis")[0])["Config"]["Image"]
+    options = ("--appendonly", "yes", "--protected-mode", "no", "--maxmemory-policy", "allkeys-lru")
+    stack.docker("run", "--detach", "--name", name, f"--network={network}", image, "redis-server", *options)
+    yield name
+    stack.docker("rm", "--force", "--volumes", name)
+
+
+def test_an_evicting_redis_is_refused_with_the_command_that_mends_it(stack: Stack, evicting_redis: str) -> None:
+    urls = {"CELERY_BROKER_URL": f"redis://{evicting_redis}:6379/0", "CELERY_RESULT_BACKEND": f"redis://{evicting_redis}:6379/1"}
+    given = [f"--env={name}={value}" for name, value in (urls | {"REDIS_PASSWORD": ""}).items()]
+    for service in ("worker", "beat"):
+        done = stack.compose("run", "--rm", "-T", "--no-deps", *given, service, check=False)
+        told = done.stdout + done.stderr
+        assert done.returncode == 3, told
+        assert "its maxmemory-policy is allkeys-lru, so it throws away waiting tasks when it is full" in told
+        assert MEND in told
+        assert "Traceback" not in told
+    stack.docker("exec", evicting_redis, "redis-cli", "CONFIG", "SET", "maxmemory-policy", "noeviction")
+    again = ("--rm", "-T", "--no-deps", "--entrypoint=python", *given, "worker", "-c", LOOK_AGAIN)
+    assert stack.compose("run", *again, check=False).returncode == 0

@@ -1,0 +1,118 @@
+"""make up: the first time, again, and after a change."""
+
+from __future__ import annotations
+
+import re
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.stack.handle import Stack, sentences
+
+# Every character that one of Compose, make, sh, Python and an URL reads in a way of its own.
+PASSWORD = "pa$$w#rd $HOME ${x} it's \"q\" :/?@%41,;é"
+IN_ENV_FILE = "'" + PASSWORD.replace("'", "\\'") + "'"
+
+OWN_TASK = """
+from celery import shared_task
+
+@shared_task
+def greet(name):
+    return f"Hello, {name}"
+"""
+
+
+def test_the_first_make_up_writes_secrets_and_says_where_to_look(first_stack: tuple[Stack, str]) -> None:
+    stack, said = first_stack
+    assert stat.S_IMODE(stack.env_file.stat().st_mode) == 0o600
+    assert "Wrote .env, with random passwords (mode 0600)." in said
+    assert f"http://127.0.0.1:{stack.port}/flower/ (user admin, password in .env at FLOWER_BASIC_AUTH)" in said
+    assert "make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'" in said
+    written = dict(re.findall(r"^(REDIS_PASSWORD|FLOWER_BASIC_AUTH)=(.+)$", stack.env_file.read_text(), re.MULTILINE))
+    for secret in (written["REDIS_PASSWORD"], written["FLOWER_BASIC_AUTH"].removeprefix("admin:")):
+        assert len(secret) >= 32
+        assert secret not in said
+
+
+def test_make_up_again_changes_nothing(stack: Stack) -> None:
+    before = stack.ids(), stack.env_file.read_bytes()
+    stack.make("up")
+    assert (stack.ids(), stack.env_file.read_bytes()) == before
+
+
+@pytest.fixture(scope="module")
+def changed_stack(first_stack: tuple[Stack, str]) -> Stack:
+    """The stack after changes of each kind and one more `make up`."""
+    stack, _ = first_stack
+    stack.settle()
+    stack.set_variables(f"REDIS_PASSWORD={IN_ENV_FILE}\nFLOWER_BASIC_AUTH='ops:a,b:c$d\\'é'\nLOG_LEVEL=debug\n")
+    (stack.directory / "services" / "tasks" / "greetings.py").write_text(OWN_TASK)
+    configuration = stack.directory / "docker" / "redis" / "redis.conf"
+    configuration.write_text(configuration.read_text().replace("tcp-keepalive 60", "tcp-keepalive 61"))
+    stack.make("up")
+    return stack
+
+
+def test_a_change_of_env_is_picked_up(changed_stack: Stack) -> None:
+    assert changed_stack.environment_of("worker")["LOG_LEVEL"] == "debug"
+    assert "DEBUG" in changed_stack.logs("worker")
+
+
+def test_a_password_with_special_characters_is_the_same_everywhere(changed_stack: Stack) -> None:
+    assert changed_stack.environment_of("redis")["REDIS_PASSWORD"] == PASSWORD
+    assert changed_stack.call("services.tasks.arithmetic.add", 4, 3)[1] == 0
+    assert changed_stack.redis("PING") == "PONG"
+    assert changed_stack.login() == "ops:a,b:c$d'é"
+    assert changed_stack.flower("/flower/", "ops:a,b:c$d'é").status == 200
+    assert changed_stack.flower("/flower/", "ops:a").status == 401
+
+
+def test_a_task_is_added_by_adding_a_file(changed_stack: Stack) -> None:
+    answer, _ = changed_stack.call("services.tasks.greetings.greet", "Ada")
+    assert answer["result"] == "Hello, Ada"
+
+
+def test_a_change_of_redis_conf_is_picked_up(changed_stack: Stack) -> None:
+    assert changed_stack.redis("CONFIG", "GET", "tcp-keepalive").split() == ["tcp-keepalive", "61"]
+
+
+def test_all_mistakes_in_env_are_named_and_nothing_is_started(other_stack: Stack) -> None:
+    mistakes = {"LOG_LEVEL": "loud", "CELERY_VISIBILITY_TIMEOUT": "1h", "WORKER_POOL": "gevent", "REDIS_REPLICAS": "2"}
+    lines = [f"{name}={value}\n" for name, value in mistakes.items()]
+    other_stack.env_file.write_text("REDIS_PASSWORD=x\nFLOWER_BASIC_AUTH=a:b\n" + "".join(lines))
+    done = other_stack.make("up", check=False)
+    assert done.returncode == 2
+    for name, value in mistakes.items():
+        assert sum(name in line and repr(value) in line for line in sentences(done.stderr)) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert other_stack.remains() == {}
+
+
+def test_a_port_that_is_taken_is_one_sentence_that_names_the_variable(other_stack: Stack) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", other_stack.port))
+        taken.listen()
+        done = other_stack.make("up", check=False)
+    (sentence,) = sentences(done.stderr)
+    assert f"port {other_stack.port} on 127.0.0.1 cannot be had for Flower" in sentence
+    assert "set FLOWER_PORT" in sentence
+    assert other_stack.remains() == {}
+
+
+def test_an_image_that_does_not_build_is_told_with_the_builders_lines(other_stack: Stack) -> None:
+    lock = Path(other_stack.directory / "requirements" / "own.lock")
+    lock.write_text("humanize==4.0.0 --hash=sha256:" + "0" * 64 + "\n")
+    done = other_stack.make("up", check=False)
+    assert "error: the application image could not be built; the builder's last lines are" in done.stderr
+    assert "own.lock" in done.stderr or "humanize" in done.stderr
+    assert other_stack.remains() == {}
+
+
+def test_make_clean_asks_and_deletes_nothing_where_nobody_answers(stack: Stack) -> None:
+    before = stack.ids()
+    done = stack.make("clean", check=False)
+    assert done.returncode == 2
+    assert "run 'make clean YES=1'" in done.stderr
+    assert stack.ids() == before

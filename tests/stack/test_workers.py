@@ -1,0 +1,153 @@
+"""Workers: every pool, several containers, and what becomes of a task when its worker is told to stop."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.stack.handle import Stack
+from tests.support.documents import block
+
+ADD = "services.tasks.arithmetic.add"
+SOLO = """
+  worker-solo:
+    extends: {file: compose.yaml, service: worker}
+    environment: {WORKER_QUEUES: one, WORKER_POOL: solo, WORKER_CONCURRENCY: "1"}
+"""
+
+
+@pytest.fixture
+def two_kinds(stack: Stack) -> Stack:
+    """The stack with the second worker service of the README, and a third one of the same form."""
+    stack.override.write_text(block("README.md", "second-worker") + SOLO)
+    stack.make("up")
+    return stack
+
+
+def test_a_result_comes_through_each_pool(two_kinds: Stack) -> None:
+    stack = two_kinds
+    marks = {queue: stack.send_marks([0], queue=queue) for queue in ("celery", "io", "one")}
+    for mark in marks.values():
+        mark.wait_finished()
+    shown = stack.make("status").stdout
+    pools = {line.split()[0]: line.split()[1:3] for line in shown.splitlines() if line.startswith("node0@")}
+    ran = [pools[node] for mark in marks.values() for node in mark.nodes()]
+    assert ran == [["prefork", "2"], ["thread", "20"], ["solo", "1"]]
+
+
+def test_a_second_worker_that_is_taken_out_again_is_gone_with_the_next_make_up(two_kinds: Stack) -> None:
+    two_kinds.override.unlink()
+    two_kinds.make("up")
+    assert {container["Service"] for container in two_kinds.containers()} == {"redis", "worker", "beat", "flower"}
+
+
+@pytest.fixture(scope="module")
+def three_workers(first_stack: tuple[Stack, str]) -> Stack:
+    """The stack as scaled by plain Compose."""
+    stack, _ = first_stack
+    stack.settle()
+    stack.compose("up", "--detach", "--scale", "worker=3")
+    stack.wait_healthy()
+    return stack
+
+
+def test_three_workers_share_the_work(three_workers: Stack) -> None:
+    marks = three_workers.send_marks(*[[0.5]] * 24)
+    marks.wait_finished()
+    assert len(marks.nodes()) == 3
+    three_workers.wait(lambda: set(three_workers.nodes_in_flower()) == marks.nodes(), "the three nodes in Flower")
+
+
+def test_what_a_worker_runs_when_it_is_scaled_away_is_run_by_another(three_workers: Stack) -> None:
+    stack = three_workers
+    # Each child of each node has one; those that are cut off end at once when they are begun anew.
+    marks = stack.send_marks(*[[None, 0]] * 6)
+    marks.wait_started(6)
+    stack.make("scale", WORKERS="2")
+    assert len(stack.ids("worker")) == 2
+    marks.release()
+    marks.wait_finished()
+    begun_twice = [mark["task"] for mark in marks.all("started")[6:]]
+    assert len(begun_twice) == 2
+    finished_by = {mark["task"]: mark["node"] for mark in marks.all("finished")}
+    assert all(finished_by[mark["task"]] != mark["node"] for mark in marks.all("started")[:6] if mark["task"] in begun_twice)
+    stack.wait(lambda: len(stack.nodes_in_flower()) == 2, "the worker that is gone disappears from Flower")
+
+
+def test_make_up_keeps_what_make_scale_has_set(three_workers: Stack) -> None:
+    assert three_workers.env_value("WORKERS") == "2"
+    before = three_workers.ids()
+    three_workers.make("up")
+    assert three_workers.ids() == before
+    three_workers.make("scale", WORKERS="1")
+    assert len(three_workers.ids("worker")) == 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "says"),
+    [("three", "must be a whole number"), ("", "must be a whole number"), ("-1", "must be a whole number")],
+)
+def test_a_number_of_workers_that_is_none_is_refused(stack: Stack, workers: str, says: str) -> None:
+    before = stack.env_file.read_bytes()
+    done = stack.make("scale", check=False, WORKERS=workers)
+    assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert stack.env_file.read_bytes() == before
+
+
+def test_a_task_that_ends_in_time_ends_before_its_worker_stops(stack: Stack) -> None:
+    marks = stack.send_marks([None])
+    marks.wait_started()
+    stack.stop_while_they_run(lambda: stack.compose("stop", "worker"), marks)
+    assert marks.unfinished() == set()
+    assert len(marks.all("started")) == 1
+    assert stack.inspect(stack.ids("worker")[0])["State"]["ExitCode"] == 0
+
+
+def test_a_task_that_takes_too_long_waits_again_when_its_worker_has_stopped(stack: Stack) -> None:
+    marks = stack.send_marks([None, 0], [None, 0], [0], [0])
+    marks.wait_started(2)
+    stack.compose("stop", "worker")
+    assert stack.inspect(stack.ids("worker")[0])["State"]["ExitCode"] == 0
+    assert stack.queued() == 4
+    assert stack.redis("HLEN", "unacked") == "0"
+    stack.compose("start", "worker")
+    marks.wait_finished()
+    assert len(marks.all("started")) == 6
+
+
+def test_a_node_that_is_killed_is_back(stack: Stack) -> None:
+    container = stack.ids("worker")
+    before = node_pid(stack)
+    stack.shell("worker", f"kill -KILL {before}")
+    stack.wait(lambda: node_pid(stack) not in (before, 0), "another process is node0")
+    assert stack.call(ADD, 4, 3)[1] == 0
+    assert stack.ids("worker") == container
+    assert stack.inspect(container[0])["RestartCount"] == 0
+
+
+def test_supervisorctl_shows_the_nodes(stack: Stack) -> None:
+    # As the comment in docker/supervisor/worker.conf says.
+    def running() -> bool:
+        return re.match(r"node:node0\s+RUNNING", stack.shell("worker", "supervisorctl status", check=False)) is not None
+
+    stack.wait(running, "node0 running for 10 s")
+
+
+def test_a_node_that_cannot_start_ends_its_container_with_an_error(stack: Stack) -> None:
+    done = stack.compose("run", "--rm", "-T", "--no-deps", "-e", "CELERY_IMPORTS=services.broken", "worker", check=False)
+    told = done.stdout + done.stderr
+    assert done.returncode == 1, told
+    assert "RuntimeError: broken on purpose" in told
+    assert "watchdog: node0 could not be started; its error is above; stopping the container" in told
+
+
+def node_pid(stack: Stack) -> int:
+    """The process of the first node, by its own container's numbers."""
+    script = "cat /run/stalk/supervisord.pid; for p in /proc/[0-9]*; do echo $p $(cut -d' ' -f4 $p/stat); done"
+    supervisor, *parents = stack.shell("worker", script, check=False).splitlines()
+    children = [line.split() for line in parents if line.split()[1:] == [supervisor]]
+    return int(children[0][0].rpartition("/")[2]) if children else 0
+
+
