@@ -11,7 +11,8 @@ DOCKERFILES := docker/Dockerfile docker/base/python.Dockerfile docker/base/redis
 override TASK := $(value TASK)
 override ARGS := $(value ARGS)
 override KWARGS := $(value KWARGS)
-export TASK ARGS KWARGS
+override NAME := $(value NAME)
+export TASK ARGS KWARGS NAME
 
 ##@ The stack
 .PHONY: up
@@ -24,11 +25,11 @@ local: up ## The same as processes of this host, without Docker
 
 .PHONY: call
 call: .venv/ready ## Run a task: TASK=services.tasks.arithmetic.add ARGS='[4, 3]' [KWARGS='{}'] [WAIT=30]
-	@$(STALK) call "$$TASK" --args "$${ARGS:-[]}" --kwargs "$${KWARGS:-{\}}" --wait "$(or $(WAIT),30)"
+	@$(STALK) call --args "$${ARGS:-[]}" --kwargs "$${KWARGS:-{\}}" --wait "$(or $(WAIT),30)" -- "$$TASK"
 
 .PHONY: scale
 scale: .venv/ready ## Run WORKERS=4 worker containers, now and after the next `make up`
-	@$(STALK) scale "$(WORKERS)"
+	@$(STALK) scale -- "$(WORKERS)"
 
 .PHONY: status
 status: .venv/ready ## Containers, nodes, queues and beat on one screen [JSON=1]
@@ -65,6 +66,14 @@ lock: .venv/ready ## Pin the packages of requirements/own.txt and pyproject.toml
 	@$(STALK) lock
 
 ##@ Developing
+.PHONY: new-task
+new-task: .venv/ready ## Write a small, tested task module to start from: NAME=invoices
+	@$(STALK) new-task -- "$$NAME"
+
+.PHONY: dev
+dev: .venv/ready ## make up with the source of this checkout; then a change of it restarts the nodes
+	@$(STALK) dev
+
 .PHONY: test
 test: .venv/ready ## All tests; those with containers are skipped where no Docker Engine answers [ARGS='-k beat']
 	@.venv/bin/python -m pytest $(ARGS)
@@ -93,5 +102,5 @@ help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 		/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.venv/ready: requirements/dev.lock requirements/uv.lock stack/bootstrap
+.venv/ready: requirements/dev.lock requirements/own.lock requirements/uv.lock stack/bootstrap
 	@stack/bootstrap

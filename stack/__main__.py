@@ -12,9 +12,10 @@ import click
 
 import config
 from config import ConfigError, Settings
-from stack import env_file, lock, report, stop, up, waiting
+from stack import env_file, lock, new_task, report, stop, terminal, up, waiting
 from stack.failure import Failure
 from stack.runtime import current
+from stack.turns import own_turn
 
 
 @click.group(help="The host's side of the stack.")
@@ -25,6 +26,20 @@ def main() -> None:
 @main.command("up", help="Build, start and wait.")
 def up_command() -> None:
     up.up()
+
+
+@main.command("dev", help="Up, with the source mounted; then restart nodes on every change.")
+def dev_command() -> None:
+    # Only here, because nobody else needs what watches files.
+    from stack import dev
+
+    dev.dev()
+
+
+@main.command("new-task", help="Write a task module to start from.")
+@click.argument("name")
+def new_task_command(name: str) -> None:
+    new_task.new_task(name)
 
 
 @main.command(help="Run a task inside the stack and print its result as JSON.")
@@ -47,8 +62,9 @@ def scale(workers: str) -> None:
     runtime = current(settings())
     if not env_file.ENV_FILE.exists():
         raise Failure("there is no .env yet: start the stack with 'make up' first")
-    env_file.set_variables({"WORKERS": workers})
-    runtime.scale(settings())
+    with own_turn():
+        env_file.set_variables({"WORKERS": workers})
+        runtime.scale(settings())
     waiting.until_healthy(runtime)
     print(f"{workers} workers run; .env says so too.")
 
@@ -73,18 +89,21 @@ def shell() -> None:
 
 @main.command("stop", help="Stop; running tasks finish first.")
 def stop_command() -> None:
-    stop.stop(current(settings()), settings())
+    with own_turn():
+        stop.stop(current(settings()), settings())
 
 
 @main.command(help="Stop and remove what runs; data is kept.")
 def down() -> None:
-    stop.down(current(settings()))
+    with own_turn():
+        stop.down(current(settings()))
 
 
 @main.command(help="Remove what runs and all data.")
 @click.option("--yes", is_flag=True)
 def clean(yes: bool) -> None:
-    stop.clean(current(settings()), yes)
+    with own_turn():
+        stop.clean(current(settings()), yes)
 
 
 @main.command("lock", help="Pin all packages.")
@@ -106,10 +125,13 @@ def run() -> None:
         main(prog_name="python -m stack")
     except ConfigError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            terminal.error(problem)
         sys.exit(2)
     except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
+        terminal.error(str(failure))
+        sys.exit(1)
+    except PermissionError as denied:
+        terminal.error(f"{denied.filename} belongs to another user: run make as the one who ran it first")
         sys.exit(1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 from datetime import datetime
@@ -9,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from config import Settings
-from stack import docker, images
+from config.environment import process_environment, read_env_file
+from stack import docker, env_file, images, places
 from stack.docker import ROOT, compose, compose_shown, run
 from stack.failure import Failure
+from stack.places import SOURCE
 from stack.units import Unit
 
 # All of these carry the application and reach Redis.
@@ -49,17 +53,49 @@ class Containers:
         Raises Failure.
         """
         if redis_files_changed():
-            compose("up", "--detach", "--force-recreate", "--no-deps", "redis")
-        started = compose("up", "--detach", check=False)
+            compose(*files(), "up", "--detach", "--force-recreate", "--no-deps", "redis")
+        # A service that was taken out of compose.override.yaml would go on with old code.
+        started = compose(*files(), "up", "--detach", "--remove-orphans", check=False)
         if started.returncode != 0:
             # A Redis that does not get healthy is told by its own log lines.
             unhealthy = [unit for unit in self.units() if unit.health == "unhealthy"]
             why = self.last_lines(unhealthy[0]) if unhealthy else docker.last_line(started.stderr)
             raise Failure(f"the stack could not be started: {without_colour(why)}")
 
+    def use_source(self, asked: bool) -> None:
+        """From the next start on, mount this checkout's source over the image's, or no longer."""
+        if not asked:
+            places.DEV_COMPOSE.unlink(missing_ok=True)
+            return
+        mounts = [
+            {"type": "bind", "source": escaped(ROOT / name), "target": f"/app/{name}", "read_only": True}
+            for name in SOURCE
+        ]
+        described = json.loads(compose("config", "--format", "json").stdout)["services"]
+        # Workers of a compose.override.yaml too: whatever runs the application's image.
+        services = [name for name, service in described.items() if service.get("image") == described["worker"]["image"]]
+        places.DEV_COMPOSE.write_text(json.dumps({"services": {name: {"volumes": mounts} for name in services}}))
+        make_source_readable()
+
+    def restart(self, settings: Settings) -> None:
+        """Put changed source to work: the nodes first, warm, then beat and Flower.
+
+        Raises Failure when a node cannot be started.
+        """
+        make_source_readable()
+        running = [unit for unit in self.units() if unit.state == "running"]
+        nodes = [unit for unit in running if unit.service not in ("redis", "beat", "flower")]
+        codes = apart(*(["docker", "exec", unit.id, "python", "-m", "services.restart"] for unit in nodes))
+        failed = [unit for unit, code in zip(nodes, codes, strict=True) if code != 0]
+        if failed:
+            raise Failure(f"{failed[0].name} did not get ready; its last lines are\n{self.last_lines(failed[0])}")
+        others = [unit.id for unit in running if unit.service in ("beat", "flower")]
+        if others:
+            apart(["docker", "restart", *others])
+
     def scale(self, settings: Settings) -> None:
         """Run as many worker containers as the settings say, leaving the others as they are."""
-        compose("up", "--detach", "--no-recreate", "--scale", f"worker={settings.stack.workers}")
+        compose(*files(), "up", "--detach", "--no-recreate", "--scale", f"worker={settings.stack.workers}")
 
     def units(self) -> list[Unit]:
         """Every container of the project, stopped ones too."""
@@ -100,11 +136,11 @@ class Containers:
 
     def remove(self) -> None:
         """Stop everything and remove the containers; volumes stay."""
-        compose("down")
+        compose("down", "--remove-orphans")
 
     def delete_data(self) -> None:
         """Remove containers, volumes and the image."""
-        compose("down", "--volumes", "--rmi", "local")
+        compose("down", "--remove-orphans", "--volumes", "--rmi", "local")
 
     def publishes(self, port: int) -> bool:
         """Whether our own Flower holds a port."""
@@ -137,11 +173,40 @@ def _keeps_ending(container: str, state: str) -> bool:
     return state != "restarting" or int(count.strip() or 0) > 1
 
 
+def apart(*commands: list[str]) -> list[int]:
+    """Run commands at the same time, in sessions of their own because Ctrl-C is not for them; their exit codes."""
+    started = [subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) for command in commands]
+    return [process.wait() for process in started]
+
+
+def files() -> list[str]:
+    """Options that name the Compose files, where they are not those that Compose takes by itself."""
+    if not places.DEV_COMPOSE.exists():
+        return []
+    chosen = (read_env_file(env_file.ENV_FILE) | process_environment()).get("COMPOSE_FILE", "")
+    own = [name for name in ("compose.yaml", "compose.override.yaml") if (ROOT / name).exists()]
+    names = chosen.split(os.pathsep) if chosen else own
+    return [word for name in (*names, str(places.DEV_COMPOSE)) for word in ("--file", name)]
+
+
+def escaped(path: Path) -> str:
+    """A path as a Compose file has to have it: $ begins a variable there."""
+    return str(path).replace("$", "$$")
+
+
+def make_source_readable() -> None:
+    """Let the containers' user read the source that is mounted."""
+    for name in SOURCE:
+        for directory in (ROOT / name, *(path for path in (ROOT / name).rglob("*") if path.is_dir())):
+            make_readable(directory)
+
+
 def make_readable(directory: Path) -> None:
     """Let the container's user read what is mounted from a checkout made with umask 077."""
-    directory.chmod(directory.stat().st_mode | 0o055)
-    for file in directory.iterdir():
-        file.chmod(file.stat().st_mode | 0o044)
+    for path, bits in [(directory, 0o055), *((file, 0o044) for file in directory.iterdir())]:
+        mode = path.stat().st_mode
+        if mode & bits != bits:
+            path.chmod(mode | bits)
 
 
 def redis_files_changed() -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from stack.failure import Failure
+from stack.terminal import attached
 
 ROOT = Path(__file__).resolve().parent.parent
 # `env_file` with `required: false` came with 2.24.
@@ -40,7 +42,7 @@ def compose(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[
 
 def compose_shown(*arguments: str) -> int:
     """Run `docker compose …` on the terminal, input and output included; its exit code."""
-    return subprocess.run(["docker", "compose", *arguments], cwd=ROOT, check=False).returncode
+    return attached(["docker", "compose", *arguments], ROOT)
 
 
 def last_line(text: str) -> str:
@@ -48,14 +50,21 @@ def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
 
 
-def require_engine() -> None:
-    """Raise Failure unless a Docker Engine answers and its Compose is new enough."""
+def why_no_engine() -> str:
+    """Why no Docker Engine answers; "" where one does."""
     try:
         engine = run("docker", "version", "--format", "{{.Server.Version}}", check=False, timeout=ANSWER_SECONDS)
     except Failure as failure:
-        raise Failure(f"Docker is needed and does not answer ({failure}); {INSTALL}") from None
+        return f"Docker is needed and does not answer ({failure}); {INSTALL}"
     if engine.returncode != 0:
-        raise Failure(f"no Docker Engine answers ({last_line(engine.stderr)}): start it; {INSTALL}")
+        return f"no Docker Engine answers ({last_line(engine.stderr)}): start it; {INSTALL}"
+    return ""
+
+
+def require_engine() -> None:
+    """Raise Failure unless a Docker Engine answers and its Compose is new enough."""
+    if why := why_no_engine():
+        raise Failure(why)
     plugin = run("docker", "compose", "version", "--short", check=False)
     wanted = ".".join(map(str, LOWEST_COMPOSE))
     if plugin.returncode != 0:
@@ -66,10 +75,10 @@ def require_engine() -> None:
         )
 
 
-def compose_version(text: str) -> tuple[int, int]:
-    """(major, minor) of what `docker compose version --short` prints, such as v2.26.1-4."""
-    major, minor, *_ = text.strip().lstrip("v").split(".")
-    return int(major), int(minor)
+def compose_version(text: str) -> tuple[int, ...]:
+    """(major, minor) of what `docker compose version --short` prints, such as v2.26.1-4; () where it tells neither."""
+    found = re.match(r"v?([0-9]+)\.([0-9]+)", text.strip())
+    return (int(found[1]), int(found[2])) if found else ()
 
 
 def containers() -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def with_variable(text: str, name: str, value: str) -> str:
     assigned = re.compile(rf"^#?{re.escape(name)}=.*$", re.MULTILINE)
     matches = list(assigned.finditer(text))
     if not matches:
-        return text.rstrip("\n") + f"\n{line}\n"
+        return f"{text.rstrip()}\n{line}\n".lstrip()
     # The last assignment is the one in force; a comment may stand anywhere.
     chosen = next((match for match in reversed(matches) if not match[0].startswith("#")), matches[-1])
     return text[: chosen.start()] + line + text[chosen.end() :]
@@ -52,8 +52,12 @@ def set_variables(values: Mapping[str, str], path: Path = ENV_FILE) -> None:
     text = path.read_text(encoding="utf-8")
     for name, value in values.items():
         text = with_variable(text, name, value)
+    # Where it really is, because a link would be replaced by a file.
+    path = path.resolve()
     new = path.with_name(path.name + ".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # One that was left behind might be readable by everybody.
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

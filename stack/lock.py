@@ -26,7 +26,9 @@ def lock() -> None:
     # What the image has already is not pinned a second time, so that an update of Stalk does not conflict.
     known = [argument for name in packages(REQUIREMENTS / "image.lock") for argument in ("--no-emit-package", name)]
     compile_lock("own.lock", "requirements/own.txt", "--constraints", "requirements/image.lock", *known)
-    compile_lock("dev.lock", "pyproject.toml", "--group", "dev", "--constraints", "requirements/image.lock")
+    # A host without Docker runs the tasks with both.
+    constraints = ["--constraints", "requirements/image.lock", "--constraints", "requirements/own.lock"]
+    compile_lock("dev.lock", "pyproject.toml", "--group", "dev", *constraints)
     print("Wrote requirements/image.lock, own.lock and dev.lock; 'make up' builds with them.")
 
 

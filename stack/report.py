@@ -86,9 +86,14 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def running_tasks(answer: dict[str, Any]) -> int:
-    """How many tasks run."""
-    return sum(len(node["running"]) for node in answer["nodes"].values())
+def busy(answer: dict[str, Any]) -> str:
+    """What the workers run and hold, in words; "" for nothing."""
+    running = sum(len(node["running"]) for node in answer["nodes"].values())
+    held = int(answer["unacked"]) - running
+    if held <= 0:
+        return f"{running} running" if running else ""
+    # A node whose solo pool runs a task answers nobody, so its task is counted with those that wait for their ETA.
+    return f"{running} running, {held} more held by workers (waiting for its time, or in a solo pool)"
 
 
 def queued(answer: dict[str, Any]) -> str:

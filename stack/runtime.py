@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Runtime = Containers | Processes
 
-OTHER = {"docker": "local", "local": "docker"}
+NAMES = ("docker", "local")
 
 
 def made(name: str) -> Runtime:
@@ -31,11 +31,17 @@ def made(name: str) -> Runtime:
 
 
 def recorded() -> str:
-    """The runtime that this checkout has used; "" before the first `make up`."""
+    """The runtime that this checkout has used; "" before the first `make up`.
+
+    Raises Failure when the record cannot be read.
+    """
     try:
-        return places.RUNTIME_FILE.read_text().strip()
+        name = places.RUNTIME_FILE.read_text().strip()
     except FileNotFoundError:
         return ""
+    if name not in NAMES:
+        raise Failure(f"{places.RUNTIME_FILE} says {name!r}, which is no runtime: write docker or local into it")
+    return name
 
 
 def current(settings: Settings) -> Runtime:
@@ -46,22 +52,22 @@ def current(settings: Settings) -> Runtime:
     name = settings.stack.runtime or recorded()
     if not name:
         # Nothing has run yet; a plain `docker compose up` leaves no record.
-        name = "docker" if not why_no_engine() else "local"
+        name = "local" if docker.why_no_engine() else "docker"
     runtime = made(name)
     runtime.require()
     return runtime
 
 
 def choose(settings: Settings) -> Runtime:
-    """The runtime for `up`: asked for, recorded, or chosen now; says which and why, and records it.
+    """The runtime for `up`: asked for, recorded, or chosen now; says which and why.
 
     Raises Failure when it cannot be used, or when the stack still runs in the other one.
     """
     before, asked = recorded(), settings.stack.runtime
     name, why = asked or before, "as STALK_RUNTIME says" if asked else "as before"
     if not name:
-        answers = not why_no_engine()
-        name, why = ("docker", "a Docker Engine answers") if answers else ("local", "no Docker Engine answers")
+        missing = docker.why_no_engine()
+        name, why = ("local", "no Docker Engine answers") if missing else ("docker", "a Docker Engine answers")
     runtime = made(name)
     try:
         runtime.require()
@@ -79,18 +85,13 @@ def choose(settings: Settings) -> Runtime:
             f"there, and STALK_RUNTIME={before} make up goes back to it."
         )
     print(f"Runtime: {name} ({why}).")
-    places.STATE.mkdir(mode=0o700, exist_ok=True)
-    places.RUNTIME_FILE.write_text(name + "\n")
     return runtime
 
 
-def why_no_engine() -> str:
-    """Why Docker cannot be used; "" where it can."""
-    try:
-        docker.require_engine()
-    except Failure as failure:
-        return str(failure)
-    return ""
+def record(chosen: Runtime) -> None:
+    """Keep to this runtime from now on: it is about to have data."""
+    places.STATE.mkdir(mode=0o700, exist_ok=True)
+    places.RUNTIME_FILE.write_text(chosen.name + "\n")
 
 
 def _refuse_two(before: str) -> None:

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from config import Settings
-from stack import report
+from stack import report, terminal
 from stack.failure import Failure
 
 if TYPE_CHECKING:
@@ -29,11 +29,10 @@ def stop(runtime: Runtime, settings: Settings) -> None:
 def stop_application(runtime: Runtime, settings: Settings) -> None:
     """Stop beat and the workers, and say how many tasks ran and what stays queued."""
     try:
-        running = report.running_tasks(report.ask(runtime))
-        limit = settings.worker.soft_shutdown
-        print(f"{running} running; waiting for them, up to {limit} s …" if running else "No task runs.", flush=True)
+        busy, limit = report.busy(report.ask(runtime)), settings.worker.soft_shutdown
+        print(f"{busy}; waiting for them, up to {limit} s …" if busy else "No task runs.", flush=True)
     except Failure as failure:
-        print(f"warning: the tasks that run could not be counted: {failure}")
+        terminal.warning(f"the tasks that run could not be counted: {failure}")
     # Redis stays until the others have gone, because workers hand back to it.
     runtime.stop_application(settings)
     print(f"Workers have stopped. {left(runtime)}", flush=True)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import config
 from config import ConfigError, Settings
-from stack import docker, env_file, runtime, waiting
+from services.schedule import beat_schedule
+from stack import docker, env_file, runtime, terminal, waiting
 from stack.failure import Failure
+from stack.turns import own_turn
 
 if TYPE_CHECKING:
     from stack.runtime import Runtime
@@ -18,26 +20,30 @@ if TYPE_CHECKING:
 FIRST_TASK = "make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'"
 
 
-def up() -> None:
-    """Build and start the stack and wait until it works.
+def up(from_source: bool = False) -> Runtime:
+    """Build and start the stack and wait until it works; `from_source` runs this checkout's files, not the image's.
 
     Raises Failure or ConfigError.
     """
     started = monotonic()
-    # The choice needs no more than defaults, and a host that cannot run the stack gets no .env.
-    chosen = runtime.choose(config.load())
-    if env_file.write_first(WORKER_CPUS=cpus(chosen)):
-        print("Wrote .env, with random passwords (mode 0600).")
-    settings = checked_settings()
-    require_port(chosen, settings)
-    chosen.prepare(settings)
-    # Preparing may have written image names into .env.
-    settings = config.load()
-    print("Starting …", flush=True)
-    chosen.start(settings)
+    with own_turn():
+        # The choice needs no more than defaults, and a host that cannot run the stack gets no .env.
+        chosen = runtime.choose(config.load())
+        if env_file.write_first(WORKER_CPUS=cpus(chosen)):
+            print("Wrote .env, with random passwords (mode 0600).")
+        settings = checked_settings()
+        require_port(chosen, settings)
+        chosen.prepare(settings)
+        # Preparing may have written image names into .env.
+        settings = config.load()
+        runtime.record(chosen)
+        chosen.use_source(from_source)
+        print("Starting …", flush=True)
+        chosen.start(settings)
     waiting.until_healthy(chosen)
     print(f"\nThe stack works ({monotonic() - started:.0f} s).")
     say_where(settings)
+    return chosen
 
 
 def cpus(chosen: Runtime) -> str:
@@ -50,6 +56,8 @@ def cpus(chosen: Runtime) -> str:
 def checked_settings() -> Settings:
     """The settings, with their warnings said and what only the stack requires checked."""
     settings = config.load()
+    # Raises ConfigError for an entry that BEAT_SCHEDULE makes up.
+    beat_schedule(settings.beat.schedule)
     problems = []
     if not settings.flower.basic_auth.get_secret_value():
         problems.append("FLOWER_BASIC_AUTH is not set, and no page is without login: set it in .env to user:password")
@@ -58,7 +66,7 @@ def checked_settings() -> Settings:
     if problems:
         raise ConfigError(problems)
     for warning in settings.warnings:
-        print(f"warning: {warning}")
+        terminal.warning(warning)
     return settings
 
 

@@ -1,0 +1,106 @@
+"""make dev: the stack runs this checkout's source, and takes up every change of it.
+
+What does not compile or cannot be imported is refused, and the old code goes on. Ctrl-C ends watching, not the stack.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, strftime
+from typing import TYPE_CHECKING
+
+from watchfiles import watch
+
+import config
+from config import ConfigError
+from stack import terminal, up, waiting
+from stack.docker import ROOT, last_line
+from stack.failure import Failure
+from stack.fingerprints import fingerprint
+from stack.places import SOURCE
+
+if TYPE_CHECKING:
+    from stack.runtime import Runtime
+
+# In a process of its own, where the stack runs: with its Python and its packages.
+CHECK = f"""
+import pathlib
+for package in {SOURCE}:
+    for path in pathlib.Path(package).rglob("*.py"):
+        compile(path.read_bytes(), str(path), "exec")
+from services.app import app
+app.loader.import_default_modules()
+"""
+SHOWN_FILES = 3
+
+
+def dev() -> None:
+    """Start the stack with the source, then take up changes until Ctrl-C.
+
+    Raises Failure or ConfigError when it does not start.
+    """
+    runtime = up.up(from_source=True)
+    print(f"\nWatching {' and '.join(f'{name}/' for name in SOURCE)}; Ctrl-C ends watching, and the stack goes on.")
+    watched = [ROOT / name for name in SOURCE]
+    content = fingerprint(*watched)
+    try:
+        for changes in watch(*watched):
+            before, content = content, fingerprint(*watched)
+            if content == before:
+                # Saved as it was, or only its mode or time has changed.
+                continue
+            with until_done():
+                take_up(runtime, sorted({str(Path(path).relative_to(ROOT)) for _, path in changes}))
+    except KeyboardInterrupt:
+        print()
+    print("Watching has ended. The stack goes on with what it has; 'make up' makes it the ordinary one again.")
+
+
+def take_up(runtime: Runtime, files: list[str]) -> None:
+    """Restart what runs the source, or say why not."""
+    started = monotonic()
+    more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
+    print(f"{strftime('%H:%M:%S')} {', '.join(files[:SHOWN_FILES])}{more} …", flush=True)
+    try:
+        check(runtime)
+        runtime.restart(config.load())
+        waiting.until_healthy(runtime)
+    except ConfigError as error:
+        for problem in error.problems:
+            terminal.error(problem)
+    except Failure as failure:
+        terminal.error(str(failure))
+    else:
+        print(f"{strftime('%H:%M:%S')} the new code runs ({monotonic() - started:.1f} s)", flush=True)
+
+
+def check(runtime: Runtime) -> None:
+    """Raise Failure, with file and line, when the source does not compile or cannot be imported."""
+    tried = runtime.execute("-c", CHECK)
+    if tried.returncode != 0:
+        raise Failure(f"{fault(tried.stderr.splitlines())}; the old code goes on")
+
+
+def fault(lines: Iterable[str]) -> str:
+    """What a traceback says, in a line: the last place in our source, and what is wrong."""
+    lines = list(lines)
+    places = [re.search(rf'File "(?:.*/)?((?:{"|".join(SOURCE)})/[^"]+)", line (\d+)', line) for line in lines]
+    place = next((f"{found[1]} line {found[2]}: " for found in reversed(places) if found), "")
+    return place + last_line("\n".join(lines)).removeprefix("error: ")
+
+
+@contextmanager
+def until_done() -> Iterator[None]:
+    """Hold back Ctrl-C: half a restart is no state to leave the stack in."""
+    asked = []
+    before = signal.signal(signal.SIGINT, lambda *_: asked.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt

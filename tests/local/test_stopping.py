@@ -1,0 +1,85 @@
+"""make stop and down without Docker, and what a closed terminal ends: nothing."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+
+from tests.local.handle import MAKE_SECONDS, PROGRAMS, Local
+
+
+def test_stop_lets_running_tasks_finish_and_up_runs_the_queued_ones(local: Local) -> None:
+    running = [local.start_rest(f"stopped-{number}", 5) for number in range(2)]
+    queued = [local.send("services.tasks.arithmetic.add", number, 1) for number in range(20)]
+    said = local.make("stop").stdout
+    assert "2 running; waiting for them" in said
+    assert "Still queued: " in said
+    assert [local.notes("end", f"stopped-{number}") for number in range(2)] == [1, 1]
+    assert local.left() == []
+    assert local.make("stop").stdout == "Nothing runs.\n"
+    local.make("up")
+    assert [task.get() for task in queued] == list(range(1, 21))
+    assert [local.notes("start", f"stopped-{number}") for number in range(2)] == [1, 1]
+    assert all(task.get() for task in running)
+
+
+def test_down_leaves_no_process_and_keeps_the_data_and_two_ups_start_one_stack(local: Local) -> None:
+    with local.redis(database=5) as client:
+        client.set("kept", "yes")
+    local.make("down")
+    assert local.left() == []
+    assert not local.run.exists()
+    ups = [
+        subprocess.Popen(
+            local.command("up"), cwd=local.directory, env=local.environment(), stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [up.communicate(timeout=MAKE_SECONDS)[0] for up in ups]
+    assert [up.returncode for up in ups] == [0, 0]
+    assert sum("Waiting for 'make up' (pid " in text for text in said) == 1
+    assert sum("services.supervise" in process for process in local.left()) == 1
+    assert sum("redis-server" in process for process in local.left()) == 1
+    assert local.redis(database=5).get("kept") == "yes"
+
+
+def test_a_closed_terminal_ends_nothing(local: Local) -> None:
+    local.make("stop")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        # A session of its own, which hangs up with its terminal.
+        os.chdir(local.directory)
+        os.execvpe("sh", ["sh", "-c", "make --old-file=.venv/ready up; read line"], local.environment())
+    said = b""
+    while b"The stack works" not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    before = local.pids()
+    assert sorted(before) == list(PROGRAMS)
+    assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
+    assert local.pids() == before
+
+
+def test_ctrl_c_ends_the_logs_and_nothing_else(local: Local) -> None:
+    before = local.pids()
+    logs = subprocess.Popen(
+        local.command("logs", SERVICE="worker"),
+        cwd=local.directory,
+        env=local.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert logs.stdout
+    seen = ""
+    while "ready." not in seen:
+        seen += logs.stdout.readline()
+    os.killpg(logs.pid, signal.SIGINT)
+    rest, _ = logs.communicate(timeout=20)
+    assert "Traceback" not in seen + rest
+    assert "beat:" not in seen
+    assert local.pids() == before

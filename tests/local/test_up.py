@@ -1,0 +1,155 @@
+"""make up, call, status and scale without Docker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+import redis
+
+from config.environment import read_env_file
+from tests.local.handle import PROGRAMS, Local
+
+
+def test_the_first_up_says_which_runtime_and_why_and_keeps_it_beside_the_data(first_up: tuple[Local, str]) -> None:
+    local, said = first_up
+    assert "Runtime: local (no Docker Engine answers)." in said
+    assert f"http://127.0.0.1:{local.port}/flower/" in said
+    assert (local.state / "runtime").read_text() == "local\n"
+    assert not read_env_file(local.env_file).get("STALK_RUNTIME")
+
+
+def test_a_second_up_changes_nothing(local: Local) -> None:
+    before = local.pids()
+    assert "Runtime: local (as before)." in local.make("up").stdout
+    assert local.pids() == before
+
+
+def test_make_local_asks_for_processes(local: Local) -> None:
+    assert "Runtime: local (as STALK_RUNTIME says)." in local.make("local").stdout
+
+
+def test_call_prints_the_result_as_json(local: Local) -> None:
+    done = local.make("call", TASK="services.tasks.arithmetic.add", ARGS="[4, 3]")
+    answer = json.loads(done.stdout)
+    assert (answer["state"], answer["result"]) == ("SUCCESS", 7)
+
+
+def test_status_shows_units_nodes_queues_and_beat_without_colours(local: Local) -> None:
+    said = local.make("status").stdout
+    for word in (*PROGRAMS, "healthy", "worker1-node0@", "prefork", "celery", "Beat: last tick"):
+        assert word in said
+    assert "\x1b" not in said
+
+
+def test_status_as_json_is_one_object(local: Local) -> None:
+    told = local.status()
+    assert told["runtime"] == "local"
+    assert {unit["name"]: (unit["state"], unit["health"]) for unit in told["units"]} == dict.fromkeys(
+        PROGRAMS, ("running", "healthy")
+    )
+    assert [name.partition("@")[0] for name in told["nodes"]] == ["worker1-node0"]
+    assert told["queues"] == {"celery": 0}
+    assert told["beat"]["seconds_since_tick"] < 30
+
+
+def test_scaling_leaves_those_that_run_as_they_are(local: Local) -> None:
+    before = local.pids()
+    # What has changed meanwhile waits for `make up`.
+    later = local.write_task("later", "")
+    assert "2 workers run" in local.make("scale", WORKERS="2").stdout
+    more = local.pids()
+    assert more.pop("worker2-node0")
+    assert more == before
+    assert read_env_file(local.env_file)["WORKERS"] == "2"
+    local.make("scale", WORKERS="1")
+    assert local.pids() == before
+    later.unlink()
+
+
+def test_a_node_that_is_killed_is_back(local: Local) -> None:
+    before = local.pids()["worker1-node0"]
+    os.killpg(before, signal.SIGKILL)
+    local.wait(lambda: local.pids()["worker1-node0"] not in (0, before), "another node", timeout=10)
+    assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
+
+
+def test_a_redis_that_is_killed_is_back_with_its_data(local: Local) -> None:
+    with local.redis(database=5) as client:
+        client.set("kept", "yes")
+        assert (
+            client.execute_command("WAITAOF", 1, 0, 10000)[0] == 1 if newer_than_7_2(client) else client.bgrewriteaof()
+        )
+        local.wait(lambda: not client.info("persistence")["aof_rewrite_in_progress"], "the file is written")
+    before = local.pids()["redis"]
+    os.kill(before, signal.SIGKILL)
+    local.wait(lambda: local.pids()["redis"] not in (0, before), "another Redis", timeout=10)
+    local.wait(lambda: answers(local), "Redis answers")
+    assert local.redis(database=5).get("kept") == "yes"
+    assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
+
+
+def newer_than_7_2(client: redis.Redis) -> bool:
+    return tuple(map(int, client.info("server")["redis_version"].split(".")[:2])) >= (7, 2)
+
+
+def answers(local: Local) -> bool:
+    try:
+        return bool(local.redis().ping())
+    except redis.RedisError:
+        return False
+
+
+def test_redis_is_reached_through_its_socket_alone_and_with_its_password(local: Local) -> None:
+    socket = local.run / "redis.sock"
+    assert stat.S_IMODE(socket.stat().st_mode) & 0o077 == 0
+    assert stat.S_IMODE(local.run.stat().st_mode) == 0o700
+    assert stat.S_IMODE(local.state.stat().st_mode) == 0o700
+    assert listening(local.pids()["redis"]) == []
+    with pytest.raises(redis.AuthenticationError):
+        redis.Redis(unix_socket_path=str(socket)).ping()
+    with local.redis() as client:
+        assert client.config_get("port")["port"] == "0"
+        for name, value in {"maxmemory-policy": "noeviction", "appendonly": "yes", "timeout": "0"}.items():
+            assert client.config_get(name)[name] == value
+
+
+def listening(pid: int) -> list[str]:
+    """The TCP sockets on which a process listens, as the kernel writes them."""
+    names = {path.readlink().name for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            # 0A is LISTEN; the tenth field is the socket's number.
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in names:
+                found.append(fields[1])
+    return found
+
+
+def test_what_listens_is_seen_by_its_number(local: Local) -> None:
+    assert [address.partition(":")[2] for address in listening(local.pids()["flower"])] == [f"{local.port:04X}"]
+
+
+def test_flower_is_served_under_its_url_with_its_login(local: Local) -> None:
+    assert local.flower() == 200
+    assert local.flower("/flower/api/workers") == 200
+    assert local.flower(login="") == 401
+    assert local.flower(login="admin:wrong") == 401
+    assert (local.run / "flower.heartbeat").read_text() == "ready\n"
+
+
+def test_a_task_sees_its_variables_and_nothing_of_the_shell(local: Local) -> None:
+    names = set(local.run_task("services.tasks.seen.names"))
+    assert "PROBE_LOG" in names
+    assert "ONLY_IN_THE_SHELL" not in names
+    assert not {"MAKEFLAGS", "MAKELEVEL", "TASK", "SUPERVISOR_ENABLED", "FLOWER_BASIC_AUTH"} & names
+
+
+def test_everything_is_in_the_checkout(local: Local) -> None:
+    assert sorted(local.home.iterdir()) == []
+    assert sorted(local.scratch.iterdir()) == []
