@@ -9,9 +9,10 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -41,6 +42,10 @@ SEND = """async ([path, body]) => {
     return await answer.json();
 }"""
 
+SHOWN_CELLS = """() => [...document.querySelectorAll("#queue-table tr")].map(
+    row => [...row.cells].filter(cell => cell.checkVisibility()).map(cell => cell.textContent.trim())
+)"""
+
 # Every control that is shown is brought into view and asked for at its middle and near both ends, as a finger would.
 UNREACHABLE = """scope => {
     const name = e => e ? `<${e.tagName.toLowerCase()} ${e.id} "${(e.innerText || "").slice(0, 30)}">` : "nothing";
@@ -62,7 +67,7 @@ UNREACHABLE = """scope => {
 }"""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """Flower of a stack, and a browser that sees nothing else."""
 
@@ -77,6 +82,19 @@ class Site:
     @property
     def login(self) -> str:
         return read_env_file(self.stack.env_file)["FLOWER_BASIC_AUTH"]
+
+    @cached_property
+    def tasks(self) -> dict[str, str]:
+        """A task that worked, and one that failed, by their states."""
+        with self.visit() as user:
+            user.go("/")
+            sent = {
+                "SUCCESS": user.send("words.count_document", "To be, or not to be, that is the question. " * 20),
+                "FAILURE": user.send("primes.count_primes", -1),
+            }
+            for state, task in sent.items():
+                user.wait_for(task, state)
+            return sent
 
     @contextmanager
     def visit(self, window: ViewportSize = DESKTOP) -> Iterator[User]:
@@ -132,19 +150,37 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="module", params=["", "/flower"], ids=["at-the-root", "under-a-prefix"])
-def site(browser: Browser, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+@contextmanager
+def served(browser: Browser, prefix: str, pictures: Path) -> Iterator[Site]:
+    """The stack in a fresh checkout, with its Flower under `prefix`."""
     # pytest's own directories have long names, and a socket's path is short.
     with tempfile.TemporaryDirectory(prefix="stalk-") as base:
-        stack = Local(Path(base), **SETTINGS, FLOWER_URL_PREFIX=request.param)
+        stack = Local(Path(base), **SETTINGS, FLOWER_URL_PREFIX=prefix)
         # A CI job that is cancelled gets TERM: the processes must not outlive it.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             stack.make("up")
-            yield Site(stack, browser, tmp_path_factory.mktemp("pictures"))
+            yield Site(stack, browser, pictures)
         finally:
             stack.make("clean", check=False, YES="1")
             signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def site_under(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Site]]:
+    """The site under a prefix, started when it is first asked for."""
+    with ExitStack() as opened:
+
+        @cache
+        def site(prefix: str) -> Site:
+            return opened.enter_context(served(browser, prefix, tmp_path_factory.mktemp("pictures")))
+
+        yield site
+
+
+@pytest.fixture(params=["", "/flower"], ids=["at-the-root", "under-a-prefix"])
+def site(site_under: Callable[[str], Site], request: pytest.FixtureRequest) -> Site:
+    return site_under(request.param)
 
 
 @pytest.mark.parametrize("login", ["admin:guessed", "root:"], ids=["wrong-password", "wrong-user"])
@@ -217,21 +253,21 @@ def test_a_failed_task_is_found_with_its_traceback(site: Site) -> None:
         assert "in add\n    total = x + y" in traceback
 
 
-@pytest.mark.parametrize("window", [DESKTOP, PHONE], ids=["at-a-desk", "on-a-phone"])
-def test_a_queue_that_nobody_takes_from_stands_out(site: Site, window: ViewportSize) -> None:
-    with site.visit(window) as user:
-        user.go("/broker")
-        before = user.page.locator("tr#forgotten").count()
+def queues(user: User) -> dict[str, dict[str, str]]:
+    """What the broker's page shows in this window: each queue's columns."""
+    user.go("/broker")
+    columns, *rows = user.page.evaluate(SHOWN_CELLS)
+    return {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
+
+
+def test_a_phone_shows_a_queue_that_grows_and_that_nobody_takes_from(site: Site) -> None:
+    with site.visit(PHONE) as user:
+        user.go("/")
         user.send("arithmetic.add", 1, 2, queue="forgotten", priority=6)
-        user.page.reload()
-        columns = user.page.locator("#queue-table thead th:visible").all_inner_texts()
-        rows = {
-            cells[0]: dict(zip(map(str.capitalize, columns), cells, strict=True))
-            for row in user.page.locator("#queue-table tbody tr").all()
-            if (cells := row.locator("td:visible").all_inner_texts())
-        }
-        assert (rows["celery"]["Ready"], rows["celery"]["Consumers"]) == ("0", "2")
-        assert (rows["forgotten"]["Ready"], rows["forgotten"]["Consumers"]) == (str(before + 1), "0")
+        wait_until(lambda: queues(user)["celery"]["Consumers"] == "2", TASK_SECONDS, "both nodes are known")
+        shown = queues(user)
+        assert shown["celery"] == {"Queue": "celery", "Ready": "0", "Consumers": "2"}
+        assert shown["forgotten"] == {"Queue": "forgotten", "Ready": "1", "Consumers": "0"}
 
 
 def open_page(user: User, path: str) -> None:
@@ -247,24 +283,16 @@ def check(user: User, place: str, scope: str = "body") -> None:
     assert not user.page.evaluate(UNREACHABLE, scope), place
 
 
-@pytest.fixture(scope="module")
-def tasks(site: Site) -> dict[str, str]:
-    """A task that worked, and one that failed, by their states."""
-    with site.visit() as user:
-        user.go("/")
-        sent = {
-            "SUCCESS": user.send("words.count_document", "To be, or not to be, that is the question. " * 20),
-            "FAILURE": user.send("primes.count_primes", -1),
-        }
-        for state, task in sent.items():
-            user.wait_for(task, state)
-        return sent
-
-
-@pytest.mark.parametrize("window", [DESKTOP, PHONE], ids=["at-a-desk", "on-a-phone"])
-def test_everything_on_every_page_can_be_reached(site: Site, tasks: dict[str, str], window: ViewportSize) -> None:
+# The prefix changes no measure, so one of them is enough at a desk.
+@pytest.mark.parametrize(
+    ("site", "window"),
+    [("", DESKTOP), ("", PHONE), ("/flower", PHONE)],
+    ids=["at-the-root-at-a-desk", "at-the-root-on-a-phone", "under-a-prefix-on-a-phone"],
+    indirect=["site"],
+)
+def test_everything_on_every_page_can_be_reached(site: Site, window: ViewportSize) -> None:
     with site.visit(window) as user:
-        for path in ("/", "/tasks", "/broker", *(f"/task/{task}" for task in tasks.values())):
+        for path in ("/", "/tasks", "/broker", *(f"/task/{task}" for task in site.tasks.values())):
             open_page(user, path)
             check(user, path)
         if window is PHONE:
@@ -284,29 +312,46 @@ def test_everything_on_every_page_can_be_reached(site: Site, tasks: dict[str, st
         check(user, "the worker's actions", ".btn-group")
 
 
-def test_a_phone_shows_the_state_of_a_task_and_the_way_to_it_at_once(site: Site, tasks: dict[str, str]) -> None:
+def test_a_phone_shows_the_state_of_a_task_and_the_way_to_it_at_once(site: Site) -> None:
     with site.visit(PHONE) as user:
         open_page(user, "/tasks")
-        row = user.page.locator(f"tr[id='{tasks['FAILURE']}']")
-        for cell in (row.locator(".badge"), row.get_by_role("link", name=tasks["FAILURE"][:8])):
+        row = user.page.locator(f"tr[id='{site.tasks['FAILURE']}']")
+        for cell in (row.locator(".badge"), row.get_by_role("link", name=site.tasks["FAILURE"][:8])):
             box = cell.bounding_box()
             assert box
             assert box["x"] + box["width"] <= PHONE["width"]
 
 
-def test_a_desk_shows_which_worker_ran_a_task_at_once(site: Site, tasks: dict[str, str]) -> None:
+def test_a_desk_shows_which_worker_ran_a_task_at_once(site: Site) -> None:
     with site.visit() as user:
         open_page(user, "/tasks")
-        box = user.page.locator(f"tr[id='{tasks['SUCCESS']}'] .worker-name-link").bounding_box()
+        box = user.page.locator(f"tr[id='{site.tasks['SUCCESS']}'] .worker-name-link").bounding_box()
         assert box
         assert box["x"] + box["width"] <= DESKTOP["width"]
 
 
-def test_no_page_shows_a_password(site: Site, tasks: dict[str, str]) -> None:
+def test_no_page_shows_a_password(site: Site) -> None:
     secrets = [site.stack.password(), site.login.partition(":")[2]]
     with site.visit() as user:
         node = next(iter(user.get("/api/workers")))
-        for path in ("/", "/broker", f"/task/{tasks['SUCCESS']}", f"/worker/{node}", "/api/workers?refresh=1"):
+        for path in ("/", "/broker", f"/task/{site.tasks['SUCCESS']}", f"/worker/{node}", "/api/workers?refresh=1"):
             user.go(path)
             shown = unquote(user.page.content())
             assert not [secret for secret in secrets if secret in shown], path
+
+
+# Once is enough: it visits what all tests here visit.
+@pytest.mark.parametrize("site", ["/flower"], ids=["under-a-prefix"], indirect=True)
+def test_make_pictures_takes_the_pictures_of_the_readme_and_leaves_nothing_running(site: Site) -> None:
+    pictures = [site.stack.directory / "docs" / f"flower-{name}.png" for name in ("tasks", "workers")]
+    for picture in pictures:
+        picture.unlink(missing_ok=True)
+    said = site.stack.make("pictures").stdout
+    for picture in pictures:
+        content = picture.read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 20_000
+        assert f"Wrote docs/{picture.name}" in said
+    with site.visit() as user:
+        user.go("/")
+        expect(user.page.locator("#workers-active")).to_have_text("0")

@@ -34,14 +34,15 @@ def executable() -> str:
     return str(Path(wheel.origin).parent / "bin" / "redis-server")
 
 
-def disguised(version: str, path: Path) -> str:
-    """A copy of redis-server that believes to be another version, as many characters long as its own."""
+def disguised(path: Path) -> tuple[str, str]:
+    """A copy of redis-server that believes to be a version 5, and that version."""
     said = subprocess.run([executable(), "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
     own = said.partition("v=")[2].split()[0]
+    version = f"5.{own.partition('.')[2]}"
     assert len(own) == len(version), f"redis-server {own} cannot pass for {version}"
     path.write_bytes(Path(executable()).read_bytes().replace(own.encode() + b"\0", version.encode() + b"\0"))
     path.chmod(0o755)
-    return str(path)
+    return str(path), version
 
 
 def free_port() -> int:
