@@ -28,11 +28,11 @@ call: .venv/ready ## Run a task: TASK=services.tasks.arithmetic.add ARGS='[4, 3]
 	@$(STALK) call --args "$${ARGS:-[]}" --kwargs "$${KWARGS:-{\}}" --wait "$(or $(WAIT),30)" -- "$$TASK"
 
 .PHONY: scale
-scale: .venv/ready ## Run WORKERS=4 worker containers, now and after the next `make up`
+scale: .venv/ready ## Run WORKERS=4 workers, now and after the next `make up`
 	@$(STALK) scale -- "$(WORKERS)"
 
 .PHONY: status
-status: .venv/ready ## Containers, nodes, queues and beat on one screen [JSON=1]
+status: .venv/ready ## Containers or processes, nodes, queues and beat on one screen [JSON=1]
 	@$(STALK) status $(if $(JSON),--json)
 
 .PHONY: logs
@@ -49,11 +49,11 @@ stop: .venv/ready ## Stop everything; running tasks finish first, queued ones st
 	@$(STALK) stop
 
 .PHONY: down
-down: .venv/ready ## Stop and remove the containers; data is kept
+down: .venv/ready ## Stop, and remove what runs; data is kept
 	@$(STALK) down
 
 .PHONY: clean
-clean: .venv/ready ## Remove containers and all data; asks first [YES=1]
+clean: .venv/ready ## Remove what runs and all data; asks first [YES=1]
 	@$(STALK) clean $(if $(YES),--yes)
 
 ##@ Building
@@ -96,6 +96,10 @@ format: .venv/ready ## Let ruff format the code
 docs: .venv/ready ## Write docs/configuration.md and .env.example from config/
 	.venv/bin/python -m config reference > docs/configuration.md
 	.venv/bin/python -m config example > .env.example
+
+.PHONY: pictures
+pictures: .venv/ready ## Take the README's pictures of Flower from the running stack, with Chromium
+	@.venv/bin/python -m docs.pictures
 
 .PHONY: help
 help: ## This list

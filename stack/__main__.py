@@ -6,6 +6,7 @@ services/__main__.py. make turns each of them but 0 into its own 2.
 
 from __future__ import annotations
 
+import io
 import sys
 
 import click
@@ -121,6 +122,9 @@ def settings() -> Settings:
 
 def run() -> None:
     """Run the command line; every expected failure is a sentence on standard error."""
+    # Into a file or a pipe too, what goes on is said while it goes on.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         main(prog_name="python -m stack")
     except ConfigError as error:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,12 @@ class Containers:
         """
         make_readable(ROOT / "docker" / "redis")
         images.prepare(settings)
-        print("Building the application image …", flush=True)
+        print("Building the application image …")
+        if sys.stdout.isatty():
+            # The builder shows best itself what it does and for how long.
+            if compose_shown("build", "worker") != 0:
+                raise Failure("the application image could not be built; the builder's last lines are above")
+            return
         built = compose("build", "worker", check=False)
         if built.returncode != 0:
             lines = "\n".join((built.stdout + built.stderr).rstrip().splitlines()[-BUILD_LINES:])

@@ -57,14 +57,14 @@ def dev() -> None:
                 take_up(runtime, sorted({str(Path(path).relative_to(ROOT)) for _, path in changes}))
     except KeyboardInterrupt:
         print()
-    print("Watching has ended. The stack goes on with what it has; 'make up' makes it the ordinary one again.")
+    print("Watching has ended; the stack goes on, and 'make up' takes up what you change later.")
 
 
 def take_up(runtime: Runtime, files: list[str]) -> None:
     """Restart what runs the source, or say why not."""
     started = monotonic()
     more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
-    print(f"{strftime('%H:%M:%S')} {', '.join(files[:SHOWN_FILES])}{more} …", flush=True)
+    print(f"{strftime('%H:%M:%S')} {', '.join(files[:SHOWN_FILES])}{more} …")
     try:
         check(runtime)
         runtime.restart(config.load())
@@ -75,7 +75,7 @@ def take_up(runtime: Runtime, files: list[str]) -> None:
     except Failure as failure:
         terminal.error(str(failure))
     else:
-        print(f"{strftime('%H:%M:%S')} the new code runs ({monotonic() - started:.1f} s)", flush=True)
+        print(f"{strftime('%H:%M:%S')} the new code runs ({monotonic() - started:.1f} s)")
 
 
 def check(runtime: Runtime) -> None:

@@ -56,7 +56,7 @@ def build() -> None:
 
     Raises Failure when that fails; the script has said why.
     """
-    print("Building the base images from Debian's packages instead (a minute or two) …", flush=True)
+    print("Building the base images from Debian's packages instead (a minute or two) …")
     if subprocess.run(["docker/base/build"], cwd=ROOT, check=False).returncode != 0:
         raise Failure("the base images could not be built: the line above says why")
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
@@ -59,6 +60,10 @@ class Processes:
     name = "local"
     where = "processes of this host, their state in .stalk/"
 
+    def __init__(self) -> None:
+        # Which processes each program has been since it was last started by us.
+        self._lives: defaultdict[str, set[int]] = defaultdict(set)
+
     def require(self) -> None:
         """Raise Failure when this host cannot run the stack as processes."""
         if not session.BOOT_ID.exists():
@@ -90,10 +95,11 @@ class Processes:
 
         Raises Failure.
         """
+        self._lives.clear()
         environment.write(settings)
         kind = supervisor_conf.kind(settings)
         if self.supervisor() and session.kind() != kind:
-            print("What Supervisor itself runs on has changed; stopping everything for a moment …", flush=True)
+            print("What Supervisor itself runs on has changed; stopping everything for a moment …")
             self.stop()
         places.SUPERVISOR_CONF.write_text(supervisor_conf.render(settings))
         if self.supervisor():
@@ -124,12 +130,10 @@ class Processes:
     def _end_leftovers(self, settings: Settings) -> None:
         """End what a Supervisor that was killed, or told to stop by somebody else, has not yet ended."""
         if session.leader():
-            print("The stack is still stopping; waiting for it …", flush=True)
+            print("The stack is still stopping; waiting for it …")
             session.wait(lambda: not session.leader(), settings.worker.stop_grace_period + session.REDIS_SECONDS)
         if left := session.members():
-            print(
-                f"Ending {len(left)} processes that no Supervisor looks after; running tasks finish first …", flush=True
-            )
+            print(f"Ending {len(left)} processes that no Supervisor looks after; running tasks finish first …")
             refuse_survivors(session.end(settings.worker.stop_grace_period))
 
     def use_source(self, asked: bool) -> None:
@@ -155,11 +159,32 @@ class Processes:
         if self.supervisor():
             with answers() as rpc:
                 settings = config.load()
-                return [unit(process, settings) for process in rpc.getAllProcessInfo()]
+                return [self._unit(process, settings) for process in rpc.getAllProcessInfo()]
         if left := session.members():
             why = "Supervisor is stopping them" if session.leader() else "Supervisor was killed: make up, or make stop"
             return [Unit(LEFT_OVER, LEFT_OVER, "running", "unhealthy", f"{len(left)} processes; {why}", id="")]
         return []
+
+    def _unit(self, process: dict[str, Any], settings: Settings) -> Unit:
+        """A process as Supervisor describes it."""
+        name, pid = str(process["name"]), int(process["pid"])
+        state = STATES.get(str(process["statename"]), "exited")
+        running = state == "running"
+        told = redis_health if name == "redis" else heartbeat_health
+        if pid:
+            self._lives[name].add(pid)
+        ended = len(self._lives[name]) - running
+        return Unit(
+            name=name,
+            service="worker" if name.startswith("worker") else name,
+            state=state,
+            health=told(process, settings) if running else "",
+            # Supervisor describes a process only when it has run for `startsecs`.
+            detail=str(process["description"]) or f"pid {pid}, uptime {seconds_since_start(pid):.0f} s",
+            id=name,
+            # Supervisor gives up what ends at once, and would start for ever what ends a little later.
+            failed=process["statename"] == "FATAL" or ended > 1,
+        )
 
     def last_lines(self, unit: Unit) -> str:
         """The end of a process's log."""
@@ -330,22 +355,6 @@ def tell_to_stop(rpc: Any, names: set[str]) -> None:
 def working(rpc: Any) -> set[str]:
     """Groups in which a process runs, or is about to."""
     return {process["group"] for process in rpc.getAllProcessInfo() if process["statename"] not in RESTING}
-
-
-def unit(process: dict[str, Any], settings: Settings) -> Unit:
-    """A process as Supervisor describes it."""
-    name, state = str(process["name"]), str(process["statename"])
-    shown = STATES.get(state, "exited")
-    told = redis_health if name == "redis" else heartbeat_health
-    return Unit(
-        name=name,
-        service="worker" if name.startswith("worker") else name,
-        state=shown,
-        health=told(process, settings) if shown == "running" else "",
-        detail=str(process["description"]),
-        id=name,
-        failed=state == "FATAL",
-    )
 
 
 def heartbeat_health(process: dict[str, Any], _: Settings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from stack.units import Unit
 
 if TYPE_CHECKING:
     from stack.runtime import Runtime
+
+WIDTH = 200
 
 
 def ask(runtime: Runtime) -> dict[str, Any]:
@@ -42,7 +45,8 @@ def status(runtime: Runtime, as_json: bool) -> None:
         shown = [{key: value for key, value in asdict(unit).items() if key != "id"} for unit in units]
         print(json.dumps({"runtime": runtime.name, "units": shown, **ask(runtime)}))
         return
-    console = Console()
+    # Where nobody looks at a terminal, lines are for grep and must not be folded.
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(_units(units))
     answer = ask(runtime)
     console.print(_nodes(answer["nodes"]))

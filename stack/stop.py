@@ -30,12 +30,12 @@ def stop_application(runtime: Runtime, settings: Settings) -> None:
     """Stop beat and the workers, and say how many tasks ran and what stays queued."""
     try:
         busy, limit = report.busy(report.ask(runtime)), settings.worker.soft_shutdown
-        print(f"{busy}; waiting for them, up to {limit} s …" if busy else "No task runs.", flush=True)
+        print(f"{busy}; waiting for them, up to {limit} s …" if busy else "No task runs.")
     except Failure as failure:
         terminal.warning(f"the tasks that run could not be counted: {failure}")
     # Redis stays until the others have gone, because workers hand back to it.
     runtime.stop_application(settings)
-    print(f"Workers have stopped. {left(runtime)}", flush=True)
+    print(f"Workers have stopped. {left(runtime)}")
 
 
 def left(runtime: Runtime) -> str:

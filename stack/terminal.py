@@ -33,7 +33,7 @@ def warning(text: str) -> None:
 def _say(word: str, colour: str, text: str, stream: TextIO) -> None:
     if shows_colour(stream):
         word = f"{colour}{word}{PLAIN}"
-    print(word, text, file=stream, flush=True)
+    print(word, text, file=stream)
 
 
 def attached(command: Sequence[str], directory: Path, environment: Mapping[str, str] | None = None) -> int:

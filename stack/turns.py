@@ -20,7 +20,7 @@ def own_turn() -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            print(f"Waiting for {lock.read().strip() or 'another make'} in this checkout …", flush=True)
+            print(f"Waiting for {lock.read().strip() or 'another make'} in this checkout …")
             fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
         lock.write(f"'make {' '.join(sys.argv[1:2])}' (pid {os.getpid()})\n")

@@ -38,7 +38,7 @@ def up(from_source: bool = False) -> Runtime:
         settings = config.load()
         runtime.record(chosen)
         chosen.use_source(from_source)
-        print("Starting …", flush=True)
+        print("Starting …")
         chosen.start(settings)
     waiting.until_healthy(chosen)
     print(f"\nThe stack works ({monotonic() - started:.0f} s).")

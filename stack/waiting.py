@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 # Redis loading 1 GB takes 20 s, a first import of heavy tasks a minute: three minutes are a fault.
 LIMIT_SECONDS = 180.0
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.3
+# Somebody who waits for longer than that wonders whether anything goes on.
+REPEAT_SECONDS = 15.0
 
 
 def until_healthy(runtime: Runtime) -> None:
@@ -22,16 +24,24 @@ def until_healthy(runtime: Runtime) -> None:
     Raises Failure, with the last log lines of the one that does not, after LIMIT_SECONDS, or as soon as one
     keeps ending.
     """
-    started, said = monotonic(), ""
-    while waiting := [unit for unit in runtime.units() if not unit.works]:
+    started, said, said_at = monotonic(), "", 0.0
+    while waiting := [unit for unit in started_units(runtime) if not unit.works]:
         names = ", ".join(unit.name for unit in waiting)
-        if names != said:
-            print(f"Waiting for {names} ({monotonic() - started:.0f} s) …", flush=True)
-            said = names
+        if names != said or monotonic() - said_at > REPEAT_SECONDS:
+            print(f"Waiting for {names} ({monotonic() - started:.0f} s) …")
+            said, said_at = names, monotonic()
         failed = [unit for unit in waiting if unit.failed]
         if failed or monotonic() - started > LIMIT_SECONDS:
             raise Failure(report(runtime, (failed or waiting)[0]))
         sleep(LOOK_SECONDS)
+
+
+def started_units(runtime: Runtime) -> list[Unit]:
+    """Every unit; Failure when there is none, because nothing that does not run works."""
+    units = runtime.units()
+    if not units:
+        raise Failure("nothing runs any more: somebody has stopped the stack meanwhile")
+    return units
 
 
 def report(runtime: Runtime, unit: Unit) -> str:

@@ -1,0 +1,90 @@
+"""make dev: a change of the source is taken up, warm; a mistake is refused, and the old code goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from tests.local.handle import MAKE_SECONDS, Local
+from tests.support.waiting import wait_until
+
+MODULE = "services/tasks/seen.py"
+WORD = "services.tasks.seen.word"
+
+
+class Dev:
+    """`make dev`, as it runs in a terminal."""
+
+    def __init__(self, local: Local) -> None:
+        self.local = local
+        self.log = local.directory / "dev.log"
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(
+                local.command("dev"),
+                cwd=local.directory,
+                env=local.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def says(self, text: str, times: int = 1) -> None:
+        """Return when its output has a text so many times."""
+        wait_until(lambda: self.log.read_text().count(text) >= times, MAKE_SECONDS, repr(text), self.log.read_text)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: the whole foreground gets it."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+
+
+@pytest.fixture
+def dev(local: Local) -> Iterator[Dev]:
+    dev = Dev(local)
+    try:
+        dev.says("Watching config/ and services/")
+        yield dev
+    finally:
+        dev.interrupt()
+        dev.process.wait(MAKE_SECONDS)
+
+
+def test_a_change_is_taken_up_warm_and_mistakes_are_refused(local: Local, dev: Dev) -> None:
+    before = local.pids()
+    old = local.run_task(WORD)
+    module = local.directory / MODULE
+    good = module.read_text()
+
+    module.write_text(good + "def broken(:\n")
+    dev.says("; the old code goes on")
+    module.write_text(good + "no_such_name\n")
+    dev.says("; the old code goes on", times=2)
+    line = len(good.splitlines()) + 1
+    said = dev.log.read_text()
+    assert f"error: {MODULE} line {line}: SyntaxError: " in said
+    assert f"error: {MODULE} line {line}: NameError: name 'no_such_name' is not defined; the old code" in said
+    assert local.pids() == before
+    assert local.run_task(WORD) == old
+
+    running = local.start_rest(f"edited-{uuid4().hex}", 3)
+    word = uuid4().hex
+    module.write_text(good.replace(f'WORD = "{old}"', f'WORD = "{word}"'))
+    dev.says("the new code runs")
+    assert running.get()
+    assert local.run_task(WORD) == word
+    assert local.pids()["redis"] == before["redis"]
+
+    running_programs = local.pids()
+    dev.interrupt()
+    dev.process.wait(MAKE_SECONDS)
+    assert "Watching has ended; the stack goes on" in dev.log.read_text()
+    assert "Traceback" not in dev.log.read_text()
+    assert local.pids() == running_programs
+    assert local.make("up").returncode == 0
+    assert local.pids() == running_programs, "what make dev has put to work is what make up would"

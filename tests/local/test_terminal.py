@@ -1,0 +1,48 @@
+"""What is red, and where; and what a Ctrl-C reaches."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from stack import terminal
+
+
+class Screen(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def said(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **variables: str) -> str:
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", stream)
+    terminal.error("no engine")
+    return stream.getvalue()
+
+
+def test_an_error_is_red_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert said(monkeypatch, Screen(), TERM="xterm") == "\x1b[31merror:\x1b[0m no engine\n"
+    assert said(monkeypatch, io.StringIO(), TERM="xterm") == "error: no engine\n"
+
+
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_somebody_who_wants_no_colour_gets_none(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    assert said(monkeypatch, Screen(), **variables) == "error: no engine\n"
+
+
+def test_ctrl_c_is_the_attached_programs_and_not_ours(tmp_path: Path) -> None:
+    interrupted_by_itself = (
+        "import os, signal; os.kill(os.getppid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)"
+    )
+    before = signal.getsignal(signal.SIGINT)
+    assert terminal.attached([sys.executable, "-c", interrupted_by_itself], tmp_path) == -signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is before
