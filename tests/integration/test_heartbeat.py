@@ -81,11 +81,13 @@ def patients(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> d
         kind: Patient(stack, stack.worker(WORKER_QUEUES=kind, **settings, **more))
         for kind, (stack, more) in kinds.items()
     }
-    for patient in found.values():
-        patient.worker.ready().says("entered RUNNING")
+    for kind, patient in found.items():
+        if kind != "hanging":
+            patient.worker.ready()
+        patient.worker.says("entered RUNNING")
         patient.pid = patient.node
     well.send("probe.burn", "solo-at-work", OUTAGE, queue="solo-at-work")
-    well.send("probe.grip", "in-c-code", OUTAGE + 6, queue="in-c-code")
+    well.send("probe.grip", "in-c-code", OUTAGE + 4, queue="in-c-code")
     killed.send("probe.rest", "redis-killed-solo", OUTAGE - 6, queue="redis-killed-solo")
     for label in ("solo-at-work", "in-c-code", "redis-killed-solo"):
         world.wait_started(label)

@@ -197,12 +197,12 @@ def test_a_replica_is_refused(world: World, check: Checker) -> None:
 
 
 def test_a_version_that_is_too_old_is_refused(world: World, check: Checker) -> None:
-    program = disguised("6.0.16", world.directory / "redis-server")
+    program, version = disguised(world.directory / "redis-server")
 
     code, said = check(world.redis(program=program))
 
     assert code == REFUSED
-    assert "it is version 6.0.16, and 6.2 or newer is needed" in said
+    assert f"it is version {version}, and 6.2 or newer is needed" in said
 
 
 def test_a_server_of_its_own_for_results_may_forget_them_but_not_evict(world: World, check: Checker) -> None:

@@ -80,7 +80,14 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command and return what it printed."""
     return subprocess.run(
-        command, cwd=directory, env=dict(variables), capture_output=True, text=True, input=given, timeout=timeout, check=False
+        command,
+        cwd=directory,
+        env=dict(variables),
+        capture_output=True,
+        text=True,
+        input=given,
+        timeout=timeout,
+        check=False,
     )
 
 
@@ -105,6 +112,7 @@ class Stack:
         self.settings = settings
         self.env_file = directory / ".env"
         self.override = directory / "compose.override.yaml"
+        self._started_with = ""
 
     # ---- commands, as a person types them
 
@@ -120,14 +128,21 @@ class Stack:
         # The clone shares the checkout's .venv, and a test must not set about installing it anew.
         command = ["make", "--old-file=.venv/ready", target, *(f"{name}={value}" for name, value in variables.items())]
         done = run(command, self.directory, self.environment(), timeout)
+        if target == "up" and self.env_file.exists():
+            self._started_with = self.env_file.read_text()
         return self._checked(done) if check else done
 
     def compose(
-        self, *arguments: str, check: bool = True, timeout: float = COMMAND_SECONDS, given: str = "", **variables: str
+        self,
+        *arguments: str,
+        check: bool = True,
+        timeout: float = COMMAND_SECONDS,
+        given: str = "",
+        variables: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """`docker compose …` in the clone, with some variables set in the shell."""
+        """`docker compose …` in the clone, with `given` as its input and some variables set in the shell."""
         command = ["docker", "compose", *arguments]
-        done = run(command, self.directory, self.environment(**variables), timeout, given)
+        done = run(command, self.directory, self.environment(**(variables or {})), timeout, given)
         return self._checked(done) if check else done
 
     def docker(self, *arguments: str, check: bool = True, timeout: float = COMMAND_SECONDS) -> str:
@@ -205,7 +220,9 @@ class Stack:
     def call(self, task: str, *arguments: Any, wait: float = 60) -> tuple[dict[str, Any], int]:
         """`python -m services call` inside the stack: the object that it printed, and its exit code."""
         options = ["--args", json.dumps(arguments), "--wait", f"{wait:g}"]
-        done = self.compose("exec", "-T", "flower", "python", "-m", "services", "call", *options, "--", task, check=False)
+        done = self.compose(
+            "exec", "-T", "flower", "python", "-m", "services", "call", *options, "--", task, check=False
+        )
         return dict(json.loads(done.stdout)), done.returncode
 
     def send(self, task: str, *arguments: Sequence[Any], **options: Any) -> list[str]:
@@ -275,7 +292,7 @@ class Stack:
 
     def env_value(self, name: str) -> str:
         """What .env says of a variable."""
-        return re.findall(rf"^{name}=(.*)$", self.env_file.read_text(), re.MULTILINE)[-1]
+        return str(re.findall(rf"^{name}=(.*)$", self.env_file.read_text(), re.MULTILINE)[-1])
 
     def set_variables(self, text: str) -> None:
         """Add lines to .env, as an editor would; later lines win."""
@@ -284,8 +301,9 @@ class Stack:
     def settle(self) -> None:
         """One healthy container of each service and empty queues, whatever the test before has left behind."""
         found = sorted((container["Service"], container.get("Health")) for container in self.containers())
-        if found != sorted((service, "healthy") for service in SERVICES) or self._settings_differ():
+        if found != sorted((service, "healthy") for service in SERVICES) or self._has_other_settings():
             self.override.unlink(missing_ok=True)
+            self._started_with = self.env_file.read_text()
             scales = ("--scale", "worker=1", "--scale", "beat=1")
             self.compose("up", "--detach", "--remove-orphans", *scales, timeout=MAKE_SECONDS)
             self.wait_healthy()
@@ -300,9 +318,10 @@ class Stack:
     def _empty_queues(self) -> None:
         self.redis("DEL", "celery", "io", "one", "unacked", "unacked_index")
 
-    def _settings_differ(self) -> bool:
+    def _has_other_settings(self) -> bool:
         # Compose would say so too, but takes a second to do it.
-        return self.environment_of("beat").get("BEAT_SCHEDULE") != self.settings.get("BEAT_SCHEDULE")
+        changed = self.override.exists() or self.env_file.read_text() != self._started_with
+        return changed or self.environment_of("beat").get("BEAT_SCHEDULE") != self.settings.get("BEAT_SCHEDULE")
 
     def remains(self) -> dict[str, list[str]]:
         """What Docker still has of this project."""

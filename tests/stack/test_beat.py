@@ -53,7 +53,7 @@ def two_beats(first_stack: tuple[Stack, str]) -> Beats:
     stack, _ = first_stack
     stack.settle()
     often = {"BEAT_SCHEDULE": "report-free-space=1"}
-    stack.compose("up", "--detach", "--no-deps", "--scale", "beat=2", "beat", **often)
+    stack.compose("up", "--detach", "--no-deps", "--scale", "beat=2", "beat", variables=often)
     beats = stack.ids("beat")
     stack.wait(lambda: sorted(word(stack, beat) for beat in beats) == ["standby", "ticking"], "one ticks, one waits")
     standby, holder = sorted(beats, key=lambda beat: word(stack, beat))

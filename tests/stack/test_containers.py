@@ -29,7 +29,9 @@ each_service = pytest.mark.parametrize("service", SERVICES)
 def shipped(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """compose.yaml with nothing set but the password that it insists on."""
     fresh = Stack(clone(tmp_path_factory.mktemp("config") / "clone"), "stalk")
-    asked = fresh.compose("config", "--format", "json", COMPOSE_PROJECT_NAME="", FLOWER_PORT="", REDIS_PASSWORD="x")
+    asked = fresh.compose(
+        "config", "--format", "json", variables={"COMPOSE_PROJECT_NAME": "", "FLOWER_PORT": "", "REDIS_PASSWORD": "x"}
+    )
     return dict(json.loads(asked.stdout))
 
 
@@ -58,9 +60,8 @@ def test_a_service_has_limits_and_a_grace_period(shipped: dict[str, Any], servic
 @each_service
 def test_limits_come_from_the_environment(stack: Stack, service: str) -> None:
     name = service.upper()
-    asked = stack.compose(
-        "config", "--format", "json", **{f"{name}_MEMORY": "300m", f"{name}_CPUS": "0.25", f"{name}_PIDS": "77"}
-    )
+    fewer = {f"{name}_MEMORY": "300m", f"{name}_CPUS": "0.25", f"{name}_PIDS": "77"}
+    asked = stack.compose("config", "--format", "json", variables=fewer)
     limits = json.loads(asked.stdout)["services"][service]["deploy"]["resources"]["limits"]
     assert limits == {"memory": str(300 * 1024 * 1024), "cpus": 0.25, "pids": 77}
 
@@ -100,7 +101,7 @@ def test_images_of_others_are_pinned_by_full_version_and_can_be_replaced(shipped
 
     assert all(PINNED.fullmatch(image) for image in images(shipped)), images(shipped)
     chosen = {"REDIS_IMAGE": "mirror.example/redis:9.9.9", "PYTHON_IMAGE": "mirror.example/python:9.9.9"}
-    asked = stack.compose("config", "--format", "json", **chosen)
+    asked = stack.compose("config", "--format", "json", variables=chosen)
     assert images(json.loads(asked.stdout)) == tuple(chosen.values())
 
 

@@ -24,7 +24,10 @@ def evicting_redis(stack: Stack) -> Iterator[str]:
 
 
 def test_an_evicting_redis_is_refused_with_the_command_that_mends_it(stack: Stack, evicting_redis: str) -> None:
-    urls = {"CELERY_BROKER_URL": f"redis://{evicting_redis}:6379/0", "CELERY_RESULT_BACKEND": f"redis://{evicting_redis}:6379/1"}
+    urls = {
+        "CELERY_BROKER_URL": f"redis://{evicting_redis}:6379/0",
+        "CELERY_RESULT_BACKEND": f"redis://{evicting_redis}:6379/1",
+    }
     given = [f"--env={name}={value}" for name, value in (urls | {"REDIS_PASSWORD": ""}).items()]
     for service in ("worker", "beat"):
         done = stack.compose("run", "--rm", "-T", "--no-deps", *given, service, check=False)

@@ -12,7 +12,7 @@ import pytest
 from tests.stack.handle import Stack, sentences
 
 # Every character that one of Compose, make, sh, Python and an URL reads in a way of its own.
-PASSWORD = "pa$$w#rd $HOME ${x} it's \"q\" :/?@%41,;é"
+PASSWORD = 'pa$$w#rd $HOME ${x} it\'s "q" :/?@%41,;é'
 IN_ENV_FILE = "'" + PASSWORD.replace("'", "\\'") + "'"
 
 OWN_TASK = """

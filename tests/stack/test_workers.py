@@ -71,7 +71,9 @@ def test_what_a_worker_runs_when_it_is_scaled_away_is_run_by_another(three_worke
     begun_twice = [mark["task"] for mark in marks.all("started")[6:]]
     assert len(begun_twice) == 2
     finished_by = {mark["task"]: mark["node"] for mark in marks.all("finished")}
-    assert all(finished_by[mark["task"]] != mark["node"] for mark in marks.all("started")[:6] if mark["task"] in begun_twice)
+    assert all(
+        finished_by[mark["task"]] != mark["node"] for mark in marks.all("started")[:6] if mark["task"] in begun_twice
+    )
     stack.wait(lambda: len(stack.nodes_in_flower()) == 2, "the worker that is gone disappears from Flower")
 
 
@@ -136,7 +138,9 @@ def test_supervisorctl_shows_the_nodes(stack: Stack) -> None:
 
 
 def test_a_node_that_cannot_start_ends_its_container_with_an_error(stack: Stack) -> None:
-    done = stack.compose("run", "--rm", "-T", "--no-deps", "-e", "CELERY_IMPORTS=services.broken", "worker", check=False)
+    done = stack.compose(
+        "run", "--rm", "-T", "--no-deps", "-e", "CELERY_IMPORTS=services.broken", "worker", check=False
+    )
     told = done.stdout + done.stderr
     assert done.returncode == 1, told
     assert "RuntimeError: broken on purpose" in told
@@ -149,5 +153,3 @@ def node_pid(stack: Stack) -> int:
     supervisor, *parents = stack.shell("worker", script, check=False).splitlines()
     children = [line.split() for line in parents if line.split()[1:] == [supervisor]]
     return int(children[0][0].rpartition("/")[2]) if children else 0
-
-

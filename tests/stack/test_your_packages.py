@@ -19,9 +19,9 @@ def test_a_package_in_own_txt_is_in_the_image_after_make_lock(stack: Stack, tmp_
     assert "isodate==0.7.2" in (own.parent / "own.lock").read_text()
     images = {"PYTHON_IMAGE": stack.env_value("PYTHON_IMAGE"), "REDIS_PASSWORD": "x"}
     try:
-        other.compose("build", "worker", timeout=300, **images)
+        other.compose("build", "worker", timeout=300, variables=images)
         shown = other.docker("run", "--rm", "--entrypoint=python", f"{other.project}-app", "-c",
                              "import isodate; print(isodate.parse_duration('PT90S').total_seconds())")  # fmt: skip
         assert shown.strip() == "90.0"
     finally:
-        other.compose("down", "--rmi", "all", check=False, **images)
+        other.compose("down", "--rmi", "all", check=False, variables=images)

@@ -13,7 +13,10 @@ from tests.stack.handle import SERVICES, Stack
 def redis_elsewhere(stack: Stack) -> Iterator[str]:
     """host:port of a Redis that is on none of the stack's networks: the host passes its port on."""
     image = stack.inspect(stack.ids("redis")[0])["Config"]["Image"]
-    name, gateway = f"{stack.project}-elsewhere", stack.docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").strip()
+    name, gateway = (
+        f"{stack.project}-elsewhere",
+        stack.docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").strip(),
+    )
     options = ("--appendonly", "yes", "--requirepass", "el$ewhere")
     stack.docker("run", "--detach", "--name", name, f"--publish={gateway}::6379", image, "redis-server", *options)
     yield stack.docker("port", name, "6379/tcp").strip()
@@ -32,7 +35,9 @@ def test_two_urls_and_one_variable_put_a_redis_of_ones_own_in_place(stack: Stack
         assert {container["Service"] for container in stack.containers()} == set(SERVICES) - {"redis"}
         answer, _ = stack.call("services.tasks.arithmetic.add", 4, 3)
         assert answer["result"] == 7
-        keys = stack.docker("exec", f"{stack.project}-elsewhere", "redis-cli", "-a", "el$ewhere", "-n", "5", "KEYS", "*")
+        keys = stack.docker(
+            "exec", f"{stack.project}-elsewhere", "redis-cli", "-a", "el$ewhere", "-n", "5", "KEYS", "*"
+        )
         assert f"celery-task-meta-{answer['id']}" in keys
     finally:
         stack.make("down")

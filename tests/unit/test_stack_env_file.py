@@ -31,7 +31,7 @@ def test_a_variable_is_set_where_it_stands(before: str, after: str, _where: str)
     assert with_variable(before, "A", "1") == after
 
 
-@pytest.mark.parametrize("value", ["", "plain", "two words", "pa$$w#rd", "it's \"so\"", "\\1 \\g<0>", "${A}", " a "])
+@pytest.mark.parametrize("value", ["", "plain", "two words", "pa$$w#rd", 'it\'s "so"', "\\1 \\g<0>", "${A}", " a "])
 def test_a_value_is_read_back_as_it_was_set(tmp_path: Path, value: str) -> None:
     path = tmp_path / ".env"
     for before in ("", "#A=x\n", "A=old\nB=2\n"):

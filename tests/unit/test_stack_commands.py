@@ -1,0 +1,159 @@
+"""make and python -m stack: what they say when something is missing, with a `docker` that does not do as it should."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from stack.docker import LOWEST_COMPOSE, compose_version
+from tests.stack.handle import ROOT, clone, environment, run
+
+# None of these commands does more than start Python and look for Docker.
+SECONDS = 60
+COMMANDS = ("up", "call x", "scale 2", "status", "logs", "shell", "stop", "down", "clean --yes")
+INSTALL = "'sudo .ci/docker-engine' installs it on Debian 12 and newer"
+ENGINE = 'if [ "$1" = version ]; then echo 26.1.5; exit; fi\n'
+
+Say = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh clone in which nothing has run."""
+    return clone(tmp_path_factory.mktemp("commands") / "clone")
+
+
+def stack(checkout: Path, command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`python -m stack COMMAND`, with Docker asked for: without it, `up` would start processes."""
+    python = str(checkout / ".venv" / "bin" / "python")
+    given = environment(**{"STALK_RUNTIME": "docker"} | variables)
+    return run([python, "-m", "stack", *command.split()], checkout, given, SECONDS)
+
+
+def fake_docker(directory: Path, script: str) -> dict[str, str]:
+    """Variables under which `docker` is this shell script."""
+    directory.mkdir()
+    (directory / "docker").write_text(f"#!/bin/sh\n{script}")
+    (directory / "docker").chmod(0o755)
+    return {"PATH": f"{directory}:{os.environ['PATH']}"}
+
+
+def only_sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command that has failed says, which is one line and no traceback."""
+    assert done.returncode == 1, done
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("printed", "version"),
+    [
+        ("2.26.1-4\n", (2, 26)),
+        ("v2.26.1\n", (2, 26)),
+        ("2.40.3+ds1-0ubuntu1\n", (2, 40)),
+        ("2.24.0-desktop.1\n", (2, 24)),
+        ("5.0.1\n", (5, 0)),
+        ("2.9\n", (2, 9)),
+        ("dev\n", ()),
+        ("", ()),
+    ],
+)
+def test_the_version_of_compose_is_read(printed: str, version: tuple[int, ...]) -> None:
+    assert compose_version(printed) == version
+
+
+def test_versions_are_compared_as_numbers() -> None:
+    assert compose_version("2.9.0") < LOWEST_COMPOSE <= compose_version("2.24.0") < compose_version("10.0.0")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_an_engine_every_command_says_so_in_one_sentence(checkout: Path, tmp_path: Path, command: str) -> None:
+    refused = "echo 'Cannot connect to the Docker daemon at unix:///nonexistent' >&2; exit 1\n"
+    done = stack(checkout, command, **fake_docker(tmp_path / "bin", refused))
+    sentence = only_sentence(done)
+    assert sentence.startswith("no Docker Engine answers (Cannot connect to the Docker daemon at unix:///nonexistent)")
+    assert sentence.endswith(f"start it; {INSTALL}")
+    assert not (checkout / ".env").exists()
+
+
+def test_a_real_docker_that_reaches_no_engine_is_one_sentence(checkout: Path) -> None:
+    sentence = only_sentence(stack(checkout, "up", DOCKER_HOST="unix:///nonexistent/docker.sock", DOCKER_CONTEXT=""))
+    assert "oes not answer" in sentence or "no Docker Engine answers" in sentence
+    assert sentence.endswith(INSTALL)
+
+
+def test_without_docker_on_path_that_is_said(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    sentence = only_sentence(stack(checkout, "status", PATH=str(tmp_path / "empty")))
+    assert sentence == f"Docker is needed and does not answer (docker is not on PATH: install it); {INSTALL}"
+
+
+@pytest.mark.parametrize("version", ["2.23.3", "v2.9.0", "1.29.2", "dev"])
+def test_a_compose_that_is_too_old_is_one_sentence(checkout: Path, tmp_path: Path, version: str) -> None:
+    done = stack(checkout, "up", **fake_docker(tmp_path / "bin", f"{ENGINE}echo {version}\n"))
+    assert only_sentence(done) == f"Docker Compose is {version}, and 2.24 or newer is needed: upgrade it; {INSTALL}"
+    assert not (checkout / ".env").exists()
+
+
+def test_a_docker_without_compose_is_one_sentence(checkout: Path, tmp_path: Path) -> None:
+    script = f"{ENGINE}echo \"docker: 'compose' is not a docker command.\" >&2; exit 1\n"
+    done = stack(checkout, "up", **fake_docker(tmp_path / "bin", script))
+    assert only_sentence(done) == f"Docker has no Compose plugin: install Docker Compose 2.24 or newer; {INSTALL}"
+
+
+def test_a_checkout_with_data_in_docker_is_not_started_without_docker(checkout: Path, tmp_path: Path) -> None:
+    own = clone(tmp_path / "clone")
+    (own / ".stalk").mkdir()
+    (own / ".stalk" / "runtime").write_text("docker\n")
+    done = stack(own, "up", STALK_RUNTIME="", **fake_docker(tmp_path / "bin", "echo no >&2; exit 1\n"))
+    sentence = only_sentence(done)
+    assert sentence.startswith("no Docker Engine answers (no)")
+    assert "this checkout's data is in Docker's volumes, so nothing was started without it" in sentence
+    assert not (own / ".env").exists()
+
+
+def test_a_command_of_docker_that_fails_is_told_by_its_last_line(checkout: Path, tmp_path: Path) -> None:
+    script = f'{ENGINE}if [ "$3" = --short ]; then echo 2.30.0; exit; fi\necho first >&2; echo the reason >&2; exit 7\n'
+    done = stack(checkout, "status", **fake_docker(tmp_path / "bin", script))
+    assert only_sentence(done).endswith("failed: the reason")
+
+
+@pytest.mark.parametrize(
+    ("target", "variables", "says"),
+    [
+        ("call", {}, "TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'"),
+        ("scale", {}, "WORKERS: found ''; it must be a whole number, as in: make scale WORKERS=4"),
+        ("scale", {"WORKERS": "-1"}, "WORKERS: found '-1'; it must be a whole number, as in: make scale WORKERS=4"),
+        ("scale", {"WORKERS": "1.5"}, "WORKERS: found '1.5'; it must be a whole number, as in: make scale WORKERS=4"),
+        ("scale", {"WORKERS": "5000"}, "WORKERS: found '5000'; allowed: a whole number from 0 to 1000"),
+    ],
+)
+def test_a_variable_of_make_that_is_missing_or_wrong_is_one_sentence(
+    checkout: Path, target: str, variables: Mapping[str, str], says: str
+) -> None:
+    words = [f"{name}={value}" for name, value in variables.items()]
+    given = environment(STALK_RUNTIME="docker")
+    done = run(["make", "--old-file=.venv/ready", target, *words], checkout, given, SECONDS)
+    assert done.returncode == 2
+    first, *rest = done.stderr.splitlines()
+    assert first == f"error: {says}"
+    # make adds a line of its own.
+    assert [line for line in rest if not line.startswith("make: ***")] == []
+
+
+def test_make_alone_lists_every_target_with_a_line(checkout: Path) -> None:
+    done = run(["make"], checkout, environment(), SECONDS)
+    targets = re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    listed = dict(re.findall(r"^  make (\S+) +(\S.*)$", done.stdout, re.MULTILINE))
+    assert sorted(listed) == sorted(targets)
+    assert {"up", "call", "scale", "status", "logs", "shell", "stop", "down", "clean", "test", "lint"} <= set(targets)
+    groups = [line for line in done.stdout.splitlines() if line and not line.startswith(" ")]
+    assert groups == re.findall(r"^##@ (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert all(len(line) <= 120 for line in done.stdout.splitlines())
