@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 STALK := .venv/bin/python -m stack
 # Lists that `make lint` and nobody else needs.
-SHELL_SCRIPTS := .ci/run .ci/docker-engine stack/bootstrap docker/base/build docker/healthcheck \
+SHELL_SCRIPTS := .ci/run .ci/docker-engine stack/bootstrap docker/base/build docker/certificates docker/healthcheck \
 	docker/install-debian-packages docker/redis/start docker/redis/healthcheck
 DOCKERFILES := docker/Dockerfile docker/base/python.Dockerfile docker/base/redis.Dockerfile
 

@@ -463,6 +463,22 @@ class StackSettings(Group):
         ge=0,
         le=1,
     )
+    redis_port: Whole = setting(
+        "REDIS_PORT",
+        6379,
+        "Port for Redis on this host's loopback, with docker/publish.yaml (docs/connect.md).",
+        "a port from 1 to 65535",
+        ge=1,
+        le=65535,
+    )
+    redis_tls_bind: Annotated[str, BeforeValidator(check_address)] = setting(
+        "REDIS_TLS_BIND",
+        "",
+        "Address of this host on which Redis speaks TLS with other machines (docs/connect.md). Unset: it does not.",
+        "an IP address of the host, IPv6 in brackets",
+        example="192.0.2.10",
+    )
+    redis_tls_port: Whole = setting("REDIS_TLS_PORT", 6380, "Port for that.", "a port from 1 to 65535", ge=1, le=65535)
     python_image: Image = setting(
         "PYTHON_IMAGE",
         "python:3.13.15-slim-trixie",

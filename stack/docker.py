@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from pathlib import Path
 from typing import Any
 
+from stack import places
 from stack.failure import Failure
 from stack.terminal import attached
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = places.ROOT
 # `env_file` with `required: false` came with 2.24.
 LOWEST_COMPOSE = (2, 24)
 # An engine on this machine answers in milliseconds, a remote one in seconds; after that it hangs.

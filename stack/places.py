@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from stack.docker import ROOT
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 # What worker, beat and Flower run; docker/Dockerfile copies the same.
 SOURCE = ("config", "services")
 STATE = ROOT / ".stalk"
@@ -21,6 +22,8 @@ FLOWER_DATA = STATE / "flower"
 # Held by the Redis that has the data.
 REDIS_LOCK = REDIS_DATA / "lock"
 REDIS_VERSION = REDIS_DATA / "version"
+# What docker/certificates makes.
+REDIS_TLS = STATE / "tls"
 REDIS_SOCKET = RUN / "redis.sock"
 SUPERVISOR_SOCKET = RUN / "supervisor.sock"
 SUPERVISOR_CONF = RUN / "supervisord.conf"

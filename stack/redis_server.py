@@ -15,11 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import config
-from config import ConfigError, child_environment
+from config import ConfigError, Settings, child_environment
 from stack import session
 from stack.docker import ROOT
 from stack.failure import Failure
-from stack.places import REDIS_DATA, REDIS_LOCK, REDIS_SOCKET, REDIS_VERSION
+from stack.places import REDIS_DATA, REDIS_LOCK, REDIS_SOCKET, REDIS_TLS, REDIS_VERSION
 
 NAMES = ("redis-server", "valkey-server")
 # As in services/preflight.py.
@@ -96,6 +96,18 @@ def hold_data() -> None:
     os.set_inheritable(descriptor, True)
 
 
+def tls(settings: Settings) -> dict[str, str]:
+    """What docker/redis/start wants to know for TLS; nothing where no other machine is to come in."""
+    address = settings.stack.redis_tls_bind.strip("[]")
+    if not address:
+        return {}
+    return {
+        "STALK_REDIS_TLS": str(REDIS_TLS),
+        "STALK_REDIS_TLS_ADDRESS": address,
+        "STALK_REDIS_TLS_PORT": str(settings.stack.redis_tls_port),
+    }
+
+
 def main() -> None:
     """Become the Redis server."""
     try:
@@ -114,6 +126,7 @@ def main() -> None:
         STALK_REDIS_SERVER=str(server),
         STALK_REDIS_DIR=str(REDIS_DATA),
         STALK_REDIS_SOCKET=str(REDIS_SOCKET),
+        **tls(settings),
     )
     os.execve("/bin/sh", ["sh", str(start)], environment)
 

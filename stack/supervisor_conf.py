@@ -103,8 +103,10 @@ def _with_fingerprints(text: str, settings: Settings) -> str:
     code = fingerprint(ROOT / "config", ROOT / "services", ROOT / "requirements")
     own = fingerprint(TASKS_FILE)
     password = settings.broker.password.get_secret_value()
+    stack = settings.stack
+    redis = (password, stack.redis_maxmemory, stack.redis_tls_bind, stack.redis_tls_port)
     hashes = {
-        "redis": fingerprint(ROOT / "docker" / "redis", extra=repr((password, settings.stack.redis_maxmemory))),
+        "redis": fingerprint(ROOT / "docker" / "redis", places.REDIS_TLS, extra=repr(redis)),
         "beat": digest(code, own, shared),
         "flower": digest(code, shared, _values(settings.flower)),
         "worker": digest(code, own, shared, _values(settings.worker)),

@@ -1,0 +1,107 @@
+"""When a unit of the local stack counts as working."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import config
+from stack import places, session, waiting
+from stack.failure import Failure
+from stack.processes import Processes, heartbeat_health, seconds_since_start
+from stack.units import Unit
+
+SETTINGS = config.load({})
+
+
+@pytest.fixture
+def heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The heartbeat file of the program `node`."""
+    monkeypatch.setattr(places, "RUN", tmp_path)
+    return tmp_path / "node.heartbeat"
+
+
+@pytest.fixture
+def young() -> Iterator[int]:
+    """A process that has just been started."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def health(pid: int) -> str:
+    return heartbeat_health({"name": "node", "pid": pid}, SETTINGS)
+
+
+def say(heartbeat: Path, word: str, seconds_ago: float = 0) -> None:
+    heartbeat.write_text(word + "\n")
+    then = time.time() - seconds_ago
+    os.utime(heartbeat, (then, then))
+
+
+# Process 1 is as old as the machine, so every heartbeat can be its own.
+@pytest.mark.parametrize(
+    ("word", "seconds_ago", "expected"),
+    [
+        ("ready", 0, "healthy"),
+        ("waiting", 20, "healthy"),
+        ("ready", 31, "unhealthy"),
+        ("starting", 0, "starting"),
+        ("stuck", 0, "unhealthy"),
+        ("", 0, "unhealthy"),
+    ],
+)
+def test_a_heartbeat_tells_what_docker_s_health_check_tells(
+    heartbeat: Path, word: str, seconds_ago: float, expected: str
+) -> None:
+    say(heartbeat, word, seconds_ago)
+    assert health(1) == expected
+
+
+def test_before_its_first_heartbeat_a_program_is_starting(heartbeat: Path) -> None:
+    assert health(1) == "starting"
+
+
+def test_the_heartbeat_of_its_predecessor_says_nothing_of_a_new_process(heartbeat: Path, young: int) -> None:
+    say(heartbeat, "ready", seconds_ago=5)
+    assert health(young) == "starting"
+    say(heartbeat, "ready")
+    assert health(young) == "healthy"
+
+
+def test_the_age_of_a_process_is_right(young: int) -> None:
+    assert 0 <= seconds_since_start(young) < 30
+    assert seconds_since_start(1) > seconds_since_start(os.getpid()) >= seconds_since_start(young)
+
+
+def test_a_record_of_another_start_of_the_machine_or_of_another_process_names_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "SESSION", tmp_path / "session")
+    assert session.members() == []
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as ours:
+        session.record(ours.pid, "kind")
+        assert [process.pid for process in session.members()] == [ours.pid]
+        assert session.kind() == "kind"
+        pid, born, boot, kind = places.SESSION.read_text().split()
+        for other in (f"{pid} {int(born) + 1} {boot} {kind}", f"{pid} {born} another-boot {kind}", "nonsense"):
+            places.SESSION.write_text(other)
+            assert session.members() == []
+        ours.kill()
+
+
+class Stopped(Processes):
+    """A stack that somebody has stopped."""
+
+    def units(self) -> list[Unit]:
+        return []
+
+
+def test_nothing_that_does_not_run_works() -> None:
+    with pytest.raises(Failure, match="nothing runs any more"):
+        waiting.until_healthy(Stopped())
