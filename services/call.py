@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import NotRegistered
 from celery.exceptions import TimeoutError as ResultTimeout
 from kombu.exceptions import EncodeError, OperationalError
 from redis.exceptions import RedisError
@@ -73,6 +74,8 @@ def _wait_for(sent: Any, seconds: float) -> tuple[dict[str, Any], int]:
     if state == "SUCCESS":
         return {"id": sent.id, "state": state, "result": value}, SUCCESS
     failure = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else str(value)
+    if isinstance(value, NotRegistered):
+        failure += "; the workers run older code: make up takes up the new one"
     return {"id": sent.id, "state": state, "error": failure}, FAILURE
 
 

@@ -44,13 +44,19 @@ def nodes(app: Celery) -> dict[str, dict[str, Any]]:
     active, taken = known.active() or {}, known.active_queues() or {}
     return {
         name: {
-            "pool": stats[name]["pool"]["implementation"].rpartition(":")[0].rpartition(".")[2],
+            "pool": pool_name(stats[name]["pool"]["implementation"]),
             "concurrency": stats[name]["pool"]["max-concurrency"],
             "running": [{"id": task["id"], "name": task["name"]} for task in active.get(name, [])],
             "queues": sorted(queue["name"] for queue in taken.get(name) or []),
         }
         for name in sorted(stats)
     }
+
+
+def pool_name(implementation: str) -> str:
+    """What WORKER_POOL calls the pool of this class, such as celery.concurrency.thread:TaskPool."""
+    module = implementation.partition(":")[0].rpartition(".")[2]
+    return "threads" if module == "thread" else module
 
 
 def known_queues(client: Redis, app: Celery) -> list[str]:

@@ -15,6 +15,7 @@ import config
 from config import ConfigError, Settings
 from stack import env_file, lock, new_task, report, stop, terminal, up, waiting
 from stack.failure import Failure
+from stack.lenient import settings_or_defaults
 from stack.runtime import current
 from stack.turns import own_turn
 
@@ -73,13 +74,13 @@ def scale(workers: str) -> None:
 @main.command(help="Units, nodes, queues and beat.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(as_json: bool) -> None:
-    report.status(current(settings()), as_json)
+    report.status(current(settings_or_defaults()), as_json)
 
 
 @main.command(help="Follow the logs.")
 @click.argument("services", nargs=-1)
 def logs(services: tuple[str, ...]) -> None:
-    sys.exit(current(settings()).logs(services))
+    sys.exit(current(settings_or_defaults()).logs(services))
 
 
 @main.command(help="Python with the app and its tasks.")
@@ -91,20 +92,20 @@ def shell() -> None:
 @main.command("stop", help="Stop; running tasks finish first.")
 def stop_command() -> None:
     with own_turn():
-        stop.stop(current(settings()), settings())
+        stop.stop(current(settings_or_defaults()), settings_or_defaults())
 
 
 @main.command(help="Stop and remove what runs; data is kept.")
 def down() -> None:
     with own_turn():
-        stop.down(current(settings()))
+        stop.down(current(settings_or_defaults()))
 
 
 @main.command(help="Remove what runs and all data.")
 @click.option("--yes", is_flag=True)
 def clean(yes: bool) -> None:
     with own_turn():
-        stop.clean(current(settings()), yes)
+        stop.clean(current(settings_or_defaults()), yes)
 
 
 @main.command("lock", help="Pin all packages.")
@@ -135,7 +136,8 @@ def run() -> None:
         terminal.error(str(failure))
         sys.exit(1)
     except PermissionError as denied:
-        terminal.error(f"{denied.filename} belongs to another user: run make as the one who ran it first")
+        what = denied.filename or "a process of the stack"
+        terminal.error(f"{what} belongs to another user: run make as the one who ran it first")
         sys.exit(1)
 
 

@@ -60,6 +60,9 @@ class Containers:
         """
         if redis_files_changed():
             compose(*files(), "up", "--detach", "--force-recreate", "--no-deps", "redis")
+        known = compose(*files(), "config", "--services").stdout.split()
+        for gone in sorted({unit.service for unit in self.units()} - set(known)):
+            print(f"Removing {gone}, which no Compose file of this stack names any more …")
         # A service that was taken out of compose.override.yaml would go on with old code.
         started = compose(*files(), "up", "--detach", "--remove-orphans", check=False)
         if started.returncode != 0:
@@ -83,12 +86,16 @@ class Containers:
         places.DEV_COMPOSE.write_text(json.dumps({"services": {name: {"volumes": mounts} for name in services}}))
         make_source_readable()
 
+    def execute_source(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python script that looks at changed source, and return what it printed."""
+        make_source_readable()
+        return self.execute("-c", script)
+
     def restart(self, settings: Settings) -> None:
         """Put changed source to work: the nodes first, warm, then beat and Flower.
 
         Raises Failure when a node cannot be started.
         """
-        make_source_readable()
         running = [unit for unit in self.units() if unit.state == "running"]
         nodes = [unit for unit in running if unit.service not in ("redis", "beat", "flower")]
         codes = apart(*(["docker", "exec", unit.id, "python", "-m", "services.restart"] for unit in nodes))
@@ -129,6 +136,10 @@ class Containers:
 
     def logs(self, services: tuple[str, ...]) -> int:
         """Follow the logs, of all services or of some."""
+        known = compose("config", "--services").stdout.split()
+        for name in services:
+            if name not in known:
+                raise Failure(f"SERVICE: found {name!r}; there are {', '.join(sorted(known))}")
         return compose_shown("logs", "--follow", "--tail", "100", *services)
 
     def stop_application(self, settings: Settings) -> None:

@@ -80,7 +80,7 @@ def take_up(runtime: Runtime, files: list[str]) -> None:
 
 def check(runtime: Runtime) -> None:
     """Raise Failure, with file and line, when the source does not compile or cannot be imported."""
-    tried = runtime.execute("-c", CHECK)
+    tried = runtime.execute_source(CHECK)
     if tried.returncode != 0:
         raise Failure(f"{fault(tried.stderr.splitlines())}; the old code goes on")
 

@@ -23,11 +23,11 @@ from typing import Any
 
 import redis
 
-import config
 from config import Settings
 from stack import environment, places, redis_server, session, supervisor_conf
 from stack.docker import ROOT
 from stack.failure import Failure
+from stack.lenient import settings_or_defaults
 from stack.terminal import attached
 from stack.turns import own_turn
 from stack.units import Unit
@@ -139,6 +139,10 @@ class Processes:
     def use_source(self, asked: bool) -> None:
         """Nothing to do: there is no image, the source is what runs."""
 
+    def execute_source(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python script that looks at changed source, and return what it printed."""
+        return self.execute("-c", script)
+
     def restart(self, settings: Settings) -> None:
         """Put changed source to work, warm."""
         with own_turn():
@@ -158,7 +162,7 @@ class Processes:
         """Every process that Supervisor knows, or what is left of one that was killed."""
         if self.supervisor():
             with answers() as rpc:
-                settings = config.load()
+                settings = settings_or_defaults()
                 return [self._unit(process, settings) for process in rpc.getAllProcessInfo()]
         if left := session.members():
             why = "Supervisor is stopping them" if session.leader() else "Supervisor was killed: make up, or make stop"
@@ -203,7 +207,7 @@ class Processes:
     def _beside(self) -> dict[str, str]:
         if not self.supervisor():
             raise Failure("the stack is not running: start it with 'make up'")
-        return environment.beside(config.load())
+        return environment.beside(settings_or_defaults())
 
     def logs(self, services: tuple[str, ...]) -> int:
         """Follow the logs, of all services or of some."""
@@ -212,8 +216,10 @@ class Processes:
             for file in sorted(places.LOGS.glob("*.log"))
             if not services or re.sub(r"\d+-node\d+$", "", file.stem) in services or file.stem in services
         ]
+        if not files and services:
+            raise Failure(f"SERVICE: found {', '.join(services)!r}; there are redis, worker, beat and flower")
         if not files:
-            raise Failure(f"there is no log in {places.LOGS} for {', '.join(services) or 'anything'}: run 'make up'")
+            raise Failure(f"there is no log in {places.LOGS}: run 'make up'")
         return attached(["tail", "-n", "100", "-F", *files], ROOT)
 
     def stop_application(self, settings: Settings) -> None:
@@ -236,7 +242,7 @@ class Processes:
                 rpc.shutdown()
             session.wait(lambda: not session.members(), LEAVE_SECONDS)
         # Supervisor may have been killed, and a task may have started something that goes on.
-        self._end_leftovers(config.load())
+        self._end_leftovers(settings_or_defaults())
         places.SESSION.unlink(missing_ok=True)
 
     def remove(self) -> None:

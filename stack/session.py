@@ -51,7 +51,7 @@ def record(pid: int, kind: str) -> None:
     """Note who leads the session; `kind` tells one Supervisor's configuration from the next one's."""
     leader = look(pid)
     if leader:
-        places.SESSION.write_text(f"{leader.pid} {leader.born} {boot()} {kind}\n")
+        places.SESSION.write_text(f"{leader.pid} {leader.born} {boot()} {kind} {places.ROOT}\n")
 
 
 def boot() -> str:
@@ -81,10 +81,11 @@ def leader() -> Process | None:
 
 def _recorded() -> tuple[int, int, str]:
     try:
-        pid, born, when, kind = places.SESSION.read_text().split()
+        pid, born, when, kind, where = places.SESSION.read_text().rstrip("\n").split(" ", 4)
     except (FileNotFoundError, ValueError):
         return 0, 0, ""
-    return (int(pid), int(born), kind) if when == boot() else (0, 0, "")
+    # A copied checkout brings the record along, and must not end the stack of the other.
+    return (int(pid), int(born), kind) if (when, where) == (boot(), str(places.ROOT)) else (0, 0, "")
 
 
 def redis() -> int:

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from config import Settings
-from stack import report, terminal
+from stack import places, report, terminal
 from stack.failure import Failure
 
 if TYPE_CHECKING:
@@ -63,4 +63,6 @@ def clean(runtime: Runtime, yes: bool) -> None:
         if input("This deletes all queued tasks and results for ever. Type yes to go on: ") != "yes":
             raise Failure("nothing was deleted")
     runtime.delete_data()
+    # With the data gone, the next `make up` is free to choose again.
+    places.RUNTIME_FILE.unlink(missing_ok=True)
     print("Removed what ran and all data; .env is kept.")

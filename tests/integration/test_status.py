@@ -35,7 +35,7 @@ def test_nodes_queues_and_beat_are_shown(stack: Stack) -> None:
     nodes = answer.said["nodes"]
     assert list(nodes) == [f"node0@{HOST}"]
     node = nodes[f"node0@{HOST}"]
-    assert (node["pool"], node["concurrency"], node["queues"]) == ("thread", 2, ["celery", "mail"])
+    assert (node["pool"], node["concurrency"], node["queues"]) == ("threads", 2, ["celery", "mail"])
     assert [task["name"] for task in node["running"]] == ["probe.rest"]
     # Every priority counts, and a queue that no worker here listens on.
     assert answer.said["queues"] == {"celery": 0, "elsewhere": 3, "mail": 0}

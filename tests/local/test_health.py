@@ -79,7 +79,7 @@ def test_the_age_of_a_process_is_right(young: int) -> None:
     assert seconds_since_start(1) > seconds_since_start(os.getpid()) >= seconds_since_start(young)
 
 
-def test_a_record_of_another_start_of_the_machine_or_of_another_process_names_nobody(
+def test_a_record_of_another_start_process_or_checkout_names_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "SESSION", tmp_path / "session")
@@ -88,8 +88,14 @@ def test_a_record_of_another_start_of_the_machine_or_of_another_process_names_no
         session.record(ours.pid, "kind")
         assert [process.pid for process in session.members()] == [ours.pid]
         assert session.kind() == "kind"
-        pid, born, boot, kind = places.SESSION.read_text().split()
-        for other in (f"{pid} {int(born) + 1} {boot} {kind}", f"{pid} {born} another-boot {kind}", "nonsense"):
+        pid, born, boot, kind, root = places.SESSION.read_text().rstrip().split(" ", 4)
+        others = (
+            f"{pid} {int(born) + 1} {boot} {kind} {root}",
+            f"{pid} {born} another-boot {kind} {root}",
+            f"{pid} {born} {boot} {kind} {root}/copy",
+            "nonsense",
+        )
+        for other in others:
             places.SESSION.write_text(other)
             assert session.members() == []
         ours.kill()

@@ -83,3 +83,23 @@ def test_ctrl_c_ends_the_logs_and_nothing_else(local: Local) -> None:
     assert "Traceback" not in seen + rest
     assert "beat:" not in seen
     assert local.pids() == before
+
+
+def test_a_stack_with_mistakes_in_its_env_file_can_be_seen_and_stopped(local: Local) -> None:
+    local.set_variable(local.env_file, "WORKER_POOL", "gevent")
+    try:
+        status = local.make("status", check=False)
+        assert "warning: WORKER_POOL: found 'gevent'" in status.stdout
+        assert "worker1-node0" in status.stdout
+        assert "Stopped; " in local.make("stop").stdout
+        assert local.left() == []
+        refused = local.make("up", check=False)
+        assert "error: WORKER_POOL: found 'gevent'" in refused.stderr
+    finally:
+        local.set_variable(local.env_file, "WORKER_POOL", "prefork")
+        local.make("up")
+
+
+def test_logs_of_a_service_that_does_not_exist_are_refused(local: Local) -> None:
+    asked = local.make("logs", check=False, SERVICE="nope")
+    assert "error: SERVICE: found 'nope'; there are redis, worker, beat and flower" in asked.stderr

@@ -128,6 +128,11 @@ def test_make_logs_follows_one_service_until_ctrl_c(stack: Stack) -> None:
         assert "Traceback" not in terminal.shown
 
 
+def test_logs_of_a_service_that_does_not_exist_are_refused(stack: Stack) -> None:
+    asked = stack.make("logs", check=False, SERVICE="nope")
+    assert "error: SERVICE: found 'nope'; there are beat, flower, redis, worker" in asked.stderr
+
+
 def test_make_shell_has_the_app_and_the_tasks(stack: Stack) -> None:
     with Terminal(stack, "make", "--old-file=.venv/ready", "shell") as terminal:
         terminal.wait_for(">>>")

@@ -1,0 +1,93 @@
+"""make dev: the containers run this checkout's source, nodes are restarted on a change of it, mistakes are refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stack.handle import MAKE_SECONDS, Stack
+from tests.support.waiting import wait_until
+
+# Building the image, and restarting all containers, on a busy machine.
+SAY_SECONDS = 120
+TASK = "services.tasks.edited.word"
+MODULE = """\
+from celery import shared_task
+
+
+@shared_task
+def word() -> str:
+    return "{word}"
+"""
+
+
+@pytest.fixture
+def module(stack: Stack) -> Iterator[Path]:
+    """A task module that is edited; afterwards the containers run the image again."""
+    path = stack.directory / "services" / "tasks" / "edited.py"
+    yield path
+    path.unlink(missing_ok=True)
+    stack.make("up")
+
+
+def test_a_change_is_taken_up_warm_and_mistakes_are_refused(stack: Stack, module: Path) -> None:
+    log = stack.directory / "dev.log"
+    with log.open("w") as output:
+        dev = subprocess.Popen(
+            ["make", "--old-file=.venv/ready", "dev"],
+            cwd=stack.directory,
+            env=stack.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def says(text: str, times: int = 1) -> None:
+        wait_until(lambda: log.read_text().count(text) >= times, SAY_SECONDS, f"{text!r} {times} times", log.read_text)
+
+    try:
+        says("Watching config/ and services/")
+        worker = stack.ids("worker")
+        marks = stack.send_marks([4])
+        marks.wait_started()
+        # As an editor under umask 077 saves it: the container's user must still be able to read it.
+        module.touch(mode=0o600)
+        module.write_text(MODULE.format(word="first"))
+        says("the new code runs")
+        assert len(marks.all("started")) == 1
+        marks.wait_finished()
+        assert stack.call(TASK)[0]["result"] == "first"
+
+        module.write_text(MODULE.format(word="broken") + "def (\n")
+        says("; the old code goes on")
+        assert "services/tasks/edited.py line 7: SyntaxError" in log.read_text()
+        module.write_text(MODULE.format(word="broken") + "no_such_name\n")
+        says("; the old code goes on", times=2)
+        assert "services/tasks/edited.py line 7: NameError" in log.read_text()
+
+        module.write_text(MODULE.format(word="second"))
+        says("the new code runs", times=2)
+        assert stack.call(TASK)[0]["result"] == "second"
+        assert stack.ids("worker") == worker, "the nodes are new, their container is not"
+
+        # A worker that is added meanwhile runs the same.
+        stack.make("scale", WORKERS="2")
+        mounted = [mount["Destination"] for one in stack.ids("worker") for mount in stack.inspect(one)["Mounts"]]
+        assert mounted.count("/app/services") == 2
+    finally:
+        os.killpg(dev.pid, signal.SIGINT)
+        dev.wait(MAKE_SECONDS)
+    assert "Watching has ended; the stack goes on" in log.read_text()
+    assert len(stack.ids("worker")) == 2
+    stack.make("scale", WORKERS="1")
+    assert stack.call(TASK)[0]["result"] == "second"
+
+    stack.make("up")
+    assert not any(mount["Destination"] == "/app/services" for mount in stack.inspect(stack.ids("worker")[0])["Mounts"])
+    assert stack.call(TASK)[0]["result"] == "second"
