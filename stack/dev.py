@@ -22,6 +22,7 @@ from stack.docker import ROOT, last_line
 from stack.failure import Failure
 from stack.fingerprints import fingerprint
 from stack.places import SOURCE
+from stack.turns import own_turn
 
 if TYPE_CHECKING:
     from stack.runtime import Runtime
@@ -67,7 +68,8 @@ def take_up(runtime: Runtime, files: list[str]) -> None:
     print(f"{strftime('%H:%M:%S')} {', '.join(files[:SHOWN_FILES])}{more} …")
     try:
         check(runtime)
-        runtime.restart(config.load())
+        with own_turn():
+            runtime.restart(config.load())
         waiting.until_healthy(runtime)
     except ConfigError as error:
         for problem in error.problems:

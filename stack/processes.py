@@ -29,7 +29,6 @@ from stack.docker import ROOT
 from stack.failure import Failure
 from stack.lenient import settings_or_defaults
 from stack.terminal import attached
-from stack.turns import own_turn
 from stack.units import Unit
 
 # The kernel's limit on the path of a socket, less the byte that ends it.
@@ -145,8 +144,7 @@ class Processes:
 
     def restart(self, settings: Settings) -> None:
         """Put changed source to work, warm."""
-        with own_turn():
-            self.start(settings)
+        self.start(settings)
 
     def scale(self, settings: Settings) -> None:
         """Run as many workers as the settings say, leaving the others as they are."""

@@ -49,8 +49,6 @@ def changed_stack(first_stack: tuple[Stack, str]) -> Stack:
     stack.settle()
     stack.set_variables(f"REDIS_PASSWORD={IN_ENV_FILE}\nFLOWER_BASIC_AUTH='ops:a,b:c$d\\'é'\nLOG_LEVEL=debug\n")
     (stack.directory / "services" / "tasks" / "greetings.py").write_text(OWN_TASK)
-    configuration = stack.directory / "docker" / "redis" / "redis.conf"
-    configuration.write_text(configuration.read_text().replace("tcp-keepalive 60", "tcp-keepalive 61"))
     stack.make("up")
     return stack
 
@@ -74,8 +72,16 @@ def test_a_task_is_added_by_adding_a_file(changed_stack: Stack) -> None:
     assert answer["result"] == "Hello, Ada"
 
 
-def test_a_change_of_redis_conf_is_picked_up(changed_stack: Stack) -> None:
-    assert changed_stack.redis("CONFIG", "GET", "tcp-keepalive").split() == ["tcp-keepalive", "61"]
+def test_a_change_of_redis_conf_is_picked_up_and_keeps_the_data(stack: Stack) -> None:
+    stack.redis("SET", "mine", "kept")
+    configuration = stack.directory / "docker" / "redis" / "redis.conf"
+    configuration.write_text(configuration.read_text().replace("tcp-keepalive 60", "tcp-keepalive 61"))
+    others = [stack.ids(service) for service in ("worker", "beat", "flower")]
+    stack.make("up")
+    assert stack.redis("CONFIG", "GET", "tcp-keepalive").split() == ["tcp-keepalive", "61"]
+    assert stack.redis("GET", "mine") == "kept"
+    # Only Redis is another container.
+    assert [stack.ids(service) for service in ("worker", "beat", "flower")] == others
 
 
 def test_all_mistakes_in_env_are_named_and_nothing_is_started(other_stack: Stack) -> None:
