@@ -44,9 +44,9 @@ def test_a_variable_of_the_shell_counts_as_in_compose_until_the_next_up(local: L
     before = local.pids()
     local.make("up", exported={"WORKER_CONCURRENCY": "3"})
     assert changed(before, local.pids()) == {"worker1-node0"}
-    assert [node["concurrency"] for node in local.status()["nodes"].values()] == [3]
+    assert local.run_task(VARIABLE, "WORKER_CONCURRENCY") == "3"
     local.make("up")
-    assert [node["concurrency"] for node in local.status()["nodes"].values()] == [2]
+    assert local.run_task(VARIABLE, "WORKER_CONCURRENCY") == "2"
 
 
 def test_own_variables_and_secrets_reach_the_tasks(local: Local) -> None:
