@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import config
 from config import ConfigError, Settings
 from stack import terminal
@@ -17,5 +19,5 @@ def settings_or_defaults() -> Settings:
         for problem in error.problems:
             if problem not in _said:
                 _said.add(problem)
-                terminal.warning(problem)
+                terminal.warning(problem, sys.stderr)
         return config.load({}, None)

@@ -25,9 +25,9 @@ def error(text: str) -> None:
     _say("error:", RED, text, sys.stderr)
 
 
-def warning(text: str) -> None:
-    """Say what is not as it should be and stops nothing."""
-    _say("warning:", YELLOW, text, sys.stdout)
+def warning(text: str, stream: TextIO | None = None) -> None:
+    """Say what is not as it should be and stops nothing; on standard output unless that is for JSON."""
+    _say("warning:", YELLOW, text, stream or sys.stdout)
 
 
 def _say(word: str, colour: str, text: str, stream: TextIO) -> None:

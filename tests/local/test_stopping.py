@@ -89,7 +89,7 @@ def test_a_stack_with_mistakes_in_its_env_file_can_be_seen_and_stopped(local: Lo
     local.set_variable(local.env_file, "WORKER_POOL", "gevent")
     try:
         status = local.make("status", check=False)
-        assert "warning: WORKER_POOL: found 'gevent'" in status.stdout
+        assert "warning: WORKER_POOL: found 'gevent'" in status.stderr
         assert "worker1-node0" in status.stdout
         assert "Stopped; " in local.make("stop").stdout
         assert local.left() == []

@@ -45,11 +45,14 @@ def test_a_task_is_still_known_after_flower_was_killed(stack: Stack) -> None:
         return seen.status == 200 and seen.json()["state"] == "SUCCESS"
 
     stack.wait(known, "the task in Flower")
-    seconds = stack.shell("flower", "date +%s").strip()
-    saved = f"[ $(stat -c %Y /var/lib/flower/flower.db) -gt {seconds} ] && echo yes"
+    seconds = float(stack.shell("flower", "date +%s.%N"))
+
+    def saved() -> bool:
+        return float(stack.shell("flower", "stat -c %.9Y /var/lib/flower/flower.db || echo 0")) > seconds
+
     # A heartbeat alone is not saved; another task is.
     stack.send("services.tasks.arithmetic.add", [1, 2])
-    stack.wait(lambda: stack.shell("flower", saved, check=False).strip() == "yes", "the state written to the volume")
+    stack.wait(saved, "the state written to the volume")
     stack.docker("kill", "--signal=KILL", flower)
     stack.compose("up", "--detach")
     stack.wait_healthy("flower")
