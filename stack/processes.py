@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 
 import redis
 
-from config import Settings
+from config import ConfigError, Settings
 from stack import environment, places, redis_server, session, supervisor_conf
 from stack.docker import ROOT
 from stack.failure import Failure
@@ -80,14 +81,12 @@ class Processes:
             )
 
     def prepare(self, settings: Settings) -> None:
-        """Find Redis and make the directories.
+        """Find Redis.
 
-        Raises Failure when there is no Redis.
+        Raises Failure when there is none.
         """
         if settings.stack.redis_replicas:
             print(f"Redis is {redis_server.find()[0]}.")
-        for directory in (places.RUN, places.LOGS, places.SCRATCH, places.REDIS_DATA, places.FLOWER_DATA):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def start(self, settings: Settings) -> None:
         """Start Supervisor, or tell the one that runs what has changed.
@@ -95,6 +94,8 @@ class Processes:
         Raises Failure.
         """
         self._lives.clear()
+        for directory in (places.RUN, places.LOGS, places.SCRATCH, places.REDIS_DATA, places.FLOWER_DATA):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         environment.write(settings)
         kind = supervisor_conf.kind(settings)
         if self.supervisor() and session.kind() != kind:
@@ -128,8 +129,10 @@ class Processes:
 
     def _end_leftovers(self, settings: Settings) -> None:
         """End what a Supervisor that was killed, or told to stop by somebody else, has not yet ended."""
-        if session.leader():
-            print("The stack is still stopping; waiting for it …")
+        if leader := session.leader():
+            print("Waiting for a Supervisor that does not answer any more to stop everything …")
+            # It may have been told already, or sit behind a socket that somebody has deleted.
+            os.kill(leader.pid, signal.SIGTERM)
             session.wait(lambda: not session.leader(), settings.worker.stop_grace_period + session.REDIS_SECONDS)
         if left := session.members():
             print(f"Ending {len(left)} processes that no Supervisor looks after; running tasks finish first …")
@@ -205,7 +208,10 @@ class Processes:
     def _beside(self) -> dict[str, str]:
         if not self.supervisor():
             raise Failure("the stack is not running: start it with 'make up'")
-        return environment.beside(settings_or_defaults())
+        try:
+            return environment.beside(settings_or_defaults())
+        except ConfigError as error:
+            raise Failure("; ".join(error.problems)) from None
 
     def logs(self, services: tuple[str, ...]) -> int:
         """Follow the logs, of all services or of some."""

@@ -48,11 +48,11 @@ def kind(settings: Settings) -> str:
 
 
 def publishes(port: int) -> bool:
-    """Whether this checkout's Flower was last told to listen on a port."""
+    """Whether this checkout's Flower was last told to listen on a port, or nobody knows on which."""
     try:
         return f" --port={port} " in places.SUPERVISOR_CONF.read_text()
     except FileNotFoundError:
-        return False
+        return True
 
 
 def _template() -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 
@@ -32,6 +33,18 @@ def test_down_ends_what_a_killed_supervisor_has_left(local: Local) -> None:
     os.kill(local.supervisor(), signal.SIGKILL)
     local.make("down")
     assert local.left() == []
+    # Nothing of what it was told is there any more, and it still starts.
+    local.make("scale", WORKERS="1")
+    assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
+
+
+def test_up_recovers_when_somebody_has_deleted_the_sockets(local: Local) -> None:
+    before = local.pids()
+    shutil.rmtree(local.run)
+    local.make("up")
+    assert not set(local.pids().values()) & set(before.values())
+    assert sum("redis-server" in process for process in local.left()) == 1
+    assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
 
 
 def test_a_supervisor_that_is_told_to_stop_by_somebody_is_waited_for(local: Local) -> None:

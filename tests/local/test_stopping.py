@@ -33,7 +33,12 @@ def test_down_leaves_no_process_and_keeps_the_data_and_two_ups_start_one_stack(l
     assert not local.run.exists()
     ups = [
         subprocess.Popen(
-            local.command("up"), cwd=local.directory, env=local.environment(), stdout=subprocess.PIPE, text=True
+            local.command("up"),
+            cwd=local.directory,
+            env=local.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for _ in range(2)
     ]
@@ -86,7 +91,9 @@ def test_ctrl_c_ends_the_logs_and_nothing_else(local: Local) -> None:
 
 
 def test_a_stack_with_mistakes_in_its_env_file_can_be_seen_and_stopped(local: Local) -> None:
+    kept = local.tasks_file.read_text()
     local.set_variable(local.env_file, "WORKER_POOL", "gevent")
+    local.set_variable(local.tasks_file, "MISTAKE", "a \\ b")
     try:
         status = local.make("status", check=False)
         assert "warning: WORKER_POOL: found 'gevent'" in status.stderr
@@ -97,6 +104,7 @@ def test_a_stack_with_mistakes_in_its_env_file_can_be_seen_and_stopped(local: Lo
         assert "error: WORKER_POOL: found 'gevent'" in refused.stderr
     finally:
         local.set_variable(local.env_file, "WORKER_POOL", "prefork")
+        local.tasks_file.write_text(kept)
         local.make("up")
 
 
