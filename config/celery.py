@@ -55,6 +55,9 @@ def _transport(settings: Settings) -> dict[str, Any]:
         "broker_transport_options": shared
         | {
             "visibility_timeout": settings.broker.visibility_timeout,
+            "lease": settings.worker.lease,
+            "max_deliveries": settings.worker.max_deliveries,
+            "dead_letters": list(settings.worker.dead_letters),
             # Broadcasts carry the database number, so two stacks on one server do not hear each other.
             "fanout_prefix": True,
             "fanout_patterns": True,
@@ -80,6 +83,9 @@ def _delivery(settings: Settings) -> dict[str, Any]:
         "task_reject_on_worker_lost": True,
         # A task that runs on through a reconnect finishes; the default will change in Celery 6.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
+        # What the pool still has counts against the prefetch count as it is (services/delivery/channel.py).
+        "worker_enable_prefetch_count_reduction": False,
+        "worker_consumer": "services.delivery.worker:Consumer",
         "worker_prefetch_multiplier": settings.worker.prefetch_multiplier,
         "task_time_limit": settings.tasks.time_limit,
         "task_soft_time_limit": soft_limit(settings.tasks),

@@ -65,6 +65,17 @@ def parse_queues(value: object) -> object:
     return names
 
 
+def parse_dead_letters(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    names = [name.strip() for name in value.split(",")]
+    if names == ["none"]:
+        return ()
+    if not set(names) <= {"retries", "rejects"}:
+        raise ValueError("not kinds of dead letters")
+    return tuple(names)
+
+
 def parse_autoscale(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -188,8 +199,8 @@ class BrokerSettings(Group):
     visibility_timeout: Whole = setting(
         "CELERY_VISIBILITY_TIMEOUT",
         3600,
-        "How long a worker may hold a task before it counts as lost and is given to another. "
-        "A task that runs, or waits for its ETA, for longer than this runs twice.",
+        "How long a worker that is not Stalk's may hold a task on the same queues before it counts as lost. Stalk's "
+        "own workers have WORKER_LEASE instead, however long a task runs.",
         "whole seconds, 1 or more",
         unit="seconds",
         ge=1,
@@ -237,9 +248,9 @@ class TaskSettings(Group):
     time_limit: Whole = setting(
         "CELERY_TASK_TIME_LIMIT",
         1800,
-        "A task that runs longer is killed. Half the visibility timeout, so that no running task is taken for lost. "
+        "A task that runs longer is killed: one that hangs must not hold its place for ever. "
         "Enforced by the prefork pool only.",
-        "whole seconds, 2 or more, below CELERY_VISIBILITY_TIMEOUT",
+        "whole seconds, 2 or more",
         unit="seconds",
         ge=2,
     )
@@ -335,6 +346,32 @@ class WorkerSettings(Group):
         "a whole number from 1 to 1000",
         ge=1,
         le=1000,
+    )
+    lease: Whole = setting(
+        "WORKER_LEASE",
+        60,
+        "How long a task belongs to a worker that gives no sign of life; then another one runs it. Renewed three times "
+        "in that time, however long the task runs. Shorter: tasks of a dead worker are back sooner, and one that only "
+        "stands still is sooner taken for dead.",
+        "whole seconds from 2 to 3600",
+        unit="seconds",
+        ge=2,
+        le=3600,
+    )
+    max_deliveries: Whole = setting(
+        "WORKER_MAX_DELIVERIES",
+        5,
+        "How often a task is started whose worker dies while it runs. Then it becomes a dead letter.",
+        "a whole number from 1 to 100",
+        ge=1,
+        le=100,
+    )
+    dead_letters: Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_dead_letters)] = setting(
+        "WORKER_DEAD_LETTERS",
+        ("retries", "rejects"),
+        "What else becomes a dead letter, beside tasks that no worker can run: tasks that failed with their last "
+        "retry, and tasks that were rejected without being requeued.",
+        "retries, rejects, both with a comma between, or none",
     )
     soft_shutdown: Whole = setting(
         "WORKER_SOFT_SHUTDOWN",
@@ -684,11 +721,6 @@ def _conflicts(
         found.append(
             f"CELERY_TASK_SOFT_TIME_LIMIT ({tasks.soft_time_limit} s) must be below CELERY_TASK_TIME_LIMIT "
             f"({tasks.time_limit} s), or tasks are killed before they can clean up"
-        )
-    if tasks.time_limit >= broker.visibility_timeout:
-        found.append(
-            f"CELERY_TASK_TIME_LIMIT ({tasks.time_limit} s) must be below CELERY_VISIBILITY_TIMEOUT "
-            f"({broker.visibility_timeout} s), or a task that uses its time runs twice"
         )
     if broker.url.scheme == "sentinel" and not broker.sentinel_master:
         found.append("CELERY_SENTINEL_MASTER must name the master, because CELERY_BROKER_URL is a sentinel:// URL")

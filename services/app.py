@@ -9,6 +9,7 @@ from celery import Celery
 from config import ConfigError, Settings, load
 from config.celery import celery_configuration
 from services import heartbeat, shutdown
+from services.delivery.worker import Stalk
 from services.modules import task_modules
 from services.queues import BEAT_PREFIX, DEFAULT_QUEUE
 from services.schedule import beat_schedule
@@ -21,7 +22,7 @@ def create_app(settings: Settings) -> Celery:
 
     Raises ConfigError when BEAT_SCHEDULE names an entry that does not exist.
     """
-    app = Celery("stalk", set_as_current=True)
+    app = Stalk("stalk", set_as_current=True)
     app.conf.update(celery_configuration(settings))
     app.conf.update(
         imports=task_modules(settings.tasks.imports),

@@ -6,7 +6,25 @@ DEFAULT_QUEUE = "celery"
 # kombu keeps one list for each priority step; step 0 is the queue's own name.
 PRIORITY_SEPARATOR = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
+# What workers hold: kombu's own hash and index, which stock consumers and Flower read as well, and beside them
+# what only Stalk knows (services/delivery/lua/claim.lua says what is in each).
 UNACKED = "unacked"
+UNACKED_INDEX = "unacked_index"
+UNACKED_LEASES = "unacked_leases"
+UNACKED_STARTED = "unacked_started"
+HELD = (UNACKED, UNACKED_INDEX, UNACKED_LEASES, UNACKED_STARTED)
+SWEEPS = "sweeps"
+# Tasks that are due later.
+SCHEDULED = "scheduled"
+SCHEDULED_MESSAGES = "scheduled_messages"
+# Messages that go no further (services/delivery/lua/park.lua).
+DEAD_LETTERS = "dead_letters"
+DEAD_LETTERS_NEXT = "dead_letters_next"
+DEAD_LETTERS_UNTOLD = "dead_letters_untold"
+DEAD_LETTER = "dead_letter:"
+DEAD = (DEAD_LETTERS, DEAD_LETTERS_NEXT, DEAD_LETTERS_UNTOLD)
+# The last message of each thread that publishes.
+PUBLISHED = "published:"
 # One set for each exchange: routing key, pattern and queue, joined by the separator.
 BINDINGS = "_kombu.binding."
 BEAT_PREFIX = "redbeat:"

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import threading
-from time import monotonic
 from typing import Any
 
 from celery import bootsteps
@@ -20,10 +19,9 @@ from celery.signals import worker_shutting_down
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
-logger = get_logger(__name__)
+from services.delivery import holders
 
-# An answer to BRPOP that is not there so long after it was due will not come.
-LATE_SECONDS = 1.0
+logger = get_logger(__name__)
 
 
 class HandBackStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -56,43 +54,18 @@ def hand_back_and_exit(worker: Any) -> None:
         # The last task ended just now, and the main thread is on its way out.
         return
     _kill_children(worker)
-    try:
-        _acknowledge_finished(worker)
-        _close_channel(worker.consumer)
-    except Exception as error:  # whatever Redis or kombu raise here, the process has to end in time
-        logger.error("shutdown: tasks could not be handed back, they wait for the visibility timeout: %r", error)
-    else:
-        for request in running:
-            fate = "had been acknowledged and is lost" if request.acknowledged else "goes back to its queue"
-            logger.warning("shutdown: %s[%s] still ran and %s", request.name, request.id, fate)
+    if worker.hub:
+        # Acknowledgements that wait for the main loop, which does not turn any more.
+        _run_ready_callbacks(worker.hub)
+    for request in running:
+        fate = "had been acknowledged and is lost" if request.acknowledged else "goes back to its queue"
+        logger.warning("shutdown: %s[%s] still ran and %s", request.name, request.id, fate)
+    if not holders.close():
+        logger.error("shutdown: Redis does not answer; what this node held goes back when its lease runs out")
     sys.stdout.flush()
     sys.stderr.flush()
     # A thread or the main thread is in the middle of a task: only leaving hard stops it.
     os._exit(0)
-
-
-def _acknowledge_finished(worker: Any) -> None:
-    """Send the acknowledgements that wait for the main loop, which does not turn any more."""
-    if worker.hub:
-        _run_ready_callbacks(worker.hub)
-
-
-def _close_channel(consumer: Any) -> None:
-    """Close the channel that tasks come from: kombu then restores what is not acknowledged, ETA tasks included."""
-    channel = consumer.task_consumer.channel
-    # First, so that a task which is on its way from Redis is put back and not run.
-    consumer.task_consumer.cancel()
-    if not _answer_comes(channel):
-        channel._in_poll = None
-    channel.close()
-
-
-def _answer_comes(channel: Any) -> bool:
-    """Whether Redis answers a BRPOP still; for a solo task it has, because it is the message being worked on."""
-    if not channel._in_poll:
-        return False
-    end = channel._brpop_sent_at + channel.brpop_timeout + LATE_SECONDS
-    return bool(channel._in_poll.can_read(max(0.0, end - monotonic())))
 
 
 def _kill_children(worker: Any) -> None:

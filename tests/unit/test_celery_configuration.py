@@ -5,7 +5,7 @@ from __future__ import annotations
 import kombu
 import pytest
 from celery.app.defaults import SETTING_KEYS
-from kombu.transport.redis import Channel
+from services.delivery.channel import Channel
 
 from config import load
 from config.celery import celery_configuration, sentinel_options

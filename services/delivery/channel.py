@@ -1,0 +1,373 @@
+"""The kombu channel: thin, because it dies with its connection and what is held does not."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from itertools import count
+from queue import Empty
+from typing import Any
+
+from celery.utils.log import get_logger
+from kombu.exceptions import InconsistencyError
+from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+from kombu.utils.objects import cached_property
+from redis.exceptions import RedisError
+
+from services.delivery import holders, scripts
+from services.delivery.claim import MOST, Claim, Claimed, ClaimLine, Claims, Refused, claimed, command
+from services.delivery.holder import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
+from services.queues import PUBLISHED
+
+logger = get_logger(__name__)
+
+# A producer gives up a publish, or has got it through, long before; and its thread needs only one mark.
+PUBLISHED_SECONDS = 3600
+# A claim under way when its channel closes has been answered by then, or will not be.
+LAST_ANSWER_SECONDS = 1.0
+OPTIONS = ("lease", "max_deliveries", "dead_letters")
+
+
+class PublishTag(str):
+    """The delivery tag of a message that this process publishes.
+
+    kombu repeats a publish with the same properties: a tag of this type says that it was tried before, while the
+    plain string in a message that was received, and is sent on, does not.
+    """
+
+    __slots__ = ()
+
+
+class _Producer:
+    """Names this process among all that publish; a child that was forked gets a name of its own."""
+
+    id = ""
+
+    @classmethod
+    def renew(cls) -> None:
+        cls.id = uuid.uuid4().hex[:16]
+
+
+_Producer.renew()
+os.register_at_fork(after_in_child=_Producer.renew)
+
+
+class QoS(virtual.QoS):  # type: ignore[misc]
+    """Prefetch limits and acknowledgements, both looked up in the process's holder."""
+
+    def can_consume(self) -> bool:
+        return not self.prefetch_count or self.credit() > 0
+
+    def can_consume_max_estimate(self) -> int:
+        return max(0, self.credit())
+
+    def credit(self) -> int:
+        """How many more messages may be claimed."""
+        if not self.prefetch_count:
+            return MOST
+        channel = self.channel
+        used = channel.holder.used(channel.number) if channel.delivers else 0
+        return int(self.prefetch_count) - used
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Nothing: the claim has recorded it."""
+
+    def ack(self, delivery_tag: str) -> None:
+        self.channel.holder.ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if requeue:
+            self.channel.holder.give_back([delivery_tag])
+        else:
+            self.channel.holder.reject(delivery_tag, REJECTED, "rejected by its consumer")
+
+    def restore_unacked(self) -> None:
+        self.channel.holder.release(self.channel.number)
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Nothing: `Channel.close` gives back what nobody works on."""
+
+    def restore_visible(self, *_: Any, **__: Any) -> None:
+        """Nothing: the keeper sweeps."""
+
+
+class Channel(kombu_redis.Channel):  # type: ignore[misc]
+    """A channel to one Redis."""
+
+    # To the checker, which knows nothing of kombu's.
+    _sentinel_manager: Any
+    _async_sentinel_manager: Any
+
+    QoS = QoS
+    from_transport_options = kombu_redis.Channel.from_transport_options + OPTIONS
+    lease = 60
+    max_deliveries = 5
+    dead_letters: tuple[str, ...] | list[str] = (RETRIES, REJECTS)
+    _numbers = count(1)
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self.number = next(self._numbers)
+        # Whether this channel consumes anything that is acknowledged.
+        self.delivers = False
+        self._no_ack_queues: set[str] = set()
+        self._backlog: deque[Claimed] = deque()
+        self._line: ClaimLine | None = None
+        super().__init__(*arguments, **keywords)
+
+    @cached_property  # type: ignore[untyped-decorator]
+    def holder(self) -> Holder:
+        """What this process holds of this broker; it outlives the channel."""
+        return holders.of(self)
+
+    @cached_property  # type: ignore[untyped-decorator]
+    def _claims(self) -> Claims:
+        return Claims()
+
+    # Connections.
+
+    @cached_property  # type: ignore[untyped-decorator]
+    def client(self) -> Any:
+        """The client whose connection claims. It speaks RESP3, in which Redis may speak first."""
+        pool = self._get_pool(asynchronous=True)
+        pool.connection_kwargs["protocol"] = 3
+        self._claim_pool = pool
+        return self.Client(connection_pool=pool)
+
+    @cached_property  # type: ignore[untyped-decorator]
+    def _commands(self) -> Any:
+        return self._create_client()
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Any:
+        # kombu makes a client for each command.
+        yield client or self._commands
+
+    def own_pool(self) -> Any:
+        """A connection pool that does not end with this channel."""
+        managers: Any = self._sentinel_manager, self._async_sentinel_manager
+        pool = self._get_pool()
+        self._sentinel_manager, self._async_sentinel_manager = managers
+        return pool
+
+    def _disconnect_pools(self) -> None:
+        if (pool := self.__dict__.pop("_claim_pool", None)) is not None:
+            pool.disconnect()
+        super()._disconnect_pools()
+
+    # Consuming.
+
+    def basic_consume(self, queue: str, no_ack: bool, callback: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
+        answer = super().basic_consume(queue, no_ack, callback, *args, **kwargs)
+        if no_ack:
+            self._no_ack_queues.add(queue)
+        elif queue not in self._fanout_queues:
+            self.delivers = True
+            holders.keep(self)
+            self.connection._callbacks[queue] = self._receiver(callback)
+        return answer
+
+    def _receiver(self, callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def receive(raw: Any) -> Any:
+            try:
+                message = self.Message(raw, channel=self)
+            except Exception as error:  # whatever a message without form makes kombu raise
+                self.holder.reject(raw["properties"]["delivery_tag"], UNDECODABLE, repr(error))
+                return None
+            return callback(message)
+
+        return receive
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Ask for messages. The name is kombu's: its poller calls it when there is credit and nothing under way."""
+        if not self.delivers:
+            super()._brpop_start(timeout)
+            return
+        line = self._line = self._line or ClaimLine(self.holder, self._claims, self.number)
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues or line.resting:
+            return
+        lists = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
+        connection = self.client.connection
+        self._in_poll = connection
+        try:
+            line.ask(connection, queues, lists, self.qos.credit())
+        except self.connection_errors:
+            self._hang_up(connection)
+            raise
+
+    def _brpop_read(self, **options: Any) -> Any:
+        """Read what has come on the connection that claims."""
+        if not self.delivers or not self._line:
+            return super()._brpop_read(**options)
+        connection = self.client.connection
+        try:
+            found = self._line.read(connection)
+        except Refused as error:
+            logger.warning("claim: Redis takes no more (%s): waiting until it does", error)
+            self._in_poll = None
+            raise Empty from None
+        except self.connection_errors as error:
+            # Whether Redis itself is away shows when this is connected again.
+            logger.warning("claim: the connection broke (%s)", error)
+            self._hang_up(connection)
+            raise Empty from None
+        except BaseException:
+            self._hang_up(connection)
+            raise
+        if found is None:
+            raise Empty
+        self._in_poll = None
+        self._backlog.extend(found)
+        if found:
+            self._queue_cycle.rotate(found[-1].queue)
+        return self.deliver()
+
+    def _hang_up(self, connection: Any) -> None:
+        if self._line:
+            self._line.reset()
+        connection.disconnect()
+        self._in_poll = None
+
+    def deliver(self) -> bool:
+        """Deliver what was claimed: one message, or all where an event loop runs.
+
+        A pool without one runs the task inside, and the worker wants to look at its own state between two.
+        """
+        if not self._backlog:
+            raise Empty
+        while self._backlog:
+            self._deliver_one(self._backlog.popleft())
+            if not self.connection.cycle.looped:
+                break
+        return True
+
+    @property
+    def has_backlog(self) -> bool:
+        return bool(self._backlog)
+
+    def _deliver_one(self, one: Claimed) -> None:
+        if not self.holder.holds(one.tag):
+            return
+        try:
+            payload = _payload(one)
+        except (ValueError, TypeError, RecursionError) as error:
+            self.holder.reject(one.tag, UNDECODABLE, f"not a message: {error!r}")
+            return
+        self.connection._deliver(payload, one.queue)
+        if one.queue in self._no_ack_queues:
+            self.holder.ack(one.tag)
+
+    def look(self) -> None:
+        """Called again and again by the poller: end a silence that has lasted too long."""
+        line = self._line
+        if not line or not self._in_poll:
+            return
+        if line.overdue:
+            logger.warning("claim: Redis has not answered; connecting again")
+            self._hang_up(self.client.connection)
+        elif line.wants_look:
+            self._in_poll = None
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        """One message, or None; claimed in one step unless it needs no acknowledgement."""
+        if no_ack:
+            return super().basic_get(queue, no_ack=no_ack, **kwargs)
+        holders.keep(self)
+        claim = Claim(self._claims.next(), 1, (queue,), [], clock())
+        lists = [self._q_for_pri(queue, step) for step in self.priority_steps]
+        keys, arguments = command(claim, lists, self.holder.rules.lease)
+        try:
+            found = claimed(claim, scripts.CLAIM(self._commands, keys, arguments))
+        except self.connection_errors:
+            self.holder.abandon(claim.id, claim.credit)
+            raise
+        for one in found:
+            self.holder.hold([one.tag], self.number, claim.since)
+            try:
+                return self.Message(_payload(one), channel=self)
+            except Exception as error:  # whatever a message without form makes kombu raise
+                self.holder.reject(one.tag, UNDECODABLE, repr(error))
+        return None
+
+    # Publishing.
+
+    def _inplace_augment_message(self, message: dict[str, Any], exchange: str, routing_key: str) -> None:
+        before = message["properties"].get("delivery_tag")
+        super()._inplace_augment_message(message, exchange, routing_key)
+        message["properties"]["delivery_tag"] = before if isinstance(before, PublishTag) else PublishTag(uuid.uuid4())
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        """Enqueue a message, once, however often that is tried."""
+        if kwargs.get("_publish_batch") is not None or queue in self._expires:
+            # A batch is never repeated, and queues that expire are for replies to remote control.
+            super()._put(queue, message, **kwargs)
+            return
+        key = self._q_for_pri(queue, self._get_message_priority(message))
+        mark = f"{PUBLISHED}{_Producer.id}-{threading.get_ident():x}:{key}"
+        scripts.PUBLISH(
+            self._commands, [key, mark], [dumps(message), message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
+        )
+
+    def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
+        """The queues that a message goes to.
+
+        Raises InconsistencyError when there are none: kombu 5.7 would take the message and put it nowhere.
+        """
+        queues: list[str] = super()._lookup(exchange, routing_key, default)
+        if not queues:
+            raise InconsistencyError(f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r}")
+        return queues
+
+    # The end.
+
+    def close(self) -> None:
+        if not self.closed and "holder" in self.__dict__ and self.holder.own:
+            self._end_claims()
+            self.holder.release(self.number)
+            self._backlog.clear()
+        super().close()
+
+    def _end_claims(self) -> None:
+        """Take in the answer to a claim under way, so that it goes back at once and not after its lease."""
+        line, self._line = self._line, None
+        if not line:
+            return
+        with suppress(RedisError, OSError, Refused, AttributeError):
+            connection = self.client.connection
+            while line.outstanding and connection.can_read(LAST_ANSWER_SECONDS):
+                line.read(connection)
+        line.reset()
+        self._in_poll = None
+
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        # A closed channel has no connection any more, and kombu 5.7 dies of looking for its host name there.
+        if self.connection is None:
+            raise ConnectionError("the channel is closed")
+        return super()._connparams(asynchronous)
+
+
+def _payload(one: Claimed) -> dict[str, Any]:
+    """The message as kombu wants it. Raises ValueError or TypeError when it is none."""
+    payload = loads(bytes_to_str(one.message))
+    if not isinstance(payload, dict) or not isinstance(payload.get("properties"), dict):
+        raise TypeError(f"not an object with properties but {type(payload).__name__}")
+    headers = payload.get("headers")
+    if isinstance(headers, dict):
+        count = payload.get("delivery_count", 1)
+        headers["delivery_count"] = count if isinstance(count, int) else 1
+    # The tag of this delivery; the one inside belongs to the publish.
+    payload["properties"]["delivery_tag"] = one.tag
+    return payload
+
+
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]
+    """A channel to the Redis that sentinels name."""
+
+    from_transport_options = kombu_redis.SentinelChannel.from_transport_options + OPTIONS

@@ -1,0 +1,326 @@
+"""What this process holds of one broker. Connections and channels come and go; this stays.
+
+The consumer claims and acknowledges here, pool threads as well; everything that talks to Redis is left to the
+keeper (lease.py), so that nobody waits for the network to say that a task is done.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from services.delivery.ack import AckBuffer
+
+# Suspended machines and stopped processes have to see that time went on.
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+# A keeper that cannot reach Redis cannot keep the bound of the buffer; nobody waits for longer than this.
+LONGEST_ACK_WAIT_SECONDS = 1.0
+
+
+def clock() -> float:
+    """Seconds that also pass while this process or its machine stands still."""
+    return time.clock_gettime(CLOCK)
+
+
+# What becomes a dead letter beside messages that no worker can run: tasks that failed with their last retry, and
+# tasks that were rejected without being requeued.
+RETRIES = "retries"
+REJECTS = "rejects"
+# Reasons of dead letters.
+UNDECODABLE = "undecodable"
+UNKNOWN_TASK = "unknown-task"
+REJECTED = "rejected"
+RETRIES_EXHAUSTED = "retries-exhausted"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The settings of deliveries; times in seconds."""
+
+    lease: int
+    max_deliveries: int
+    visibility_timeout: int
+    priority_steps: tuple[int, ...]
+    dead_letters: tuple[str, ...] = (RETRIES, REJECTS)
+
+
+@dataclass(slots=True)
+class Held:
+    """One delivery: claimed, and neither acknowledged nor given back."""
+
+    tag: str
+    channel: int
+    # By the process's own clock, and counted from before Redis was asked: never later than what Redis thinks.
+    until: float
+    # Whether the pool has it: it may run at any moment, and only its end settles it.
+    handed: bool = False
+    started: bool = False
+
+
+@dataclass(frozen=True)
+class Crash:
+    """The process that ran `tag` has died."""
+
+    tag: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """`tag` goes no further. `told`: its task says FAILURE already."""
+
+    tag: str
+    reason: str
+    detail: str
+    told: bool
+
+
+@dataclass(frozen=True)
+class Postponement:
+    """`tag` waits in Redis until `due` (Unix time), under the id of its task."""
+
+    tag: str
+    due: float
+    task_id: str
+
+
+@dataclass
+class Work:
+    """What the keeper has to tell Redis. Each can be repeated: the second time there is nothing left to do."""
+
+    acks: list[str] = field(default_factory=list)
+    returns: list[str] = field(default_factory=list)
+    crashes: list[Crash] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    postponements: list[Postponement] = field(default_factory=list)
+
+    def add(self, other: Work) -> None:
+        """Take over what another one says."""
+        self.acks += other.acks
+        self.returns += other.returns
+        self.crashes += other.crashes
+        self.rejections += other.rejections
+        self.postponements += other.postponements
+
+    def __bool__(self) -> bool:
+        return any((self.acks, self.returns, self.crashes, self.rejections, self.postponements))
+
+
+class Holder:
+    """The deliveries that this process holds, and what is still to be said about those it does not."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.changed = threading.Condition()
+        self.closing = False
+        # Asked for a tag whose lease may have run out: whether Redis still has it for us.
+        self.confirm: Callable[[str], bool] = lambda tag: False
+        self.mark_started: Callable[[str], None] = lambda tag: None
+        # Called after a place has become free, from whatever thread that was.
+        self.on_credit: Callable[[], None] = lambda: None
+        self._pid = os.getpid()
+        self._held: dict[str, Held] = {}
+        self._acks = AckBuffer()
+        self._work = Work()
+        self._waiting: Counter[int] = Counter()
+        self._handed = 0
+
+    @property
+    def own(self) -> bool:
+        """False in a child that was forked: what the parent holds is none of its business."""
+        return self._pid == os.getpid()
+
+    # The consumer's side.
+
+    def hold(self, tags: Iterable[str], channel: int, since: float) -> None:
+        """These were claimed with a question that was sent at `since`."""
+        with self.changed:
+            for tag in tags:
+                self._held[tag] = Held(tag, channel, since + self.rules.lease)
+                self._waiting[channel] += 1
+
+    def used(self, channel: int) -> int:
+        """How much of a channel's prefetch count is used up."""
+        return self._handed + self._waiting[channel]
+
+    def holds(self, tag: str) -> bool:
+        return tag in self._held
+
+    def hand_over(self, tag: str) -> bool:
+        """The pool is about to get it. False: it is not ours any more and must not be run."""
+        held = self._sure(tag)
+        if not held:
+            return False
+        with self.changed:
+            if self._held.get(tag) is not held:
+                return False
+            if not held.handed:
+                held.handed = True
+                self._waiting[held.channel] -= 1
+                self._handed += 1
+        return True
+
+    def start(self, tag: str) -> bool:
+        """Its task is about to run. False: it is not ours any more and must not be run."""
+        held = self._sure(tag)
+        if not held:
+            return False
+        held.started = True
+        self.mark_started(tag)
+        return True
+
+    def _sure(self, tag: str) -> Held | None:
+        """What is held under `tag`, if its lease has not run out unseen."""
+        held = self._held.get(tag)
+        if held and clock() >= held.until and not self.confirm(tag):
+            # Redis may have given it to somebody else. If not, its lease ends there too, and somebody will get it.
+            self._drop(tag)
+            return None
+        return held
+
+    # The end of a delivery, in five ways.
+
+    def ack(self, tag: str) -> None:
+        """It is done. Waits while the buffer of acknowledgements is full."""
+        with self.changed:
+            if not self._drop(tag):
+                return
+            first = self._acks.due is None
+            self._acks.add(tag, clock())
+            if first or self._acks.full:
+                self.changed.notify_all()
+            if self._acks.full:
+                self.changed.wait_for(lambda: not self._acks.full or self.closing, LONGEST_ACK_WAIT_SECONDS)
+
+    def give_back(self, tags: Iterable[str]) -> None:
+        """They will not be run here; that is no crash and does not count."""
+        with self.changed:
+            self._work.returns.extend(tag for tag in tags if self._drop(tag))
+            self.changed.notify_all()
+
+    def abandon(self, claim: str, credit: int) -> None:
+        """The answer to this claim was lost: whatever it has taken goes back."""
+        with self.changed:
+            self._work.returns.extend(f"{claim}:{number}" for number in range(1, credit + 1))
+            self.changed.notify_all()
+
+    def crash(self, tag: str, detail: str) -> None:
+        """The process that ran it has died."""
+        with self.changed:
+            if self._drop(tag):
+                self._work.crashes.append(Crash(tag, detail))
+                self.changed.notify_all()
+
+    def reject(self, tag: str, reason: str, detail: str, *, told: bool = False) -> None:
+        """It becomes a dead letter, unless that is switched off for such a reason."""
+        if reason == REJECTED and REJECTS not in self.rules.dead_letters:
+            self.ack(tag)
+            return
+        with self.changed:
+            if self._drop(tag):
+                self._work.rejections.append(Rejection(tag, reason, detail, told))
+                self.changed.notify_all()
+
+    def postpone(self, tag: str, due: float, task_id: str) -> None:
+        """It waits in Redis until `due`. Its place becomes free when Redis has it."""
+        with self.changed:
+            if tag in self._held:
+                self._work.postponements.append(Postponement(tag, due, task_id))
+                self.changed.notify_all()
+
+    def release(self, channel: int) -> None:
+        """A channel closes: what it has claimed goes back, except what the pool has."""
+        self.give_back([held.tag for held in list(self._held.values()) if held.channel == channel and not held.handed])
+
+    def release_all(self) -> None:
+        """This process ends: everything goes back."""
+        self.give_back(list(self._held))
+
+    def _drop(self, tag: str) -> bool:
+        with self.changed:
+            held = self._held.pop(tag, None)
+            if not held:
+                return False
+            if held.handed:
+                self._handed -= 1
+            else:
+                self._waiting[held.channel] -= 1
+        self.on_credit()
+        return True
+
+    # The keeper's side.
+
+    def acks_for_claim(self) -> list[str]:
+        """Acknowledgements that go along with a claim; `sent` or `unsent` follows."""
+        with self.changed:
+            return self._acks.take()
+
+    def sent(self, acks: list[str]) -> None:
+        """Redis knows these acknowledgements."""
+        self.settled(Work(acks=acks))
+
+    def unsent(self, acks: list[str]) -> None:
+        """Redis may not know them."""
+        self.unsettled(Work(acks=acks))
+
+    def take_work(self) -> Work:
+        """What is to be told to Redis; `settled` or `unsettled` follows."""
+        with self.changed:
+            work, self._work = self._work, Work()
+            work.acks = self._acks.take()
+            return work
+
+    def settled(self, work: Work) -> None:
+        """Redis knows it."""
+        with self.changed:
+            self._acks.sent(work.acks)
+            for postponement in work.postponements:
+                self._drop(postponement.tag)
+            self.changed.notify_all()
+
+    def unsettled(self, work: Work) -> None:
+        """Redis may not know it: it has to be told again."""
+        with self.changed:
+            self.changed.notify_all()
+            self._acks.put_back(work.acks)
+            newer, self._work = self._work, replace(work, acks=[])
+            self._work.add(newer)
+
+    def ack_due(self) -> float | None:
+        """When the oldest acknowledgement has to be sent, by `clock`; None when there is none."""
+        return self._acks.due
+
+    @property
+    def urgent(self) -> bool:
+        """Whether there is work that should not wait."""
+        return bool(self._work) or self._acks.full
+
+    @property
+    def idle(self) -> bool:
+        """Whether Redis knows everything."""
+        return not self._work and self._acks.empty
+
+    def leased(self) -> tuple[list[str], list[str]]:
+        """The tags to renew: of tasks that run, and of the others."""
+        with self.changed:
+            held = list(self._held.values())
+        return [one.tag for one in held if one.started], [one.tag for one in held if not one.started]
+
+    def renewed(self, tags: Iterable[str], lost: Iterable[str], since: float) -> list[Held]:
+        """Redis has renewed `tags`, asked at `since`, except `lost`. Returns those that were still held."""
+        gone = set(lost)
+        with self.changed:
+            for tag in tags:
+                if tag not in gone and (held := self._held.get(tag)):
+                    held.until = since + self.rules.lease
+            taken = [held for tag in gone if (held := self._held.get(tag))]
+            for held in taken:
+                self._drop(held.tag)
+        return taken
+
+    def __len__(self) -> int:
+        return len(self._held)

@@ -1,0 +1,220 @@
+"""The keeper: the thread that tells Redis what became of deliveries, renews leases, and sweeps those of the dead.
+
+It has a connection of its own, so that neither a busy task nor a broken consumer keeps it from renewing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from celery.utils.log import get_logger
+from redis import Redis
+from redis.exceptions import NoScriptError, RedisError
+
+from services.delivery import restore, scripts
+from services.delivery.holder import Holder, Work, clock
+from services.delivery.started import StartMarks
+from services.queues import DEAD, DEAD_LETTER, HELD, SCHEDULED, SCHEDULED_MESSAGES
+
+logger = get_logger(__name__)
+
+Command = tuple[scripts.Script, Sequence[str], list[Any]]
+News = tuple[scripts.Script, Sequence[str], list[Any], Work]
+
+# Two renewals may fail before a lease runs out.
+RENEWALS_PER_LEASE = 3
+# While Redis is away: often enough to renew at once when it is back, too seldom to be a burden.
+RETRY_SECONDS = 0.5
+# How long the end of a process waits for Redis to take back what it held; a lease later others take it anyway.
+CLOSE_SECONDS = 5.0
+# A lease that ends now has ended a moment from now: one more look instead of two.
+SLACK_SECONDS = 0.002
+# So long a Redis that answers with errors keeps a thread from saying so again.
+QUIET_SECONDS = 60.0
+
+
+class Keeper:
+    """Keeps the leases of one holder."""
+
+    def __init__(self, holder: Holder, client: Redis, on_dead_letters: Callable[[list[int]], None]) -> None:
+        self._holder, self._client = holder, client
+        self._on_dead_letters = on_dead_letters
+        self._steps = restore.as_json(holder.rules.priority_steps)
+        self._mark = StartMarks(client)
+        holder.confirm, holder.mark_started = self._confirm, self._mark.send
+        # By `clock`: when leases are renewed, and when something is due before that.
+        self._renew_at = self._sweep_at = clock()
+        self._failing_since: float | None = None
+        self._complained_at = float("-inf")
+        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Tell Redis what there is to tell, and end. Waits for CLOSE_SECONDS at most."""
+        with self._holder.changed:
+            self._holder.closing = True
+            self._holder.changed.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_SECONDS)
+
+    # The thread.
+
+    def _run(self) -> None:
+        holder = self._holder
+        while not (holder.closing and holder.idle):
+            with holder.changed:
+                while not self._due():
+                    holder.changed.wait(self._patience())
+            try:
+                self._turn()
+            except (RedisError, OSError) as error:
+                self._complain(error)
+                with holder.changed:
+                    holder.changed.wait_for(lambda: holder.closing, RETRY_SECONDS)
+            else:
+                self._recovered()
+
+    def _due(self) -> bool:
+        return self._holder.urgent or self._holder.closing or self._patience() <= 0
+
+    def _patience(self) -> float:
+        """Seconds until there is something to do."""
+        ack = self._holder.ack_due()
+        moments = [self._renew_at, self._sweep_at, *([] if ack is None else [ack])]
+        return max(0.0, min(moments) - clock())
+
+    def _turn(self) -> None:
+        """Tell Redis everything that is due."""
+        self._mark.connect()
+        work = self._holder.take_work()
+        if work:
+            self._settle(work)
+        now = clock()
+        if now >= self._renew_at:
+            self._renew()
+        if now >= self._sweep_at:
+            self._sweep()
+
+    def _settle(self, work: Work) -> None:
+        """Say what became of deliveries, in one round trip; what Redis refuses is said again."""
+        news = self._news(work)
+        try:
+            answers = self._ask([(script, keys, arguments) for script, keys, arguments, _ in news])
+        except BaseException:
+            self._holder.unsettled(work)
+            raise
+        done, refused, letters, problem = Work(), Work(), [], None
+        for answer, (_, _, _, part) in zip(answers, news, strict=True):
+            if isinstance(answer, Exception):
+                refused.add(part)
+                problem = answer
+                continue
+            done.add(part)
+            if answer and (part.crashes or (part.rejections and not part.rejections[0].told)):
+                letters.append(int(answer))
+        self._holder.settled(done)
+        self._holder.unsettled(refused)
+        self._wake_for(done)
+        if letters:
+            self._on_dead_letters(letters)
+        if problem:
+            raise problem
+
+    def _wake_for(self, done: Work) -> None:
+        """Sweep when the first of what was postponed is due."""
+        if done.postponements:
+            soonest = min(postponement.due for postponement in done.postponements)
+            self._sweep_at = min(self._sweep_at, clock() + max(0.0, soonest - restore.unix_time()) + SLACK_SECONDS)
+
+    def _news(self, work: Work) -> list[News]:
+        """The commands for `work`, each with its part of it."""
+        news: list[News] = []
+        if work.acks:
+            news.append((scripts.ACK, HELD, work.acks, Work(acks=work.acks)))
+        if work.returns:
+            # What was claimed first is taken first again.
+            arguments: list[Any] = [self._steps, *reversed(work.returns)]
+            news.append((scripts.RESTORE, HELD, arguments, Work(returns=work.returns)))
+        most = self._holder.rules.max_deliveries
+        for crash in work.crashes:
+            arguments = [self._steps, most, DEAD_LETTER, crash.tag, crash.detail]
+            news.append((scripts.CRASH, [*HELD, *DEAD], arguments, Work(crashes=[crash])))
+        for one in work.rejections:
+            arguments = [one.tag, one.reason, one.detail, DEAD_LETTER, "1" if one.told else "0"]
+            news.append((scripts.REJECT, [*HELD, *DEAD], arguments, Work(rejections=[one])))
+        for late in work.postponements:
+            arguments = [late.tag, repr(late.due), late.task_id]
+            keys = [*HELD, SCHEDULED, SCHEDULED_MESSAGES]
+            news.append((scripts.POSTPONE, keys, arguments, Work(postponements=[late])))
+        return news
+
+    def _ask(self, commands: list[Command]) -> list[Any]:
+        """The answers, errors among them. Raises redis' ConnectionError and TimeoutError."""
+        answers = self._send(commands)
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            # Redis has been restarted, or its scripts flushed. Everything in here can be said twice.
+            for script in scripts.ALL:
+                self._client.script_load(script.text)
+            answers = self._send(commands)
+        return answers
+
+    def _send(self, commands: list[Command]) -> list[Any]:
+        pipe = self._client.pipeline(transaction=False)
+        for script, keys, arguments in commands:
+            pipe.evalsha(script.sha, len(keys), *keys, *arguments)
+        return list(pipe.execute(raise_on_error=False))
+
+    # Leases.
+
+    def _renew(self) -> None:
+        started, others = self._holder.leased()
+        if started or others:
+            self._ask_renewal(started, others)
+        self._renew_at = clock() + self._holder.rules.lease / RENEWALS_PER_LEASE
+        # Whoever renews sweeps as well: it leaves the mark that renewals have run unbroken.
+        self._sweep_at = clock()
+
+    def _ask_renewal(self, started: list[str], others: list[str]) -> None:
+        tags, since = [*started, *others], clock()
+        lost = scripts.RENEW(self._client, HELD, [self._holder.rules.lease, len(started), *tags])
+        for held in self._holder.renewed(tags, map(bytes.decode, lost), since):
+            if held.started:
+                logger.warning("lease: %s was lost while its task runs; it may run again elsewhere", held.tag)
+            else:
+                logger.warning("lease: %s was lost before its task was started; it is not started", held.tag)
+
+    def _confirm(self, tag: str) -> bool:
+        """Whether Redis still has `tag` for us; also renews it."""
+        try:
+            self._ask_renewal([], [tag])
+        except (RedisError, OSError):
+            return False
+        return self._holder.holds(tag)
+
+    def _sweep(self) -> None:
+        found = restore.sweep(self._client, self._holder.rules)
+        restore.restore_overdue(self._client, found.stock, self._holder.rules.priority_steps)
+        if found.restored:
+            logger.warning("lease: %d tasks of workers that are gone go back to their queues", found.restored)
+        if found.parked or found.untold:
+            self._on_dead_letters(sorted({*found.parked, *found.untold}))
+        self._sweep_at = self._renew_at
+        if found.next_in is not None:
+            self._sweep_at = min(self._renew_at, clock() + found.next_in + SLACK_SECONDS)
+
+    # What it says.
+
+    def _complain(self, error: Exception) -> None:
+        if self._failing_since is None:
+            self._failing_since = clock()
+        if clock() - self._complained_at > QUIET_SECONDS:
+            self._complained_at = clock()
+            logger.warning("lease: Redis does not take %d deliveries' news: %s", len(self._holder), error)
+
+    def _recovered(self) -> None:
+        if self._failing_since is not None:
+            logger.warning("lease: Redis is back after %.1f s", clock() - self._failing_since)
+            self._failing_since, self._complained_at = None, float("-inf")
+            self._renew_at = clock()

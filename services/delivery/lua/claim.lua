@@ -1,0 +1,68 @@
+-- Claim: take messages from their lists and record who holds them, in one step.
+--
+-- Either a message is in its list or in `unacked` under a lease, at every moment. Each is written to `unacked`
+-- before it is taken, so that a Redis at maxmemory refuses the first command and nothing has happened.
+-- Acknowledgements that wait come along, and are made in any case.
+--
+-- KEYS 1 unacked         hash  tag -> record
+--      2 unacked_index   zset  tag -> end of the lease, Redis time; kombu's own clock for stock consumers
+--      3 unacked_leases  zset  tag -> end of the lease; what stock consumers hold is not in it
+--      4 unacked_started set   tags of tasks that have begun to run
+--      5…                lists of the queues: all queues of the most urgent priority, then of the next
+-- ARGV 1 claim           the tags are claim:1, claim:2, …
+--      2 credit          how many at most
+--      3 lease           seconds
+--      4 bytes           stop after the message with which so many have been taken
+--      5 queues          how many there are
+--      6…                for each queue the end of its records
+--      …                 tags to acknowledge
+-- Returns {refusal or "", queue number, message, queue number, message, …}
+local claim, credit, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local bytes, queues = tonumber(ARGV[4]), tonumber(ARGV[5])
+
+for position = 6 + queues, #ARGV do
+    forget(ARGV[position])
+end
+
+local answer = { '' }
+local expiry = exact(now() + lease)
+local taken = 0
+
+-- 1 when a message was taken, 0 when the list was empty, nothing when Redis has no memory for it.
+local function take(list, queue)
+    local message = redis.call('LINDEX', list, -1)
+    if not message then
+        return 0
+    end
+    local tag = claim .. ':' .. (taken + 1)
+    local written = redis.pcall('HSET', KEYS[1], tag, '[' .. message .. ARGV[5 + queue])
+    if type(written) == 'table' and written.err then
+        answer[1] = written.err
+        return nil
+    end
+    redis.call('ZADD', KEYS[2], expiry, tag)
+    redis.call('ZADD', KEYS[3], expiry, tag)
+    redis.call('RPOP', list)
+    taken = taken + 1
+    bytes = bytes - #message
+    answer[#answer + 1] = queue
+    answer[#answer + 1] = message
+    return 1
+end
+
+for first = 5, #KEYS, queues do
+    repeat
+        local found = 0
+        for queue = 1, queues do
+            if taken == credit or bytes <= 0 then
+                return answer
+            end
+            local got = take(KEYS[first + queue - 1], queue)
+            if not got then
+                return answer
+            end
+            found = found + got
+        end
+    until found == 0
+end
+return answer

@@ -1,0 +1,27 @@
+-- Crash: the process that ran this delivery has died. It counts: the message goes back to its list or, when that
+-- has happened too often, becomes a dead letter.
+--
+-- KEYS 1 unacked  2 unacked_index  3 unacked_leases  4 unacked_started (see claim.lua)
+--      5 dead_letters  6 dead_letters_next  7 dead_letters_untold (see park.lua)
+-- ARGV 1 steps    the lowest priority of each list, JSON
+--      2 most     deliveries that a message gets
+--      3 letter   the beginning of a dead letter's key
+--      4 tag
+--      5 detail   how the process died
+-- Returns the id of the dead letter, or 0
+local record = redis.call('HGET', KEYS[1], ARGV[4])
+if not record then
+    forget(ARGV[4])
+    return 0
+end
+local message, queue = parts(record)
+local count = count_of(message)
+local id = 0
+if count >= tonumber(ARGV[2]) then
+    local keys = { letters = KEYS[5], next = KEYS[6], untold = KEYS[7], letter = ARGV[3] }
+    id = park(message, queue, 'crashed', ARGV[5], count, false, keys, now())
+else
+    requeue(with_count(message, count + 1), queue, cjson.decode(ARGV[1]))
+end
+forget(ARGV[4])
+return id

@@ -1,0 +1,20 @@
+-- What the scripts share: a message that goes no further becomes a dead letter.
+--
+-- dead_letters          zset  id -> when it was parked, Redis time
+-- dead_letter:<id>      hash  message (its bytes), queue, reason, detail, deliveries, parked_at
+-- dead_letters_next     the last id that was given
+-- dead_letters_untold   set of the ids whose task does not say FAILURE yet
+local function park(message, queue, reason, detail, deliveries, told, keys, time)
+    -- First, so that a Redis at maxmemory refuses before anything was moved.
+    local id = redis.call('INCR', keys.next)
+    local seconds = exact(time)
+    redis.call(
+        'HSET', keys.letter .. id, 'message', message, 'queue', queue, 'reason', reason, 'detail', detail,
+        'deliveries', deliveries, 'parked_at', seconds
+    )
+    redis.call('ZADD', keys.letters, seconds, id)
+    if not told then
+        redis.call('SADD', keys.untold, id)
+    end
+    return id
+end

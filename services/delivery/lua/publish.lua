@@ -1,0 +1,14 @@
+-- Publish: a message is enqueued once, however often its producer has to try.
+--
+-- A thread repeats a publish before it goes on to the next one, so its last message is all that has to be known.
+--
+-- KEYS 1 list
+--      2 published:<producer>  string: the tag of the last message that this thread has enqueued
+-- ARGV 1 message  2 tag  3 seconds for which the mark is kept
+-- Returns 1, or 0 when it was there already
+if redis.call('GET', KEYS[2]) == ARGV[2] then
+    return 0
+end
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
+return 1

@@ -1,0 +1,15 @@
+-- Reject: this delivery becomes a dead letter.
+--
+-- KEYS 1 unacked  2 unacked_index  3 unacked_leases  4 unacked_started (see claim.lua)
+--      5 dead_letters  6 dead_letters_next  7 dead_letters_untold (see park.lua)
+-- ARGV 1 tag  2 reason  3 detail  4 the beginning of a dead letter's key  5 told: 1 when its task says FAILURE
+-- Returns the id of the dead letter, or 0 when somebody else has the message by now
+local record = redis.call('HGET', KEYS[1], ARGV[1])
+local id = 0
+if record then
+    local message, queue = parts(record)
+    local keys = { letters = KEYS[5], next = KEYS[6], untold = KEYS[7], letter = ARGV[4] }
+    id = park(message, queue, ARGV[2], ARGV[3], count_of(message), ARGV[5] == '1', keys, now())
+end
+forget(ARGV[1])
+return id

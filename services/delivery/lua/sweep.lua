@@ -1,0 +1,85 @@
+-- Sweep: restore what belonged to processes that are gone, and put back what is due.
+--
+-- A lease that ran out proves death only while the living can renew theirs. Every caller leaves the time of its
+-- call; when the last one is long past, Redis was away or all were cut off, and nobody's leases are taken before
+-- the living have had a whole lease to renew them.
+--
+-- KEYS 1 unacked  2 unacked_index  3 unacked_leases  4 unacked_started (see claim.lua)
+--      5 dead_letters  6 dead_letters_next  7 dead_letters_untold (see park.lua)
+--      8 sweeps              hash  last: time of the last sweep; rest: no leases are taken before
+--      9 scheduled           zset  field of the message -> when it is due, Unix time
+--     10 scheduled_messages  hash  field -> record
+-- ARGV 1 steps        the lowest priority of each list, JSON
+--      2 most         deliveries that a message gets
+--      3 letter       the beginning of a dead letter's key
+--      4 lease        seconds, the caller's
+--      5 visibility   seconds after which a stock consumer's message is given to somebody else
+--      6 limit        how many of each kind in one call
+-- Returns {now, next lease that ends or "", next due or "", restored, promoted, {tags of stock messages that are
+--          overdue}, {ids of dead letters whose task does not say FAILURE yet}, {id parked now, …}}
+local steps, most = cjson.decode(ARGV[1]), tonumber(ARGV[2])
+local lease, visibility, limit = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local time = now()
+local restored, promoted, parked = 0, 0, {}
+
+local seen = redis.call('HMGET', KEYS[8], 'last', 'rest')
+local last, rest = tonumber(seen[1] or 0), tonumber(seen[2] or 0)
+if time - last > lease / 2 then
+    rest = math.max(rest, time + lease)
+    redis.call('HSET', KEYS[8], 'rest', exact(rest))
+end
+redis.call('HSET', KEYS[8], 'last', exact(time))
+
+local function take_back(tag)
+    local record = redis.call('HGET', KEYS[1], tag)
+    if record then
+        local message, queue = parts(record)
+        local count = count_of(message)
+        if redis.call('SISMEMBER', KEYS[4], tag) == 0 then
+            requeue(message, queue, steps)
+        elseif count >= most then
+            local keys = { letters = KEYS[5], next = KEYS[6], untold = KEYS[7], letter = ARGV[3] }
+            local detail = 'its worker died or was cut off while it ran'
+            parked[#parked + 1] = park(message, queue, 'crashed', detail, count, false, keys, time)
+        else
+            requeue(with_count(message, count + 1), queue, steps)
+        end
+        restored = restored + 1
+    end
+    forget(tag)
+end
+
+local stock = {}
+if time >= rest then
+    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', exact(time), 'LIMIT', 0, limit)) do
+        take_back(tag)
+    end
+    local overdue = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', exact(time - visibility), 'LIMIT', 0, limit)
+    for _, tag in ipairs(overdue) do
+        if not redis.call('ZSCORE', KEYS[3], tag) then
+            stock[#stock + 1] = tag
+        end
+    end
+end
+
+for _, field in ipairs(redis.call('ZRANGEBYSCORE', KEYS[9], '-inf', exact(time), 'LIMIT', 0, limit)) do
+    local record = redis.call('HGET', KEYS[10], field)
+    if record then
+        local message, queue = parts(record)
+        requeue(message, queue, steps)
+        promoted = promoted + 1
+    end
+    redis.call('HDEL', KEYS[10], field)
+    redis.call('ZREM', KEYS[9], field)
+end
+
+local function first_score(key)
+    return redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2] or ''
+end
+
+local untold = redis.call('SRANDMEMBER', KEYS[7], limit)
+local ends = first_score(KEYS[3])
+if time < rest then
+    ends = exact(rest)
+end
+return { exact(time), ends, first_score(KEYS[9]), restored, promoted, stock, untold, parked }

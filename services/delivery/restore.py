@@ -1,0 +1,124 @@
+"""Restore: what the dead have held goes back to its list."""
+
+from __future__ import annotations
+
+import json
+import time
+from bisect import bisect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from celery.utils.log import get_logger
+from redis import Redis
+
+from services.delivery import scripts
+from services.delivery.holder import Rules
+from services.queues import (
+    BINDINGS,
+    DEAD,
+    DEAD_LETTER,
+    HELD,
+    PRIORITY_SEPARATOR,
+    SCHEDULED,
+    SCHEDULED_MESSAGES,
+    SWEEPS,
+    UNACKED,
+)
+
+logger = get_logger(__name__)
+
+# One call takes a millisecond or two then; the next follows at once.
+SWEEP_LIMIT = 100
+
+
+def unix_time() -> float:
+    """Seconds since 1970, the clock of ETAs."""
+    return time.time()
+
+
+def as_json(steps: Sequence[int]) -> str:
+    """Priority steps as the scripts take them."""
+    return json.dumps(list(steps))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep has found. `next_in`: seconds until the next lease ends or task is due; None: nothing waits."""
+
+    restored: int
+    promoted: int
+    next_in: float | None
+    stock: list[str]
+    untold: list[int]
+    parked: list[int]
+
+
+def sweep(client: Redis, rules: Rules) -> Sweep:
+    """Restore what dead holders had and put back what is due, in one call.
+
+    Raises redis.exceptions.RedisError.
+    """
+    keys = [*HELD, *DEAD, SWEEPS, SCHEDULED, SCHEDULED_MESSAGES]
+    arguments = [
+        as_json(rules.priority_steps),
+        rules.max_deliveries,
+        DEAD_LETTER,
+        rules.lease,
+        rules.visibility_timeout,
+        SWEEP_LIMIT,
+    ]
+    now, ends, due, restored, promoted, stock, untold, parked = scripts.SWEEP(client, keys, arguments)
+    moments = [float(moment) - float(now) for moment in (ends, due) if moment]
+    return Sweep(
+        restored,
+        promoted,
+        max(0.0, min(moments)) if moments else None,
+        [tag.decode() for tag in stock],
+        [int(number) for number in untold],
+        [int(number) for number in parked],
+    )
+
+
+def restore_overdue(client: Redis, tags: Iterable[str], steps: Sequence[int]) -> int:
+    """Restore what stock consumers have taken and not acknowledged for a visibility timeout. Returns how many.
+
+    As kombu does it, except that a message without a binding goes to the queue that is named like its routing key,
+    where kombu 5.7 drops it. Raises redis.exceptions.RedisError.
+    """
+    return sum(_restore_stock(client, tag, steps) for tag in tags)
+
+
+def _restore_stock(client: Redis, tag: str, steps: Sequence[int]) -> int:
+    record: Any = client.hget(UNACKED, tag)
+    if record is None:
+        return 0
+    try:
+        message, exchange, routing_key = json.loads(record)
+        message["headers"]["redelivered"] = True
+        message["properties"]["delivery_info"]["redelivered"] = True
+        step = _step(message["properties"].get("priority"), steps)
+    except (ValueError, KeyError, TypeError) as error:
+        logger.error("restore: %s in %s is no message of kombu's: %r; it stays there", tag, UNACKED, error)
+        return 0
+    text = json.dumps(message)
+    targets: list[str] = []
+    for queue in _queues(client, exchange, routing_key):
+        targets += [queue if step == 0 else f"{queue}{PRIORITY_SEPARATOR}{step}", text]
+    return int(scripts.RESTORE_STOCK(client, HELD, [tag, record, *targets]))
+
+
+def _queues(client: Redis, exchange: str, routing_key: str) -> list[str]:
+    if not exchange:
+        return [routing_key]
+    bindings: Any = client.smembers(BINDINGS + exchange)
+    members = [member.decode().split(PRIORITY_SEPARATOR) for member in bindings]
+    return [queue for key, _, queue in members if key == routing_key] or [routing_key]
+
+
+def _step(priority: Any, steps: Sequence[int]) -> int:
+    try:
+        number = max(0, min(9, int(priority)))
+    except (TypeError, ValueError):
+        number = 0
+    return steps[bisect(steps, number) - 1]

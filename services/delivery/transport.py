@@ -1,0 +1,96 @@
+"""The kombu transport: which channel, which poller."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from queue import Empty
+from typing import Any
+
+from kombu.transport import redis as kombu_redis
+from kombu.utils.eventio import READ
+
+from services.delivery.channel import Channel, SentinelChannel
+
+
+class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
+    """kombu's poller, for channels that claim. Other threads can wake it: a place that becomes free is used at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Whether an event loop calls us; without one `get` does all.
+        self.looped = False
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._registered_with: Any = None
+
+    def ring(self) -> None:
+        """Wake whoever polls. May be called from any thread."""
+        with suppress(OSError):
+            os.eventfd_write(self._bell, 1)
+
+    def close(self) -> None:
+        super().close()
+        bell, self._bell = self._bell, -1
+        if bell >= 0:
+            os.close(bell)
+
+    @property
+    def fds(self) -> dict[int, Any]:
+        return {**super().fds, **({self._bell: (None, "BELL")} if self._bell >= 0 else {})}
+
+    def on_poll_init(self, poller: Any) -> None:
+        self.looped = True
+        self.poller = poller
+
+    def on_poll_start(self) -> None:
+        for channel in list(self._channels):
+            if channel.delivers:
+                channel.holder.on_credit = self.ring
+                channel.look()
+        super().on_poll_start()
+
+    def on_readable(self, fileno: int) -> Any:
+        if fileno == self._bell:
+            os.eventfd_read(self._bell)
+            return None
+        return super().on_readable(fileno)
+
+    def get(self, callback: Any, timeout: float | None = None) -> None:
+        """Deliver one message, or raise Empty after `timeout` seconds."""
+        for channel in list(self._channels):
+            if channel.has_backlog:
+                channel.deliver()
+                return
+        if self._registered_with is not self.poller:
+            self.poller.register(self._bell, READ)
+            self._registered_with = self.poller
+        super().get(callback, timeout)
+
+    def handle_event(self, fileno: int, event: int) -> Any:
+        if fileno == self._bell:
+            self.on_readable(fileno)
+            raise Empty
+        return super().handle_event(fileno, event)
+
+    def maybe_restore_messages(self) -> None:
+        """Nothing: the keeper sweeps."""
+
+    def maybe_check_brpop_health(self) -> None:
+        """Nothing: a channel looks for itself."""
+
+
+class Transport(kombu_redis.Transport):  # type: ignore[misc]
+    """redis://, rediss:// and redis+socket://"""
+
+    Channel = Channel
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.cycle = Poller()
+
+
+class SentinelTransport(Transport):
+    """sentinel://"""
+
+    Channel = SentinelChannel
+    default_port = kombu_redis.SentinelTransport.default_port

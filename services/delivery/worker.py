@@ -1,0 +1,220 @@
+"""Celery's worker, consumer and request, where a delivery begins and ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from celery import Celery, signals
+from celery.apps.worker import Worker as CeleryWorker
+from celery.exceptions import Ignore as IgnoreTask
+from celery.exceptions import MaxRetriesExceededError, Reject, Retry, TaskRevokedError, WorkerLostError
+from celery.utils.imports import symbol_by_name
+from celery.utils.log import get_logger
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+from celery.worker import state as worker_state
+from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.utils.objects import cached_property
+
+from services.delivery import holders
+from services.delivery.holder import REJECTED, RETRIES, RETRIES_EXHAUSTED, UNDECODABLE, UNKNOWN_TASK, Holder
+
+logger = get_logger(__name__)
+
+# What is due sooner is kept in the worker's own timer, which is exact; what is due later waits in Redis.
+LONGEST_TIMER_SECONDS = 1.0
+
+
+class Stalk(Celery):  # type: ignore[misc]
+    """A Celery application whose tasks are delivered by services/delivery."""
+
+    amqp_cls = "services.delivery.connection:AMQP"
+
+    @cached_property  # type: ignore[untyped-decorator]
+    def Worker(self) -> Any:  # noqa: N802 - Celery's name
+        return self.subclass_with_self("services.delivery.worker:Worker")
+
+
+class Worker(CeleryWorker):  # type: ignore[misc]
+    """A worker that runs only what it still holds, and gives back everything at its end."""
+
+    def _process_task(self, req: Any) -> None:
+        message = req.message
+        if message.channel.holder.hand_over(message.delivery_tag):
+            super()._process_task(req)
+            return
+        logger.warning("%s[%s] is not started: it was given back, or its lease was lost", req.name, req.id)
+        _forget(req)
+        if self.semaphore is not None:
+            self._quick_release()
+
+    def on_stopped(self) -> None:
+        super().on_stopped()
+        holders.close()
+
+
+class Consumer(CeleryConsumer):  # type: ignore[misc]
+    """A consumer that drops no message: what it cannot make a task of becomes a dead letter."""
+
+    pool: Any
+
+    def update_strategies(self) -> None:
+        for task in self.app.tasks.values():
+            task.Request = _request_class(task.Request)
+        super().update_strategies()
+
+    def create_task_handler(self, *arguments: Any, **keywords: Any) -> Any:
+        handle = super().create_task_handler(*arguments, **keywords)
+
+        def on_task_received(message: Any) -> Any:
+            if problem := _problem(message):
+                return self._dead_letter(message, UNDECODABLE, problem)
+            headers = message.headers
+            if headers.get("delivery_count", 1) > 1:
+                logger.warning("%s[%s]: delivery %s", headers["task"], headers["id"], headers["delivery_count"])
+            if headers.get("task") in self.strategies and (due := _due_later(message, self.app)):
+                return message.channel.holder.postpone(message.delivery_tag, due, headers["id"])
+            return handle(message)
+
+        return on_task_received
+
+    def on_close(self) -> None:
+        # The pool goes on with what it has, and acknowledges it over the next connection: flushing would forget it.
+        pool, self.pool = self.pool, None
+        try:
+            super().on_close()
+        finally:
+            self.pool = pool
+        channel = getattr(self.task_consumer, "channel", None)
+        if channel is not None and channel.delivers:
+            channel.holder.release(channel.number)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        self._dead_letter(message, UNDECODABLE, f"its body cannot be decoded: {exc!r}")
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        self._dead_letter(message, UNDECODABLE, "it is not a task")
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        self._dead_letter(message, UNDECODABLE, f"it is not a valid task: {exc!r}")
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        self._dead_letter(message, UNKNOWN_TASK, f"no task of this name is registered here: {exc}")
+        headers = message.headers
+        if self.event_dispatcher:
+            self.event_dispatcher.send("task-failed", uuid=headers["id"], exception=f"NotRegistered({exc})")
+        signals.task_unknown.send(sender=self, message=message, exc=exc, name=headers["task"], id=headers["id"])
+
+    def _dead_letter(self, message: Any, reason: str, detail: str) -> None:
+        logger.error("dead letter: %s: %s", reason, detail)
+        message.channel.holder.reject(message.delivery_tag, reason, detail)
+
+
+class LeaseLostError(TaskRevokedError):  # type: ignore[misc]
+    """A task is not started, because somebody else may have it by now."""
+
+
+# Its attributes are those of Celery's request, which has no types.
+_Request: Any = object
+
+
+class DeliveredRequest(_Request):  # type: ignore[misc]
+    """Mixed into the class of a task's requests."""
+
+    acknowledged: bool
+    _lost = False
+    _exhausted = ""
+
+    @property
+    def _holder(self) -> Holder:
+        holder: Holder = self.message.channel.holder
+        return holder
+
+    @property
+    def _tag(self) -> str:
+        return str(self.message.delivery_tag)
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Its task is about to run in process `pid`. Raises LeaseLostError when it must not and can be kept from it."""
+        if not self._holder.start(self._tag) and pid == os.getpid():
+            _forget(self)
+            raise LeaseLostError(f"{self.name}[{self.id}] is not started: its lease was lost")
+        super().on_accepted(pid, time_accepted)
+
+    def on_failure(self, exc_info: Any, *arguments: Any, **keywords: Any) -> Any:
+        error = exc_info.exception
+        error = error.exc if isinstance(error, ExceptionWithTraceback) else error
+        self._lost = isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt)
+        if _retries_exhausted(self, error):
+            self._exhausted = repr(error)
+        return super().on_failure(exc_info, *arguments, **keywords)
+
+    def acknowledge(self) -> None:
+        """It is done; or its last retry has failed, and it becomes a dead letter."""
+        if self._exhausted and not self.acknowledged and RETRIES in self._holder.rules.dead_letters:
+            self._holder.reject(self._tag, RETRIES_EXHAUSTED, self._exhausted, told=True)
+            self.acknowledged = True
+            return
+        super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Its process has died, which counts, or the task itself has rejected it."""
+        if requeue and self._lost and not worker_state.should_terminate and not self.acknowledged:
+            self._holder.crash(self._tag, "the process that ran it died")
+        elif not requeue and not self.acknowledged:
+            self._holder.reject(self._tag, REJECTED, "rejected by its task", told=True)
+        super().reject(requeue)
+
+
+def _request_class(given: Any) -> type:
+    """The class of a task's requests, with deliveries mixed in."""
+    base = symbol_by_name(given)
+    if issubclass(base, DeliveredRequest):
+        return base  # type: ignore[no-any-return]
+    return type(base.__name__, (DeliveredRequest, base), {"__module__": base.__module__})
+
+
+def _retries_exhausted(request: Any, error: BaseException) -> bool:
+    """Whether a task has failed for the last time that its max_retries allows."""
+    if isinstance(error, Retry | Reject | IgnoreTask | WorkerLostError | SystemExit | KeyboardInterrupt):
+        return False
+    retries, most = request.request_dict.get("retries") or 0, request.task.max_retries
+    return isinstance(error, MaxRetriesExceededError) or (most is not None and 0 < retries >= most)
+
+
+def _forget(request: Any) -> None:
+    """Take a request that will not run out of Celery's books."""
+    worker_state.task_ready(request)
+
+
+def _problem(message: Any) -> str:
+    """Why no task can be made of a message; "" when one can."""
+    headers = message.headers
+    try:
+        payload = message.payload
+    except Exception as error:  # whatever a decoder raises at what somebody has sent
+        return f"its body cannot be decoded: {error!r}"
+    if not isinstance(headers, dict):
+        return f"its headers are {type(headers).__name__}, not an object"
+    fields = headers if "task" in headers else payload
+    if not isinstance(fields, dict) or not all(isinstance(fields.get(name), str) for name in ("task", "id")):
+        return "it has no task and id"
+    if fields is payload or isinstance(payload, dict):
+        return ""
+    shape = [type(part) for part in payload] if isinstance(payload, list | tuple) else []
+    if len(shape) != 3 or not (issubclass(shape[0], list | tuple) and issubclass(shape[1], dict)):
+        return "its body is not a list of arguments, keywords and options"
+    return ""
+
+
+def _due_later(message: Any, app: Any) -> float | None:
+    """When a task is due, Unix time, if that is too long to wait for it in this process."""
+    try:
+        eta = maybe_make_aware(maybe_iso8601(message.headers.get("eta")), app.timezone)
+        due: float = eta.timestamp()
+    except (AttributeError, ValueError, TypeError, OverflowError):
+        # There is none, or Celery will say what is wrong with it.
+        return None
+    return due if due > time.time() + LONGEST_TIMER_SECONDS else None
