@@ -5,10 +5,10 @@ from __future__ import annotations
 import kombu
 import pytest
 from celery.app.defaults import SETTING_KEYS
-from services.delivery.channel import Channel
 
 from config import load
 from config.celery import celery_configuration, sentinel_options
+from services.delivery.channel import Channel
 
 SENTINEL = {
     "CELERY_BROKER_URL": "sentinel://:master@s1/0;sentinel://:master@s2/0",
