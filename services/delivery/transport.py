@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import threading
 from queue import Empty
 from typing import Any
 
@@ -21,18 +21,22 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
         # Whether an event loop calls us; without one `get` does all.
         self.looped = False
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bell_lock = threading.Lock()
         self._registered_with: Any = None
 
     def ring(self) -> None:
         """Wake whoever polls. May be called from any thread."""
-        with suppress(OSError):
-            os.eventfd_write(self._bell, 1)
+        with self._bell_lock:
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
         super().close()
-        bell, self._bell = self._bell, -1
-        if bell >= 0:
-            os.close(bell)
+        # A number that is closed may be somebody else's the moment after.
+        with self._bell_lock:
+            bell, self._bell = self._bell, -1
+            if bell >= 0:
+                os.close(bell)
 
     @property
     def fds(self) -> dict[int, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
@@ -41,12 +43,25 @@ class Worker(CeleryWorker):  # type: ignore[misc]
     """A worker that runs only what it still holds, and gives back everything at its end."""
 
     def _process_task(self, req: Any) -> None:
-        message = req.message
-        if message.channel.holder.hand_over(message.delivery_tag):
-            super()._process_task(req)
+        if not req.holder.hand_over(req.tag):
+            logger.warning("%s[%s] is not started: it was given back, or its lease was lost", req.name, req.id)
+            _forget(req)
+            self._release_place()
             return
-        logger.warning("%s[%s] is not started: it was given back, or its lease was lost", req.name, req.id)
-        _forget(req)
+        try:
+            result = req.execute_using_pool(self.pool)
+        except TaskRevokedError:
+            self._release_place()
+        except BaseException as error:
+            # A solo task ran in there, and Celery has no end for it.
+            _escaped(req, error)
+            raise
+        else:
+            future = getattr(result, "f", None)
+            if isinstance(future, Future):
+                future.add_done_callback(partial(_look_after, req))
+
+    def _release_place(self) -> None:
         if self.semaphore is not None:
             self._quick_release()
 
@@ -128,17 +143,17 @@ class DeliveredRequest(_Request):  # type: ignore[misc]
     _exhausted = ""
 
     @property
-    def _holder(self) -> Holder:
+    def holder(self) -> Holder:
         holder: Holder = self.message.channel.holder
         return holder
 
     @property
-    def _tag(self) -> str:
+    def tag(self) -> str:
         return str(self.message.delivery_tag)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Its task is about to run in process `pid`. Raises LeaseLostError when it must not and can be kept from it."""
-        if not self._holder.start(self._tag) and pid == os.getpid():
+        if not self.holder.start(self.tag) and pid == os.getpid():
             _forget(self)
             raise LeaseLostError(f"{self.name}[{self.id}] is not started: its lease was lost")
         super().on_accepted(pid, time_accepted)
@@ -153,8 +168,8 @@ class DeliveredRequest(_Request):  # type: ignore[misc]
 
     def acknowledge(self) -> None:
         """It is done; or its last retry has failed, and it becomes a dead letter."""
-        if self._exhausted and not self.acknowledged and RETRIES in self._holder.rules.dead_letters:
-            self._holder.reject(self._tag, RETRIES_EXHAUSTED, self._exhausted, told=True)
+        if self._exhausted and not self.acknowledged and RETRIES in self.holder.rules.dead_letters:
+            self.holder.reject(self.tag, RETRIES_EXHAUSTED, self._exhausted, told=True)
             self.acknowledged = True
             return
         super().acknowledge()
@@ -162,9 +177,9 @@ class DeliveredRequest(_Request):  # type: ignore[misc]
     def reject(self, requeue: bool = False) -> None:
         """Its process has died, which counts, or the task itself has rejected it."""
         if requeue and self._lost and not worker_state.should_terminate and not self.acknowledged:
-            self._holder.crash(self._tag, "the process that ran it died")
+            self.holder.crash(self.tag, "the process that ran it died")
         elif not requeue and not self.acknowledged:
-            self._holder.reject(self._tag, REJECTED, "rejected by its task", told=True)
+            self.holder.reject(self.tag, REJECTED, "rejected by its task", told=True)
         super().reject(requeue)
 
 
@@ -182,6 +197,22 @@ def _retries_exhausted(request: Any, error: BaseException) -> bool:
         return False
     retries, most = request.request_dict.get("retries") or 0, request.task.max_retries
     return isinstance(error, MaxRetriesExceededError) or (most is not None and 0 < retries >= most)
+
+
+def _look_after(request: Any, future: Future[Any]) -> None:
+    """See to a thread of the pool that has ended."""
+    if not future.cancelled() and (error := future.exception()):
+        _escaped(request, error)
+
+
+def _escaped(request: Any, error: BaseException) -> None:
+    """An error has left a task's run without an end that Celery knows of: the result could not be stored, for one."""
+    _forget(request)
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        request.holder.give_back([request.tag])
+    elif not isinstance(error, LeaseLostError):
+        logger.error("%s[%s] ended with an error of Celery's own: %r", request.name, request.id, error)
+        request.holder.crash(request.tag, repr(error))
 
 
 def _forget(request: Any) -> None:
