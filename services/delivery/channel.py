@@ -229,6 +229,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             self._queue_cycle.rotate(found[-1].queue)
         return self.deliver()
 
+    def absorb(self) -> None:
+        """Read what has come unasked: late news about lists, or the end of the connection."""
+        connection = self.client.connection
+        try:
+            connection.read_response(push_request=True)
+        except self.connection_errors:
+            self._hang_up(connection)
+
     def _hang_up(self, connection: Any) -> None:
         if self._line:
             self._line.reset()

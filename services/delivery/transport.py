@@ -57,6 +57,11 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
         if fileno == self._bell:
             os.eventfd_read(self._bell)
             return None
+        channel, kind = self._fd_to_chan.get(fileno, (None, ""))
+        if kind == "BRPOP" and channel.delivers and not channel._in_poll and fileno not in self._paused_brpop:
+            # kombu would take it for the end of the connection.
+            channel.absorb()
+            return None
         return super().on_readable(fileno)
 
     def get(self, callback: Any, timeout: float | None = None) -> None:
