@@ -40,7 +40,6 @@ from tornado.web import OutputTransform, RedirectHandler, RequestHandler, Static
 
 from config import ConfigError, Settings
 from services.connections import connect
-from services.queues import FLOWER_UNACKED
 from services.status import known_queues, waiting
 
 logger = logging.getLogger(__name__)
@@ -118,8 +117,8 @@ def serve(
 
 
 def own_transport_options(app: Celery) -> dict[str, Any]:
-    """Transport options for a consumer that leaves the workers' messages alone and notices a silent Redis."""
-    return {**app.conf.broker_transport_options, **FLOWER_UNACKED, "health_check_interval": PING_SECONDS}
+    """Transport options for a consumer that notices a silent Redis."""
+    return {**app.conf.broker_transport_options, "health_check_interval": PING_SECONDS}
 
 
 def set_options(settings: Settings, address: str, port: int, database: str) -> str:

@@ -29,13 +29,6 @@ PUBLISHED = "published:"
 BINDINGS = "_kombu.binding."
 BEAT_PREFIX = "redbeat:"
 BEAT_LOCK = BEAT_PREFIX + "lock"
-# Flower is a consumer like any other and would sweep the workers' unacked tasks (kombu 5.7): it gets names of
-# its own, under which nothing is ever kept.
-FLOWER_UNACKED = {
-    "unacked_key": "flower-unacked",
-    "unacked_index_key": "flower-unacked_index",
-    "unacked_mutex_key": "flower-unacked_mutex",
-}
 
 
 def lists_of(queue: str) -> tuple[str, ...]:
