@@ -58,11 +58,3 @@ def test_the_queue_of_a_binding_is_found(routing_key: str, pattern: str, queue: 
 
 def test_the_bookkeeping_of_workers_is_where_kombu_keeps_it() -> None:
     assert Channel.unacked_key == queues.UNACKED
-
-
-def test_flower_shares_no_bookkeeping_with_the_workers() -> None:
-    names = {name: getattr(Channel, name) for name in ("unacked_key", "unacked_index_key", "unacked_mutex_key")}
-    assert queues.FLOWER_UNACKED.keys() == names.keys()
-    assert not set(queues.FLOWER_UNACKED.values()) & set(names.values())
-    # Options of these names reach the channel, others would be ignored.
-    assert set(names) <= set(Channel.from_transport_options)
