@@ -20,6 +20,8 @@ from celery.signals import worker_shutting_down
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
+from services import results
+
 logger = get_logger(__name__)
 
 # An answer to BRPOP that is not there so long after it was due will not come.
@@ -52,7 +54,7 @@ class HandBackStep(bootsteps.StartStopStep):  # type: ignore[misc]
 def hand_back_and_exit(worker: Any) -> None:
     """Stop the tasks that still run, put all messages that this node holds back on their queues, end the process."""
     running = tuple(worker_state.active_requests)
-    if not running:
+    if not running and not results.main_thread_waits():
         # The last task ended just now, and the main thread is on its way out.
         return
     _kill_children(worker)
