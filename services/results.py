@@ -33,6 +33,8 @@ from celery.worker import state as worker_state
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
+from services.connections import refusal
+
 logger = get_logger(__name__)
 
 T = TypeVar("T")
@@ -137,20 +139,14 @@ def insist(attempt: Callable[[], T], redis_answers: Callable[[], bool]) -> T:
 
 def passes(error: Exception) -> bool:
     """Whether the same command may succeed later."""
-    return isinstance(error, (*AWAY, *PASSING_ERRORS)) or bool(PASSING_TEXT.search(reason(error)))
-
-
-def reason(error: Exception) -> str:
-    """What Redis said: behind these words, before which redis-py repeats the command with the result in it."""
-    text = str(error).rpartition("caused error: ")[2]
-    return f"{getattr(error, 'status_code', None) or ''} {text}".strip()
+    return isinstance(error, (*AWAY, *PASSING_ERRORS)) or bool(PASSING_TEXT.search(refusal(error)))
 
 
 def _begin_waiting(error: Exception) -> None:
     if _patience.since is None:
         _patience.since = monotonic()
         _waiting.add(threading.get_ident())
-        logger.warning("results: Redis does not take %s (%s); trying until it does", _patience.what, reason(error))
+        logger.warning("results: Redis does not take %s (%s); trying until it does", _patience.what, refusal(error))
 
 
 class PatientClient(redis.Redis):
