@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery.beat import ScheduleEntry, SchedulingError
+from celery.result import denied_join_result
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
@@ -130,12 +131,13 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         """The entry's next run as pairs of Redis list and message."""
         # Nobody else sees the change: RedBeat reads its entries anew at each tick.
         entry.options = {"task_id": self._run_id(entry)} | entry.options | {"retry": False}
-        with self._collecting() as (producer, collected):
+        # Denied, or Celery subscribes to the run's result, for which beat never asks: with a Redis of the results that
+        # is away, it would not send (celery 5.7).
+        with self._collecting() as (producer, collected), denied_join_result():
             try:
                 self.apply_async(entry, producer=producer, advance=False)
             except SchedulingError as error:
-                # Celery has wrapped the one that tells what to do (celery 5.7).
-                raise error.__context__ or error from None
+                raise _unwrapped(error) from None
         return collected
 
     @contextmanager
@@ -230,6 +232,12 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
     def info(self) -> str:
         url = self.app.settings.broker_url.masked()
         return f"       . redis -> {url}\n       . lock -> {BEAT_LOCK} ({LOCK_SECONDS} s)"
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """What Celery, and perhaps kombu inside, have wrapped: it tells whether Redis is away or refuses (celery 5.7)."""
+    error = error.__context__ or error
+    return error.__cause__ or error if isinstance(error, OperationalError) else error
 
 
 def _lateness(entry: Any) -> float:

@@ -331,6 +331,31 @@ def test_a_beat_that_stood_still_does_not_send_again_what_its_successor_has_sent
     assert min(sent(stack.redis)) > taken_over
 
 
+def test_beat_needs_no_redis_for_results(world: World) -> None:
+    results = world.redis()
+    stack = world.stack(world.redis(), BEAT_SCHEDULE=SCHEDULE, CELERY_RESULT_BACKEND=results.url(1, password=""))
+    stack.beat()
+    sends(stack)
+
+    results.kill()
+
+    assert max(gaps(sends(stack, 4))) < 1 + APART_SECONDS
+
+
+def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, own_checkout: Checkout) -> None:
+    other = '    "other": {"task": "t", "schedule": 1.0, "options": {"queue": "forbidden"}},'
+    own_checkout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{other}\n")
+    world.checkout = own_checkout
+    stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
+    stack.redis.ask("ACL", "SETUSER", "default", "resetkeys", "~redbeat:*", "~celery*", "~_kombu.binding*")
+    beat = stack.beat()
+
+    times = sends(stack, 4)
+
+    assert max(gaps(times)) < 1 + APART_SECONDS
+    beat.says("other could not be sent .*NOPERM", times=1)
+
+
 def test_an_entry_that_can_never_be_sent_is_reported_and_keeps_no_other(world: World, own_checkout: Checkout) -> None:
     broken = '    "broken": {"task": "t", "schedule": 1.0, "options": {"serializer": "none"}},'
     own_checkout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{broken}\n")
