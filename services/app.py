@@ -8,7 +8,7 @@ from celery import Celery
 
 from config import ConfigError, Settings, load
 from config.celery import celery_configuration
-from services import heartbeat, shutdown
+from services import heartbeat, results, shutdown
 from services.delivery.worker import Stalk
 from services.modules import task_modules
 from services.queues import BEAT_PREFIX, DEFAULT_QUEUE
@@ -34,8 +34,9 @@ def create_app(settings: Settings) -> Celery:
         redbeat_redis_options={},
         redbeat_key_prefix=BEAT_PREFIX,
     )
-    app.steps["worker"].add(heartbeat.HeartbeatStep)
-    app.steps["worker"].add(shutdown.HandBackStep)
+    app.loader.override_backends = results.BACKENDS
+    for step in (heartbeat.HeartbeatStep, results.ResultsStep, shutdown.HandBackStep):
+        app.steps["worker"].add(step)
     app.settings = settings
     return app
 

@@ -3,18 +3,35 @@
 RedBeat takes its lock in a signal that an embedded beat (`celery worker -B`) never gets, waits for it without a
 sign of life, and dies when Redis is emptied (celery-redbeat 2.4.2). Here each tick takes or renews the lock, and
 whoever takes it writes the schedule again.
+
+RedBeat writes that a run is done before it sends it, and swallows an error of the sending: with a Redis that is full
+for a moment, or a beat that dies in between, the run is lost. Here message and schedule are written in one
+transaction, by the beat that has the lock and for the run that it has read: a run is sent once, or it is still due,
+whenever beat or Redis dies. A run that could not be sent is tried at each tick and sent as soon as Redis takes it,
+logged with how late it is. It is sent once and not once for each period that was missed: a periodic task is about
+the present, and its next period counts from when it was sent. Limit: what goes to a fanout exchange (a broadcast)
+has no place in Redis to wait in, and is published before the transaction.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from celery.beat import ScheduleEntry, SchedulingError
+from celery.result import denied_join_result
 from celery.utils.log import get_logger
+from kombu.exceptions import OperationalError
+from kombu.utils.json import dumps
+from kombu.utils.uuid import uuid
+from redbeat.decoder import RedBeatJSONEncoder
 from redbeat.schedulers import RedBeatScheduler
-from redis.exceptions import ConnectionError, LockError, RedisError, TimeoutError
+from redis.exceptions import ConnectionError, LockError, RedisError, TimeoutError, WatchError
 
 from config import Settings
-from services.connections import connect
+from services.connections import connect, refusal
 from services.heartbeat import STANDBY, TICKING, WAITING, HeartbeatFile
 from services.queues import BEAT_LOCK
 
@@ -27,6 +44,9 @@ TICK_SECONDS = 5.0
 STANDBY_SECONDS = 2.0
 # Redis is back within a second or within minutes; looking each second costs nothing.
 RETRY_SECONDS = 1.0
+# A run that is later than a busy beat makes it has a story that somebody may look for in the log.
+LATE_SECONDS = 2.0
+AWAY = (ConnectionError, TimeoutError, OperationalError, OSError)
 
 
 class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
@@ -39,6 +59,14 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         self._heartbeat = HeartbeatFile(settings.stack.run_directory, "beat")
         self._word = ""
         self._written = False
+        # Entry → its last run, and the id of the next: the same at each try, so that Flower does not show a task for
+        # each of them.
+        self._run_ids: dict[str, tuple[Any, str]] = {}
+        # Entry → why its next run could not be sent, at this tick and at the one before.
+        self._unsent: dict[str, str] = {}
+        self._unsent_before: dict[str, str] = {}
+        # Whether Redis refused one of them, and why it refused the whole of the last tick.
+        self._refused, self._refusal = False, ""
         self._held = app.redbeat_redis.lock(BEAT_LOCK, timeout=LOCK_SECONDS, thread_local=False)
         super().__init__(app, **options)
         # None switches off RedBeat's own handling of the lock.
@@ -49,20 +77,124 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def tick(self, **options: Any) -> float:
         """Send what is due if this beat holds the lock; seconds until the next tick."""
+        self._unsent_before, self._unsent, self._refused = self._unsent, {}, False
         try:
             if not self._hold_lock():
                 self._say(STANDBY)
                 return STANDBY_SECONDS
             seconds = super().tick(**options)
-        except (ConnectionError, TimeoutError) as error:
+        except AWAY as error:
             self._say(WAITING, f"waiting for Redis ({error})")
             return RETRY_SECONDS
         except RedisError as error:
             # No heartbeat: a Redis that answers and refuses is a fault somebody has to mend.
-            logger.error("beat: Redis refused a tick: %s", error)
+            if refusal(error) != self._refusal:
+                self._refusal = refusal(error)
+                logger.error("beat: Redis refused a tick: %s; trying again each second", self._refusal)
+            return RETRY_SECONDS
+        self._refusal = ""
+        if self._refused:
+            # No heartbeat, for the same reason.
             return RETRY_SECONDS
         self._say(TICKING)
         return float(min(seconds, TICK_SECONDS))
+
+    # What RedBeat's tick gives maybe_due: a producer, for which it would wait here until Redis is back.
+    _maybe_due_kwargs: dict[str, Any] = {}  # noqa: RUF012
+
+    def maybe_due(self, entry: Any, **_: Any) -> float:
+        """Send the entry's next run if it is due; seconds until it should be looked at again.
+
+        Raises one of AWAY when Redis is; what else keeps a run from being sent is logged, and keeps no other entry.
+        """
+        due, seconds = entry.is_due()
+        if not due:
+            return float(seconds)
+        try:
+            self._send(entry)
+        except AWAY:
+            raise
+        except Exception as error:  # whatever the entry's options, a signal's receivers or Redis raise here
+            self._report(entry, error)
+            return RETRY_SECONDS
+        return float(seconds)
+
+    def _send(self, entry: Any) -> None:
+        late = _lateness(entry)
+        if self._commit(entry, self._messages(entry)):
+            logger.info("beat: sent %s (%s)", entry.name, entry.task)
+            if late > LATE_SECONDS:
+                logger.warning("beat: %s was sent late by %.0f s", entry.name, late)
+        # Otherwise another beat has the lock or has sent this run: the next tick will see.
+
+    def _messages(self, entry: Any) -> list[tuple[str, str]]:
+        """The entry's next run as pairs of Redis list and message."""
+        # Nobody else sees the change: RedBeat reads its entries anew at each tick.
+        entry.options = {"task_id": self._run_id(entry)} | entry.options | {"retry": False}
+        # Denied, or Celery subscribes to the run's result, for which beat never asks: with a Redis of the results that
+        # is away, it would not send (celery 5.7).
+        with self._collecting() as (producer, collected), denied_join_result():
+            try:
+                self.apply_async(entry, producer=producer, advance=False)
+            except SchedulingError as error:
+                raise _unwrapped(error) from None
+        return collected
+
+    @contextmanager
+    def _collecting(self) -> Iterator[tuple[Any, list[tuple[str, str]]]]:
+        """A producer that declares queues as always, and puts what it publishes into a list."""
+        collected: list[tuple[str, str]] = []
+        with self.app.connection_for_write() as connection:
+            # Not its default_channel, which waits for Redis without end.
+            channel = connection.channel()
+
+            def put(queue: str, message: dict[str, Any], **_: Any) -> None:
+                key = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
+                collected.append((key, dumps(message)))
+
+            # The one method that kombu's virtual transports have for this.
+            channel._put = put
+            yield self.app.amqp.Producer(channel, auto_declare=False), collected
+
+    def _commit(self, entry: Any, messages: list[tuple[str, str]]) -> bool:
+        """Send the run and write down that it is sent, both or neither; whether that was this beat's to do."""
+        following = ScheduleEntry._next_instance(entry)
+        meta = {"last_run_at": following.last_run_at, "total_run_count": following.total_run_count}
+        with self.app.redbeat_redis.pipeline() as pipe:
+            pipe.watch(BEAT_LOCK, entry.key)
+            if not self._may_send(pipe, entry):
+                return False
+            pipe.multi()
+            for key, message in messages:
+                pipe.lpush(key, message)
+            # As RedBeat's own _next_instance writes it (celery-redbeat 2.4.2).
+            pipe.hset(entry.key, "meta", json.dumps(meta, cls=RedBeatJSONEncoder))
+            pipe.zadd(self.app.redbeat_conf.schedule_key, {entry.key: following.score})
+            try:
+                pipe.execute()
+            except WatchError:
+                return False
+        return True
+
+    def _may_send(self, pipe: Any, entry: Any) -> bool:
+        """Whether this beat has the lock still and the run is not sent yet: it may have stood still since it looked."""
+        token = self._held.local.token
+        holder = pipe.get(BEAT_LOCK)
+        last_run_at = self.Entry.decode_meta(pipe.hget(entry.key, "meta"))["last_run_at"]
+        return bool(token) and holder == token.decode() and last_run_at == entry.last_run_at
+
+    def _run_id(self, entry: Any) -> str:
+        last_run_at, task_id = self._run_ids.get(entry.name, (None, ""))
+        if not task_id or last_run_at != entry.last_run_at:
+            task_id = uuid()
+            self._run_ids[entry.name] = entry.last_run_at, task_id
+        return task_id
+
+    def _report(self, entry: Any, error: Exception) -> None:
+        self._unsent[entry.name] = refusal(error)
+        self._refused = self._refused or isinstance(error, RedisError)
+        if self._unsent[entry.name] != self._unsent_before.get(entry.name):
+            logger.error("beat: %s could not be sent (%s); trying at each tick", entry.name, refusal(error))
 
     def close(self) -> None:
         """Give the lock to whoever waits for it."""
@@ -100,3 +232,15 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
     def info(self) -> str:
         url = self.app.settings.broker_url.masked()
         return f"       . redis -> {url}\n       . lock -> {BEAT_LOCK} ({LOCK_SECONDS} s)"
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """What Celery, and perhaps kombu inside, have wrapped: it tells whether Redis is away or refuses (celery 5.7)."""
+    error = error.__context__ or error
+    return error.__cause__ or error if isinstance(error, OperationalError) else error
+
+
+def _lateness(entry: Any) -> float:
+    """Seconds since the entry's next run was due; 0 for one that has never run."""
+    left = entry.last_run_at and entry.schedule.remaining_estimate(entry.last_run_at)
+    return max(0.0, -left.total_seconds()) if left else 0.0

@@ -39,3 +39,9 @@ def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:
     host, port = url.hosts[0]
     keywords |= dict(url.tls)
     return redis.Redis(host=host, port=port, ssl=url.uses_tls, **keywords)
+
+
+def refusal(error: Exception) -> str:
+    """What Redis said, without the command that redis-py repeats before it: nobody wants a result in a log."""
+    text = str(error).rpartition("caused error: ")[2]
+    return " ".join(f"{getattr(error, 'status_code', None) or ''} {text}".split()) or repr(error)

@@ -21,6 +21,7 @@ from celery.worker import state as worker_state
 from redis.exceptions import RedisError
 
 from config import Settings
+from services import patience
 from services.connections import connect
 
 logger = get_logger(__name__)
@@ -141,10 +142,11 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def _excused(worker: Any) -> bool:
-    """Whether the main thread has a reason not to turn its loop: a shutdown, or a solo task in its hands."""
+    """Whether the main thread has a reason not to turn its loop: a shutdown, a solo task, a result to be stored."""
     stopping = worker_state.should_stop is not None or worker_state.should_terminate is not None
     solo = isinstance(getattr(worker, "pool", None), SoloPool)
-    return stopping or (solo and bool(worker_state.active_requests))
+    # The Redis of the results may be away, or full, while the broker's, which this module asks, answers.
+    return stopping or (solo and bool(worker_state.active_requests)) or patience.main_thread_waits()
 
 
 def _pinger(settings: Settings) -> Callable[[], bool]:

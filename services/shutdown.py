@@ -19,6 +19,7 @@ from celery.signals import worker_shutting_down
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
+from services import patience
 from services.delivery import holders
 
 logger = get_logger(__name__)
@@ -50,7 +51,7 @@ class HandBackStep(bootsteps.StartStopStep):  # type: ignore[misc]
 def hand_back_and_exit(worker: Any) -> None:
     """Stop the tasks that still run, put all messages that this node holds back on their queues, end the process."""
     running = tuple(worker_state.active_requests)
-    if not running:
+    if not running and not patience.main_thread_waits():
         # The last task ended just now, and the main thread is on its way out.
         return
     _kill_children(worker)

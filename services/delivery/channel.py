@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 from services.delivery import holders, scripts
 from services.delivery.claim import MOST, Claim, Claimed, ClaimLine, Claims, Refused, claimed, command
 from services.delivery.holder import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
+from services.patience import insist, patience
 from services.queues import PUBLISHED
 
 logger = get_logger(__name__)
@@ -319,9 +320,16 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             return
         key = self._q_for_pri(queue, self._get_message_priority(message))
         mark = f"{PUBLISHED}{_Producer.id}-{threading.get_ident():x}:{key}"
-        scripts.PUBLISH(
-            self._commands, [key, mark], [dumps(message), message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
-        )
+        arguments = [dumps(message), message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
+        # What a task sends is part of it: it waits for a Redis that is away or full, as its result does.
+        with patience(f"a message for {queue}"):
+            insist(lambda: scripts.PUBLISH(self._commands, [key, mark], arguments), self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self._commands.ping())
+        except (RedisError, OSError):
+            return False
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         """The queues that a message goes to.

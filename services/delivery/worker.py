@@ -18,6 +18,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.request import Request as CeleryRequest
 from kombu.utils.objects import cached_property
 
 from services.delivery import holders
@@ -131,12 +132,8 @@ class LeaseLostError(TaskRevokedError):  # type: ignore[misc]
     """A task is not started, because somebody else may have it by now."""
 
 
-# Its attributes are those of Celery's request, which has no types.
-_Request: Any = object
-
-
-class DeliveredRequest(_Request):  # type: ignore[misc]
-    """Mixed into the class of a task's requests."""
+class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
+    """Mixed into the class of a task's requests, between it and Celery's."""
 
     acknowledged: bool
     _lost = False
@@ -188,7 +185,7 @@ def _request_class(given: Any) -> type:
     base = symbol_by_name(given)
     if issubclass(base, DeliveredRequest):
         return base  # type: ignore[no-any-return]
-    return type(base.__name__, (DeliveredRequest, base), {"__module__": base.__module__})
+    return type(base.__name__, (base, DeliveredRequest), {"__module__": base.__module__})
 
 
 def _retries_exhausted(request: Any, error: BaseException) -> bool:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
+from pathlib import Path
 from time import time
 
 import pytest
 
 from services.beat import LOCK_SECONDS
+from tests.support.checkout import Checkout
 from tests.support.redis_server import RedisServer
 from tests.support.world import Node, Stack, World
 
@@ -25,27 +28,98 @@ APART_SECONDS = 0.5
 WATCHED = 4
 
 
-def sent(redis: RedisServer) -> list[float]:
+def sent(redis: RedisServer, period: int = 1) -> list[float]:
     """When each task that waits in the default queue was sent, told by its expiry: one period later."""
     headers = [json.loads(text)["headers"] for text in redis.client().lrange("celery", 0, -1)]
-    return sorted(datetime.fromisoformat(header["expires"]).timestamp() - 1 for header in headers)
+    return sorted(datetime.fromisoformat(header["expires"]).timestamp() - period for header in headers)
 
 
 def gaps(times: list[float]) -> list[float]:
     return [after - before for before, after in pairwise(times)]
 
 
-def sends(stack: Stack, more: int = 1) -> list[float]:
+def sends(stack: Stack, more: int = 1, period: int = 1) -> list[float]:
     """Wait until as many more tasks have been sent; the times of those."""
     before = len(sent(stack.redis))
     stack.world.wait_until(lambda: len(sent(stack.redis)) >= before + more, PATIENCE, f"beat sends {more} more tasks")
-    return sent(stack.redis)[before:]
+    return sent(stack.redis, period)[before:]
 
 
 def word(beat: Node) -> str:
     """What a beat's heartbeat says."""
     path = beat.heartbeat("beat")
     return path.read_text().strip() if path.exists() else ""
+
+
+# Of the beats that are disturbed at a due time: long enough to break Redis in between, and to see what comes late.
+PERIOD_SECONDS = 5
+MENDED_SECONDS = 3
+# A look each second, and for a frozen Redis a socket's time-out, which is 2 s here.
+LATE_SECONDS = 5
+
+
+@dataclass
+class Disturbed:
+    """A beat whose Redis took nothing when a run was due, and for MENDED_SECONDS after that."""
+
+    stack: Stack
+    beat: Node
+    first: float = 0.0
+    mended: float = 0.0
+    waiting: int = 0
+
+
+def fail(redis: RedisServer, fault: str) -> None:
+    """Make it take no task any more."""
+    if fault == "killed":
+        redis.kill()
+    elif fault == "frozen":
+        redis.freeze()
+    elif fault == "full":
+        redis.ask("CONFIG", "SET", "maxmemory", "1")
+    else:
+        # What redis-py and kombu have as an error of the message, when all else can be written.
+        redis.ask("ACL", "SETUSER", "default", "-lpush")
+
+
+def mend(redis: RedisServer, fault: str) -> None:
+    if fault == "killed":
+        redis.start()
+    elif fault == "frozen":
+        redis.thaw()
+    elif fault == "full":
+        redis.ask("CONFIG", "SET", "maxmemory", "0")
+    else:
+        redis.ask("ACL", "SETUSER", "default", "+lpush")
+
+
+FAULTS = ("killed", "frozen", "full", "refused")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Disturbed]]:
+    """A beat for each fault, all at the same time."""
+    directory = tmp_path_factory.mktemp("disturbed")
+    checkout = Checkout(directory / "code")
+    checkout.replace("config/celery.py", "\nSOCKET_TIMEOUT_SECONDS = 10", "\nSOCKET_TIMEOUT_SECONDS = 2")
+    with World(directory, checkout).opened() as world:
+        found = {}
+        for fault in FAULTS:
+            stack = world.stack(BEAT_SCHEDULE=f"report-free-space={PERIOD_SECONDS}")
+            found[fault] = Disturbed(stack, stack.beat())
+        for fault, one in found.items():
+            redis = one.stack.redis
+            world.wait_until(lambda redis=redis: sent(redis), PATIENCE, "the first run is sent")  # type: ignore[misc]
+            (one.first,) = sent(redis, PERIOD_SECONDS)
+            fail(redis, fault)
+        last = max(one.first for one in found.values())
+        world.wait_until(lambda: time() > last + PERIOD_SECONDS + MENDED_SECONDS, PATIENCE, "it was due in vain")
+        for fault, one in found.items():
+            if fault in ("full", "refused"):
+                one.waiting = len(sent(one.stack.redis))
+            mend(one.stack.redis, fault)
+            one.mended = time()
+        yield found
 
 
 @dataclass
@@ -152,6 +226,148 @@ def test_a_worker_with_beat_inside_sends_the_schedule_and_doubles_nobody(world: 
     assert min(gaps(times)) > APART_SECONDS
     assert max(gaps(times)) < 1 + APART_SECONDS
     assert word(worker) == "ticking"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_run_that_could_not_be_sent_is_sent_late_and_once(disturbed: dict[str, Disturbed], fault: str) -> None:
+    one = disturbed[fault]
+    redis, world = one.stack.redis, one.stack.world
+
+    world.wait_until(lambda: len(sent(redis)) >= 3, PATIENCE, "the late run and the next one are sent")
+
+    assert one.waiting in (0, 1)
+    first, late, following = sent(redis, PERIOD_SECONDS)[:3]
+    assert first == one.first
+    assert late - one.mended < LATE_SECONDS
+    # Its period counts from when it was sent.
+    assert abs(following - late - PERIOD_SECONDS) < APART_SECONDS
+    seconds = one.beat.process.matches(r"report-free-space was sent late by (\d+) s")
+    assert [int(text) for text in seconds] == [pytest.approx(late - first - PERIOD_SECONDS, abs=1)]
+    complaints = one.beat.process.count("could not be sent|Redis refused")
+    assert complaints == (1 if fault in ("full", "refused") else 0)
+    assert one.beat.process.count("Traceback") == 0
+
+
+# Stops beat, once, where celery-redbeat has reserved a run and not sent it, or after it has sent it.
+DYING = """
+import os, signal
+from pathlib import Path
+from celery.signals import {when}
+from config import variable
+
+@{when}.connect
+def die(**_):
+    path = Path(variable("DIED_BEFORE"))
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_run_is_neither_lost_nor_doubled_by_a_beat_that_dies_in_the_middle_of_it(
+    world: World, own_checkout: Checkout, tmp_path: Path
+) -> None:
+    world.checkout = own_checkout
+    schedule = f"report-free-space={PERIOD_SECONDS}"
+    stacks = []
+    for when in ("before_task_publish", "after_task_publish"):
+        own_checkout.write(f"{when}.py", DYING.format(when=when))
+        stack = world.stack(BEAT_SCHEDULE=schedule, CELERY_IMPORTS=when, DIED_BEFORE=str(tmp_path / when))
+        stack.beat()
+        stacks.append(stack)
+    for stack in stacks:
+        assert stack.nodes[0].exits(PATIENCE) == -signal.SIGKILL
+    died = time()
+    for stack in stacks:
+        # As after LOCK_SECONDS.
+        stack.redis.client().delete("redbeat:lock")
+        stack.beat()
+
+    for stack in stacks:
+        world.wait_until(lambda stack=stack: len(sent(stack.redis)) >= 2, PATIENCE, "two runs are sent")  # type: ignore[misc]
+        late, following = sent(stack.redis, PERIOD_SECONDS)[:2]
+        assert late - died < PERIOD_SECONDS
+        assert abs(following - late - PERIOD_SECONDS) < APART_SECONDS
+
+
+# Stands still, once, in the middle of sending.
+FREEZING = """
+import time
+from pathlib import Path
+from celery.signals import after_task_publish
+from config import variable
+
+@after_task_publish.connect
+def freeze(**_):
+    frozen, go = Path(variable("FROZEN")), Path(variable("GO_ON"))
+    if not frozen.exists():
+        frozen.touch()
+        while not go.exists():
+            time.sleep(0.05)
+"""
+
+
+def test_a_beat_that_stood_still_does_not_send_again_what_its_successor_has_sent(
+    world: World, own_checkout: Checkout, tmp_path: Path
+) -> None:
+    own_checkout.write("freezing.py", FREEZING)
+    world.checkout = own_checkout
+    frozen, go_on = tmp_path / "frozen", tmp_path / "go on"
+    stack = world.stack(BEAT_SCHEDULE=SCHEDULE, CELERY_IMPORTS="freezing", FROZEN=str(frozen), GO_ON=str(go_on))
+    beat = stack.beat()
+    world.wait_until(frozen.exists, PATIENCE, "it stands still")
+    # As after LOCK_SECONDS.
+    stack.redis.client().delete("redbeat:lock")
+    taken_over = time()
+    stack.beat()
+    sends(stack)
+
+    go_on.touch()
+
+    beat.says("beat: standby")
+    times = sends(stack, 2)
+    assert min(gaps(times)) > APART_SECONDS
+    # What it had in its hands went nowhere.
+    assert min(sent(stack.redis)) > taken_over
+
+
+def test_beat_needs_no_redis_for_results(world: World) -> None:
+    results = world.redis()
+    stack = world.stack(world.redis(), BEAT_SCHEDULE=SCHEDULE, CELERY_RESULT_BACKEND=results.url(1, password=""))
+    stack.beat()
+    sends(stack)
+
+    results.kill()
+
+    assert max(gaps(sends(stack, 4))) < 1 + APART_SECONDS
+
+
+def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, own_checkout: Checkout) -> None:
+    other = '    "other": {"task": "t", "schedule": 1.0, "options": {"queue": "forbidden"}},'
+    own_checkout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{other}\n")
+    world.checkout = own_checkout
+    stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
+    stack.redis.ask("ACL", "SETUSER", "default", "resetkeys", "~redbeat:*", "~celery*", "~_kombu.binding*")
+    beat = stack.beat()
+
+    times = sends(stack, 4)
+
+    assert max(gaps(times)) < 1 + APART_SECONDS
+    beat.says("other could not be sent .*NOPERM", times=1)
+
+
+def test_an_entry_that_can_never_be_sent_is_reported_and_keeps_no_other(world: World, own_checkout: Checkout) -> None:
+    broken = '    "broken": {"task": "t", "schedule": 1.0, "options": {"serializer": "none"}},'
+    own_checkout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{broken}\n")
+    world.checkout = own_checkout
+    stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
+    beat = stack.beat()
+
+    times = sends(stack, 4)
+
+    assert max(gaps(times)) < 1 + APART_SECONDS
+    assert beat.process.count("broken could not be sent") == 1
+    assert word(beat) == "ticking"
 
 
 def test_the_one_that_stands_by_takes_over_when_the_holder_is_killed(succession: Succession) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from contextlib import suppress
 
 from celery import Task, shared_task
+from celery.exceptions import SoftTimeLimitExceeded
 
 from config import variable
 
@@ -40,6 +43,16 @@ def burn(label: str, seconds: float) -> str:
     return label
 
 
+@shared_task(soft_time_limit=1, time_limit=2)
+def overrun(label: str, seconds: float) -> None:
+    """Do not end when asked to by the soft time limit."""
+    note("start", label)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(SoftTimeLimitExceeded):
+            time.sleep(0.1)
+
+
 @shared_task
 def mark(label: str) -> str:
     """Only say that it ran."""
@@ -59,3 +72,39 @@ def grip(label: str, seconds: float) -> str:
     sum(range(size))
     note("end", label)
     return label
+
+
+@shared_task(bind=True, max_retries=1, default_retry_delay=0)
+def end(self: Task, label: str, seconds: float, how: str) -> str:
+    """Wait, then end in one of the ways that a task can."""
+    note("start", label)
+    time.sleep(seconds)
+    note("end", label)
+    if how == "raises":
+        raise ValueError(label)
+    if how == "retries" and not self.request.retries:
+        raise self.retry(exc=ValueError(label))
+    return label
+
+
+@shared_task
+def deliver(label: str, kind: str) -> object:
+    """Return something that cannot be stored: no JSON, or two megabytes."""
+    note("start", label)
+    return object() if kind == "object" else "x" * 2**21
+
+
+@shared_task(reject_on_worker_lost=False)
+def vanish(label: str, seconds: float) -> None:
+    """Wait, then die with the process, as for want of memory; the task is not to be tried again."""
+    note("start", label)
+    time.sleep(seconds)
+    note("end", label)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task
+def collect(parts: list[str], label: str) -> list[str]:
+    """The body of a chord."""
+    note("start", label)
+    return parts

@@ -58,6 +58,10 @@ class Process:
         """How many lines of the log match."""
         return sum(1 for line in self.log().splitlines() if re.search(pattern, line))
 
+    def matches(self, pattern: str) -> list[str]:
+        """What the pattern's group found, line by line."""
+        return [match[1] for line in self.log().splitlines() if (match := re.search(pattern, line))]
+
     def tail(self) -> str:
         """Its state and its last lines, for somebody who asks why a test failed."""
         state = "running" if self.alive else f"exited with {self.code}"

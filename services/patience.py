@@ -1,0 +1,116 @@
+"""Patience: inside a worker, what must not be lost is repeated until Redis takes it."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic, sleep
+from typing import TypeVar
+
+import redis
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
+
+from services.connections import refusal
+
+logger = get_logger(__name__)
+
+T = TypeVar("T")
+
+# The first pause: a Redis that restarts is back within a second. Doubled each time, and each cut by up to half at
+# random, so that a hundred children do not come back together.
+FIRST_PAUSE_SECONDS = 0.1
+# The price of an outage after its end, and the load of it: a thousand waiting processes make 270 tries a second.
+LONGEST_PAUSE_SECONDS = 5.0
+# A connection that breaks so often while Redis answers a PING each time breaks because of what is sent (a value
+# beyond proto-max-bulk-len, a proxy's limit). About 20 s: shorter faults of a network are over by then.
+BROKEN_TRIES = 10
+# Refusals that say something of Redis's state or of the login, and nothing of the result.
+# NOPERM is one: with it FAILURE cannot be stored either, and whoever mends the user's rights loses nothing.
+PASSING_ERRORS = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.NoPermissionError,
+)
+# Those for which redis-py has no class, and what a script of Redis 6 says of the others behind a dash.
+PASSING_TEXT = re.compile(r"^(?:MISCONF|NOREPLICAS|BUSY|UNKILLABLE)\b|\s-(?:OOM|READONLY|MISCONF|NOREPLICAS|NOPERM)\b")
+AWAY = (ConnectionError, TimeoutError, OSError)
+
+
+class Patience(threading.local):
+    """What this thread stores at the moment, and since when it waits for Redis; nothing where nobody has to wait."""
+
+    # Of the whole process.
+    in_worker = False
+    # Of each thread.
+    what = ""
+    since: float | None = None
+
+
+_patience = Patience()
+# Threads that wait.
+_waiting: set[int | None] = set()
+
+
+def asked() -> bool:
+    """Whether this thread has patience."""
+    return bool(_patience.what)
+
+
+def main_thread_waits() -> bool:
+    """Whether this process's main thread waits for Redis to take something."""
+    return threading.main_thread().ident in _waiting
+
+
+@contextmanager
+def patience(what: str) -> Iterator[None]:
+    """Inside, commands of a PatientClient wait for Redis. `what` is for the log."""
+    if not Patience.in_worker or _patience.what:
+        yield
+        return
+    _patience.what = what
+    try:
+        yield
+        if _patience.since is not None:
+            logger.warning("patience: %s stored after %.0f s", what, monotonic() - _patience.since)
+    finally:
+        _patience.what, _patience.since = "", None
+        _waiting.discard(threading.get_ident())
+
+
+def insist(attempt: Callable[[], T], redis_answers: Callable[[], bool]) -> T:
+    """Repeat `attempt` until it succeeds, where patience is asked for.
+
+    Raises what it raises when that is no matter of waiting, and at the end of a cold shutdown.
+    """
+    if not _patience.what:
+        return attempt()
+    pause, broken = FIRST_PAUSE_SECONDS, 0
+    while True:
+        try:
+            return attempt()
+        except (RedisError, OSError) as error:
+            if not passes(error) or worker_state.should_terminate is not None:
+                raise
+            broken = broken + 1 if isinstance(error, AWAY) and redis_answers() else 0
+            if broken == BROKEN_TRIES:
+                raise
+            _begin_waiting(error)
+        sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def passes(error: Exception) -> bool:
+    """Whether the same command may succeed later."""
+    return isinstance(error, (*AWAY, *PASSING_ERRORS)) or bool(PASSING_TEXT.search(refusal(error)))
+
+
+def _begin_waiting(error: Exception) -> None:
+    if _patience.since is None:
+        _patience.since = monotonic()
+        _waiting.add(threading.get_ident())
+        logger.warning("patience: Redis does not take %s (%s); trying until it does", _patience.what, refusal(error))

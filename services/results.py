@@ -1,0 +1,201 @@
+"""Results: no message is acknowledged before its task's result is stored.
+
+Celery tries once or for 20 s and gives up (celery 5.7, measured with a Redis that was killed, frozen or full): a
+prefork node then acknowledges the message without a result, a threads node keeps message and thread for ever, a solo
+node runs the task again and again. Inside a worker, whatever stores a result, or a chord's part of it, is repeated
+here until Redis takes it; the acknowledgement comes after it, so a worker that dies or is stopped meanwhile gives the
+task back. Everywhere else, and for everything else, such as `AsyncResult.get`, this backend is Celery's own.
+
+A result that Redis refuses for what it is becomes a FAILURE with the reason, as with Celery. Limits: a prefork task
+whose result has been waiting until its hard time limit ends as if it had run for so long, and a Redis that is full of
+results takes none until some expire or REDIS_MAXMEMORY is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from time import sleep
+from typing import Any
+
+import redis
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import bootsteps, states
+from celery.app.task import Task
+from celery.backends import redis as stock
+from celery.utils.log import get_logger
+from celery.worker import request as stock_request
+from celery.worker import state as worker_state
+from redis.client import Pipeline
+from redis.exceptions import RedisError
+
+from services.patience import LONGEST_PAUSE_SECONDS, Patience, asked, insist, patience
+
+logger = get_logger(__name__)
+
+# States that end a run. A task that reports its progress is still running, and its soft time limit is its own.
+ENDS = states.READY_STATES | {states.RETRY}
+# How often a part asks whether who dispatches its chord is done. That takes milliseconds, unless it is dead.
+CLAIM_LOOK_SECONDS = 0.5
+
+# As Celery's own for a producer, up to the longest pause.
+PUBLISH_RETRY = {"interval_start": 0, "interval_step": 0.2, "interval_max": LONGEST_PAUSE_SECONDS}
+
+# A part whose answer got lost asks again with the same token: the chord is then its to dispatch. Celery's script
+# would tell it that somebody else is at it, and nobody is (celery 5.7).
+CLAIM = "if redis.call('SET', ckey, claim_token,"
+CHORD_PART_SCRIPT = stock.CHORD_PART_RETURN_LUA.replace(
+    CLAIM, CLAIM.replace("if ", "if done_marker == claim_token or ")
+)
+
+
+class ResultsStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Bootstep that makes this process, and the children that it will have, a worker that waits for its results."""
+
+    def create(self, worker: Any) -> None:
+        Patience.in_worker = True
+        # What a task publishes, its own retry among it, waits as well: three tries would turn a retry into a FAILURE.
+        worker.app.conf.task_publish_retry_policy = {**PUBLISH_RETRY, "max_retries": None}
+        # On the class, because a task may have another base class than the application's.
+        Task.Request = Request
+
+
+class PatientClient(redis.Redis):
+    """A client that repeats a command while this thread has patience."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        return insist(partial(super().execute_command, *args, **options), partial(_answers, self))
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        return PatientPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class PatientPipeline(Pipeline):
+    """The same for a transaction: all of it or nothing."""
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        commands = list(self.command_stack)
+
+        def attempt() -> list[Any]:
+            # A pipeline forgets its commands when it fails.
+            self.command_stack = list(commands)
+            return super(PatientPipeline, self).execute(raise_on_error)
+
+        return insist(attempt, partial(_answers, self))
+
+
+def _answers(client: redis.Redis) -> bool:
+    """Whether Redis answers a client without patience."""
+    try:
+        return bool(redis.Redis(connection_pool=client.connection_pool).ping())
+    except (RedisError, OSError):
+        return False
+
+
+class Stored:
+    """What both of Celery's Redis backends become."""
+
+    def store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
+    ) -> Any:
+        """Store a state; in a worker, return when Redis has it.
+
+        Raises, as Celery's does, for a result that cannot be stored, which becomes a FAILURE. A FAILURE that cannot
+        be stored either is logged: raised, it would stop a node or make it run the task for ever.
+        """
+        store = partial(super().store_result, task_id, result, state, traceback, request, **options)  # type: ignore[misc]
+        with patience(f"{state} of {_name(request)}[{task_id}]"):
+            while True:
+                try:
+                    return store()
+                except SoftTimeLimitExceeded:
+                    # The limit is for the task, and the task has ended.
+                    if state not in ENDS:
+                        raise
+                except Exception as error:
+                    stopping = worker_state.should_terminate is not None
+                    if state not in states.EXCEPTION_STATES or stopping or not Patience.in_worker:
+                        raise
+                    logger.critical("results: %s of %s can never be stored: %r", state, task_id, error)
+                    return result
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **options: Any) -> None:
+        """Count a part of a chord, and send its body after the last one."""
+        with patience(f"the chord's part of {_name(request)}[{request.id}]"):
+            super().on_chord_part_return(request, state, result, **options)  # type: ignore[misc]
+
+    def ensure(self, fun: Callable[..., Any], args: Any, **policy: Any) -> Any:
+        """Celery's own twenty tries; one where the client has patience, whose last word is the last."""
+        if asked():
+            policy["max_retries"] = 0
+        return super().ensure(fun, args, **policy)  # type: ignore[misc]
+
+    def _get_client(self) -> type[redis.Redis]:
+        return PatientClient
+
+    @cached_property
+    def _chord_part_return_script(self) -> Callable[..., Any]:
+        script = self.client.register_script(CHORD_PART_SCRIPT)  # type: ignore[attr-defined]
+
+        def call(**options: Any) -> Any:
+            """Run it, and again while the chord is complete and in the hands of somebody who may be dead."""
+            while True:
+                ready, more, size, claimed = answer = script(**options)
+                if claimed or size is None or ready != int(size) + int(more or 0):
+                    return answer
+                sleep(CLAIM_LOOK_SECONDS)
+
+        return call
+
+
+class ResultBackend(Stored, stock.RedisBackend):  # type: ignore[misc]
+    """For redis://, rediss:// and redis+socket:// URLs."""
+
+
+class SentinelResultBackend(Stored, stock.SentinelBackend):  # type: ignore[misc]
+    """For sentinel:// URLs."""
+
+
+# Celery looks a URL's scheme up here first, of redis+socket:// the part before the plus.
+BACKENDS = {
+    "redis": f"{__name__}:ResultBackend",
+    "rediss": f"{__name__}:ResultBackend",
+    "sentinel": f"{__name__}:SentinelResultBackend",
+}
+
+
+class Request(stock_request.Request):  # type: ignore[misc]
+    """A task in a node's hands, whose failure is acknowledged after it is stored.
+
+    Celery's acknowledges first what a dead child leaves behind, and then stores the WorkerLostError (celery 5.7).
+    """
+
+    _held: list[Callable[[], None]] | None = None
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        held: list[Callable[[], None]] = []
+        self._held = held
+        try:
+            return super().on_failure(exc_info, send_failed_event, return_ok)
+        finally:
+            self._held = None
+            for end in held:
+                end()
+
+    def acknowledge(self) -> None:
+        """Take the message off Redis, or do so at the end of on_failure."""
+        self._end(super().acknowledge)
+
+    def reject(self, requeue: bool = False) -> None:
+        """Give the message back, or drop it; at the end of on_failure if that is what is going on."""
+        self._end(partial(super().reject, requeue=requeue))
+
+    def _end(self, end: Callable[[], None]) -> None:
+        if self._held is None:
+            end()
+        else:
+            self._held.append(end)
+
+
+def _name(request: Any) -> str:
+    return str(getattr(request, "task", None) or "task")
