@@ -8,6 +8,7 @@ outside a claim.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import deque
 from collections.abc import Sequence
@@ -80,7 +81,8 @@ def command(claim: Claim, lists: Sequence[str], lease: int) -> tuple[list[Any], 
 
 
 def _json_string(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """As JSON, without a quote or a backslash of its own: the scripts look for the quotes (lua/record.lua)."""
+    return '"' + re.sub(r'["\\\x00-\x1f]', lambda found: f"\\u{ord(found[0]):04x}", text) + '"'
 
 
 def claimed(claim: Claim, answer: list[Any]) -> list[Claimed]:

@@ -23,8 +23,8 @@ local function parts(record)
     if message then
         return message, queue
     end
-    -- A queue name with a quote or a backslash in it.
-    message, queue = record:match('^%[(.*),"",("[^,]*")%]$')
+    -- A queue name with a quote or a backslash in it; they are written by their numbers.
+    message, queue = record:match('^%[(.*),"",("[^"]*")%]$')
     if message then
         return message, cjson.decode('[' .. queue .. ']')[1]
     end
