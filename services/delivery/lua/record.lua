@@ -47,14 +47,23 @@ local function list_of(message, queue, steps)
     return queue .. SEPARATOR .. string.format('%d', step)
 end
 
--- How often a message has been started: the count that stands first in it, or once.
+-- How often a message has been started, as the count that stands first in it says, and what follows the count.
+local function counted(message)
+    local count, rest = message:match('^%s*{%s*"delivery_count"%s*:%s*(%d+)%s*(.*)$')
+    if count and rest:match('^[,}]') then
+        return tonumber(count), rest
+    end
+end
+
+-- How often a message has been started: once, unless it says otherwise.
 local function count_of(message)
-    return tonumber(message:match('^%s*{%s*"delivery_count"%s*:%s*(%d+)')) or 1
+    return counted(message) or 1
 end
 
 -- The same message with another count. A stock worker keeps it, wherever its own encoder puts spaces.
 local function with_count(message, count)
-    local rest = message:match('^%s*{%s*"delivery_count"%s*:%s*%d+%s*,?%s*(.*)$') or message:match('^%s*{(.*)$')
+    local _, rest = counted(message)
+    rest = rest and rest:match('^,?%s*(.*)$') or message:match('^%s*{(.*)$')
     if not rest then
         return message
     end
