@@ -49,9 +49,19 @@ local function take_back(tag)
     forget(tag)
 end
 
+-- The first of them, the first one last: what is put back last is taken next.
+local function until_now(key)
+    local members = redis.call('ZRANGEBYSCORE', key, '-inf', exact(time), 'LIMIT', 0, limit)
+    local position = #members + 1
+    return function()
+        position = position - 1
+        return members[position]
+    end
+end
+
 local stock = {}
 if time >= rest then
-    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', exact(time), 'LIMIT', 0, limit)) do
+    for tag in until_now(KEYS[3]) do
         take_back(tag)
     end
     local overdue = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', exact(time - visibility), 'LIMIT', 0, limit)
@@ -62,7 +72,7 @@ if time >= rest then
     end
 end
 
-for _, field in ipairs(redis.call('ZRANGEBYSCORE', KEYS[9], '-inf', exact(time), 'LIMIT', 0, limit)) do
+for field in until_now(KEYS[9]) do
     local record = redis.call('HGET', KEYS[10], field)
     if record then
         local message, queue = parts(record)
