@@ -139,13 +139,13 @@ class Keeper:
             news.append((scripts.RESTORE, HELD, arguments, Work(returns=work.returns)))
         most = self._holder.rules.max_deliveries
         for crash in work.crashes:
-            arguments = [self._steps, most, DEAD_LETTER, crash.tag, crash.detail]
+            arguments = [self._steps, most, DEAD_LETTER, crash.tag, _bytes(crash.detail)]
             news.append((scripts.CRASH, [*HELD, *DEAD], arguments, Work(crashes=[crash])))
         for one in work.rejections:
-            arguments = [one.tag, one.reason, one.detail, DEAD_LETTER, "1" if one.told else "0"]
+            arguments = [one.tag, one.reason, _bytes(one.detail), DEAD_LETTER, "1" if one.told else "0"]
             news.append((scripts.REJECT, [*HELD, *DEAD], arguments, Work(rejections=[one])))
         for late in work.postponements:
-            arguments = [late.tag, repr(late.due), late.task_id]
+            arguments = [late.tag, repr(late.due), _bytes(late.task_id)]
             keys = [*HELD, SCHEDULED, SCHEDULED_MESSAGES]
             news.append((scripts.POSTPONE, keys, arguments, Work(postponements=[late])))
         return news
@@ -218,3 +218,8 @@ class Keeper:
             logger.warning("lease: Redis is back after %.1f s", clock() - self._failing_since)
             self._failing_since, self._complained_at = None, float("-inf")
             self._renew_at = clock()
+
+
+def _bytes(text: str) -> bytes:
+    """What somebody wrote into a message: JSON can spell half a character, which UTF-8 cannot."""
+    return text.encode(errors="backslashreplace")
