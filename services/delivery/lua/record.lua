@@ -71,6 +71,12 @@ local function with_count(message, count)
     return '{"delivery_count":' .. string.format('%d', count) .. comma .. rest
 end
 
+-- Redis at maxmemory refuses whatever could take memory, unless the script has written something before: then it
+-- has to end what it began. What moves or renews takes none, and says so with a command that is never refused.
+local function take_no_memory()
+    redis.call('SREM', KEYS[4], '')
+end
+
 -- Take a record out of everything that says it is held. KEYS 1 to 4 are the same in every script.
 local function forget(tag)
     redis.call('HDEL', KEYS[1], tag)
