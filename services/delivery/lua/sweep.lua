@@ -83,6 +83,14 @@ for field in until_now(KEYS[9]) do
     redis.call('ZREM', KEYS[9], field)
 end
 
+-- The mark of a start travels over a connection of its own (services/delivery/started.py), and may arrive after its
+-- acknowledgement.
+for _, tag in ipairs(redis.call('SRANDMEMBER', KEYS[4], limit)) do
+    if redis.call('HEXISTS', KEYS[1], tag) == 0 then
+        redis.call('SREM', KEYS[4], tag)
+    end
+end
+
 local function first_score(key)
     return redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2] or ''
 end
