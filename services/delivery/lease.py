@@ -53,6 +53,10 @@ class Keeper:
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Tell Redis what there is to tell, and end. Waits for CLOSE_SECONDS at most."""
         with self._holder.changed:
