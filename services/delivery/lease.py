@@ -73,15 +73,19 @@ class Keeper:
             with holder.changed:
                 while not self._due():
                     holder.changed.wait(self._patience())
-            closing = holder.closing
             try:
                 self._turn()
             except Exception as error:  # whatever it is: when this thread ends, so do all leases
                 self._complain(error)
-                with holder.changed:
-                    holder.changed.wait_for(lambda: holder.closing != closing, RETRY_SECONDS)
+                self._pause()
             else:
                 self._recovered()
+
+    def _pause(self) -> None:
+        """Before the next try. An end that begins meanwhile does not wait for that."""
+        holder, closing = self._holder, self._holder.closing
+        with holder.changed:
+            holder.changed.wait_for(lambda: holder.closing != closing, RETRY_SECONDS)
 
     def _due(self) -> bool:
         if self._holder.closing and (self._holder.idle or self._holder.ack_due()):
