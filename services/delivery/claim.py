@@ -8,6 +8,7 @@ outside a claim.
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from collections import deque
@@ -64,12 +65,14 @@ class Refused(Exception):
 
 
 class Claims:
-    """The ids of claims, unique among all processes."""
+    """The ids of claims, unique among all processes, also those that are forked later."""
 
     def __init__(self) -> None:
-        self._prefix, self._numbers = uuid.uuid4().hex[:16], count(1)
+        self._pid, self._prefix, self._numbers = os.getpid(), uuid.uuid4().hex[:16], count(1)
 
     def next(self) -> str:
+        if self._pid != os.getpid():
+            self.__init__()  # type: ignore[misc]
         return f"{self._prefix}:{next(self._numbers):x}"
 
 
