@@ -136,6 +136,11 @@ class ClaimLine:
         return not self._expected and clock() > self._watching_since + seconds
 
     @property
+    def patience(self) -> float:
+        """Seconds for which somebody may wait without looking after this line."""
+        return LOOK_SECONDS if self._tracked and not self.resting else LOOK_UNTRACKED_SECONDS
+
+    @property
     def resting(self) -> bool:
         """Whether Redis has refused a claim just now."""
         return clock() < self._not_before

@@ -75,7 +75,7 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
         return super().on_readable(fileno)
 
     def get(self, callback: Any, timeout: float | None = None) -> None:
-        """Deliver one message, or raise Empty after `timeout` seconds."""
+        """Deliver one message, or raise Empty after `timeout` seconds or earlier; the transport then asks again."""
         for channel in list(self._channels):
             if channel.has_backlog:
                 channel.deliver()
@@ -83,7 +83,8 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
         if self._registered_with is not self.poller:
             self.poller.register(self._bell, READ)
             self._registered_with = self.poller
-        super().get(callback, timeout)
+        patience = [timeout, *(channel.patience for channel in self._channels)]
+        super().get(callback, min((seconds for seconds in patience if seconds is not None), default=None))
 
     def handle_event(self, fileno: int, event: int) -> Any:
         if fileno == self._bell:
