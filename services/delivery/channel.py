@@ -273,6 +273,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if one.queue in self._no_ack_queues:
             self.holder.ack(one.tag)
 
+    @property
+    def patience(self) -> float | None:
+        """Seconds for which the poller may wait for news without calling `look`; None: for ever."""
+        return self._line.patience if self._line else None
+
     def look(self) -> None:
         """Called again and again by the poller: end a silence that has lasted too long."""
         line = self._line

@@ -8,6 +8,8 @@ outside a claim.
 
 from __future__ import annotations
 
+import os
+import re
 import uuid
 from collections import deque
 from collections.abc import Sequence
@@ -63,12 +65,14 @@ class Refused(Exception):
 
 
 class Claims:
-    """The ids of claims, unique among all processes."""
+    """The ids of claims, unique among all processes, also those that are forked later."""
 
     def __init__(self) -> None:
-        self._prefix, self._numbers = uuid.uuid4().hex[:16], count(1)
+        self._pid, self._prefix, self._numbers = os.getpid(), uuid.uuid4().hex[:16], count(1)
 
     def next(self) -> str:
+        if self._pid != os.getpid():
+            self.__init__()  # type: ignore[misc]
         return f"{self._prefix}:{next(self._numbers):x}"
 
 
@@ -80,7 +84,8 @@ def command(claim: Claim, lists: Sequence[str], lease: int) -> tuple[list[Any], 
 
 
 def _json_string(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """As JSON, without a quote or a backslash of its own: the scripts look for the quotes (lua/record.lua)."""
+    return '"' + re.sub(r'["\\\x00-\x1f]', lambda found: f"\\u{ord(found[0]):04x}", text) + '"'
 
 
 def claimed(claim: Claim, answer: list[Any]) -> list[Claimed]:
@@ -129,6 +134,11 @@ class ClaimLine:
         """Whether it has waited long enough to look by itself."""
         seconds = LOOK_SECONDS if self._tracked else LOOK_UNTRACKED_SECONDS
         return not self._expected and clock() > self._watching_since + seconds
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which somebody may wait without looking after this line."""
+        return LOOK_SECONDS if self._tracked and not self.resting else LOOK_UNTRACKED_SECONDS
 
     @property
     def resting(self) -> bool:

@@ -120,8 +120,8 @@ class Holder:
         # Asked for a tag whose lease may have run out: whether Redis still has it for us.
         self.confirm: Callable[[str], bool] = lambda tag: False
         self.mark_started: Callable[[str], None] = lambda tag: None
-        # Called after a place has become free, from whatever thread that was.
-        self.on_credit: Callable[[], None] = lambda: None
+        # Called after a place has become free, from whatever thread that was: one for each connection that consumes.
+        self._bells: tuple[Callable[[], None], ...] = ()
         self._pid = os.getpid()
         self._held: dict[str, Held] = {}
         self._acks = AckBuffer()
@@ -149,6 +149,16 @@ class Holder:
 
     def holds(self, tag: str) -> bool:
         return tag in self._held
+
+    def ring_for_credit(self, bell: Callable[[], None]) -> None:
+        """Have `bell` called whenever a place becomes free, from whatever thread that is."""
+        with self.changed:
+            self._bells = (*self._bells, bell)
+
+    def ring_no_more(self, bell: Callable[[], None]) -> None:
+        """Whoever waited for `bell` is gone."""
+        with self.changed:
+            self._bells = tuple(other for other in self._bells if other != bell)
 
     def hand_over(self, tag: str) -> bool:
         """The pool is about to get it. False: it is not ours any more and must not be run."""
@@ -249,7 +259,8 @@ class Holder:
                 self._handed -= 1
             else:
                 self._waiting[held.channel] -= 1
-        self.on_credit()
+        for ring in self._bells:
+            ring()
         return True
 
     # The keeper's side.

@@ -35,10 +35,14 @@ def of(channel: Any) -> Holder:
 
 
 def keep(channel: Any) -> None:
-    """Make sure that what is claimed from a channel's broker is kept: start its keeper."""
+    """Make sure that what is claimed from a channel's broker is kept: start its keeper.
+
+    Start another one when the first has ended: a process may run one worker after the other.
+    """
     kept = _of(channel)
     with _lock:
-        if kept.keeper is None:
+        kept.holder.closing = False
+        if kept.keeper is None or not kept.keeper.alive:
             client = redis.Redis(connection_pool=channel.own_pool())
             kept.keeper = Keeper(kept.holder, client, _on_dead_letters)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery.utils.log import get_logger
-from redis import Redis
+from redis import Redis, exceptions
 from redis.exceptions import NoScriptError, RedisError
 
 from services.delivery import restore, scripts
@@ -31,6 +31,8 @@ RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 5.0
 # A lease that ends now has ended a moment from now: one more look instead of two.
 SLACK_SECONDS = 0.002
+# There is no connection; everything else is an answer, and says nothing about the next command's.
+AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 # So long a Redis that answers with errors keeps a thread from saying so again.
 QUIET_SECONDS = 60.0
 
@@ -51,6 +53,10 @@ class Keeper:
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Tell Redis what there is to tell, and end. Waits for CLOSE_SECONDS at most."""
         with self._holder.changed:
@@ -69,15 +75,22 @@ class Keeper:
                     holder.changed.wait(self._patience())
             try:
                 self._turn()
-            except (RedisError, OSError) as error:
+            except Exception as error:  # whatever it is: when this thread ends, so do all leases
                 self._complain(error)
-                with holder.changed:
-                    holder.changed.wait_for(lambda: holder.closing, RETRY_SECONDS)
+                self._pause()
             else:
                 self._recovered()
 
+    def _pause(self) -> None:
+        """Before the next try. An end that begins meanwhile does not wait for that."""
+        holder, closing = self._holder, self._holder.closing
+        with holder.changed:
+            holder.changed.wait_for(lambda: holder.closing != closing, RETRY_SECONDS)
+
     def _due(self) -> bool:
-        return self._holder.urgent or self._holder.closing or self._patience() <= 0
+        if self._holder.closing and (self._holder.idle or self._holder.ack_due()):
+            return True
+        return self._holder.urgent or self._patience() <= 0
 
     def _patience(self) -> float:
         """Seconds until there is something to do."""
@@ -86,15 +99,28 @@ class Keeper:
         return max(0.0, min(moments) - clock())
 
     def _turn(self) -> None:
-        """Tell Redis everything that is due."""
-        self._mark.connect()
-        work = self._holder.take_work()
-        if work:
+        """Tell Redis everything that is due. What fails keeps nothing else from being told, least of all a renewal."""
+        problems = []
+        for step in (self._mark.connect, self._tell, self._renew_if_due, self._sweep_if_due):
+            try:
+                step()
+            except AWAY:
+                raise
+            except Exception as error:
+                problems.append(error)
+        if problems:
+            raise problems[0]
+
+    def _tell(self) -> None:
+        if work := self._holder.take_work():
             self._settle(work)
-        now = clock()
-        if now >= self._renew_at:
+
+    def _renew_if_due(self) -> None:
+        if clock() >= self._renew_at:
             self._renew()
-        if now >= self._sweep_at:
+
+    def _sweep_if_due(self) -> None:
+        if clock() >= self._sweep_at:
             self._sweep()
 
     def _settle(self, work: Work) -> None:
@@ -118,7 +144,7 @@ class Keeper:
         self._holder.unsettled(refused)
         self._wake_for(done)
         if letters:
-            self._on_dead_letters(letters)
+            self._tell_of(letters)
         if problem:
             raise problem
 
@@ -139,13 +165,13 @@ class Keeper:
             news.append((scripts.RESTORE, HELD, arguments, Work(returns=work.returns)))
         most = self._holder.rules.max_deliveries
         for crash in work.crashes:
-            arguments = [self._steps, most, DEAD_LETTER, crash.tag, crash.detail]
+            arguments = [self._steps, most, DEAD_LETTER, crash.tag, _bytes(crash.detail)]
             news.append((scripts.CRASH, [*HELD, *DEAD], arguments, Work(crashes=[crash])))
         for one in work.rejections:
-            arguments = [one.tag, one.reason, one.detail, DEAD_LETTER, "1" if one.told else "0"]
+            arguments = [one.tag, one.reason, _bytes(one.detail), DEAD_LETTER, "1" if one.told else "0"]
             news.append((scripts.REJECT, [*HELD, *DEAD], arguments, Work(rejections=[one])))
         for late in work.postponements:
-            arguments = [late.tag, repr(late.due), late.task_id]
+            arguments = [late.tag, repr(late.due), _bytes(late.task_id)]
             keys = [*HELD, SCHEDULED, SCHEDULED_MESSAGES]
             news.append((scripts.POSTPONE, keys, arguments, Work(postponements=[late])))
         return news
@@ -199,10 +225,17 @@ class Keeper:
         if found.restored:
             logger.warning("lease: %d tasks of workers that are gone go back to their queues", found.restored)
         if found.parked or found.untold:
-            self._on_dead_letters(sorted({*found.parked, *found.untold}))
+            self._tell_of(sorted({*found.parked, *found.untold}))
         self._sweep_at = self._renew_at
         if found.next_in is not None:
             self._sweep_at = min(self._renew_at, clock() + found.next_in + SLACK_SECONDS)
+
+    def _tell_of(self, letters: list[int]) -> None:
+        """Have their tasks told; those that could not be told are found by the next sweep."""
+        try:
+            self._on_dead_letters(letters)
+        except Exception:  # a listener's troubles, such as results that cannot be stored, are not this thread's
+            logger.exception("lease: the tasks of the dead letters %s could not be told", letters)
 
     # What it says.
 
@@ -211,10 +244,18 @@ class Keeper:
             self._failing_since = clock()
         if clock() - self._complained_at > QUIET_SECONDS:
             self._complained_at = clock()
-            logger.warning("lease: Redis does not take %d deliveries' news: %s", len(self._holder), error)
+            if isinstance(error, RedisError | OSError):
+                logger.warning("lease: Redis does not take %d deliveries' news: %s", len(self._holder), error)
+            else:
+                logger.error("lease: a mistake of ours or of a listener's; it is tried again", exc_info=error)
 
     def _recovered(self) -> None:
         if self._failing_since is not None:
             logger.warning("lease: Redis is back after %.1f s", clock() - self._failing_since)
             self._failing_since, self._complained_at = None, float("-inf")
             self._renew_at = clock()
+
+
+def _bytes(text: str) -> bytes:
+    """What somebody wrote into a message: JSON can spell half a character, which UTF-8 cannot."""
+    return text.encode(errors="backslashreplace")

@@ -11,6 +11,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.eventio import READ
 
 from services.delivery.channel import Channel, SentinelChannel
+from services.delivery.holder import Holder
 
 
 class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
@@ -23,6 +24,8 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._bell_lock = threading.Lock()
         self._registered_with: Any = None
+        # Those that ring when a place becomes free.
+        self._holders: set[Holder] = set()
 
     def ring(self) -> None:
         """Wake whoever polls. May be called from any thread."""
@@ -32,6 +35,8 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
 
     def close(self) -> None:
         super().close()
+        while self._holders:
+            self._holders.pop().ring_no_more(self.ring)
         # A number that is closed may be somebody else's the moment after.
         with self._bell_lock:
             bell, self._bell = self._bell, -1
@@ -49,9 +54,14 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
     def on_poll_start(self) -> None:
         for channel in list(self._channels):
             if channel.delivers:
-                channel.holder.on_credit = self.ring
+                self._listen_to(channel.holder)
                 channel.look()
         super().on_poll_start()
+
+    def _listen_to(self, holder: Holder) -> None:
+        if holder not in self._holders:
+            holder.ring_for_credit(self.ring)
+            self._holders.add(holder)
 
     def on_readable(self, fileno: int) -> Any:
         if fileno == self._bell:
@@ -65,7 +75,7 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
         return super().on_readable(fileno)
 
     def get(self, callback: Any, timeout: float | None = None) -> None:
-        """Deliver one message, or raise Empty after `timeout` seconds."""
+        """Deliver one message, or raise Empty after `timeout` seconds or earlier; the transport then asks again."""
         for channel in list(self._channels):
             if channel.has_backlog:
                 channel.deliver()
@@ -73,7 +83,8 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
         if self._registered_with is not self.poller:
             self.poller.register(self._bell, READ)
             self._registered_with = self.poller
-        super().get(callback, timeout)
+        patience = [timeout, *(channel.patience for channel in self._channels)]
+        super().get(callback, min((seconds for seconds in patience if seconds is not None), default=None))
 
     def handle_event(self, fileno: int, event: int) -> Any:
         if fileno == self._bell:

@@ -2,7 +2,8 @@
 --
 -- Either a message is in its list or in `unacked` under a lease, at every moment. Each is written to `unacked`
 -- before it is taken, so that a Redis at maxmemory refuses the first command and nothing has happened.
--- Acknowledgements that wait come along, and are made in any case.
+-- Acknowledgements that wait come along, and are made in any case; not first, because a script that has written
+-- something is refused nothing more.
 --
 -- KEYS 1 unacked         hash  tag -> record
 --      2 unacked_index   zset  tag -> end of the lease, Redis time; kombu's own clock for stock consumers
@@ -19,10 +20,6 @@
 -- Returns {refusal or "", queue number, message, queue number, message, …}
 local claim, credit, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local bytes, queues = tonumber(ARGV[4]), tonumber(ARGV[5])
-
-for position = 6 + queues, #ARGV do
-    forget(ARGV[position])
-end
 
 local answer = { '' }
 local expiry = exact(now() + lease)
@@ -50,19 +47,27 @@ local function take(list, queue)
     return 1
 end
 
-for first = 5, #KEYS, queues do
-    repeat
-        local found = 0
-        for queue = 1, queues do
-            if taken == credit or bytes <= 0 then
-                return answer
+-- Until the credit is used up, nothing is left, or Redis has no memory.
+local function take_all()
+    for first = 5, #KEYS, queues do
+        repeat
+            local found = 0
+            for queue = 1, queues do
+                if taken >= credit or bytes <= 0 then
+                    return
+                end
+                local got = take(KEYS[first + queue - 1], queue)
+                if not got then
+                    return
+                end
+                found = found + got
             end
-            local got = take(KEYS[first + queue - 1], queue)
-            if not got then
-                return answer
-            end
-            found = found + got
-        end
-    until found == 0
+        until found == 0
+    end
+end
+
+take_all()
+for position = 6 + queues, #ARGV do
+    forget(ARGV[position])
 end
 return answer

@@ -23,8 +23,8 @@ local function parts(record)
     if message then
         return message, queue
     end
-    -- A queue name with a quote or a backslash in it.
-    message, queue = record:match('^%[(.*),"",("[^,]*")%]$')
+    -- A queue name with a quote or a backslash in it; they are written by their numbers.
+    message, queue = record:match('^%[(.*),"",("[^"]*")%]$')
     if message then
         return message, cjson.decode('[' .. queue .. ']')[1]
     end
@@ -47,19 +47,34 @@ local function list_of(message, queue, steps)
     return queue .. SEPARATOR .. string.format('%d', step)
 end
 
--- How often a message has been started: the count that stands first in it, or once.
+-- How often a message has been started, as the count that stands first in it says, and what follows the count.
+local function counted(message)
+    local count, rest = message:match('^%s*{%s*"delivery_count"%s*:%s*(%d+)%s*(.*)$')
+    if count and rest:match('^[,}]') then
+        return tonumber(count), rest
+    end
+end
+
+-- How often a message has been started: once, unless it says otherwise.
 local function count_of(message)
-    return tonumber(message:match('^%s*{%s*"delivery_count"%s*:%s*(%d+)')) or 1
+    return counted(message) or 1
 end
 
 -- The same message with another count. A stock worker keeps it, wherever its own encoder puts spaces.
 local function with_count(message, count)
-    local rest = message:match('^%s*{%s*"delivery_count"%s*:%s*%d+%s*,?%s*(.*)$') or message:match('^%s*{(.*)$')
+    local _, rest = counted(message)
+    rest = rest and rest:match('^,?%s*(.*)$') or message:match('^%s*{(.*)$')
     if not rest then
         return message
     end
     local comma = rest:match('^%s*}') and '' or ','
     return '{"delivery_count":' .. string.format('%d', count) .. comma .. rest
+end
+
+-- Redis at maxmemory refuses whatever could take memory, unless the script has written something before: then it
+-- has to end what it began. What moves or renews takes none, and says so with a command that is never refused.
+local function take_no_memory()
+    redis.call('SREM', KEYS[4], '')
 end
 
 -- Take a record out of everything that says it is held. KEYS 1 to 4 are the same in every script.

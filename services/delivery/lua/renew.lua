@@ -7,6 +7,7 @@
 --      2 started  how many of the tags, the first ones, belong to tasks that run
 --      3…         tags
 -- Returns the tags that this process has lost
+take_no_memory()
 local expiry = exact(now() + tonumber(ARGV[1]))
 local started = tonumber(ARGV[2])
 local lost = {}

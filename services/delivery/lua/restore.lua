@@ -4,6 +4,7 @@
 -- ARGV 1 steps    the lowest priority of each list, JSON
 --      2…         tags, the one to be taken next last
 -- Returns how many were there
+take_no_memory()
 local steps = cjson.decode(ARGV[1])
 local there = 0
 for position = 2, #ARGV do

@@ -49,9 +49,19 @@ local function take_back(tag)
     forget(tag)
 end
 
+-- The first of them, the first one last: what is put back last is taken next.
+local function until_now(key)
+    local members = redis.call('ZRANGEBYSCORE', key, '-inf', exact(time), 'LIMIT', 0, limit)
+    local position = #members + 1
+    return function()
+        position = position - 1
+        return members[position]
+    end
+end
+
 local stock = {}
 if time >= rest then
-    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', exact(time), 'LIMIT', 0, limit)) do
+    for tag in until_now(KEYS[3]) do
         take_back(tag)
     end
     local overdue = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', exact(time - visibility), 'LIMIT', 0, limit)
@@ -62,7 +72,7 @@ if time >= rest then
     end
 end
 
-for _, field in ipairs(redis.call('ZRANGEBYSCORE', KEYS[9], '-inf', exact(time), 'LIMIT', 0, limit)) do
+for field in until_now(KEYS[9]) do
     local record = redis.call('HGET', KEYS[10], field)
     if record then
         local message, queue = parts(record)
@@ -71,6 +81,14 @@ for _, field in ipairs(redis.call('ZRANGEBYSCORE', KEYS[9], '-inf', exact(time),
     end
     redis.call('HDEL', KEYS[10], field)
     redis.call('ZREM', KEYS[9], field)
+end
+
+-- The mark of a start travels over a connection of its own (services/delivery/started.py), and may arrive after its
+-- acknowledgement.
+for _, tag in ipairs(redis.call('SRANDMEMBER', KEYS[4], limit)) do
+    if redis.call('HEXISTS', KEYS[1], tag) == 0 then
+        redis.call('SREM', KEYS[4], tag)
+    end
 end
 
 local function first_score(key)

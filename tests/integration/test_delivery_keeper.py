@@ -1,0 +1,211 @@
+"""The keeper: one refused word must not keep it from the others, and nothing may end it while it holds something."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+import redis
+
+from services.delivery import holders, lease, scripts
+from services.delivery.claim import Claim, Claimed, Claims, claimed, command
+from services.delivery.connection import Connection
+from services.delivery.holder import UNKNOWN_TASK, Holder, Rules, clock
+from services.delivery.lease import Keeper
+from services.queues import (
+    DEAD_LETTERS_NEXT,
+    PRIORITY_STEPS,
+    SCHEDULED_MESSAGES,
+    SWEEPS,
+    UNACKED,
+    UNACKED_LEASES,
+    UNACKED_STARTED,
+    lists_of,
+)
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
+from tests.support.world import World
+
+# A keeper answers within milliseconds, and tries again after half a second.
+PATIENCE = 5
+# Renewed each third of a second, and still there when a busy machine has stopped for a while.
+LEASE = 1
+
+
+class Held:
+    """A holder with a keeper on a Redis of its own database, and what it was told of dead letters."""
+
+    def __init__(self, client: redis.Redis, on_dead_letters: Callable[[list[int]], None] | None = None) -> None:
+        rules = Rules(LEASE, max_deliveries=2, visibility_timeout=3600, priority_steps=PRIORITY_STEPS)
+        self.client, self.holder = client, Holder(rules)
+        self.letters: list[int] = []
+        self._numbers, self._claims = count(1), Claims()
+        self.keeper = Keeper(self.holder, client, on_dead_letters or self.letters.extend)
+
+    def take(self, queue: str = "celery", message: bytes = b"") -> Claimed:
+        """Publish a message and claim it."""
+        self.client.lpush(queue, message or b'{"body":%d}' % next(self._numbers))
+        asked = Claim(self._claims.next(), 1, (queue,), [], clock())
+        [found] = claimed(asked, scripts.CLAIM(self.client, *command(asked, lists_of(queue), LEASE)))
+        self.holder.hold([found.tag], 1, asked.since)
+        return found
+
+    def describe(self) -> str:
+        """The state of the world, for somebody who asks why a test failed."""
+        return "\n".join(
+            [
+                f"unacked: {self.client.hgetall(UNACKED)}",
+                f"leases: {self.client.zrange(UNACKED_LEASES, 0, -1, withscores=True)}",
+                f"celery: {self.client.lrange('celery', 0, -1)}",
+                f"the holder has {len(self.holder)}, idle: {self.holder.idle}",
+                f"threads: {threading.enumerate()}",
+            ]
+        )
+
+    def wait(self, condition: Callable[[], object], what: str) -> None:
+        wait_until(condition, PATIENCE, what, self.describe)
+
+    def renewals_go_on(self, one: Claimed) -> None:
+        """Wait until the lease of `one` has been renewed twice."""
+        ends = {self.client.zscore(UNACKED_LEASES, one.tag)}
+
+        def renewed() -> bool:
+            ends.add(self.client.zscore(UNACKED_LEASES, one.tag))
+            return len(ends) > 2
+
+        self.wait(renewed, "a lease is renewed, and again")
+
+
+@pytest.fixture(scope="module")
+def server(shared_world: World) -> RedisServer:
+    return shared_world.redis("", lines=["appendonly no"])
+
+
+@pytest.fixture
+def client(server: RedisServer) -> redis.Redis:
+    found = redis.Redis(port=server.port, socket_timeout=10)
+    found.config_set("maxmemory", 0)
+    found.flushall()
+    return found
+
+
+@pytest.fixture
+def held(client: redis.Redis) -> Iterator[Held]:
+    held = Held(client)
+    yield held
+    client.config_set("maxmemory", 0)
+    # So that it finds nothing that Redis would refuse again.
+    client.flushall()
+    held.holder.release_all()
+    held.keeper.close()
+
+
+def test_leases_are_renewed_while_redis_refuses_something_else(held: Held) -> None:
+    one, refused = held.take(), held.take()
+    # A dead letter cannot get a number.
+    held.client.lpush(DEAD_LETTERS_NEXT, "not a number")
+    held.holder.reject(refused.tag, UNKNOWN_TASK, "")
+
+    held.renewals_go_on(one)
+    acked = held.take()
+    held.holder.ack(acked.tag)
+    held.wait(lambda: not held.client.hexists(UNACKED, acked.tag), "acknowledgements go on as well")
+    assert held.client.hexists(UNACKED, refused.tag), held.describe()
+
+    held.client.delete(DEAD_LETTERS_NEXT)
+    held.wait(lambda: held.letters, "what was refused is said again")
+    assert set(held.letters) == {1}
+
+
+def test_leases_are_renewed_when_redis_is_full(held: Held) -> None:
+    one = held.take()
+    held.client.config_set("maxmemory", 1)
+    held.renewals_go_on(one)
+
+    held.holder.ack(one.tag)
+    held.wait(lambda: not held.client.hexists(UNACKED, one.tag), "a full Redis takes acknowledgements")
+
+
+def test_what_is_given_back_to_a_full_redis_goes_back(held: Held) -> None:
+    one = held.take()
+    held.client.config_set("maxmemory", 1)
+    held.holder.give_back([one.tag])
+    held.wait(lambda: held.client.lrange("celery", 0, -1) == [one.message], "a full Redis takes it back")
+
+
+def test_a_task_id_that_utf8_cannot_spell_ends_nothing(held: Held) -> None:
+    one, late = held.take(), held.take()
+    held.holder.postpone(late.tag, time.time() + 3600, "half a pair: \ud800")
+    held.wait(lambda: held.client.hkeys(SCHEDULED_MESSAGES) == [b"half a pair: \\ud800"], "it waits in Redis")
+    held.renewals_go_on(one)
+
+
+def test_a_listener_that_fails_ends_nothing_and_is_told_again(client: redis.Redis) -> None:
+    told: list[list[int]] = []
+
+    def listen(letters: list[int]) -> None:
+        told.append(letters)
+        raise OSError("the results are away")
+
+    held = Held(client, listen)
+    one, parked = held.take(), held.take()
+    held.holder.reject(parked.tag, UNKNOWN_TASK, "")
+    held.wait(lambda: len(told) >= 3, "each sweep tells of the dead letter again")
+    assert {tuple(letters) for letters in told} == {(1,)}
+    held.renewals_go_on(one)
+    held.holder.release_all()
+    held.keeper.close()
+
+
+def test_a_mark_that_came_too_late_is_swept_away(held: Held) -> None:
+    """The mark of a start and the acknowledgement travel over two connections, and may overtake each other."""
+    one = held.take()
+    held.client.sadd(UNACKED_STARTED, one.tag, *(f"late:{number}" for number in range(300)))
+    held.wait(lambda: held.client.smembers(UNACKED_STARTED) == {one.tag.encode()}, "only what is held is marked")
+
+
+def test_a_keeper_waits_without_haste_for_an_acknowledgement_that_is_under_way(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "CLOSE_SECONDS", 1.0)
+    under_way: list[str] = []
+    while not under_way:
+        # The keeper may be faster than the test.
+        held.holder.ack(held.take().tag)
+        under_way = held.holder.acks_for_claim()
+
+    cpu = time.process_time()
+    held.keeper.close()
+    assert time.process_time() - cpu < 0.5, "the keeper runs in circles"
+    held.holder.unsent(under_way)
+    held.wait(lambda: held.holder.idle, "it is said after all")
+
+
+def test_consuming_after_the_end_of_a_worker_in_the_same_process_is_kept_again(server: RedisServer) -> None:
+    """Test suites start one worker after the other; each of them closes the holders of its process at its end."""
+    client = redis.Redis(port=server.port)
+    client.flushall()
+    for body in ("first", "second"):
+        with Connection(server.url(), transport_options={"lease": LEASE}) as connection:
+            with connection.SimpleQueue("simple") as queue:
+                queue.put(body)
+                message = queue.get(timeout=PATIENCE)
+                assert message.payload == body
+                message.ack()
+            wait_until(lambda: not client.hlen(UNACKED), PATIENCE, f"{body} is acknowledged")
+            assert holders.close()
+
+
+def test_nobody_sweeps_before_the_living_have_had_a_lease_to_renew(held: Held) -> None:
+    held.client.hset(SWEEPS, mapping={"last": 0, "rest": 0})
+    dead = held.take()
+    held.holder.abandon("nothing", 0)
+    held.client.zadd(UNACKED_LEASES, {"gone": 1})
+    held.client.hset(UNACKED, "gone", b'[{"body":"gone"},"","celery"]')
+    held.wait(lambda: held.client.lrange("celery", 0, -1) == [b'{"body":"gone"}'], "it is swept in the end")
+    rest, last = (float(held.client.hget(SWEEPS, name) or 0) for name in ("rest", "last"))
+    assert last >= rest > 0
+    assert held.client.hexists(UNACKED, dead.tag)

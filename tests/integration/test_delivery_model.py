@@ -1,0 +1,672 @@
+"""Deliveries against a model, step by step on a real Redis: no message is ever in zero places, or in two.
+
+The model knows every list, every record and every dead letter, and after each step Redis has to hold exactly that.
+Nothing here runs by itself: a process is a holder whose keeper does what the test says, and leases end because the
+test puts their ends into the past.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, TypeVar
+
+import kombu
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from services.delivery import restore, scripts
+from services.delivery.claim import Claim, Claims, claimed, command
+from services.delivery.holder import UNKNOWN_TASK, Holder, Rules, Work, clock
+from services.delivery.lease import Keeper
+from services.queues import (
+    BINDINGS,
+    DEAD_LETTER,
+    DEAD_LETTERS,
+    DEAD_LETTERS_UNTOLD,
+    PRIORITY_SEPARATOR,
+    PRIORITY_STEPS,
+    PUBLISHED,
+    SCHEDULED,
+    SCHEDULED_MESSAGES,
+    SWEEPS,
+    UNACKED,
+    UNACKED_INDEX,
+    UNACKED_LEASES,
+    UNACKED_STARTED,
+    lists_of,
+)
+from tests.support.redis_server import RedisServer
+from tests.support.world import World
+
+T = TypeVar("T")
+
+# So long that no lease ends by itself during an example.
+RULES = Rules(lease=3600, max_deliveries=3, visibility_timeout=7200, priority_steps=PRIORITY_STEPS)
+# Names that need care between the quotes of a record.
+QUEUES = ("celery", "o,ther", 'quo"te,d', "back\\slash", "schön")
+PROCESSES = PRODUCERS = 3
+LONG_AGO = 100_000
+# Enough to reach what takes several steps, such as a crash of the last delivery: about 15 s.
+EXAMPLES, STEPS = 700, 50
+MARK = re.compile(rb"<message (\d+)>")
+
+# What stands in a message beside its mark; each is a pair of texts around it. All but the first are no messages of
+# kombu's, and a stock consumer would not survive them.
+SHAPES = (
+    "kombu",
+    '{{"delivery_count":2,"body":"{mark}","properties":{{"priority":{priority}}}}}',
+    ' {{ "delivery_count" : 1 , "body":"{mark}","properties":{{"priority":{priority}}}}}',
+    '{{"delivery_count":1.5,"body":"{mark}","properties":{{"priority":{priority}}}}}',
+    '{{"body":"{mark}","f":1e400,"g":0.1000000000000000055,"e":{{}},"l":[],"properties":{{"priority":{priority}}}}}',
+    '{{"body":"{mark} ,\\"\\",\\"x\\"]","properties":{{"priority":{priority}}}}}',
+    '{mark},"","x"]',
+    '[{mark}\x00"\\',
+    "",
+)
+
+
+@dataclass(eq=False)
+class Message:
+    """What the model knows of a message: where it is said by the books that name it."""
+
+    number: int
+    raw: bytes
+    queue: str
+    step: int
+    exchange: str = ""
+
+    @property
+    def list(self) -> str:
+        return self.queue if self.step == 0 else f"{self.queue}{PRIORITY_SEPARATOR}{self.step}"
+
+    @property
+    def count(self) -> int:
+        """How often it has been started, as the message says."""
+        found = re.match(rb'\s*\{\s*"delivery_count"\s*:\s*(\d+)\s*[,}]', self.raw)
+        return int(found[1]) if found else 1
+
+    def counted(self) -> None:
+        """One more start: the only change of its bytes that there is."""
+        found = re.match(rb'\s*\{\s*"delivery_count"\s*:\s*\d+\s*(,\s*|(?=\}))', self.raw)
+        opened = re.match(rb"\s*\{", self.raw)
+        if opened:
+            rest = self.raw[(found or opened).end() :]
+            comma = b"" if re.match(rb"\s*\}", rest) else b","
+            self.raw = b'{"delivery_count":%d%s%s' % (self.count + 1, comma, rest)
+
+    @property
+    def record(self) -> bytes:
+        """Its record in `unacked`, as JSON's own rules write the name of a queue."""
+        name = re.sub(r'["\\\x00-\x1f]', lambda found: f"\\u{ord(found[0]):04x}", self.queue)
+        return b'[%s,"","%s"]' % (self.raw, name.encode())
+
+
+class StillKeeper(Keeper):
+    """A keeper whose thread does nothing: the test calls it."""
+
+    def _run(self) -> None:
+        pass
+
+
+@dataclass(eq=False, repr=False)
+class Process:
+    """A process that consumes."""
+
+    name: int
+    holder: Holder
+    keeper: StillKeeper
+    claims: Claims = field(default_factory=Claims)
+    alive: bool = True
+    # What it claimed and has not said anything about, and whether it has started that.
+    held: dict[str, bool] = field(default_factory=dict)
+    # What Redis has still to be told, as its keeper is going to say it.
+    acks: list[str] = field(default_factory=list)
+    returns: list[str] = field(default_factory=list)
+    crashes: list[str] = field(default_factory=list)
+    rejections: list[str] = field(default_factory=list)
+    postponements: list[tuple[str, float, str]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        told = (self.acks, self.returns, self.crashes, self.rejections, self.postponements)
+        return f"<process {self.name} holds {self.held}, has to tell {told}>"
+
+
+@dataclass(eq=False)
+class Stock:
+    """A message that a stock consumer has taken."""
+
+    message: Message
+    handle: Any
+    record: bytes
+    dead: bool = False
+
+
+class Deliveries(RuleBasedStateMachine):
+    """Producers, processes and stock consumers on one Redis."""
+
+    # redis-py's types say str or bytes of everything.
+    client: Any
+    stock: Any
+
+    @initialize()
+    def begin(self) -> None:
+        self.client.flushall()
+        self.letters: list[int] = []
+        self.numbers, self.moments = count(1), count()
+        self.messages: dict[int, Message] = {}
+        self.finished: set[int] = set()
+        # The books of the model. A list ends with what is taken next.
+        self.lists: dict[str, list[Message]] = {}
+        self.unacked: dict[str, Message] = {}
+        self.ended: dict[str, float] = {}
+        self.started: set[str] = set()
+        self.stocks: dict[str, Stock] = {}
+        self.scheduled: dict[str, tuple[float, Message]] = {}
+        self.dead: dict[int, tuple[Message, str, bytes, int]] = {}
+        self.tries: dict[int, tuple[list[Any], list[Any]]] = {}
+        self.processes = [self._process(number) for number in range(PROCESSES)]
+
+    def _process(self, number: int) -> Process:
+        holder = Holder(RULES)
+        keeper = StillKeeper(holder, self.client, self.letters.extend)
+        # As its connection for marks does it, but with an answer: a test has to know when it is there.
+        holder.mark_started = lambda tag: self.client.sadd(UNACKED_STARTED, tag)
+        return Process(number, holder, keeper)
+
+    # Choices.
+
+    def _pick(self, data: st.DataObject, of: list[T], what: str) -> T:
+        return data.draw(st.sampled_from(of), label=what)
+
+    def _living(self) -> list[Process]:
+        return [process for process in self.processes if process.alive]
+
+    def _some_holder(self, data: st.DataObject) -> Process:
+        return self._pick(data, [process for process in self._living() if process.held], "process")
+
+    def _someone_holds(self) -> bool:
+        return any(process.held for process in self._living())
+
+    def _undecided(self, process: Process) -> list[str]:
+        """What it holds and has not postponed: that it only gives back."""
+        postponed = {tag for tag, _, _ in process.postponements}
+        return [tag for tag in process.held if tag not in postponed]
+
+    # Publishing.
+
+    @rule(
+        queue=st.sampled_from(QUEUES),
+        priority=st.integers(0, 9),
+        shape=st.sampled_from(SHAPES[:1] * 4 + SHAPES),
+        exchange=st.sampled_from(["", "", "bound", "unbound"]),
+        producer=st.integers(0, PRODUCERS - 1),
+        times=st.integers(1, 2),
+    )
+    def publish(self, *, queue: str, priority: int, shape: str, exchange: str, producer: int, times: int) -> None:
+        """A message, sent again when the answer was lost."""
+        number = next(self.numbers)
+        mark = f"<message {number}>"
+        if shape == "kombu":
+            raw = json.dumps(kombu_message(mark, queue, priority, exchange)).encode()
+        elif shape:
+            raw = shape.format(mark=mark, priority=priority).encode()
+        else:
+            # An empty message bears no mark; one at a time is enough.
+            raw = b"" if not any(one.raw == b"" for one in self._unfinished()) else mark.encode()
+        step = max(step for step in PRIORITY_STEPS if step <= priority) if b'"priority"' in raw else 0
+        message = self.messages[number] = Message(number, raw, queue, step, exchange if shape == "kombu" else "")
+        if exchange == "bound":
+            self.client.sadd(BINDINGS + exchange, PRIORITY_SEPARATOR.join((queue, "", queue)))
+        # A mark for each thread and list, as the channel makes it.
+        self.tries[producer] = ([message.list, f"{PUBLISHED}{producer}:{message.list}"], [raw, f"tag-{number}", 3600])
+        answers = [scripts.PUBLISH(self.client, *self.tries[producer]) for _ in range(times)]
+        assert answers == [1, 0][:times]
+        self.lists.setdefault(message.list, []).insert(0, message)
+
+    @precondition(lambda self: self.tries)
+    @rule(data=st.data())
+    def publish_again(self, data: st.DataObject) -> None:
+        """A producer tries its last message again, however late and whatever has become of it."""
+        assert scripts.PUBLISH(self.client, *self._pick(data, list(self.tries.values()), "producer's last")) == 0
+
+    # Claiming.
+
+    @precondition(lambda self: self._living())
+    @rule(data=st.data(), queues=st.permutations(QUEUES), of=st.integers(1, len(QUEUES)), credit=st.integers(1, 5))
+    def claim(self, data: st.DataObject, queues: list[str], of: int, credit: int) -> None:
+        process = self._pick(data, self._living(), "process")
+        asked, answer, expected = self._ask(process, queues[:of], credit)
+        process.holder.sent(asked.acks)
+        found = claimed(asked, answer)
+        process.holder.hold([one.tag for one in found], 1, asked.since)
+        assert [(one.queue, one.message) for one in found] == [(one.queue, one.raw) for one in expected]
+        process.held |= {one.tag: False for one in found}
+
+    @precondition(lambda self: self._living())
+    @rule(data=st.data(), queues=st.permutations(QUEUES), credit=st.integers(1, 5))
+    def lose_the_answer_to_a_claim(self, data: st.DataObject, queues: list[str], credit: int) -> None:
+        process = self._pick(data, self._living(), "process")
+        asked, _, _ = self._ask(process, queues, credit)
+        process.holder.unsent(asked.acks)
+        process.holder.abandon(asked.id, asked.credit)
+        process.acks[:0] = asked.acks
+        process.returns += [f"{asked.id}:{number}" for number in range(1, credit + 1)]
+
+    def _ask(self, process: Process, queues: list[str], credit: int) -> tuple[Claim, list[Any], list[Message]]:
+        asked = Claim(process.claims.next(), credit, tuple(queues), process.holder.acks_for_claim(), clock())
+        lists = [lists_of(queue)[step] for step in range(len(PRIORITY_STEPS)) for queue in queues]
+        answer = scripts.CLAIM(self.client, *command(asked, lists, RULES.lease))
+        assert asked.acks == process.acks
+        process.acks = []
+        for tag in asked.acks:
+            self._finish(tag)
+        expected = list(self._next(queues, credit))
+        for number, message in enumerate(expected, 1):
+            self.unacked[f"{asked.id}:{number}"] = message
+        return asked, answer, expected
+
+    def _next(self, queues: list[str], credit: int) -> Iterator[Message]:
+        """What a claim takes: the most urgent first (0 with kombu on Redis), queue after queue, the oldest of each."""
+        for step in range(len(PRIORITY_STEPS)):
+            lists = [self.lists.get(lists_of(queue)[step], []) for queue in queues]
+            while any(lists):
+                for waiting in lists:
+                    if waiting and credit:
+                        credit -= 1
+                        yield waiting.pop()
+                if not credit:
+                    return
+
+    # What a process says of what it holds.
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        process = self._some_holder(data)
+        tags = self._undecided(process)
+        if not tags:
+            return
+        tag = self._pick(data, tags, "tag")
+        lost = tag not in self.unacked
+        if tag in self.ended:
+            # Its process has been frozen, or cut off: it asks before it starts anything.
+            process.holder._held[tag].until = clock() - 1
+        elif lost:
+            # Nobody knows yet; the next renewal tells.
+            return
+        ours = process.holder.hand_over(tag) and process.holder.start(tag)
+        assert ours == (not lost)
+        if lost:
+            del process.held[tag]
+            return
+        process.held[tag] = True
+        self.started.add(tag)
+        # Asking renews.
+        self.ended.pop(tag, None)
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data())
+    def ack(self, data: st.DataObject) -> None:
+        process = self._some_holder(data)
+        tags = self._undecided(process)
+        if not tags:
+            return
+        tag = self._pick(data, tags, "tag")
+        process.holder.ack(tag)
+        # What was said before is said no more.
+        process.holder.ack(tag)
+        del process.held[tag]
+        process.acks.append(tag)
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        process = self._some_holder(data)
+        tags = data.draw(st.lists(st.sampled_from(list(process.held)), min_size=1, unique=True), label="tags")
+        process.holder.give_back(tags)
+        for tag in tags:
+            del process.held[tag]
+        process.returns += tags
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data())
+    def crash(self, data: st.DataObject) -> None:
+        process = self._some_holder(data)
+        tags = self._undecided(process)
+        if not tags:
+            return
+        tag = self._pick(data, tags, "tag")
+        process.holder.crash(tag, "signal 9")
+        del process.held[tag]
+        process.crashes.append(tag)
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data())
+    def reject(self, data: st.DataObject) -> None:
+        process = self._some_holder(data)
+        tags = self._undecided(process)
+        if not tags:
+            return
+        tag = self._pick(data, tags, "tag")
+        process.holder.reject(tag, UNKNOWN_TASK, "nobody knows it")
+        del process.held[tag]
+        process.rejections.append(tag)
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data(), task=st.sampled_from(["a", "b", "\ud800"]), late=st.booleans())
+    def postpone(self, data: st.DataObject, task: str, late: bool) -> None:
+        """It is due in an hour, or has been for a while; two tasks may have the same id."""
+        process = self._some_holder(data)
+        tags = [tag for tag in self._undecided(process) if not process.held[tag]]
+        if tags:
+            tag = self._pick(data, tags, "tag")
+            due = restore.unix_time() + (LONG_AGO if late else -LONG_AGO) + next(self.moments)
+            process.holder.postpone(tag, due, task)
+            process.postponements.append((tag, due, task))
+
+    @precondition(lambda self: self._living())
+    @rule(data=st.data(), answered=st.booleans())
+    def tell(self, data: st.DataObject, answered: bool) -> None:
+        """A keeper tells Redis what there is to tell; without an answer it will say all of it again."""
+        process = self._pick(data, self._living(), "process")
+        work = process.holder.take_work()
+        self._send(process, work)
+        for tag in process.acks:
+            self._finish(tag)
+        self._settle_in_the_model(process)
+        if answered:
+            return
+        process.holder.settled(Work(acks=work.acks))
+        again = Work(work.acks, work.returns, work.crashes, work.rejections, work.postponements)
+        self._send(process, again)
+
+    def _send(self, process: Process, work: Work) -> None:
+        if work:
+            process.keeper._settle(work)
+
+    def _settle_in_the_model(self, process: Process) -> None:
+        for tag in reversed(process.returns):
+            if message := self._take(tag):
+                self._requeue(message)
+        for tag in process.crashes:
+            if message := self._take(tag):
+                self._crashed(message)
+        for tag in process.rejections:
+            if message := self._take(tag):
+                self._park(message, UNKNOWN_TASK)
+        for tag, due, task in process.postponements:
+            name = task.encode(errors="backslashreplace").decode()
+            message = self._take(tag)
+            process.held.pop(tag, None)
+            if message:
+                self.scheduled[name if name not in self.scheduled else f"{name}#{tag}"] = (due, message)
+        process.acks, process.returns, process.crashes, process.rejections, process.postponements = [], [], [], [], []
+
+    # Leases.
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        """A keeper renews its leases, and hears of those that it has lost."""
+        process = self._some_holder(data)
+        process.keeper._ask_renewal(*process.holder.leased())
+        for tag in list(process.held):
+            self.ended.pop(tag, None)
+            if tag not in self.unacked:
+                del process.held[tag]
+        assert sorted(process.holder._held) == sorted(process.held)
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data())
+    def freeze(self, data: st.DataObject) -> None:
+        """A process renews nothing for longer than its leases; it does not know that."""
+        self._end_leases([tag for tag in self._some_holder(data).held if tag in self.unacked])
+
+    @precondition(lambda self: self._living())
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        """A process is killed: what it has not told is never told; another one is started in its place."""
+        process = self._pick(data, self._living(), "process")
+        process.alive = False
+        owed = [tag for tag, _, _ in process.postponements]
+        tags = {*process.held, *process.acks, *process.returns, *process.crashes, *process.rejections, *owed}
+        self._end_leases(sorted(tags & self.unacked.keys()))
+        self.processes[process.name] = self._process(process.name)
+
+    def _end_leases(self, tags: list[str]) -> None:
+        for tag in tags:
+            # Each at a time of its own, so that the order in which they are swept is known.
+            self.ended[tag] = self._now() - LONG_AGO + next(self.moments)
+            self.client.zadd(UNACKED_LEASES, {tag: self.ended[tag]}, xx=True)
+            self.client.zadd(UNACKED_INDEX, {tag: self.ended[tag]}, xx=True)
+
+    @rule(resting=st.booleans())
+    def sweep(self, resting: bool) -> None:
+        """Somebody sweeps; while the living may not have had the time to renew, no lease is taken."""
+        self.client.hset(SWEEPS, mapping={"last": self._now(), "rest": self._now() + LONG_AGO if resting else 0})
+        found = restore.sweep(self.client, RULES)
+        parked: list[int] = []
+        taken = [] if resting else sorted(self.ended, key=self.ended.__getitem__, reverse=True)
+        for tag in taken:
+            started = tag in self.started
+            message = self._take(tag)
+            assert message, f"the lease of {tag} has ended, and nobody holds it"
+            if not started:
+                self._requeue(message)
+            else:
+                parked += self._crashed(message)
+        due = [field for field, (when, _) in self.scheduled.items() if when < self._now()]
+        for field_ in sorted(due, key=lambda one: self.scheduled[one][0], reverse=True):
+            self._requeue(self.scheduled.pop(field_)[1])
+        overdue = [] if resting else [tag for tag, one in self.stocks.items() if one.dead]
+        assert (found.restored, found.promoted) == (len(taken), len(due))
+        assert found.parked == parked
+        assert sorted(found.untold) == sorted(self.dead)
+        assert found.stock == overdue
+        assert restore.restore_overdue(self.client, found.stock, PRIORITY_STEPS) == len(overdue)
+        for tag in overdue:
+            self._restored(self.stocks.pop(tag))
+
+    # Stock consumers.
+
+    @rule(queue=st.sampled_from(QUEUES))
+    def stock_takes(self, queue: str) -> None:
+        """kombu's own consumer takes a message, if it is one that it can read."""
+        waiting = [self.lists[name] for name in lists_of(queue) if self.lists.get(name)]
+        if not waiting or not is_kombus(waiting[0][-1].raw):
+            return
+        message = waiting[0].pop()
+        handle = self.stock.basic_get(queue)
+        record: Any = self.client.hget(UNACKED, handle.delivery_tag)
+        assert json.loads(record)[0] == json.loads(message.raw)
+        self.stocks[handle.delivery_tag] = Stock(message, handle, record)
+
+    @precondition(lambda self: any(not one.dead for one in self.stocks.values()))
+    @rule(data=st.data(), dies=st.booleans())
+    def stock_ends(self, data: st.DataObject, dies: bool) -> None:
+        """It acknowledges, or dies and its visibility timeout passes."""
+        tag = self._pick(data, [tag for tag, one in self.stocks.items() if not one.dead], "tag")
+        if dies:
+            # Now it is the last one; an older record of the same message would not be there any more.
+            self.stocks[tag].dead = True
+            self.stocks[tag] = self.stocks.pop(tag)
+            self.client.zadd(UNACKED_INDEX, {tag: self._now() - LONG_AGO + next(self.moments)})
+        else:
+            one = self.stocks.pop(tag)
+            one.handle.ack()
+            self.finished.add(one.message.number)
+
+    def _restored(self, stock: Stock) -> None:
+        message = stock.message
+        payload = json.loads(stock.record)[0]
+        payload["headers"]["redelivered"] = True
+        payload["properties"]["delivery_info"]["redelivered"] = True
+        message.raw = json.dumps(payload).encode()
+        self._requeue(message)
+
+    # The books.
+
+    def _now(self) -> float:
+        seconds, microseconds = self.client.time()
+        return float(seconds) + float(microseconds) / 1e6
+
+    def _unfinished(self) -> list[Message]:
+        return [one for number, one in self.messages.items() if number not in self.finished]
+
+    def _take(self, tag: str) -> Message | None:
+        """Out of everything that says it is held."""
+        self.ended.pop(tag, None)
+        self.started.discard(tag)
+        return self.unacked.pop(tag, None)
+
+    def _finish(self, tag: str) -> None:
+        if message := self._take(tag):
+            self.finished.add(message.number)
+
+    def _requeue(self, message: Message) -> None:
+        self.lists.setdefault(message.list, []).append(message)
+
+    def _crashed(self, message: Message) -> list[int]:
+        if message.count >= RULES.max_deliveries:
+            return [self._park(message, "crashed")]
+        message.counted()
+        self._requeue(message)
+        return []
+
+    def _park(self, message: Message, reason: str) -> int:
+        number = len(self.dead) + 1
+        self.dead[number] = (message, reason, message.raw, message.count)
+        return number
+
+    # What has to be true after each step.
+
+    @invariant()
+    def redis_holds_what_the_model_says(self) -> None:
+        held = {tag.encode(): one.record for tag, one in self.unacked.items()}
+        taken = {tag.encode(): one.record for tag, one in self.stocks.items()}
+        assert self.client.hgetall(UNACKED) == held | taken
+        assert set(self.client.zrange(UNACKED_INDEX, 0, -1)) == held.keys() | taken.keys()
+        assert set(self.client.zrange(UNACKED_LEASES, 0, -1)) == held.keys()
+        assert {tag.decode() for tag in self.client.smembers(UNACKED_STARTED)} == self.started
+        lists = {name: [one.raw for one in found] for name, found in self.lists.items() if found}
+        assert self._lists() == lists
+        assert self.client.hgetall(SCHEDULED_MESSAGES) == {
+            name.encode(): one.record for name, (_, one) in self.scheduled.items()
+        }
+        assert dict(self.client.zrange(SCHEDULED, 0, -1, withscores=True)) == {
+            name.encode(): pytest.approx(due, abs=0.001) for name, (due, _) in self.scheduled.items()
+        }
+        assert self._dead_letters() == {
+            number: (reason.encode(), raw, message.queue.encode(), b"%d" % deliveries)
+            for number, (message, reason, raw, deliveries) in self.dead.items()
+        }
+
+    @invariant()
+    def every_unfinished_message_is_in_one_place(self) -> None:
+        """The same again, without the model: each bears a mark."""
+        places = [raw for found in self._lists().values() for raw in found]
+        places += [*self.client.hgetall(UNACKED).values(), *self.client.hgetall(SCHEDULED_MESSAGES).values()]
+        places += [letter[1] for letter in self._dead_letters().values()]
+        seen = Counter(int(number) for raw in places for number in MARK.findall(raw)[:1])
+        assert seen == Counter(one.number for one in self._unfinished() if b"<message" in one.raw)
+
+    @invariant()
+    def processes_hold_what_the_model_says(self) -> None:
+        for process in self._living():
+            assert sorted(process.holder._held) == sorted(process.held)
+            assert process.holder.idle == (
+                not any((process.acks, process.returns, process.crashes, process.rejections, process.postponements))
+            )
+
+    def _lists(self) -> dict[str, list[bytes]]:
+        names = [name for queue in QUEUES for name in lists_of(queue)]
+        with self.client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.lrange(name, 0, -1)
+            return {name: found for name, found in zip(names, pipe.execute(), strict=True) if found}
+
+    def _dead_letters(self) -> dict[int, tuple[bytes, ...]]:
+        numbers = [int(number) for number in self.client.zrange(DEAD_LETTERS, 0, -1)]
+        assert {int(number) for number in self.client.smembers(DEAD_LETTERS_UNTOLD)} == set(numbers)
+        fields = ("reason", "message", "queue", "deliveries")
+        return {number: tuple(self.client.hmget(f"{DEAD_LETTER}{number}", *fields)) for number in numbers}
+
+    def teardown(self) -> None:
+        if "processes" in self.__dict__:
+            note("\n".join(self._describe()))
+
+    def _describe(self) -> Iterator[str]:
+        """The state of the world, for somebody who asks why an example failed."""
+        yield f"lists: {self._lists()}"
+        for key in (UNACKED, SCHEDULED_MESSAGES, SWEEPS):
+            yield f"{key}: {self.client.hgetall(key)}"
+        for key in (UNACKED_INDEX, UNACKED_LEASES, SCHEDULED):
+            yield f"{key}: {self.client.zrange(key, 0, -1, withscores=True)}"
+        yield f"{UNACKED_STARTED}: {self.client.smembers(UNACKED_STARTED)}"
+        yield f"dead letters: {self._dead_letters()}"
+        for process in self.processes:
+            yield f"{process}"
+
+
+def kombu_message(mark: str, queue: str, priority: int, exchange: str) -> dict[str, Any]:
+    """A message as kombu writes it. The routing key is the queue's name, as everywhere in Celery."""
+    return {
+        "body": mark,
+        "content-encoding": "utf-8",
+        "content-type": "text/plain",
+        "headers": {"float": 1e-7, "empty": {}, "text": "ü"},
+        "properties": {
+            "delivery_tag": f"tag of {mark}",
+            "delivery_info": {"exchange": exchange, "routing_key": queue},
+            "priority": priority,
+        },
+    }
+
+
+def is_kombus(raw: bytes) -> bool:
+    """Whether kombu could have published it."""
+    try:
+        return "delivery_info" in json.loads(raw)["properties"]
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def server(shared_world: World) -> RedisServer:
+    return shared_world.redis("", lines=["appendonly no"])
+
+
+def test_a_message_is_never_in_zero_places_or_in_two(server: RedisServer) -> None:
+    with kombu.Connection(server.url()) as connection:
+        channel = connection.channel()
+        # What it has taken stays with it, as after a SIGKILL.
+        channel.do_restore = False
+        # Each keeper takes a connection out of the pool for good, although here none of them ever connects.
+        Deliveries.client = redis.Redis(port=server.port, socket_timeout=10, max_connections=1_000_000)
+        Deliveries.stock = channel
+        run_state_machine_as_test(
+            Deliveries,
+            settings=settings(
+                max_examples=EXAMPLES,
+                stateful_step_count=STEPS,
+                deadline=None,
+                print_blob=True,
+                phases=(Phase.explicit, Phase.reuse, Phase.generate),
+                suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+            ),
+        )
