@@ -24,7 +24,7 @@ local function parts(record)
         return message, queue
     end
     -- A queue name with a quote or a backslash in it.
-    message, queue = record:match('^%[(.*),"",("[^,]*")%]$')
+    message, queue = record:match('^%[(.*),"",(".*")%]$')
     if message then
         return message, cjson.decode('[' .. queue .. ']')[1]
     end
