@@ -9,6 +9,7 @@ from celery import Celery
 from config import ConfigError, Settings, load
 from config.celery import celery_configuration
 from services import heartbeat, shutdown
+from services.delivery.telling import TellStep
 from services.delivery.worker import Stalk
 from services.modules import task_modules
 from services.queues import BEAT_PREFIX, DEFAULT_QUEUE
@@ -36,6 +37,7 @@ def create_app(settings: Settings) -> Celery:
     )
     app.steps["worker"].add(heartbeat.HeartbeatStep)
     app.steps["worker"].add(shutdown.HandBackStep)
+    app.steps["worker"].add(TellStep)
     app.settings = settings
     return app
 

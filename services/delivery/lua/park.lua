@@ -1,7 +1,8 @@
 -- What the scripts share: a message that goes no further becomes a dead letter.
 --
 -- dead_letters          zset  id -> when it was parked, Redis time
--- dead_letter:<id>      hash  message (its bytes), queue, reason, detail, deliveries, parked_at
+-- dead_letter:<id>      hash  message (its bytes), queue, reason, detail, deliveries, parked_at; telling_since: when
+--                             somebody took on to tell its task
 -- dead_letters_next     the last id that was given
 -- dead_letters_untold   set of the ids whose task does not say FAILURE yet
 local function park(message, queue, reason, detail, deliveries, told, keys, time)

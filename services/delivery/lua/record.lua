@@ -52,9 +52,16 @@ local function count_of(message)
     return tonumber(message:match('^%s*{%s*"delivery_count"%s*:%s*(%d+)')) or 1
 end
 
--- The same message with another count. A stock worker keeps it, wherever its own encoder puts spaces.
+-- The same message as it was before anybody counted. A stock worker keeps the count, wherever its own encoder puts
+-- spaces.
+local function without_count(message)
+    local rest = message:match('^%s*{%s*"delivery_count"%s*:%s*%d+%s*,?%s*(.*)$')
+    return rest and '{' .. rest or message
+end
+
+-- The same message with another count.
 local function with_count(message, count)
-    local rest = message:match('^%s*{%s*"delivery_count"%s*:%s*%d+%s*,?%s*(.*)$') or message:match('^%s*{(.*)$')
+    local rest = without_count(message):match('^%s*{(.*)$')
     if not rest then
         return message
     end
