@@ -123,7 +123,6 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         signals.task_unknown.send(sender=self, message=message, exc=exc, name=headers["task"], id=headers["id"])
 
     def _dead_letter(self, message: Any, reason: str, detail: str) -> None:
-        logger.error("dead letter: %s: %s", reason, detail)
         message.channel.holder.reject(message.delivery_tag, reason, detail)
 
 
