@@ -12,7 +12,8 @@ override TASK := $(value TASK)
 override ARGS := $(value ARGS)
 override KWARGS := $(value KWARGS)
 override NAME := $(value NAME)
-export TASK ARGS KWARGS NAME
+override ID := $(value ID)
+export TASK ARGS KWARGS NAME ID
 
 ##@ The stack
 .PHONY: up
@@ -42,6 +43,23 @@ logs: .venv/ready ## Follow the logs [SERVICE=worker]
 .PHONY: shell
 shell: .venv/ready ## Python inside a worker, with the app and all tasks imported
 	@$(STALK) shell
+
+##@ Dead letters
+.PHONY: dead-letters
+dead-letters: .venv/ready ## Tasks that will not run, newest last [ALL=1] [JSON=1], or all there is of one [ID=7]
+	@$(STALK) dead-letters --id "$$ID" $(if $(ALL),--all) $(if $(JSON),--json)
+
+.PHONY: replay
+replay: .venv/ready ## Put dead letters back into their queues: ID=7, ID=7,9 or ALL=1
+	@$(STALK) replay --id "$$ID" $(if $(ALL),--all)
+
+.PHONY: purge-dead-letters
+purge-dead-letters: .venv/ready ## Delete all dead letters; asks first [YES=1]
+	@$(STALK) purge-dead-letters $(if $(YES),--yes)
+
+.PHONY: to-plain
+to-plain: .venv/ready ## Before stock Celery workers take over: put back what only Stalk's understand
+	@$(STALK) to-plain
 
 ##@ Stopping
 .PHONY: stop
@@ -104,7 +122,7 @@ pictures: .venv/ready ## Take the README's pictures of Flower from the running s
 .PHONY: help
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-		/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/ready: requirements/dev.lock requirements/own.lock requirements/uv.lock stack/bootstrap
 	@stack/bootstrap

@@ -58,6 +58,7 @@ def _transport(settings: Settings) -> dict[str, Any]:
             "lease": settings.worker.lease,
             "max_deliveries": settings.worker.max_deliveries,
             "dead_letters": list(settings.worker.dead_letters),
+            "dead_letters_max": settings.worker.dead_letters_max,
             # Broadcasts carry the database number, so two stacks on one server do not hear each other.
             "fanout_prefix": True,
             "fanout_patterns": True,

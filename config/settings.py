@@ -373,6 +373,15 @@ class WorkerSettings(Group):
         "retry, and tasks that were rejected without being requeued.",
         "retries, rejects, both with a comma between, or none",
     )
+    dead_letters_max: Whole = setting(
+        "WORKER_DEAD_LETTERS_MAX",
+        10_000,
+        "With so many dead letters kept, a task that fails with its last retry or is rejected is not kept beside them: "
+        "it says FAILURE, and a warning in the log says the rest, so that failures of every day cannot fill Redis. "
+        "Messages that no worker can run are kept in any case. 10,000 of 2 KB each take 20 MB.",
+        "a whole number, 1 or more",
+        ge=1,
+    )
     soft_shutdown: Whole = setting(
         "WORKER_SOFT_SHUTDOWN",
         45,

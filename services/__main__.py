@@ -1,7 +1,7 @@
-"""python -m services call | status: what `make call` and `make status` run inside the stack.
+"""python -m services call | status | dead-letters | replay | purge-dead-letters | to-plain: what make runs inside.
 
-Both print one JSON object on standard output and nothing else. Exit codes: 0 good (call: SUCCESS), 1 the task
-failed or Redis does not answer, 2 bad input, 3 no result in time.
+Each prints one JSON object on standard output and nothing else. Exit codes: 0 good (call: SUCCESS), 1 the task
+failed, Redis does not answer or refuses, or there is no such dead letter, 2 bad input, 3 no result in time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import click
 import orjson
 
 from services import call as calling
+from services import dead_letters as letters
 from services import status as state
+from services import to_plain as rollback
 
 
 def show(answer: Any) -> None:
@@ -28,7 +30,13 @@ def show(answer: Any) -> None:
     sys.stdout.flush()
 
 
-@click.group(help="Send a task, or look at the stack.")
+def end(answered: tuple[dict[str, Any], int]) -> None:
+    """Print the answer and leave with its exit code."""
+    show(answered[0])
+    sys.exit(answered[1])
+
+
+@click.group(help="Send a task, look at the stack, and see to what goes no further.")
 def main() -> None:
     pass
 
@@ -53,6 +61,45 @@ def status() -> None:
     answer, code = state.status(app)
     show(answer)
     sys.exit(code)
+
+
+@main.command("dead-letters", help="Print the latest dead letters as JSON, or all there is of the one with this ID.")
+@click.argument("number", metavar="[ID]", type=int, required=False)
+@click.option("--all", "everything", is_flag=True, help="All, not only the latest.")
+def dead_letters(number: int | None, everything: bool) -> None:
+    from services.app import app
+
+    end(letters.listed(app, everything) if number is None else letters.shown(app, number))
+
+
+@main.command(help="Put dead letters back into their queues.")
+@click.argument("numbers", metavar="[ID]...", type=int, nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that there are.")
+def replay(numbers: tuple[int, ...], everything: bool) -> None:
+    from services.app import app
+
+    if bool(numbers) == everything:
+        raise click.UsageError("say which: an ID, several, or --all")
+    end(letters.replay(app, None if everything else sorted(set(numbers))))
+
+
+@main.command("purge-dead-letters", help="Delete all dead letters.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def purge_dead_letters(yes: bool) -> None:
+    from services.app import app
+
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError("this deletes all dead letters, and nobody can be asked: say --yes")
+    if not yes and not click.confirm("Delete all dead letters, for ever?", err=True):
+        end(({"purged": 0, "error": "nothing was deleted"}, letters.BAD))
+    end(letters.purge(app))
+
+
+@main.command("to-plain", help="Put back into plain queues what only Stalk's workers understand.")
+def to_plain() -> None:
+    from services.app import app
+
+    end(rollback.to_plain(app))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from celery import Celery
 from config import ConfigError, Settings, load
 from config.celery import celery_configuration
 from services import heartbeat, results, shutdown
+from services.delivery.telling import TellStep
 from services.delivery.worker import Stalk
 from services.modules import task_modules
 from services.queues import BEAT_PREFIX, DEFAULT_QUEUE
@@ -35,7 +36,7 @@ def create_app(settings: Settings) -> Celery:
         redbeat_key_prefix=BEAT_PREFIX,
     )
     app.loader.override_backends = results.BACKENDS
-    for step in (heartbeat.HeartbeatStep, results.ResultsStep, shutdown.HandBackStep):
+    for step in (heartbeat.HeartbeatStep, results.ResultsStep, shutdown.HandBackStep, TellStep):
         app.steps["worker"].add(step)
     app.settings = settings
     return app

@@ -17,6 +17,9 @@ SWEEPS = "sweeps"
 # Tasks that are due later.
 SCHEDULED = "scheduled"
 SCHEDULED_MESSAGES = "scheduled_messages"
+# As many times the same task can wait there and be found by its id: a retry beside a copy of it, and more than one
+# of them is an accident already.
+SCHEDULED_COPIES = 5
 # Messages that go no further (services/delivery/lua/park.lua).
 DEAD_LETTERS = "dead_letters"
 DEAD_LETTERS_NEXT = "dead_letters_next"
@@ -34,6 +37,12 @@ BEAT_LOCK = BEAT_PREFIX + "lock"
 def lists_of(queue: str) -> tuple[str, ...]:
     """Every Redis list in which messages of `queue` can wait, most urgent first."""
     return tuple(queue if step == 0 else f"{queue}{PRIORITY_SEPARATOR}{step}" for step in PRIORITY_STEPS)
+
+
+def scheduled_fields(task_id: str) -> tuple[str, ...]:
+    """The names under which messages of this task wait for their time, in the order in which they are taken."""
+    copies = range(2, SCHEDULED_COPIES + 1)
+    return (task_id, *(f"{task_id}{PRIORITY_SEPARATOR}{number}" for number in copies))
 
 
 def carries_tasks(binding_key: str) -> bool:

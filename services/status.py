@@ -27,6 +27,8 @@ def status(app: Celery) -> tuple[dict[str, Any], int]:
             "nodes": nodes(app),
             "queues": waiting(client, known_queues(client, app)),
             "unacked": int(client.hlen(queues.UNACKED)),
+            "scheduled": int(client.zcard(queues.SCHEDULED)),
+            "dead_letters": int(client.zcard(queues.DEAD_LETTERS)),
             "beat": {"seconds_since_tick": seconds_since_tick(client)},
         }
     except (RedisError, OperationalError, OSError) as error:

@@ -13,7 +13,7 @@ import click
 
 import config
 from config import ConfigError, Settings
-from stack import env_file, lock, new_task, report, stop, terminal, up, waiting
+from stack import env_file, letters, lock, new_task, report, stop, terminal, up, waiting
 from stack.failure import Failure
 from stack.lenient import settings_or_defaults
 from stack.runtime import current
@@ -75,6 +75,32 @@ def scale(workers: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(as_json: bool) -> None:
     report.status(current(settings_or_defaults()), as_json)
+
+
+@main.command("dead-letters", help="The latest dead letters, all of them, or one.")
+@click.option("--id", "number", default="")
+@click.option("--all", "everything", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def dead_letters(number: str, everything: bool, as_json: bool) -> None:
+    letters.dead_letters(current(settings_or_defaults()), number, everything, as_json)
+
+
+@main.command(help="Put dead letters back into their queues.")
+@click.option("--id", "number", default="")
+@click.option("--all", "everything", is_flag=True)
+def replay(number: str, everything: bool) -> None:
+    letters.replay(current(settings_or_defaults()), number, everything)
+
+
+@main.command("purge-dead-letters", help="Delete all dead letters.")
+@click.option("--yes", is_flag=True)
+def purge_dead_letters(yes: bool) -> None:
+    letters.purge(current(settings_or_defaults()), yes)
+
+
+@main.command("to-plain", help="Put back into plain queues what only Stalk's workers understand.")
+def to_plain() -> None:
+    letters.to_plain(current(settings_or_defaults()))
 
 
 @main.command(help="Follow the logs.")

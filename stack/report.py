@@ -21,18 +21,31 @@ WIDTH = 200
 
 
 def ask(runtime: Runtime) -> dict[str, Any]:
-    """What `python -m services status` answers inside the stack.
+    """The state of the stack.
 
-    Raises Failure when the stack is not running or does not answer.
+    Raises Failure when it is not running or does not answer.
     """
-    answered = runtime.execute("-m", "services", "status")
+    return answer(runtime, "status")
+
+
+def answer(runtime: Runtime, *command: str) -> dict[str, Any]:
+    """What `python -m services COMMAND` answers inside the stack.
+
+    Raises Failure when the stack is not running, does not answer, or answers that it cannot.
+    """
+    answered = runtime.execute("-m", "services", *command)
     try:
-        answer = json.loads(answered.stdout)
+        said = json.loads(answered.stdout)
     except json.JSONDecodeError:
         raise Failure(f"the stack could not tell its state: {last_line(answered.stderr)}") from None
-    if "error" in answer:
-        raise Failure(str(answer["error"]))
-    return dict(answer)
+    if "error" in said:
+        raise Failure(str(said["error"]))
+    return dict(said)
+
+
+def console(width: int = WIDTH) -> Console:
+    """Where people read; where nobody looks at a terminal, lines are for grep and must not be folded."""
+    return Console(width=None if sys.stdout.isatty() else width)
 
 
 def status(runtime: Runtime, as_json: bool) -> None:
@@ -45,21 +58,22 @@ def status(runtime: Runtime, as_json: bool) -> None:
         shown = [{key: value for key, value in asdict(unit).items() if key != "id"} for unit in units]
         print(json.dumps({"runtime": runtime.name, "units": shown, **ask(runtime)}))
         return
-    # Where nobody looks at a terminal, lines are for grep and must not be folded.
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(_units(units))
-    answer = ask(runtime)
-    console.print(_nodes(answer["nodes"]))
-    console.print(_queues(answer))
-    seconds = answer["beat"]["seconds_since_tick"]
-    console.print("Beat: no tick, no beat holds the lock" if seconds is None else f"Beat: last tick {seconds} s ago")
+    screen = console()
+    screen.print(_units(units))
+    state = ask(runtime)
+    screen.print(_nodes(state["nodes"]))
+    screen.print(_queues(state))
+    seconds = state["beat"]["seconds_since_tick"]
+    screen.print("Beat: no tick, no beat holds the lock" if seconds is None else f"Beat: last tick {seconds} s ago")
+    if letters := state["dead_letters"]:
+        screen.print(f"[yellow]Dead letters: {letters}[/], see 'make dead-letters'")
 
 
 def _units(units: list[Unit]) -> Table:
-    table = _table("Unit", "State", "Health", "Since")
+    rows = table("Unit", "State", "Health", "Since")
     for unit in units:
-        table.add_row(unit.name, unit.state, _coloured(unit), unit.detail)
-    return table
+        rows.add_row(unit.name, unit.state, _coloured(unit), unit.detail)
+    return rows
 
 
 def _coloured(unit: Unit) -> str:
@@ -68,39 +82,41 @@ def _coloured(unit: Unit) -> str:
 
 
 def _nodes(nodes: dict[str, Any]) -> Table:
-    table = _table("Node", "Pool", "Size", "Running", "Queues")
+    rows = table("Node", "Pool", "Size", "Running", "Queues")
     for name, node in nodes.items():
         running = ", ".join(task["name"].rpartition(".")[2] for task in node["running"])
-        table.add_row(name, node["pool"], str(node["concurrency"]), running or "-", ", ".join(node["queues"]))
-    return table
+        rows.add_row(name, node["pool"], str(node["concurrency"]), running or "-", ", ".join(node["queues"]))
+    return rows
 
 
-def _queues(answer: dict[str, Any]) -> Table:
-    table = _table("Queue", "Waiting")
-    for name, length in answer["queues"].items():
-        table.add_row(name, str(length))
-    table.add_row("held by workers (unacked)", str(answer["unacked"]))
-    return table
+def _queues(state: dict[str, Any]) -> Table:
+    rows = table("Queue", "Waiting")
+    for name, length in state["queues"].items():
+        rows.add_row(name, str(length))
+    rows.add_row("held by workers (unacked)", str(state["unacked"]))
+    rows.add_row("wait for their time (scheduled)", str(state["scheduled"]))
+    return rows
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+def table(*columns: str) -> Table:
+    """An empty table of the kind that all commands print."""
+    found = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+        found.add_column(column, overflow="fold")
+    return found
 
 
-def busy(answer: dict[str, Any]) -> str:
+def busy(state: dict[str, Any]) -> str:
     """What the workers run and hold, in words; "" for nothing."""
-    running = sum(len(node["running"]) for node in answer["nodes"].values())
-    held = int(answer["unacked"]) - running
+    running = sum(len(node["running"]) for node in state["nodes"].values())
+    held = int(state["unacked"]) - running
     if held <= 0:
         return f"{running} running" if running else ""
     # A node whose solo pool runs a task answers nobody, so its task is counted with those that wait for their ETA.
     return f"{running} running, {held} more held by workers (waiting for its time, or in a solo pool)"
 
 
-def queued(answer: dict[str, Any]) -> str:
+def queued(state: dict[str, Any]) -> str:
     """What waits in the queues, in words."""
-    waiting = {name: length for name, length in answer["queues"].items() if length}
+    waiting = {name: length for name, length in state["queues"].items() if length}
     return ", ".join(f"{length} in {name}" for name, length in waiting.items()) or "nothing"

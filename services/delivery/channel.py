@@ -21,7 +21,7 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.objects import cached_property
 from redis.exceptions import RedisError
 
-from services.delivery import holders, scripts
+from services.delivery import holders, scheduled, scripts
 from services.delivery.claim import MOST, Claim, Claimed, ClaimLine, Claims, Refused, claimed, command
 from services.delivery.holder import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
 from services.patience import insist, patience
@@ -33,7 +33,7 @@ logger = get_logger(__name__)
 PUBLISHED_SECONDS = 3600
 # A claim under way when its channel closes has been answered by then, or will not be.
 LAST_ANSWER_SECONDS = 1.0
-OPTIONS = ("lease", "max_deliveries", "dead_letters")
+OPTIONS = ("lease", "max_deliveries", "dead_letters", "dead_letters_max")
 
 
 class PublishTag(str):
@@ -111,6 +111,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     lease = 60
     max_deliveries = 5
     dead_letters: tuple[str, ...] | list[str] = (RETRIES, REJECTS)
+    dead_letters_max = 10_000
     _numbers = count(1)
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -309,6 +310,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             except Exception as error:  # whatever a message without form makes kombu raise
                 self.holder.reject(one.tag, UNDECODABLE, repr(error))
         return None
+
+    def _purge(self, queue: str) -> int:
+        """Delete what waits in a queue, and what waits for its time to come into it. Returns how many."""
+        # What becomes due meanwhile is in a list by the time that those are emptied.
+        waiting = scheduled.purge(self._commands, queue)
+        return waiting + int(super()._purge(queue))
 
     # Publishing.
 

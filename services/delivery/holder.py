@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field, replace
 
 from services.delivery.ack import AckBuffer
@@ -46,6 +46,7 @@ class Rules:
     visibility_timeout: int
     priority_steps: tuple[int, ...]
     dead_letters: tuple[str, ...] = (RETRIES, REJECTS)
+    dead_letters_max: int = 10_000
 
 
 @dataclass(slots=True)
@@ -59,6 +60,8 @@ class Held:
     # Whether the pool has it: it may run at any moment, and only its end settles it.
     handed: bool = False
     started: bool = False
+    # The id of its task while it is on its way to wait in Redis.
+    leaving: str = ""
 
 
 @dataclass(frozen=True)
@@ -238,9 +241,18 @@ class Holder:
     def postpone(self, tag: str, due: float, task_id: str) -> None:
         """It waits in Redis until `due`. Its place becomes free when Redis has it."""
         with self.changed:
-            if tag in self._held:
+            if held := self._held.get(tag):
+                held.leaving = task_id
                 self._work.postponements.append(Postponement(tag, due, task_id))
                 self.changed.notify_all()
+
+    def wait_left(self, task_ids: Container[str], seconds: float) -> None:
+        """Wait until none of these tasks is on its way to wait in Redis."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self._leaving(task_ids), seconds)
+
+    def _leaving(self, task_ids: Container[str]) -> bool:
+        return any(held.leaving and held.leaving in task_ids for held in self._held.values())
 
     def release(self, channel: int) -> None:
         """A channel closes: what it has claimed goes back, except what the pool has."""

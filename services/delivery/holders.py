@@ -58,6 +58,7 @@ def _of(channel: Any) -> Kept:
                 channel.visibility_timeout,
                 tuple(channel.priority_steps),
                 tuple(channel.dead_letters),
+                channel.dead_letters_max,
             )
             _kept[key] = Kept(Holder(rules))
         return _kept[key]

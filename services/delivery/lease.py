@@ -14,9 +14,9 @@ from redis import Redis, exceptions
 from redis.exceptions import NoScriptError, RedisError
 
 from services.delivery import restore, scripts
-from services.delivery.holder import Holder, Work, clock
+from services.delivery.holder import Holder, Rejection, Work, clock
 from services.delivery.started import StartMarks
-from services.queues import DEAD, DEAD_LETTER, HELD, SCHEDULED, SCHEDULED_MESSAGES
+from services.queues import DEAD, DEAD_LETTER, HELD, SCHEDULED, SCHEDULED_MESSAGES, scheduled_fields
 
 logger = get_logger(__name__)
 
@@ -35,6 +35,8 @@ SLACK_SECONDS = 0.002
 AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 # So long a Redis that answers with errors keeps a thread from saying so again.
 QUIET_SECONDS = 60.0
+# What lua/reject.lua answers when there are too many dead letters.
+NOT_KEPT = -1
 
 
 class Keeper:
@@ -138,7 +140,9 @@ class Keeper:
                 problem = answer
                 continue
             done.add(part)
-            if answer and (part.crashes or (part.rejections and not part.rejections[0].told)):
+            if answer == NOT_KEPT and part.rejections:
+                self._say_not_kept(part.rejections[0])
+            elif answer and (part.crashes or (part.rejections and not part.rejections[0].told)):
                 letters.append(int(answer))
         self._holder.settled(done)
         self._holder.unsettled(refused)
@@ -168,10 +172,11 @@ class Keeper:
             arguments = [self._steps, most, DEAD_LETTER, crash.tag, _bytes(crash.detail)]
             news.append((scripts.CRASH, [*HELD, *DEAD], arguments, Work(crashes=[crash])))
         for one in work.rejections:
-            arguments = [one.tag, one.reason, _bytes(one.detail), DEAD_LETTER, "1" if one.told else "0"]
+            most_letters = self._holder.rules.dead_letters_max
+            arguments = [one.tag, one.reason, _bytes(one.detail), DEAD_LETTER, int(one.told), most_letters]
             news.append((scripts.REJECT, [*HELD, *DEAD], arguments, Work(rejections=[one])))
         for late in work.postponements:
-            arguments = [late.tag, repr(late.due), _bytes(late.task_id)]
+            arguments = [late.tag, repr(late.due), *map(_bytes, scheduled_fields(late.task_id))]
             keys = [*HELD, SCHEDULED, SCHEDULED_MESSAGES]
             news.append((scripts.POSTPONE, keys, arguments, Work(postponements=[late])))
         return news
@@ -248,6 +253,14 @@ class Keeper:
                 logger.warning("lease: Redis does not take %d deliveries' news: %s", len(self._holder), error)
             else:
                 logger.error("lease: a mistake of ours or of a listener's; it is tried again", exc_info=error)
+
+    def _say_not_kept(self, one: Rejection) -> None:
+        logger.warning(
+            "dead letter: a task that has failed is not kept, because there are %d (WORKER_DEAD_LETTERS_MAX): %s: %s",
+            self._holder.rules.dead_letters_max,
+            one.reason,
+            one.detail,
+        )
 
     def _recovered(self) -> None:
         if self._failing_since is not None:

@@ -47,5 +47,13 @@ REJECT = _script("reject", "record", "park")
 SWEEP = _script("sweep", "record", "park")
 POSTPONE = _script("postpone", "record")
 PUBLISH = _script("publish")
+# What people and remote control ask for.
+REPLAY = _script("replay", "record")
+PURGE_LETTERS = _script("purge_letters")
+TELL = _script("tell", "record")
+SCHEDULED = _script("scheduled", "record")
+PURGE_SCHEDULED = _script("purge_scheduled", "record")
+TO_PLAIN = _script("to_plain", "record")
 
+# What the keeper sends without looking whether Redis knows it.
 ALL = (CLAIM, ACK, RENEW, RESTORE, RESTORE_STOCK, CRASH, REJECT, SWEEP, POSTPONE, PUBLISH)

@@ -21,7 +21,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 from kombu.utils.objects import cached_property
 
-from services.delivery import holders
+from services.delivery import control, holders  # noqa: F401 - the commands in control register themselves
 from services.delivery.holder import REJECTED, RETRIES, RETRIES_EXHAUSTED, UNDECODABLE, UNKNOWN_TASK, Holder
 
 logger = get_logger(__name__)
@@ -90,7 +90,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             headers = message.headers
             if headers.get("delivery_count", 1) > 1:
                 logger.warning("%s[%s]: delivery %s", headers["task"], headers["id"], headers["delivery_count"])
-            if headers.get("task") in self.strategies and (due := _due_later(message, self.app)):
+            # A task that has been revoked is Celery's at once: nobody would remember it when it is due.
+            here_to_stay = headers.get("task") not in self.strategies or headers["id"] in worker_state.revoked
+            if not here_to_stay and (due := _due_later(message, self.app)):
                 return message.channel.holder.postpone(message.delivery_tag, due, headers["id"])
             return handle(message)
 
@@ -119,12 +121,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         self._dead_letter(message, UNKNOWN_TASK, f"no task of this name is registered here: {exc}")
         headers = message.headers
-        if self.event_dispatcher:
-            self.event_dispatcher.send("task-failed", uuid=headers["id"], exception=f"NotRegistered({exc})")
         signals.task_unknown.send(sender=self, message=message, exc=exc, name=headers["task"], id=headers["id"])
 
     def _dead_letter(self, message: Any, reason: str, detail: str) -> None:
-        logger.error("dead letter: %s: %s", reason, detail)
         message.channel.holder.reject(message.delivery_tag, reason, detail)
 
 

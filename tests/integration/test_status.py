@@ -52,6 +52,8 @@ def test_an_empty_stack_is_shown(world: World) -> None:
         "nodes": {},
         "queues": {"celery": 0},
         "unacked": 0,
+        "scheduled": 0,
+        "dead_letters": 0,
         "beat": {"seconds_since_tick": None},
     }
 

@@ -6,9 +6,10 @@ import os
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from celery import Task, shared_task
-from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 
 from config import variable
 
@@ -108,3 +109,27 @@ def collect(parts: list[str], label: str) -> list[str]:
     """The body of a chord."""
     note("start", label)
     return parts
+
+
+@shared_task
+def die(label: str, cure: str = "") -> str:
+    """Kill the process that runs it, as the kernel does when memory is short, unless there is a file `cure`."""
+    note("start", label)
+    if not (cure and Path(cure).exists()):
+        os.kill(os.getpid(), signal.SIGKILL)
+    note("end", label)
+    return label
+
+
+@shared_task(bind=True, max_retries=1, default_retry_delay=0)
+def fail(self: Task, label: str) -> None:
+    """Fail, each time that it is tried."""
+    note("start", label)
+    raise self.retry(exc=ValueError("as it always does"))
+
+
+@shared_task
+def reject(label: str) -> None:
+    """Refuse to run, now and later."""
+    note("start", label)
+    raise Reject("not with me", requeue=False)

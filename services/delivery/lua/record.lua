@@ -60,10 +60,16 @@ local function count_of(message)
     return counted(message) or 1
 end
 
--- The same message with another count. A stock worker keeps it, wherever its own encoder puts spaces.
-local function with_count(message, count)
+-- The same message as it was before anybody counted. A stock worker keeps the count, wherever its own encoder puts
+-- spaces.
+local function without_count(message)
     local _, rest = counted(message)
-    rest = rest and rest:match('^,?%s*(.*)$') or message:match('^%s*{(.*)$')
+    return rest and '{' .. rest:match('^,?%s*(.*)$') or message
+end
+
+-- The same message with another count.
+local function with_count(message, count)
+    local rest = without_count(message):match('^%s*{(.*)$')
     if not rest then
         return message
     end

@@ -3,10 +3,14 @@
 -- KEYS 1 unacked  2 unacked_index  3 unacked_leases  4 unacked_started (see claim.lua)
 --      5 dead_letters  6 dead_letters_next  7 dead_letters_untold (see park.lua)
 -- ARGV 1 tag  2 reason  3 detail  4 the beginning of a dead letter's key  5 told: 1 when its task says FAILURE
--- Returns the id of the dead letter, or 0 when somebody else has the message by now
+--      6 most: so many dead letters there may be of tasks that say FAILURE
+-- Returns the id of the dead letter, 0 when somebody else has the message by now, or -1 when there are too many:
+-- the task has failed and says so, and that is all that is left of it
 local record = redis.call('HGET', KEYS[1], ARGV[1])
 local id = 0
-if record then
+if record and ARGV[5] == '1' and redis.call('ZCARD', KEYS[5]) >= tonumber(ARGV[6]) then
+    id = -1
+elseif record then
     local message, queue = parts(record)
     local keys = { letters = KEYS[5], next = KEYS[6], untold = KEYS[7], letter = ARGV[4] }
     id = park(message, queue, ARGV[2], ARGV[3], count_of(message), ARGV[5] == '1', keys, now())

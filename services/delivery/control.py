@@ -1,0 +1,138 @@
+"""Remote control that knows of the tasks that wait in Redis for their time: Celery's commands look into the worker."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from celery import signals
+from celery.utils.functional import maybe_list
+from celery.utils.log import get_logger
+from celery.worker import control as celery_control
+from celery.worker.control import control_command, inspect_command
+from redis import Redis
+
+from services.connections import connect
+from services.delivery import holders, messages, scheduled
+from services.delivery.holder import Holder
+
+logger = get_logger(__name__)
+
+# A round trip to Redis, and patience with one that is busy; meanwhile the worker takes no new task.
+LEAVING_SECONDS = 1.0
+
+
+@inspect_command()  # type: ignore[untyped-decorator]
+def held(state: Any, **_: Any) -> dict[str, int]:
+    """What this node holds under a lease. Only Stalk's nodes know this command."""
+    mine: list[Holder] = holders.all_holders()
+    return {"held": sum(map(len, mine)), "lease": max((holder.rules.lease for holder in mine), default=0)}
+
+
+@inspect_command(name="scheduled", alias="dump_schedule")  # type: ignore[untyped-decorator]
+def list_scheduled(state: Any, **_: Any) -> list[dict[str, Any]]:
+    """List of currently scheduled ETA/countdown tasks."""
+    mine = celery_control.scheduled(state)
+    with _redis(state) as client:
+        waiting = scheduled.first(client, [queue.name for queue in state.consumer.task_consumer.queues])
+    return [*mine, *(_entry(state, one) for one in waiting)]
+
+
+def _entry(state: Any, one: scheduled.Waiting) -> dict[str, Any]:
+    """As Celery describes a request in its timer."""
+    message = messages.read(one.message, state.app.conf.accept_content)
+    eta = message.fields.get("eta") or datetime.fromtimestamp(one.due, UTC).isoformat()
+    return {"eta": eta, "priority": 6, "request": _info(message, state.hostname)}
+
+
+def _info(message: messages.Read, hostname: str) -> dict[str, Any]:
+    """As Celery describes a request that has not been started."""
+    unread = bool(message.problem)
+    info = message.properties.get("delivery_info")
+    return {
+        "id": message.id,
+        "name": message.fields.get("shadow") or message.task,
+        "args": message.fields.get("argsrepr") if unread else message.args,
+        "kwargs": message.fields.get("kwargsrepr") if unread else message.kwargs,
+        "type": message.task,
+        "hostname": hostname,
+        "time_start": None,
+        "acknowledged": False,
+        "delivery_info": {
+            **(info if isinstance(info, dict) else {}),
+            "priority": message.properties.get("priority"),
+            "redelivered": False,
+        },
+        "worker_pid": None,
+    }
+
+
+@inspect_command(variadic="ids", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
+def query_task(state: Any, ids: Any, **_: Any) -> dict[str, Any]:
+    """Query for task information by id."""
+    found: dict[str, Any] = celery_control.query_task(state, ids)
+    others = [task_id for task_id in maybe_list(ids) if task_id not in found]
+    with _redis(state) as client:
+        records = scheduled.of_tasks(client, others)
+    for record in records.values():
+        message = messages.read(messages.of_record(record), state.app.conf.accept_content)
+        found[str(message.id)] = ("scheduled", _info(message, state.hostname))
+    return found
+
+
+@control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
+def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **keywords: Any) -> Any:
+    """Revoke task by task id (or list of ids).
+
+    Keyword Arguments:
+        terminate (bool): Also terminate the process if the task is active.
+        signal (str): Name of signal to use for terminate (e.g., ``KILL``).
+    """
+    ids = set(maybe_list(task_id) or [])
+    # First, so that whoever gets one of them from now on knows.
+    answer = celery_control.revoke(state, ids, terminate, signal, **keywords)
+    for holder in holders.all_holders():
+        holder.wait_left(ids, LEAVING_SECONDS)
+    with _redis(state) as client:
+        _revoke_scheduled(state, client, ids)
+    return answer
+
+
+@control_command(args=[("signal", str)], variadic="task_id", signature="<signal> [id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
+def terminate(state: Any, signal: Any, task_id: Any, **_: Any) -> Any:
+    """Terminate task by task id (or list of ids)."""
+    return revoke(state, task_id, terminate=True, signal=signal)
+
+
+def _revoke_scheduled(state: Any, client: Redis, ids: set[str]) -> None:
+    """Take out of Redis what waits there, so that no worker that is started later finds it."""
+    records = scheduled.of_tasks(client, ids)
+    found = {
+        field: messages.read(messages.of_record(record), state.app.conf.accept_content)
+        for field, record in records.items()
+    }
+    # Before it is taken out, so that a crash in between leaves nobody waiting; twice is like once.
+    for message in found.values():
+        _backend(state, message).mark_as_revoked(message.id, "revoked", request=messages.context(message))
+    # Several workers are told to; the one that has taken it out tells the world.
+    for field in scheduled.remove(client, list(found)):
+        _announce(state, found[field])
+
+
+def _backend(state: Any, message: messages.Read) -> Any:
+    task = state.app.tasks.get(message.task)
+    return task.backend if task else state.app.backend
+
+
+def _announce(state: Any, message: messages.Read) -> None:
+    logger.info("Discarding revoked task: %s[%s]", message.task, message.id)
+    dispatcher = state.consumer.event_dispatcher
+    how = {"terminated": False, "signum": None, "expired": False}
+    if dispatcher and dispatcher.enabled:
+        dispatcher.send("task-revoked", uuid=message.id, **how)
+    if task := state.app.tasks.get(message.task):
+        signals.task_revoked.send(sender=task, request=messages.context(message), **how)
+
+
+def _redis(state: Any) -> Redis:
+    return connect(state.app.settings.broker_url, state.app.settings)

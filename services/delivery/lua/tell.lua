@@ -1,0 +1,26 @@
+-- Tell: take on dead letters whose tasks have to be told that they have failed.
+--
+-- One process at a time tells a task; when it has died over it, another one may after a while.
+--
+-- KEYS 1 dead_letters_untold (see park.lua)
+-- ARGV 1 letter   the beginning of a dead letter's key
+--      2 seconds  after which somebody else may
+--      3…         ids
+-- Returns {id, message, reason, detail, id, message, …} of those that are the caller's
+local time, seconds = now(), tonumber(ARGV[2])
+local taken = {}
+for position = 3, #ARGV do
+    local id = ARGV[position]
+    local key = ARGV[1] .. id
+    local message, reason, detail, since =
+        unpack(redis.call('HMGET', key, 'message', 'reason', 'detail', 'telling_since'))
+    if not message then
+        redis.call('SREM', KEYS[1], id)
+    elseif redis.call('SISMEMBER', KEYS[1], id) == 1 and time - tonumber(since or 0) >= seconds then
+        redis.call('HSET', key, 'telling_since', exact(time))
+        for _, value in ipairs({ id, message, reason, detail }) do
+            taken[#taken + 1] = value
+        end
+    end
+end
+return taken

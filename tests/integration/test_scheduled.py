@@ -1,0 +1,346 @@
+"""Tasks with a time far ahead wait in Redis: in nobody's memory, in nobody's way, and known to whoever asks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from datetime import datetime
+from pathlib import Path
+from time import time
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from services.queues import SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES, lists_of
+from tests.integration.test_call import services
+from tests.integration.test_dead_letters import events
+from tests.support.processes import children, command_line
+from tests.support.world import Node, Stack, World
+
+PATIENCE = 30
+LEASE = 3
+HOUR = 3600
+MANY = 10_000
+# Sending takes a client half a millisecond a task, and a worker to put it away no longer.
+MANY_SECONDS = 60
+# What a worker may grow by while it puts them away.
+GROWTH_BYTES = 10 * 2**20
+# Long enough to be put away, short enough to wait for.
+SOON_SECONDS = 3
+# How late a task may start that has waited in Redis.
+LATE_SECONDS = 1.0
+
+
+@pytest.fixture(scope="module")
+def stack(shared_world: World) -> Stack:
+    """A worker that runs one task at a time."""
+    stack = shared_world.stack(WORKER_LEASE=str(LEASE))
+    stack.worker().ready()
+    return stack
+
+
+@pytest.fixture
+def quiet(world: World) -> Stack:
+    """A Redis without workers."""
+    return world.stack(WORKER_LEASE=str(LEASE))
+
+
+def scheduled(stack: Stack) -> int:
+    """How many tasks wait in Redis for their time."""
+    with stack.redis.client().pipeline() as pipe:
+        pipe.zcard(SCHEDULED)
+        pipe.hlen(SCHEDULED_MESSAGES)
+        indexed, kept = pipe.execute()
+    assert indexed == kept, f"{kept} messages, {indexed} with a time"
+    return int(kept)
+
+
+def wait_scheduled(stack: Stack, count: int, timeout: float = PATIENCE) -> None:
+    stack.world.wait_until(lambda: scheduled(stack) == count, timeout, f"{count} tasks wait in Redis")
+
+
+def later(stack: Stack, label: str, seconds: float = HOUR, **options: Any) -> Any:
+    return stack.send("probe.mark", label, countdown=seconds, **options)
+
+
+def waiting(stack: Stack, queue: str = "celery") -> list[str]:
+    """The ids of the tasks that wait in a queue, all priorities together."""
+    with stack.redis.client() as client:
+        return [json.loads(text)["headers"]["id"] for key in lists_of(queue) for text in client.lrange(key, 0, -1)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_scheduled(request: pytest.FixtureRequest) -> None:
+    """Tests that share a worker count what is there."""
+    if "stack" in request.fixturenames:
+        with request.getfixturevalue("stack").redis.client() as client:
+            client.delete(SCHEDULED, SCHEDULED_MESSAGES)
+
+
+def memory(worker: Node) -> int:
+    """Resident bytes of a worker's Celery node, its children not counted."""
+    (node,) = (pid for pid in children(worker.process.pid) if "--hostname=node0@" in command_line(pid))
+    pages = int(Path(f"/proc/{node}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_ten_thousand_of_them_are_in_nobodys_memory_and_in_nobodys_way(stack: Stack) -> None:
+    later(stack, "first")
+    wait_scheduled(stack, 1)
+    before = memory(stack.nodes[0])
+
+    for number in range(MANY):
+        later(stack, f"far-{number}")
+        if number == MANY // 2:
+            stack.send("probe.mark", "between")
+    wait_scheduled(stack, MANY + 1, MANY_SECONDS)
+
+    assert stack.unacked() == 0
+    assert stack.waiting() == 0
+    assert stack.world.started("between") == 1
+    assert memory(stack.nodes[0]) - before < GROWTH_BYTES
+    sent = time()
+    stack.send("probe.mark", "at-once")
+    stack.world.wait_started("at-once")
+    assert stack.world.notes("start", "at-once")[0][2] - sent < LATE_SECONDS
+    assert services(stack, "status").said["scheduled"] == MANY + 1
+
+
+def check_in_time(stack: Stack, pool: str) -> None:
+    due = {f"{pool}-{number}": time() + SOON_SECONDS + number / 10 for number in range(10)}
+    for label, moment in due.items():
+        later(stack, label, moment - time())
+    wait_scheduled(stack, len(due))
+
+    for label, moment in due.items():
+        stack.world.wait_until(lambda label=label: stack.world.started(label), PATIENCE, f"{label} runs")  # type: ignore[misc]
+        ((_, _, began),) = stack.world.notes("start", label)
+        assert -0.01 < began - moment < LATE_SECONDS
+    assert scheduled(stack) == 0
+
+
+def test_what_is_due_starts_within_a_second(stack: Stack) -> None:
+    check_in_time(stack, "prefork")
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_what_is_due_starts_within_a_second_in_other_pools(quiet: Stack, pool: str) -> None:
+    quiet.celery(f"worker --loglevel=info --pool={pool} --hostname=node0@%h").ready()
+    check_in_time(quiet, pool)
+
+
+def test_a_due_task_starts_although_every_place_of_its_first_worker_is_taken(stack: Stack) -> None:
+    other = stack.celery("worker --loglevel=info --pool=solo --queues=other --hostname=other@%h")
+    other.says("other@.* ready")
+    later(stack, "beside", SOON_SECONDS, queue="other")
+    wait_scheduled(stack, 1)
+    other.process.end()
+
+    # Its own worker is gone; any other puts it back, and a new one of its queue runs it.
+    stack.world.wait_until(lambda: waiting(stack, "other"), PATIENCE, "it is back in its queue")
+
+
+def test_a_restart_of_everything_loses_none_and_doubles_none(quiet: Stack) -> None:
+    first = quiet.worker().ready()
+    labels = [f"survivor-{number}" for number in range(20)]
+    for label in labels:
+        later(quiet, label, 2 * SOON_SECONDS)
+    wait_scheduled(quiet, len(labels))
+    first.process.end()
+    quiet.redis.kill()
+    quiet.redis.start()
+
+    quiet.worker().ready()
+
+    quiet.world.wait_until(lambda: all(map(quiet.world.started, labels)), PATIENCE, "all run")
+    assert [quiet.world.started(label) for label in labels] == [1] * len(labels)
+
+
+def test_one_task_can_wait_twice(stack: Stack) -> None:
+    task_id = str(uuid4())
+    for number in range(3):
+        later(stack, f"twin-{number}", task_id=task_id)
+    wait_scheduled(stack, 3)
+
+    stack.client.control.revoke(task_id)
+
+    wait_scheduled(stack, 0)
+
+
+# Remote control.
+
+
+def test_inspect_shows_what_waits_in_redis_the_next_one_first(stack: Stack) -> None:
+    near, far = later(stack, "near", HOUR), later(stack, "far", 2 * HOUR)
+    later(stack, "of-others", queue="nobody")
+    wait_scheduled(stack, 2)
+    stack.celery("worker --loglevel=info --pool=solo --queues=nobody --hostname=nobody@%h").says("nobody@.* ready")
+    wait_scheduled(stack, 3)
+
+    (found,) = stack.client.control.inspect([f"node0@{os.uname().nodename}"], timeout=5).scheduled().values()
+
+    assert [one["request"]["id"] for one in found] == [near.id, far.id]
+    one = found[0]
+    assert abs(datetime.fromisoformat(one["eta"]).timestamp() - time() - HOUR) < PATIENCE
+    assert (one["request"]["name"], one["request"]["args"], one["request"]["kwargs"]) == ("probe.mark", ["near"], {})
+
+
+def test_inspect_shows_as_many_as_somebody_reads(stack: Stack) -> None:
+    for number in range(1010):
+        later(stack, f"one-of-many-{number}")
+    wait_scheduled(stack, 1010)
+
+    (found,) = stack.client.control.inspect([f"node0@{os.uname().nodename}"], timeout=5).scheduled().values()
+
+    assert len(found) == 1000
+
+
+def test_query_task_finds_what_waits_in_redis(stack: Stack) -> None:
+    sent = later(stack, "asked-for")
+    wait_scheduled(stack, 1)
+
+    answers = stack.client.control.inspect(timeout=5).query_task(sent.id)
+
+    assert answers[f"node0@{os.uname().nodename}"][sent.id][0] == "scheduled"
+
+
+def test_a_revoked_task_leaves_redis_at_once_and_one_worker_says_so(quiet: Stack) -> None:
+    for name in ("one", "two", "three"):
+        quiet.celery(f"worker --loglevel=info --pool=solo --hostname={name}@%h")
+    for node, name in zip(quiet.nodes, ("one", "two", "three"), strict=True):
+        node.says(f"{name}@.* ready")
+    sent, other = later(quiet, "revoked", SOON_SECONDS), later(quiet, "kept")
+    wait_scheduled(quiet, 2)
+
+    with events(quiet) as seen:
+        sent.revoke()
+        wait_scheduled(quiet, 1)
+        quiet.world.wait_until(lambda: sent.state == "REVOKED", PATIENCE, "it says REVOKED")
+        # An event of every worker that is later than any of the revocation.
+        enough = len(seen)
+        quiet.world.wait_until(
+            lambda: len({event["hostname"] for event in seen[enough:]}) == 3, PATIENCE, "a sign of life of each"
+        )
+        revoked = [event["uuid"] for event in seen if event["type"] == "task-revoked"]
+
+    assert revoked == [sent.id]
+    assert other.state == "PENDING"
+
+
+def test_a_revoked_task_stays_so_when_all_workers_are_started_again(quiet: Stack) -> None:
+    worker = quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
+    sent = [later(quiet, "revoked", 2 * SOON_SECONDS) for _ in range(10)]
+    # As it comes: some wait in Redis already, some are on their way there, some have not arrived.
+    for one in sent:
+        one.revoke()
+    quiet.world.wait_until(lambda: all(one.state == "REVOKED" for one in sent), PATIENCE, "all say REVOKED")
+    wait_scheduled(quiet, 0)
+    quiet.world.wait_until(lambda: quiet.waiting() + quiet.unacked() == 0, PATIENCE, "nothing is left")
+    worker.process.end()
+
+    quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
+
+    quiet.world.holds_for(lambda: not quiet.world.started("revoked"), 2 * SOON_SECONDS, "none runs")
+
+
+def test_a_task_that_is_revoked_before_it_arrives_is_not_put_away(quiet: Stack) -> None:
+    quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
+    task_id = str(uuid4())
+    quiet.client.control.revoke(task_id, reply=True, timeout=PATIENCE, limit=1)
+
+    sent = later(quiet, "too-late", task_id=task_id)
+
+    quiet.world.wait_until(lambda: sent.state == "REVOKED", PATIENCE, "it says REVOKED")
+    quiet.world.wait_until(lambda: quiet.waiting() + quiet.unacked() == 0, PATIENCE, "nothing is left")
+    assert scheduled(quiet) == 0
+
+
+# Purge.
+
+
+def test_purging_a_queue_takes_what_waits_for_its_time_along(quiet: Stack) -> None:
+    worker = quiet.celery("worker --loglevel=info --pool=solo --queues=mail,other --hostname=node0@%h").ready()
+    for number in range(1200):
+        later(quiet, f"purged-{number}", queue="mail")
+    kept = later(quiet, "kept", SOON_SECONDS, queue="other")
+    wait_scheduled(quiet, 1201)
+    worker.process.end()
+    quiet.send("probe.mark", "purged", queue="mail")
+
+    purge = quiet.celery("purge --force --queues mail")
+
+    assert purge.exits(PATIENCE) == 0
+    purge.says("Purged 1201 messages")
+    assert quiet.waiting("mail") == 0
+    quiet.celery("worker --loglevel=info --pool=solo --queues=mail,other --hostname=node0@%h")
+    assert kept.get(timeout=PATIENCE) == "kept"
+
+
+# The way back.
+
+
+def stock_worker(stack: Stack) -> Node:
+    """A worker of Celery's own, with the same tasks on the same Redis."""
+    directory = stack.world.path("stock")
+    directory.mkdir()
+    (directory / "stock.py").write_text(
+        "from celery import Celery\napp = Celery('stock', include=['probe'])\napp.conf.task_acks_late = True\n"
+    )
+    urls = {"CELERY_BROKER_URL": stack.redis.url(0), "CELERY_RESULT_BACKEND": stack.redis.url(1)}
+    environment = stack.environment(**urls, PYTHONPATH=str(stack.world.checkout.path))
+    command = [sys.executable, "-m", "celery", "-A", "stock", "worker", "--pool=solo", "--hostname=node0@%h"]
+    return Node(stack.world, stack.world.process("stock", command, environment, directory), environment)
+
+
+def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(quiet: Stack) -> None:
+    quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
+    later(quiet, "far")
+    wait_scheduled(quiet, 1)
+
+    answer = services(quiet, "to-plain")
+
+    assert answer.code == 1
+    stop = "stop Stalk's workers first, with 'make scale WORKERS=0' for instance"
+    assert answer.said["error"] == f"node0@{os.uname().nodename} would take it in again: {stop}"
+    assert scheduled(quiet) == 1
+
+
+def test_stock_workers_go_on_with_all_that_was_left(quiet: Stack) -> None:
+    worker = quiet.celery("worker --loglevel=info --pool=threads --concurrency=2 --hostname=node0@%h").ready()
+    quiet.send("probe.rest", "cut-off", 2 * LEASE)
+    quiet.world.wait_started("cut-off")
+    soon, urgent = later(quiet, "soon", 3 * LEASE), later(quiet, "urgent", HOUR, priority=9)
+    far = [later(quiet, f"far-{number}", HOUR + number) for number in range(3)]
+    wait_scheduled(quiet, 5)
+    worker.process.end()
+    early = services(quiet, "to-plain")
+    quiet.world.wait_until(
+        lambda: quiet.redis.client().zcount(UNACKED_LEASES, "-inf", time()) == 1, PATIENCE, "its lease has run out"
+    )
+
+    late = services(quiet, "to-plain")
+
+    # What waits for its time need not wait for the lease of the dead.
+    assert (early.code, early.said["scheduled"], early.said["restored"]) == (1, 5, 0)
+    assert early.said["error"].startswith("1 tasks still belong to workers that do not answer")
+    assert (late.code, late.said) == (0, {"scheduled": 0, "restored": 1})
+    assert quiet.redis.client().exists(SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES) == 0
+    # The right end is taken first: what was cut off, then what is due first.
+    assert waiting(quiet)[:-2] == [one.id for one in (*far[::-1], soon)][: len(waiting(quiet)) - 2]
+    assert urgent.id in waiting(quiet)
+    stock_worker(quiet)
+    quiet.world.wait_until(lambda: quiet.world.started("cut-off") == 2, PATIENCE, "a stock worker runs it again")
+    quiet.world.wait_until(lambda: quiet.world.ended("soon") == 1, PATIENCE, "and what is due")
+
+
+def test_a_worker_that_was_stopped_leaves_nothing_that_has_to_be_brought_back(quiet: Stack) -> None:
+    worker = quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
+    worker.process.signal(signal.SIGTERM)
+    assert worker.exits(PATIENCE) == 0
+
+    answer = services(quiet, "to-plain")
+
+    assert (answer.code, answer.said) == (0, {"scheduled": 0, "restored": 0})
