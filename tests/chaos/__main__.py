@@ -34,6 +34,11 @@ def read(path: Path) -> list[Outcome]:
     return [Outcome(**json.loads(line)) for line in lines]
 
 
+def line(outcome: Outcome) -> str:
+    """An outcome as it is kept: without what the processes said."""
+    return json.dumps(asdict(outcome) | {"story": ""}) + "\n"
+
+
 def say(outcome: Outcome) -> None:
     """One line for each run, and one for each breach of Stalk's contract."""
     twice = ", ".join(f"{count} {why}" for why, count in outcome.twice.items()) or "0"
@@ -76,7 +81,7 @@ def main(
     results.parent.mkdir(parents=True, exist_ok=True)
     outcomes = read(results) if resume else []
     done = {(outcome.fault, outcome.pool, outcome.subject) for outcome in outcomes}
-    results.write_text("".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes))
+    results.write_text("".join(line(outcome) for outcome in outcomes))
     command = shlex.join(["python", "-m", "tests.chaos", *sys.argv[1:]])
     for fault in faults or FAULTS:
         for pool in pools or POOLS:
@@ -87,7 +92,7 @@ def main(
                 say(outcome)
                 outcomes.append(outcome)
                 with results.open("a") as file:
-                    file.write(json.dumps(asdict(outcome)) + "\n")
+                    file.write(line(outcome))
                 output.write_text(table(outcomes, command, seed))
     sys.exit(1 if any(outcome.breaches for outcome in outcomes if outcome.subject == "stalk") else 0)
 

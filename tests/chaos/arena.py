@@ -41,6 +41,8 @@ SCANNED = 1000
 PRODUCER_SECONDS = 30
 # Time for tasks to go on after a fault, beyond the lease: reconnecting takes a few seconds at most.
 GO_ON_SECONDS = 15.0
+# A process that was told to stop does so within milliseconds.
+STOP_SECONDS = 5
 # Of a load that has begun.
 MOVING = 10
 # Of the time of all nodes that the load takes: what waits after a fault is worked off soon.
@@ -198,8 +200,7 @@ class Arena:
         """Stop a node with all of its processes."""
         holder.frozen_since = monotonic()
         self.signal_all(holder, signal.SIGSTOP)
-        states = {pid: state(pid) for pid in holder.node.process.family()}
-        assert set(states.values()) <= {"T", "Z"}, f"{holder.name} is not frozen: {states}"
+        self.world.wait_until(lambda: is_frozen(holder), STOP_SECONDS, f"{holder.name} is frozen")
 
     def thaw(self, holder: Holder) -> None:
         """Let it go on."""
@@ -260,6 +261,13 @@ class Arena:
         rate = min(self.plan.rate, LOAD * NODES * CONCURRENCY[self.plan.pool] / seconds)
         count = round(self.plan.count * rate / self.plan.rate)
         self.send(Order("load", argument=seconds, count=count, rate=rate, until=str(self._enough)))
+        self.go_on()
+
+    def chords(self) -> None:
+        """Keep small chords coming until `enough`; return when they are under way."""
+        # 30 tasks a second: a third of the time of two solo nodes.
+        order = Order("chord", task="chord", header=5, rate=5, count=self.plan.count // 30, until=str(self._enough))
+        self.send(order)
         self.go_on()
 
     def enough(self) -> None:
@@ -325,6 +333,11 @@ def values(client: Any, key: bytes) -> Iterator[bytes]:
         yield from client.smembers(key)
     elif kind == b"string" and (value := client.get(key)):
         yield value
+
+
+def is_frozen(holder: Holder) -> bool:
+    """Whether each process of a node has been stopped."""
+    return {state(pid) for pid in holder.node.process.family()} <= {"T", "Z"}
 
 
 def has_ended(producer: Node) -> bool:

@@ -117,8 +117,8 @@ class Again:
         return f"{self.start.task}: {self.before.node}, {gap:.2f} s later {self.start.node} ({self.why})"
 
 
-def second_starts(marks: Iterable[Mark], incidents: list[Incident]) -> list[Again]:
-    """Every start that was not the task's first."""
+def second_starts(marks: Iterable[Mark], incidents: list[Incident], mixed: bool = True) -> list[Again]:
+    """Every start that was not the task's first; `mixed`: that a stock worker had it says enough."""
     starts: dict[str, list[Mark]] = defaultdict(list)
     ends: dict[tuple[str, int], list[float]] = defaultdict(list)
     deaths = list(incidents)
@@ -134,16 +134,16 @@ def second_starts(marks: Iterable[Mark], incidents: list[Incident]) -> list[Agai
         of_task.sort(key=lambda mark: mark.at)
         for before, again in pairwise(of_task):
             ended = min((at for at in ends[before.task, before.pid] if at >= before.at), default=None)
-            found.append(explain(before, ended, again, deaths))
+            found.append(explain(before, ended, again, deaths, mixed))
     return sorted(found, key=lambda again: again.start.at)
 
 
-def explain(before: Mark, ended: float | None, again: Mark, incidents: list[Incident]) -> Again:
+def explain(before: Mark, ended: float | None, again: Mark, incidents: list[Incident], mixed: bool) -> Again:
     """Find the incident that excuses a second start; the last one, because the one before may have been survived."""
     for place in reversed(range(len(incidents))):
         if incidents[place].excuses(before, ended, again):
             return Again(before, again, incidents[place].kind, place)
-    return Again(before, again, STOCK if before.node.endswith(STOCK_HOST) else NO_CAUSE, -1)
+    return Again(before, again, STOCK if mixed and before.node.endswith(STOCK_HOST) else NO_CAUSE, -1)
 
 
 def too_many(again: Iterable[Again], running: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -16,7 +16,7 @@ from tests.chaos.subjects import CONCURRENCY, STALK, STOCK
 
 # A task that was taken and has not started yet is nowhere to be seen for a moment, on a busy machine for a second.
 NOWHERE_SECONDS = 3.0
-# Beyond the time in which all that a dead node held must have come back.
+# Beyond the time in which all that a dead node held must have come back: a sweep, and a busy machine.
 QUIET_SECONDS = 10.0
 # Whatever happens: something that never ends is a result too.
 LONGEST_SECONDS = 900.0
@@ -48,8 +48,9 @@ class Outcome:
     worst: float
     exits: list[str]
     remarks: list[str]
-    # What the contract does not allow.
+    # What the contract does not allow, and what the processes said then.
     breaches: list[str] = field(default_factory=list)
+    story: str = ""
 
 
 def run(plan: Plan, directory: Path | None = None) -> Outcome:
@@ -78,11 +79,13 @@ def strike(arena: Arena, fault: Fault) -> None:
             holder.node.ready()
     else:
         arena.start_nodes()
-    if fault.loaded:
+    if fault.load == "tasks":
         arena.load(fault.seconds)
+    elif fault.load == "chords":
+        arena.chords()
     for _ in range(arena.plan.times):
         fault.strike(arena)
-        if fault.loaded:
+        if fault.load:
             arena.go_on()
     arena.enough()
 
@@ -90,7 +93,8 @@ def strike(arena: Arena, fault: Fault) -> None:
 def settle(arena: Arena) -> None:
     """Wait until all that was sent is executed or gone and Redis holds none of it, or nothing moves any more."""
     plan = arena.plan
-    quiet = plan.subject.sweep(plan.pool, plan.lease) + plan.lease + QUIET_SECONDS
+    # A lease to run out and, where nobody was there to sweep, one in which the living renew theirs.
+    quiet = plan.lease * 2 + QUIET_SECONDS
     began = moved = monotonic()
     before: Any = None
     while monotonic() - began < LONGEST_SECONDS:
@@ -127,7 +131,9 @@ def counted(arena: Arena) -> Outcome:
     """What the marks and Redis say in the end."""
     plan, marks = arena.plan, arena.marks.all()
     in_redis, missing = arena.in_redis(), awaited(unexecuted(arena))
-    again = [each for each in second_starts(marks, arena.incidents) if awaited({each.start.task})]
+    again = [
+        each for each in second_starts(marks, arena.incidents, plan.subject is STALK) if awaited({each.start.task})
+    ]
     gone = missing - in_redis
     outcome = Outcome(
         fault=plan.fault,
@@ -148,8 +154,8 @@ def counted(arena: Arena) -> Outcome:
         exits=arena.exits,
         remarks=arena.remarks,
     )
-    outcome.breaches.extend(breaches(outcome, again))
-    return outcome
+    found = breaches(outcome, again)
+    return replace(outcome, breaches=found, story=arena.world.describe() if found else "")
 
 
 def breaches(outcome: Outcome, again: list[Again]) -> list[str]:

@@ -20,8 +20,6 @@ SOFT_SHUTDOWN = 5
 CLAIM_ARGUMENTS = 5
 # So that a task may be longer than the lease.
 TIME_LIMIT = 600
-# kombu looks for expired messages each tenth time that a 10 s timer fires in prefork, each 10 s in the other pools.
-STOCK_SWEEP = {"prefork": 100.0, "threads": 10.0, "solo": 10.0}
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,6 @@ class Subject:
             return f"-m services.launch node --hostname={hostname}"
         options = f"--pool={pool} --concurrency={CONCURRENCY[pool]} --hostname={hostname} --loglevel=info"
         return f"-m celery -A {self.app} worker {options} --task-events --without-gossip"
-
-    def sweep(self, pool: str, lease: float) -> float:
-        """Seconds after which what a dead node held has been given to another, at the latest."""
-        return lease + (STOCK_SWEEP[pool] if self.name == "stock" else 0)
 
 
 STALK = Subject("stalk", "services.app")
