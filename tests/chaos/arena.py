@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import sys
@@ -15,10 +14,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import redis
 
+from tests.chaos.census import tasks_in
 from tests.chaos.marks import DIED, EXITED, FROZEN, Incident, Marks
 from tests.chaos.proxy import Proxy
 from tests.chaos.subjects import CONCURRENCY, Subject, settings
@@ -31,12 +31,6 @@ from tests.support.world import Node, World
 T = TypeVar("T")
 
 NODES = 2
-# A message carries the id of its task in its headers; kombu's records hold messages as JSON within JSON.
-TASK_ID = re.compile(rb'"id\\*": ?\\*"(chaos-[\w-]+)')
-# What is parked is at its end.
-PARKED = b"dead_letter"
-# Keys that one SCAN returns.
-SCANNED = 1000
 # Importing the app takes a second or two; then the first task is sent.
 PRODUCER_SECONDS = 30
 # Time for tasks to go on after a fault, beyond the lease: reconnecting takes a few seconds at most.
@@ -231,7 +225,14 @@ class Arena:
         found = children(holder.node.process.pid)
         return self.random.choice([pid for pid in found if pid in busy] or found)
 
+    def living(self) -> set[str]:
+        """Names of the nodes that may have something at work, those included that are on their way out."""
+        return {holder.name for holder in self.holders if holder.alive}
+
     # What happened.
+
+    def describe(self) -> str:
+        return self.world.describe()
 
     def happened(self, kind: str, node: str = "", pid: int = 0, since: float | None = None) -> None:
         """Remember why tasks may start a second time."""
@@ -307,32 +308,12 @@ class Arena:
     # Redis.
 
     def in_redis(self) -> set[str]:
-        """The tasks whose message is anywhere in the broker's database, whatever the key, unless it is parked."""
-        client = redis.Redis(port=self.redis.port, password=self.redis.password, socket_timeout=10)
-        found: set[str] = set()
-        for key in client.scan_iter(count=SCANNED):
-            if not key.startswith(PARKED):
-                found.update(match.decode() for value in values(client, key) for match in TASK_ID.findall(value))
-        return found
+        """The tasks whose message is anywhere in the broker's database, unless it is parked."""
+        return tasks_in(redis.Redis(port=self.redis.port, password=self.redis.password, socket_timeout=10))
 
     def parked(self) -> int:
         """Dead letters."""
         return int(self.redis.client().zcard("dead_letters"))
-
-
-def values(client: Any, key: bytes) -> Iterator[bytes]:
-    """All that a key holds."""
-    kind = client.type(key)
-    if kind == b"list":
-        yield from client.lrange(key, 0, -1)
-    elif kind == b"hash":
-        yield from client.hvals(key)
-    elif kind == b"zset":
-        yield from client.zrange(key, 0, -1)
-    elif kind == b"set":
-        yield from client.smembers(key)
-    elif kind == b"string" and (value := client.get(key)):
-        yield value
 
 
 def is_frozen(holder: Holder) -> bool:

@@ -17,7 +17,8 @@ from time import monotonic
 from celery import Celery
 from redis.exceptions import OutOfMemoryError
 
-from tests.chaos.arena import GO_ON_SECONDS, NODES, POISON, TASK_ID, Arena, Holder, Order, state
+from tests.chaos.arena import GO_ON_SECONDS, NODES, POISON, Arena, Holder, Order, state
+from tests.chaos.census import TASK_ID
 from tests.chaos.marks import CUT_OFF, DIED, FORGOT, Incident
 from tests.chaos.proxy import Proxy
 from tests.chaos.subjects import CONCURRENCY, REPLIES, SOFT_SHUTDOWN, STALK, STOCK

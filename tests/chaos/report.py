@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+from tests.chaos import containers
 from tests.chaos.faults import FAULTS
 from tests.chaos.run import Outcome
 from tests.chaos.subjects import POOLS
@@ -55,9 +56,14 @@ def lost(outcome: Outcome) -> str:
     return f"{len(outcome.lost)}" + (f" ({len(outcome.waiting)} still wait)" if outcome.waiting else "")
 
 
+def about(fault: str) -> str:
+    """What a fault does, in a line."""
+    return FAULTS[fault].about if fault in FAULTS else containers.about(fault)
+
+
 def line(stalk: Outcome | None, stock: Outcome | None, fault: str, pool: str) -> str:
-    about, none = FAULTS[fault].about, ["-"]
-    cells = [about, pool]
+    none = ["-"]
+    cells = [about(fault), pool]
     if stalk:
         counts = [str(stalk.times), str(stalk.sent), str(stalk.executed), lost(stalk), str(len(stalk.never_kept))]
         cells += [*counts, twice(stalk), f"{stalk.worst:.1f}"]
@@ -76,7 +82,7 @@ def table(outcomes: Iterable[Outcome], command: str, seed: int) -> str:
     found = {(outcome.fault, outcome.pool, outcome.subject): outcome for outcome in outcomes}
     rows = [
         line(found.get((fault, pool, "stalk")), found.get((fault, pool, "stock")), fault, pool)
-        for fault in FAULTS
+        for fault in (*FAULTS, *containers.FAULTS)
         for pool in POOLS
         if {(fault, pool, "stalk"), (fault, pool, "stock")} & found.keys()
     ]

@@ -7,11 +7,11 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, Protocol
 
 from tests.chaos.arena import NODES, Arena, Plan, opened
 from tests.chaos.faults import FAULTS, POISONS, Fault
-from tests.chaos.marks import ALLOWED, Again, second_starts, too_many, worst_delay
+from tests.chaos.marks import ALLOWED, Again, Incident, Marks, second_starts, too_many, worst_delay
 from tests.chaos.subjects import CONCURRENCY, STALK, STOCK
 
 # A task that was taken and has not started yet is nowhere to be seen for a moment, on a busy machine for a second.
@@ -62,11 +62,12 @@ def run(plan: Plan, directory: Path | None = None) -> Outcome:
     with opened(directory, plan, proxied=fault.proxied) as arena:
         try:
             strike(arena, fault)
-            settle(arena)
-            return counted(arena)
         except AssertionError as error:
-            error.add_note(arena.world.describe())
-            raise
+            # What was not as it had to be is a result too; the others are worth their run all the same.
+            told = f"{error}\n{arena.describe()}"
+            return replace(counted(arena), breaches=[str(error).partition("\n")[0]], story=told)
+        settle(arena)
+        return counted(arena)
 
 
 def strike(arena: Arena, fault: Fault) -> None:
@@ -90,7 +91,33 @@ def strike(arena: Arena, fault: Fault) -> None:
     arena.enough()
 
 
-def settle(arena: Arena) -> None:
+class Field(Protocol):
+    """Where a run takes place: processes of this machine, or containers."""
+
+    plan: Plan
+    marks: Marks
+    incidents: list[Incident]
+    exits: list[str]
+    remarks: list[str]
+    never_kept: set[str]
+
+    def tend(self) -> None:
+        """Replace what ended by itself."""
+
+    def living(self) -> set[str]:
+        """Nodes that may have something at work."""
+
+    def in_redis(self) -> set[str]:
+        """Tasks whose message is anywhere in Redis, unless it is parked."""
+
+    def parked(self) -> int:
+        """Dead letters."""
+
+    def describe(self) -> str:
+        """What the processes said."""
+
+
+def settle(arena: Field) -> None:
     """Wait until all that was sent is executed or gone and Redis holds none of it, or nothing moves any more."""
     plan = arena.plan
     # A lease to run out and, where nobody was there to sweep, one in which the living renew theirs.
@@ -117,17 +144,17 @@ def awaited(tasks: set[str]) -> set[str]:
     return {task for task in tasks if not task.startswith(tuple(f"chaos-{label}" for label in POISONS))}
 
 
-def unexecuted(arena: Arena) -> set[str]:
+def unexecuted(arena: Field) -> set[str]:
     return arena.marks.tasks("sent") - arena.marks.tasks("end")
 
 
-def at_work(arena: Arena) -> bool:
+def at_work(arena: Field) -> bool:
     """Whether a living node runs something."""
-    alive = {holder.name for holder in arena.holders if holder.alive}
+    alive = arena.living()
     return any(mark.node in alive and awaited({mark.task}) for mark in arena.marks.running())
 
 
-def counted(arena: Arena) -> Outcome:
+def counted(arena: Field) -> Outcome:
     """What the marks and Redis say in the end."""
     plan, marks = arena.plan, arena.marks.all()
     in_redis, missing = arena.in_redis(), awaited(unexecuted(arena))
@@ -155,7 +182,7 @@ def counted(arena: Arena) -> Outcome:
         remarks=arena.remarks,
     )
     found = breaches(outcome, again)
-    return replace(outcome, breaches=found, story=arena.world.describe() if found else "")
+    return replace(outcome, breaches=found, story=arena.describe() if found else "")
 
 
 def breaches(outcome: Outcome, again: list[Again]) -> list[str]:

@@ -27,7 +27,7 @@ from tests.chaos.marks import (
 FIRST, SECOND = 10.0, 20.0
 
 
-def mark(word: str, at: float, node: str = "node1@stalk", pid: int = 1, number: float = 1, task: str = "t") -> Mark:
+def mark(word: str, at: float, node: str = "node1@stalk", pid: int = 1, *, number: float = 1, task: str = "t") -> Mark:
     return Mark(word, task, pid, node, at, at, number)
 
 
