@@ -96,6 +96,9 @@ def run_all(records: Records, plans: Iterable[Plan], carry_out: Callable[[Plan],
 @click.option("--seed", default=1, help="Decides which node is struck.")
 @click.option("--short", is_flag=True, help="Strike as often as the tests do.")
 @click.option("--resume", is_flag=True, help="Keep the outcomes that RESULTS has, and do not run them again.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Directory for what the processes of each run left behind."
+)
 @click.option("--results", default=".stalk/chaos.jsonl", type=click.Path(path_type=Path), help="One outcome a line.")
 @click.option("--output", default="docs/chaos.md", type=click.Path(path_type=Path), help="The table.")
 def main(
@@ -109,6 +112,7 @@ def main(
     seed: int,
     short: bool,
     resume: bool,
+    keep: Path | None,
     results: Path,
     output: Path,
 ) -> None:
@@ -124,7 +128,7 @@ def main(
         for subject in of_subjects
         if fault in chosen and not (each.stalk_only and subject != STALK.name)
     ]
-    run_all(records, plans, run)
+    run_all(records, plans, lambda plan: run(plan, keep and keep / f"{plan.fault}-{plan.pool}-{plan.subject.name}"))
     times = 1 if short else CONTAINER_TIMES
     in_containers = [
         Plan(fault, pool, STALK, CONTAINER_LEASE, times, count // 4, CONTAINER_RATE, own_seed(seed, fault, pool))
