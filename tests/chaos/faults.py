@@ -306,10 +306,10 @@ def proxy(arena: Arena) -> Proxy:
     return arena.proxy
 
 
-@fault(5, 20, load="")
+@fault(3, 20, load="")
 def kill_clients_with_publish(arena: Arena) -> None:
     """CLIENT KILL of every worker's connections in the same packet as a publish."""
-    answers = in_one_packet(arena, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])
+    answers = in_one_packet(arena, ["CLIENT", "KILL", "SKIPME", "yes"])
     assert int(answers[1][1:]) > 0, answers
 
 
@@ -431,12 +431,13 @@ def plain_message(arena: Arena, name: str) -> str:
 
 
 def wait_idle(arena: Arena) -> None:
-    """Wait until every node waits for a task in Redis, as far as can be seen from outside."""
+    """Wait until no node has anything to do; stock ones wait in a blocking command then, which can be seen."""
     done = partial(all_ended, arena)
     with suppress(GaveUp):
         arena.wait(done, arena.plan.lease, "what was sent has ended")
-    with suppress(GaveUp):
-        arena.wait(lambda: blocked(arena) >= NODES, READY_SECONDS / 4, "every node waits")
+    if arena.plan.subject is STOCK:
+        with suppress(GaveUp):
+            arena.wait(lambda: blocked(arena) >= NODES, READY_SECONDS / 4, "every node waits")
 
 
 def all_ended(arena: Arena) -> bool:
