@@ -39,6 +39,8 @@ services:
   flower:
     <<: *chaos
     environment: {worker}
+  beat:
+    <<: *chaos
 """
 
 
