@@ -52,6 +52,10 @@ class Outcome:
     breaches: list[str] = field(default_factory=list)
     story: str = ""
 
+    def told(self) -> str:
+        """The breaches first, and then what there is to find out why."""
+        return "\n".join([*self.breaches, *self.remarks, self.story])
+
 
 def run(plan: Plan, directory: Path | None = None) -> Outcome:
     """Carry a plan out, in a directory that is kept, or in one that is not."""

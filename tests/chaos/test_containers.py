@@ -36,5 +36,5 @@ def harbour(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_nothing_is_lost_and_nothing_runs_twice_without_a_cause(fault: str, pool: str, harbour: Harbour) -> None:
     found = harbour.run(Plan(fault, pool, STALK, LEASE, 1, COUNT, RATE, seed=1))
 
-    assert found.breaches == [], found.story
+    assert not found.breaches, found.told()
     assert found.executed == found.sent > 0
