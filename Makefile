@@ -96,6 +96,10 @@ dev: .venv/ready ## make up with the source of this checkout; then a change of i
 test: .venv/ready ## All tests; those with containers are skipped where no Docker Engine answers [ARGS='-k beat']
 	@.venv/bin/python -m pytest $(ARGS)
 
+.PHONY: chaos
+chaos: .venv/ready ## Every fault against every pool, for hours; writes docs/chaos.md [ARGS='--fault poison']
+	@.venv/bin/python -m tests.chaos $(ARGS)
+
 .PHONY: lint
 lint: .venv/ready ## ruff, mypy, hadolint, shellcheck, yamllint
 	.venv/bin/ruff check .

@@ -1,0 +1,151 @@
+"""python -m tests.chaos: every fault against every pool, for Stalk and for kombu's own transport; writes the table.
+
+Exit codes: 0 Stalk kept its contract in every run, 1 it did not, 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import click
+
+from tests.chaos import containers
+from tests.chaos.arena import Plan
+from tests.chaos.faults import FAULTS
+from tests.chaos.report import table
+from tests.chaos.run import Outcome, run
+from tests.chaos.subjects import POOLS, STALK, SUBJECTS
+from tests.stack.conftest import missing_engine
+
+# How often a container is struck in the full form; each time takes half a minute.
+CONTAINER_TIMES = 3
+# A worker's container may use one core, and its tasks take 50 ms.
+CONTAINER_RATE = 40.0
+# The least that the contract speaks of, and that Docker can be told to do anything in.
+CONTAINER_LEASE = 10
+
+
+@dataclass
+class Records:
+    """The outcomes so far, in a file, and the table that they make."""
+
+    results: Path
+    output: Path
+    seed: int
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def has(self, plan: Plan) -> bool:
+        return (plan.fault, plan.pool, plan.subject.name) in {
+            (outcome.fault, outcome.pool, outcome.subject) for outcome in self.outcomes
+        }
+
+    def load(self) -> None:
+        """Take over the outcomes of runs before."""
+        lines = self.results.read_text().splitlines() if self.results.exists() else []
+        self.outcomes += [Outcome(**json.loads(line)) for line in lines]
+
+    def add(self, outcome: Outcome) -> None:
+        """Keep an outcome, say it, and write the table with it."""
+        self.outcomes.append(outcome)
+        self.results.parent.mkdir(parents=True, exist_ok=True)
+        # Without what the processes said, which is long.
+        self.results.write_text("".join(json.dumps(asdict(each) | {"story": ""}) + "\n" for each in self.outcomes))
+        command = shlex.join(["python", "-m", "tests.chaos", *sys.argv[1:]])
+        self.output.write_text(table(self.outcomes, command, self.seed))
+        say(outcome)
+
+
+def say(outcome: Outcome) -> None:
+    """One line for each run, and one for each breach of Stalk's contract."""
+    twice = ", ".join(f"{count} {why}" for why, count in outcome.twice.items()) or "0"
+    click.echo(
+        f"{outcome.fault} {outcome.pool} {outcome.subject}: sent {outcome.sent}, executed {outcome.executed}, "
+        f"lost {len(outcome.lost)}, never kept {len(outcome.never_kept)}, waiting {len(outcome.waiting)}, "
+        f"twice {twice}, worst {outcome.worst:.1f} s {'; '.join(outcome.exits + outcome.remarks)}"
+    )
+    for breach in outcome.breaches if outcome.subject == STALK.name else []:
+        click.echo(f"    {breach}")
+
+
+def own_seed(seed: int, fault: str, pool: str) -> int:
+    """The seed of one run: another one for each, and the same when it is repeated alone."""
+    return zlib.crc32(f"{seed} {fault} {pool}".encode())
+
+
+def run_all(records: Records, plans: Iterable[Plan], carry_out: Callable[[Plan], Outcome]) -> None:
+    """Carry out what has not been carried out before."""
+    for plan in plans:
+        if not records.has(plan):
+            records.add(carry_out(plan))
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--fault", "faults", multiple=True, type=click.Choice([*FAULTS, *containers.FAULTS]), help="Only these.")
+@click.option("--pool", "pools", multiple=True, type=click.Choice(POOLS), help="Only these.")
+@click.option("--subject", "subjects", multiple=True, type=click.Choice(list(SUBJECTS)), help="Only these.")
+@click.option("--count", default=2000, help="Tasks in a run, at least.")
+@click.option("--rate", default=100.0, help="Tasks a second, at most.")
+@click.option("--lease", default=5, help="WORKER_LEASE, and kombu's visibility timeout; containers have 10.")
+@click.option("--seed", default=1, help="Decides which node is struck.")
+@click.option("--short", is_flag=True, help="Strike as often as the tests do.")
+@click.option("--resume", is_flag=True, help="Keep the outcomes that RESULTS has, and do not run them again.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Directory for what the processes of each run left behind."
+)
+@click.option("--results", default=".stalk/chaos.jsonl", type=click.Path(path_type=Path), help="One outcome a line.")
+@click.option("--output", default="docs/chaos.md", type=click.Path(path_type=Path), help="The table.")
+def main(
+    *,
+    faults: tuple[str, ...],
+    pools: tuple[str, ...],
+    subjects: tuple[str, ...],
+    count: int,
+    rate: float,
+    lease: int,
+    seed: int,
+    short: bool,
+    resume: bool,
+    keep: Path | None,
+    results: Path,
+    output: Path,
+) -> None:
+    """Run faults against pools and write what became of the tasks."""
+    records = Records(results, output, seed)
+    if resume:
+        records.load()
+    chosen, of_pools, of_subjects = faults or (*FAULTS, *containers.FAULTS), pools or POOLS, subjects or SUBJECTS
+    plans = [
+        Plan(fault, pool, SUBJECTS[subject], lease, each.times[not short], count, rate, own_seed(seed, fault, pool))
+        for fault, each in FAULTS.items()
+        for pool in of_pools
+        for subject in of_subjects
+        if fault in chosen and not (each.stalk_only and subject != STALK.name)
+    ]
+    run_all(records, plans, lambda plan: run(plan, keep and keep / f"{plan.fault}-{plan.pool}-{plan.subject.name}"))
+    times = 1 if short else CONTAINER_TIMES
+    in_containers = [
+        Plan(fault, pool, STALK, CONTAINER_LEASE, times, count // 4, CONTAINER_RATE, own_seed(seed, fault, pool))
+        for pool in of_pools
+        for fault in containers.FAULTS
+        if fault in chosen and STALK.name in of_subjects
+    ]
+    if in_containers and (why := missing_engine()):
+        click.echo(f"Without the faults of containers: {why}")
+    elif in_containers:
+        with (
+            tempfile.TemporaryDirectory(prefix="chaos-") as directory,
+            containers.opened(Path(directory), CONTAINER_LEASE) as harbour,
+        ):
+            run_all(records, in_containers, harbour.run)
+    sys.exit(1 if any(each.breaches for each in records.outcomes if each.subject == STALK.name) else 0)
+
+
+if __name__ == "__main__":
+    main()

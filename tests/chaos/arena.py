@@ -1,0 +1,349 @@
+"""Where a fault strikes: one Redis, perhaps a proxy before it, two nodes and a producer."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import TypeVar
+
+import redis
+
+from tests.chaos.census import tasks_in
+from tests.chaos.marks import DIED, EXITED, FROZEN, Incident, Marks
+from tests.chaos.proxy import Proxy
+from tests.chaos.subjects import CONCURRENCY, Subject, settings
+from tests.support.checkout import ROOT, Checkout
+from tests.support.processes import children
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import LOOK_SECONDS, GaveUp, wait_until
+from tests.support.world import Node, World
+
+T = TypeVar("T")
+
+NODES = 2
+# Importing the app takes a second or two; then the first task is sent.
+PRODUCER_SECONDS = 30
+# Time for tasks to go on after a fault, beyond the lease: reconnecting takes a few seconds at most.
+GO_ON_SECONDS = 15.0
+# A process that was told to stop does so within milliseconds.
+STOP_SECONDS = 5
+# Of a load that has begun.
+MOVING = 10
+# Of the time of all nodes that the load takes: what waits after a fault is worked off soon.
+LOAD = 0.6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: what strikes whom, and how much is sent meanwhile."""
+
+    fault: str
+    pool: str
+    subject: Subject
+    lease: int
+    # How often the fault strikes.
+    times: int
+    # Tasks that are sent at least, and how many a second.
+    count: int
+    rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a producer sends; see tests.chaos.producer."""
+
+    label: str
+    task: str = "chaos.work"
+    # Of the task: seconds, or for a poison the signal.
+    argument: float = 0.01
+    count: int = 1
+    rate: float = 0.0
+    countdown: float = 0.0
+    # Tasks in a chord's header.
+    header: int = 0
+    # The file that ends it; none: it ends by itself.
+    until: str = ""
+    app: str = ""
+
+    def text(self) -> str:
+        # A chord's body takes as long as its header.
+        return json.dumps(asdict(self) | {"planned": self.argument + self.countdown if self.task != POISON else 0})
+
+
+POISON = "chaos.poison"
+
+
+@dataclass(eq=False)
+class Holder:
+    """A node, and what has become of it."""
+
+    name: str
+    node: Node
+    subject: Subject
+    # It was told to go, or killed: that it is gone is no surprise.
+    leaving: bool = False
+    frozen_since: float = 0.0
+
+    @property
+    def alive(self) -> bool:
+        return self.node.process.alive
+
+
+@dataclass
+class Arena:
+    """The processes of one run, and what was done to them."""
+
+    world: World
+    plan: Plan
+    proxied: bool = False
+    # Variables that the fault needs.
+    more: dict[str, str] = field(default_factory=dict)
+    holders: list[Holder] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)
+    # Nodes that ended although nobody had told them to.
+    exits: list[str] = field(default_factory=list)
+    # Sentences for the table.
+    remarks: list[str] = field(default_factory=list)
+    never_kept: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.plan.seed)
+        self.marks = Marks(self.world.directory / "marks")
+        self.redis: RedisServer = self.world.redis()
+        self.proxy = Proxy(self.redis.port) if self.proxied else None
+        self._enough = self.world.directory / "enough"
+        self._started = 0
+        self._producers: list[Node] = []
+
+    def close(self) -> None:
+        if self.proxy:
+            self.proxy.close()
+
+    # Nodes.
+
+    def environment(self) -> dict[str, str]:
+        """Of a node or a producer, of either subject."""
+        port = self.proxy.port if self.proxy else self.redis.port
+        urls = {
+            name: self.redis.url(database).replace(f":{self.redis.port}/", f":{port}/")
+            for name, database in (("CELERY_BROKER_URL", 0), ("CELERY_RESULT_BACKEND", 1))
+        }
+        marks = {"CHAOS_MARKS": str(self.marks.directory)}
+        return self.world.environment(**urls | marks | settings(self.plan.pool, self.plan.lease) | self.more)
+
+    def start_node(self, subject: Subject | None = None) -> Holder:
+        """One more node; it is perhaps not ready yet."""
+        subject = subject or self.plan.subject
+        self._started += 1
+        # A name of its own for each, so that a mark tells which one it was.
+        name = f"node{self._started}@{subject.name}"
+        environment = self.environment()
+        node = Node(self.world, self.world.python("node", subject.node(self.plan.pool, name), environment), environment)
+        holder = Holder(name, node, subject)
+        self.holders.append(holder)
+        return holder
+
+    def start_nodes(self, count: int = NODES) -> None:
+        """Start nodes and wait until they are ready."""
+        for holder in [self.start_node() for _ in range(count)]:
+            holder.node.ready()
+
+    def alive(self) -> list[Holder]:
+        """Nodes that work, or would if they were not frozen."""
+        return [holder for holder in self.holders if holder.alive and not holder.leaving]
+
+    def some_node(self) -> Holder:
+        """A node to strike."""
+        return self.random.choice(self.alive())
+
+    def busy_node(self) -> Holder:
+        """A node to strike that runs a task."""
+
+        def busy() -> list[Holder]:
+            return [holder for holder in self.alive() if self.marks.running(holder.name)]
+
+        with suppress(GaveUp):
+            return self.random.choice(self.wait(busy, self.plan.lease + GO_ON_SECONDS, "a node runs a task"))
+        return self.some_node()
+
+    def kill(self, holder: Holder) -> None:
+        """kill -9 of a node with all of its processes, as the kernel does it with a container."""
+        holder.leaving = True
+        holder.node.process.end()
+        self.happened(DIED, holder.name)
+        assert not holder.node.process.family(), f"{holder.name} has survived"
+
+    def signal_all(self, holder: Holder, number: signal.Signals) -> None:
+        """Send a signal to every process of a node."""
+        for pid in holder.node.process.family():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def freeze(self, holder: Holder) -> None:
+        """Stop a node with all of its processes."""
+        holder.frozen_since = monotonic()
+        self.signal_all(holder, signal.SIGSTOP)
+        self.world.wait_until(lambda: is_frozen(holder), STOP_SECONDS, f"{holder.name} is frozen")
+
+    def thaw(self, holder: Holder) -> None:
+        """Let it go on."""
+        self.signal_all(holder, signal.SIGCONT)
+        if monotonic() - holder.frozen_since >= self.plan.lease:
+            self.incidents.append(Incident(FROZEN, holder.frozen_since, monotonic(), holder.name))
+
+    def replace(self, ready: bool = True) -> None:
+        """Start as many nodes as are missing, as Supervisor and Docker do."""
+        started = [self.start_node() for _ in range(NODES - len(self.alive()))]
+        for holder in started:
+            if ready:
+                holder.node.ready()
+
+    def tend(self) -> None:
+        """Replace nodes that ended by themselves, and remember that they did."""
+        for holder in self.holders:
+            if not holder.alive and not holder.leaving:
+                holder.leaving = True
+                self.exits.append(f"{holder.name} exited with {holder.node.process.code}")
+                self.incidents.append(Incident(EXITED, monotonic() - LOOK_SECONDS, monotonic(), holder.name))
+        self.replace(ready=False)
+
+    def some_child(self) -> int:
+        """A child of a prefork pool."""
+        holder = self.busy_node()
+        busy = [mark.pid for mark in self.marks.running(holder.name)]
+        found = children(holder.node.process.pid)
+        return self.random.choice([pid for pid in found if pid in busy] or found)
+
+    def living(self) -> set[str]:
+        """Names of the nodes that may have something at work, those included that are on their way out."""
+        return {holder.name for holder in self.holders if holder.alive}
+
+    # What happened.
+
+    def describe(self) -> str:
+        return self.world.describe()
+
+    def happened(self, kind: str, node: str = "", pid: int = 0, since: float | None = None) -> None:
+        """Remember why tasks may start a second time."""
+        now = monotonic()
+        self.incidents.append(Incident(kind, now if since is None else since, now, node, pid))
+
+    # Sending.
+
+    def send(self, order: Order) -> Node:
+        """Start a producer and wait until it has sent something."""
+        order = replace(order, app=self.plan.subject.app)
+        environment = self.environment()
+        command = [sys.executable, "-m", "tests.chaos.producer", order.text()]
+        process = self.world.process("producer", command, environment)
+        producer = Node(self.world, process, environment)
+        self._producers.append(producer)
+        prefix = f"chaos-{order.label}-"
+        self.world.wait_until(
+            lambda: any(task.startswith(prefix) for task in self.marks.tasks("sent")) or not process.alive,
+            PRODUCER_SECONDS,
+            f"{order.label} is sent",
+        )
+        return producer
+
+    def load(self, seconds: float) -> None:
+        """Keep tasks of such a length coming until `enough`; return when they are under way."""
+        rate = min(self.plan.rate, LOAD * NODES * CONCURRENCY[self.plan.pool] / seconds)
+        count = round(self.plan.count * rate / self.plan.rate)
+        self.send(Order("load", argument=seconds, count=count, rate=rate, until=str(self._enough)))
+        self.go_on()
+
+    def chords(self) -> None:
+        """Keep small chords coming until `enough`; return when they are under way."""
+        # 30 tasks a second: a third of the time of two solo nodes.
+        order = Order("chord", task="chord", header=5, rate=5, count=self.plan.count // 30, until=str(self._enough))
+        self.send(order)
+        self.go_on()
+
+    def enough(self) -> None:
+        """Let the producers end, and wait for it."""
+        self._enough.touch()
+        for producer in self._producers:
+            seconds = self.plan.count / self.plan.rate * 2 + PRODUCER_SECONDS
+            self.wait(partial(has_ended, producer), seconds, "all is sent")
+            assert producer.process.code == 0, producer.process.tail()
+
+    # Waiting.
+
+    def wait(self, condition: Callable[[], T | None], seconds: float, what: str) -> T:
+        """Wait, and meanwhile replace nodes that end by themselves."""
+
+        def tended() -> T | None:
+            self.tend()
+            return condition()
+
+        return wait_until(tended, seconds, what, self.world.describe)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let so much time pass: the length of an outage or of a freeze is what is tested."""
+        end = monotonic() + seconds
+        self.wait(lambda: monotonic() >= end, seconds + 1, "time passes")
+
+    def go_on(self, more: int = MOVING) -> bool:
+        """Wait until more tasks have ended; False when they do not, which the counts will show."""
+        before, seconds = self.marks.count("end"), self.plan.lease + GO_ON_SECONDS
+        try:
+            self.wait(lambda: self.marks.count("end") >= before + more, seconds, "tasks go on")
+        except GaveUp:
+            self.remarks.append(f"nothing ended for {seconds:g} s")
+            return False
+        return True
+
+    # Redis.
+
+    def in_redis(self) -> set[str]:
+        """The tasks whose message is anywhere in the broker's database, unless it is parked."""
+        return tasks_in(redis.Redis(port=self.redis.port, password=self.redis.password, socket_timeout=10))
+
+    def parked(self) -> int:
+        """Dead letters."""
+        return int(self.redis.client().zcard("dead_letters"))
+
+
+def is_frozen(holder: Holder) -> bool:
+    """Whether each process of a node has been stopped."""
+    return {state(pid) for pid in holder.node.process.family()} <= {"T", "Z"}
+
+
+def has_ended(producer: Node) -> bool:
+    return not producer.process.alive
+
+
+def state(pid: int) -> str:
+    """A process's state, as in /proc; Z when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+@contextmanager
+def opened(directory: Path, plan: Plan, proxied: bool = False) -> Iterator[Arena]:
+    """An arena in a new directory; whatever was started in it is gone afterwards."""
+    checkout = Checkout(directory / "code")
+    shutil.copytree(
+        ROOT / "tests" / "chaos", checkout.path / "tests" / "chaos", ignore=shutil.ignore_patterns("test_*")
+    )
+    shutil.copy(ROOT / "tests" / "__init__.py", checkout.path / "tests")
+    with World(directory, checkout).opened() as world:
+        arena = Arena(world, plan, proxied)
+        try:
+            yield arena
+        finally:
+            arena.close()

@@ -1,0 +1,449 @@
+"""The faults: each a named operation that strikes once and asserts that it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import monotonic
+
+from celery import Celery
+from redis.exceptions import OutOfMemoryError
+
+from tests.chaos.arena import GO_ON_SECONDS, NODES, POISON, Arena, Holder, Order, state
+from tests.chaos.census import TASK_ID
+from tests.chaos.marks import CUT_OFF, DIED, FORGOT, Incident
+from tests.chaos.proxy import Proxy
+from tests.chaos.subjects import CONCURRENCY, REPLIES, SOFT_SHUTDOWN, STALK, STOCK
+from tests.chaos.tasks import note
+from tests.support.waiting import GaveUp
+from tests.support.world import READY_SECONDS
+
+# Of the lease: safely longer, and shorter even for what was renewed a third of it ago.
+LONGER, SHORTER = 1.5, 0.5
+# Redis is away: longer than any client repeats a command for, so that connections fail and come back.
+OUTAGE_SECONDS = 1.5
+# Redis refuses writes for a while.
+FULL_SECONDS = 2.0
+# After this long a client that hears nothing gives its connection up (config/celery.py, and stock_app.py).
+SOCKET_TIMEOUT = 10
+# Cut off the end of the append-only file: a part of its last command.
+TORN_BYTES = 50
+# WORKER_MAX_DELIVERIES, and the signals that the poison tasks send themselves.
+DELIVERIES = 5
+POISONS = {"poison-kill": signal.SIGKILL, "poison-segv": signal.SIGSEGV}
+# Between TERM and KILL of an impatient operator.
+GRACE_SECONDS = 0.5
+# A process that was killed is gone within milliseconds, on a busy machine a little later.
+GONE_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An operation, and the run that it needs."""
+
+    name: str
+    strike: Callable[[Arena], None]
+    # How often in the short form, and in the full one.
+    times: tuple[int, int]
+    # What keeps coming while it strikes: tasks, chords, or nothing.
+    load: str
+    # How long each task takes.
+    seconds: float
+    proxied: bool
+    # Of kombu's transport there is nothing to be said.
+    stalk_only: bool
+
+    @property
+    def about(self) -> str:
+        """What it does, in a line."""
+        return str(self.strike.__doc__).partition("\n")[0].rstrip(".")
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(
+    short: int = 1,
+    full: int = 1,
+    *,
+    load: str = "tasks",
+    seconds: float = 0.01,
+    proxied: bool = False,
+    stalk_only: bool = False,
+) -> Callable[[Callable[[Arena], None]], Callable[[Arena], None]]:
+    """Put a function among the faults; it strikes `short` or `full` times in a run."""
+
+    def add(strike: Callable[[Arena], None]) -> Callable[[Arena], None]:
+        name = strike.__name__
+        FAULTS[name] = Fault(name, strike, (short, full), load, seconds, proxied, stalk_only)
+        return strike
+
+    return add
+
+
+# Workers.
+
+
+@fault(3, 100)
+def sigkill_node(arena: Arena) -> None:
+    """SIGKILL of a node under load."""
+    arena.kill(arena.busy_node())
+    arena.replace()
+
+
+@fault(3, 20)
+def sigkill_child(arena: Arena) -> None:
+    """SIGKILL of a pool child; where there are none, of the node."""
+    if arena.plan.pool != "prefork":
+        sigkill_node(arena)
+        return
+    child = arena.some_child()
+    since = monotonic()
+    os.kill(child, signal.SIGKILL)
+    arena.happened(DIED, pid=child, since=since)
+    arena.wait(lambda: state(child) == "Z", GONE_SECONDS, "the child is gone")
+
+
+@fault(1, 5)
+def freeze_node(arena: Arena) -> None:
+    """A node frozen for longer than its lease, then let go on."""
+    frozen(arena, arena.plan.lease * LONGER)
+
+
+@fault(1, 5)
+def freeze_node_briefly(arena: Arena) -> None:
+    """A node frozen for half a lease."""
+    frozen(arena, arena.plan.lease * SHORTER)
+
+
+def frozen(arena: Arena, seconds: float) -> None:
+    holder = arena.busy_node()
+    arena.freeze(holder)
+    arena.pass_time(seconds)
+    assert state(holder.node.process.pid) == "T", f"{holder.name} did not stay frozen"
+    arena.thaw(holder)
+
+
+@fault(2, 10, seconds=0.05)
+def term_node(arena: Arena) -> None:
+    """TERM of a node under load."""
+    stop(arena, arena.busy_node())
+    arena.replace()
+
+
+def stop(arena: Arena, holder: Holder) -> None:
+    holder.leaving = True
+    holder.node.process.terminate()
+    arena.wait(lambda: not holder.alive, SOFT_SHUTDOWN + GO_ON_SECONDS, f"{holder.name} leaves")
+    assert holder.node.process.code == 0, holder.node.process.tail()
+
+
+@fault(1, 5)
+def term_node_then_kill(arena: Arena) -> None:
+    """TERM of a node in the middle of a task, and KILL before it has ended."""
+    label = f"slow-{len(arena.incidents)}"
+    # Longer than it is given, shorter than the soft shutdown.
+    arena.send(Order(label, argument=GRACE_SECONDS * 4))
+    started = partial(running, arena, label)
+    (holder,) = arena.wait(started, arena.plan.lease + GO_ON_SECONDS, "the slow task runs")
+    holder.leaving = True
+    holder.node.process.terminate()
+    arena.pass_time(GRACE_SECONDS)
+    assert holder.alive, f"{holder.name} has left before it was killed"
+    arena.kill(holder)
+    arena.replace()
+
+
+def running(arena: Arena, label: str) -> list[Holder]:
+    """The node that runs the task with this label."""
+    names = {mark.node for mark in arena.marks.running() if mark.task.startswith(f"chaos-{label}-")}
+    return [holder for holder in arena.alive() if holder.name in names][:1]
+
+
+@fault()
+def poison(arena: Arena) -> None:
+    """Tasks that kill the process which runs them, by SIGKILL and by SIGSEGV."""
+    for label, number in POISONS.items():
+        arena.send(Order(label, task=POISON, argument=number))
+    stalk = arena.plan.subject is STALK
+    # Each delivery needs a lease to run out, a sweep after a lease of rest, and a node that starts.
+    seconds = DELIVERIES * (arena.plan.lease * 2 + GO_ON_SECONDS)
+    if stalk:
+        arena.wait(lambda: arena.parked() >= len(POISONS), seconds, "the poison is parked")
+    else:
+        # A child is replaced at once; a node is started again, and has to sweep first.
+        arena.pass_time(arena.plan.lease * 2 + (0 if arena.plan.pool == "prefork" else GO_ON_SECONDS))
+    for label in POISONS:
+        starts = sum(1 for mark in arena.marks.all() if mark.word == "start" and mark.task.startswith(f"chaos-{label}"))
+        assert starts, f"{label} has never started"
+        arena.remarks.append(f"{label} started {starts} times{'' if stalk else ' and goes on'}")
+
+
+@fault(1, 5, stalk_only=True)
+def mixed_workers(arena: Arena) -> None:
+    """Stock and Stalk workers on the same queue; one of Stalk is killed, a stock one told to go."""
+    ours, theirs = ([each for each in arena.alive() if each.subject is subject] for subject in (STALK, STOCK))
+    assert ours
+    assert theirs
+    arena.kill(ours[0])
+    arena.start_node(STALK).node.ready()
+    stop(arena, theirs[0])
+    arena.start_node(STOCK).node.ready()
+
+
+# Tasks.
+
+
+@fault()
+def long_task(arena: Arena) -> None:
+    """Tasks twice as long as the lease."""
+    # Half of the slots: the others go on with the load.
+    count, seconds = CONCURRENCY[arena.plan.pool], arena.plan.lease * 2
+    arena.send(Order("long", argument=seconds, count=count))
+    ended(arena, "long", count, seconds * 2 + GO_ON_SECONDS)
+
+
+@fault()
+def long_eta(arena: Arena) -> None:
+    """Tasks with an ETA two leases ahead."""
+    count, seconds = 20, arena.plan.lease * 2
+    arena.send(Order("eta", count=count, countdown=seconds))
+    ended(arena, "eta", count, seconds + GO_ON_SECONDS)
+
+
+def ended(arena: Arena, label: str, count: int, seconds: float) -> None:
+    """Wait for tasks to end; those that do not will be missed when all are counted."""
+
+    def enough() -> bool:
+        return sum(1 for task in arena.marks.tasks("end") if task.startswith(f"chaos-{label}-")) >= count
+
+    with suppress(GaveUp):
+        arena.wait(enough, seconds, f"{label} has ended")
+
+
+@fault(2, 20, load="chords")
+def chord_under_kills(arena: Arena) -> None:
+    """SIGKILL of a node that works on chords."""
+    sigkill_node(arena)
+
+
+@fault()
+def restart_of_everything(arena: Arena) -> None:
+    """Redis and all nodes killed while tasks wait for a far ETA."""
+    # Later than the last node is back, however busy the machine is.
+    count, seconds = 50, max(arena.plan.lease * 3, 20)
+    arena.send(Order("far", count=count, countdown=seconds))
+    arena.go_on()
+    for holder in arena.alive():
+        arena.kill(holder)
+    arena.redis.kill()
+    arena.redis.start()
+    arena.replace()
+    ended(arena, "far", count, seconds + GO_ON_SECONDS)
+
+
+# Connections.
+
+
+@fault(3, 20, proxied=True)
+def cut_connections(arena: Arena) -> None:
+    """Every connection to Redis cut."""
+    assert proxy(arena).cut() > 0
+
+
+@fault(1, 3, proxied=True)
+def half_open_connections(arena: Arena) -> None:
+    """Every connection half open: what is sent is swallowed, nobody is told."""
+    assert proxy(arena).half_open() > 0
+    if arena.plan.lease <= SOCKET_TIMEOUT:
+        # Nobody can renew in time who waits so long for an answer.
+        now = monotonic()
+        arena.incidents.append(Incident(CUT_OFF, now, now + SOCKET_TIMEOUT + arena.plan.lease))
+
+
+@fault(3, 20, proxied=True)
+def drop_claim_reply(arena: Arena) -> None:
+    """The reply that brings a worker its task is dropped with its connection."""
+    drop(arena, "claim")
+
+
+@fault(3, 20, proxied=True)
+def drop_ack_reply(arena: Arena) -> None:
+    """The reply to an acknowledgement is dropped with its connection."""
+    drop(arena, "ack")
+
+
+@fault(3, 20, proxied=True)
+def drop_publish_reply(arena: Arena) -> None:
+    """The reply to a publish is dropped with its connection."""
+    drop(arena, "publish")
+
+
+@fault(3, 20, proxied=True)
+def drop_result_reply(arena: Arena) -> None:
+    """The reply to a result that is stored is dropped with its connection."""
+    drop(arena, "result")
+
+
+def drop(arena: Arena, name: str) -> None:
+    trap = proxy(arena).drop_reply(REPLIES[name])
+    try:
+        arena.wait(trap.dropped.is_set, arena.plan.lease + GO_ON_SECONDS, f"a reply to {name} is dropped")
+    finally:
+        proxy(arena).disarm()
+
+
+def proxy(arena: Arena) -> Proxy:
+    assert arena.proxy, "this fault needs a proxy"
+    return arena.proxy
+
+
+@fault(3, 20, load="")
+def kill_clients_with_publish(arena: Arena) -> None:
+    """CLIENT KILL of every worker's connections in the same packet as a publish."""
+    answers = in_one_packet(arena, ["CLIENT", "KILL", "SKIPME", "yes"])
+    assert int(answers[1][1:]) > 0, answers
+
+
+# Redis.
+
+
+@fault(2, 10)
+def redis_kill(arena: Arena) -> None:
+    """Redis killed with -9 and started again on its append-only file."""
+    arena.redis.kill()
+    assert arena.redis.process.code == -signal.SIGKILL
+    arena.pass_time(OUTAGE_SECONDS)
+    arena.redis.start()
+
+
+@fault(2, 10)
+def redis_restart(arena: Arena) -> None:
+    """Redis restarted in order."""
+    arena.redis.stop()
+    assert arena.redis.process.code == 0
+    arena.pass_time(OUTAGE_SECONDS)
+    arena.redis.start()
+
+
+@fault(1, 3)
+def redis_freeze(arena: Arena) -> None:
+    """Redis frozen for longer than a lease."""
+    arena.redis.freeze()
+    arena.pass_time(arena.plan.lease * LONGER)
+    assert state(arena.redis.process.pid) == "T"
+    arena.redis.thaw()
+
+
+@fault(2, 10)
+def redis_full(arena: Arena) -> None:
+    """Redis full for a while: it refuses every write."""
+    arena.redis.ask("CONFIG", "SET", "maxmemory", "1")
+    with suppress(OutOfMemoryError):
+        arena.redis.client().set("chaos-probe", "1")
+        raise AssertionError("Redis is not full")
+    arena.pass_time(FULL_SECONDS)
+    arena.redis.ask("CONFIG", "SET", "maxmemory", "0")
+
+
+@fault(3, 10, load="")
+def redis_full_at_pop(arena: Arena) -> None:
+    """Redis full in the same packet as a publish: between a worker's pop and its next write."""
+    in_one_packet(arena, ["CONFIG", "SET", "maxmemory", "1"])
+    arena.pass_time(FULL_SECONDS)
+    arena.redis.ask("CONFIG", "SET", "maxmemory", "0")
+
+
+@fault(10, 100)
+def script_flush(arena: Arena) -> None:
+    """SCRIPT FLUSH under load."""
+    assert arena.redis.ask("SCRIPT", "FLUSH") == "OK"
+
+
+@fault(1, 5)
+def torn_append_only_file(arena: Arena) -> None:
+    """Redis killed and its append-only file torn: the last 50 bytes are missing."""
+    since = monotonic()
+    arena.redis.kill()
+    path = newest_increment(arena.redis.directory)
+    before = path.read_bytes()
+    os.truncate(path, len(before) - TORN_BYTES)
+    arena.redis.start()
+    kept = truncated_at(arena.redis.process.log())
+    assert 0 < kept < len(before), f"{path.name} had {len(before)} bytes, and Redis kept {kept}"
+    gone = set(TASK_ID.findall(before)) - set(TASK_ID.findall(before[:kept]))
+    arena.never_kept.update(task.decode() for task in gone)
+    arena.happened(FORGOT, since=since)
+    arena.remarks.append(f"{len(before) - kept} bytes gone, the first trace of {len(gone)} tasks among them")
+
+
+def newest_increment(directory: Path) -> Path:
+    """The append-only file that Redis writes to."""
+    return max((directory / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
+
+
+def truncated_at(log: str) -> int:
+    """Where Redis says that it has cut the file off."""
+    return int(re.findall(r"Truncating the AOF .*at offset (\d+)", log)[-1])
+
+
+# A message as a plain producer writes it, and a command behind it that no worker gets in between.
+
+
+def in_one_packet(arena: Arena, command: list[str]) -> list[bytes]:
+    """Publish a task and send a command in one packet, while the workers wait; Redis's answers."""
+    wait_idle(arena)
+    name = f"chaos-packet-{arena.marks.count('sent'):06d}"
+    message = plain_message(arena, name)
+    with socket.create_connection(("127.0.0.1", arena.redis.port), GO_ON_SECONDS) as connection:
+        reader = connection.makefile("rb")
+        connection.sendall(encoded("AUTH", arena.redis.password))
+        assert reader.readline() == b"+OK\r\n"
+        connection.sendall(encoded("LPUSH", "celery", message) + encoded(*command))
+        answers = [reader.readline(), reader.readline()]
+    assert answers[0].startswith(b":"), answers
+    os.environ["CHAOS_MARKS"] = str(arena.marks.directory)
+    note("sent", name)
+    return answers
+
+
+def encoded(*words: str) -> bytes:
+    """A command as it is on the wire."""
+    parts = [f"${len(word.encode())}\r\n{word}\r\n" for word in words]
+    return f"*{len(words)}\r\n{''.join(parts)}".encode()
+
+
+def plain_message(arena: Arena, name: str) -> str:
+    """A task's message, sent to another queue by plain Celery, and readdressed."""
+    with Celery("plain", broker=arena.redis.url(), set_as_current=False) as app:
+        app.send_task("chaos.work", (0.01,), task_id=name, queue="spare")
+    fields = json.loads(str(arena.redis.client().rpop("spare")))
+    fields["properties"]["delivery_info"]["routing_key"] = "celery"
+    return json.dumps(fields)
+
+
+def wait_idle(arena: Arena) -> None:
+    """Wait until no node has anything to do; stock ones wait in a blocking command then, which can be seen."""
+    done = partial(all_ended, arena)
+    with suppress(GaveUp):
+        arena.wait(done, arena.plan.lease, "what was sent has ended")
+    if arena.plan.subject is STOCK:
+        with suppress(GaveUp):
+            arena.wait(lambda: blocked(arena) >= NODES, READY_SECONDS / 4, "every node waits")
+
+
+def all_ended(arena: Arena) -> bool:
+    return arena.marks.tasks("sent") <= arena.marks.tasks("end")
+
+
+def blocked(arena: Arena) -> int:
+    """Connections that wait in a blocking command."""
+    return sum(1 for client in arena.redis.client().client_list() if "b" in client["flags"])

@@ -1,0 +1,70 @@
+"""python -m tests.chaos.producer ORDER: send tasks through the app that the order names, as its users do.
+
+ORDER is the JSON of tests.chaos.orders.Order. Each task whose sending returned is marked `sent`, each other one
+`refused`. A process of its own, because an app belongs to its process's environment.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.tasks import note
+
+# After a refusal, so that an outage of a second does not eat a thousand tasks.
+PAUSE_SECONDS = 0.2
+# A harness that died says no more when it is enough.
+LONGEST_SECONDS = 3600
+
+
+def send(app: Any, order: dict[str, Any], number: int) -> list[str]:
+    """Send one task or chord; the ids of all that has to run. Raises whatever the app raises."""
+    name = f"chaos-{order['label']}-{number:06d}"
+    if order["task"] == "chord":
+        return send_chord(app, order, name)
+    argument = order["argument"]
+    app.tasks[order["task"]].apply_async((argument,), task_id=name, countdown=order["countdown"] or None)
+    return [name]
+
+
+def send_chord(app: Any, order: dict[str, Any], name: str) -> list[str]:
+    """Send a header of tasks and the body that gathers them."""
+    from celery import chord
+
+    ids = [f"{name}-{part:02d}" for part in range(order["header"])]
+    header = [app.tasks["chaos.work"].s(order["argument"]).set(task_id=each) for each in ids]
+    chord(header)(app.tasks["chaos.gather"].s().set(task_id=f"{name}-body"))
+    return [*ids, f"{name}-body"]
+
+
+def produce(app: Any, order: dict[str, Any]) -> None:
+    """Send until it is enough: at least `count`, and, where `until` names a file, until that is there."""
+    began, sent, number = time.monotonic(), 0, 0
+    until = Path(order["until"]) if order["until"] else None
+    while sent < order["count"] or (until and not until.exists()):
+        if time.monotonic() - began > LONGEST_SECONDS:
+            sys.exit("the file that ends it never came")
+        number += 1
+        try:
+            ids = send(app, order, number)
+        except Exception as error:  # whatever kombu, redis-py or Redis say: the user of delay() sees an error
+            note("refused", f"chaos-{order['label']}-{number:06d}")
+            print(f"refused {number}: {error!r}", file=sys.stderr, flush=True)
+            time.sleep(PAUSE_SECONDS)
+            continue
+        sent += 1
+        for name in ids:
+            note("sent", name, number=order["planned"])
+        if order["rate"]:
+            time.sleep(max(0.0, began + number / order["rate"] - time.monotonic()))
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    application = import_module(given["app"]).app
+    application.loader.import_default_modules()
+    produce(application, given)

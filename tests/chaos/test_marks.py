@@ -1,0 +1,119 @@
+"""Marks are counted and second starts explained: what the counts of every other test here rest on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.marks import (
+    ACK_BUFFER,
+    ACK_SECONDS,
+    CUT_OFF,
+    DIED,
+    FORGOT,
+    FROZEN,
+    NO_CAUSE,
+    STOCK,
+    Incident,
+    Mark,
+    Marks,
+    second_starts,
+    too_many,
+    worst_delay,
+)
+
+# The first start of a task is at 10, on a node that some incident meets; the second one is at 20, on another.
+FIRST, SECOND = 10.0, 20.0
+
+
+def mark(word: str, at: float, node: str = "node1@stalk", pid: int = 1, *, number: float = 1, task: str = "t") -> Mark:
+    return Mark(word, task, pid, node, at, at, number)
+
+
+def why(*incidents: Incident, ended: float | None = None, first: str = "node1@stalk", mixed: bool = True) -> list[str]:
+    """Why the task started twice."""
+    marks = [mark("start", SECOND, "node2@stalk", 2), mark("start", FIRST, first)]
+    marks += [mark("end", ended, first)] if ended else []
+    return [again.why for again in second_starts(marks, list(incidents), mixed)]
+
+
+def test_what_started_once_did_not_start_twice() -> None:
+    assert second_starts([mark("start", FIRST), mark("end", FIRST)], []) == []
+
+
+def test_without_an_incident_there_is_no_cause() -> None:
+    assert why() == [NO_CAUSE]
+
+
+@pytest.mark.parametrize(
+    "incident",
+    [Incident(DIED, 15, 15, "node1@stalk"), Incident(DIED, 15, 15, pid=1), Incident(FORGOT, 15, 16)],
+)
+def test_what_happened_to_its_holder_in_between_is_the_cause(incident: Incident) -> None:
+    assert why(incident) == [incident.kind]
+
+
+@pytest.mark.parametrize(
+    "incident",
+    [
+        Incident(DIED, 15, 15, "node2@stalk"),
+        Incident(DIED, 15, 15, pid=2),
+        Incident(DIED, 5, 5, "node1@stalk"),
+        Incident(DIED, 25, 25, "node1@stalk"),
+    ],
+)
+def test_what_happened_to_another_or_at_another_time_is_not(incident: Incident) -> None:
+    assert why(incident) == [NO_CAUSE]
+
+
+def test_a_task_that_started_while_its_holder_was_cut_off_may_start_again() -> None:
+    assert why(Incident(CUT_OFF, 5, 15)) == [CUT_OFF]
+
+
+def test_a_task_that_ended_long_before_the_incident_has_no_business_to_start_again() -> None:
+    killed = Incident(DIED, 15, 15, "node1@stalk")
+
+    assert why(killed, ended=15 - ACK_SECONDS / 2) == [DIED]
+    assert why(killed, ended=15 - ACK_SECONDS * 2) == [NO_CAUSE]
+
+
+def test_a_process_that_killed_itself_is_a_dead_holder() -> None:
+    marks = [mark("start", FIRST), mark("dies", FIRST + 1), mark("start", SECOND, pid=2)]
+    assert [again.why for again in second_starts(marks, [])] == [DIED]
+
+
+def test_what_stock_workers_held_is_their_own_affair_where_both_work() -> None:
+    assert why(first="node1@stock") == [STOCK]
+    assert why(first="node1@stock", mixed=False) == [NO_CAUSE]
+
+
+def test_a_third_start_is_counted_too() -> None:
+    marks = [mark("start", at, pid=pid) for pid, at in enumerate((1.0, 2.0, 3.0))]
+    assert len(second_starts(marks, [])) == 2
+
+
+def test_more_second_starts_than_one_incident_explains_are_noticed() -> None:
+    incident = Incident(FROZEN, 15, 15, "node1@stalk")
+    marks = [mark("start", at, task=f"t{n}", pid=1) for n in range(ACK_BUFFER + 3) for at in (FIRST, SECOND)]
+    again = second_starts(marks, [incident])
+
+    assert too_many(again, running=3) == []
+    assert len(too_many(again, running=2)) == 1
+
+
+def test_the_worst_delay_is_beyond_the_length_of_a_task() -> None:
+    marks = [mark("sent", 1, number=2), mark("end", 8), mark("end", 20), mark("sent", 1, number=0, task="never")]
+    assert worst_delay(marks) == 5
+
+
+def test_marks_are_read_on_from_where_the_last_look_ended(tmp_path: Path) -> None:
+    marks = Marks(tmp_path / "marks")
+    file = tmp_path / "marks" / "host-1"
+    file.write_text("sent a 1 - 1.0 2.0 0.01\nstart a 2 node1@x 1.5 2.5 1\n")
+    assert marks.tasks("sent") == {"a"}
+    with file.open("a") as more:
+        more.write("start b 3 node2@x 1.6 2.6 1\nend a 2 node1@x 1.7 2.7 1\n")
+
+    assert (marks.count("start"), marks.count("start", "node2@x")) == (2, 1)
+    assert [each.task for each in marks.running()] == ["b"]
