@@ -33,8 +33,10 @@ def held(state: Any, **_: Any) -> dict[str, int]:
 def list_scheduled(state: Any, **_: Any) -> list[dict[str, Any]]:
     """List of currently scheduled ETA/countdown tasks."""
     mine = celery_control.scheduled(state)
+    # There is none while it connects.
+    consumer = state.consumer.task_consumer
     with _redis(state) as client:
-        waiting = scheduled.first(client, [queue.name for queue in state.consumer.task_consumer.queues])
+        waiting = scheduled.first(client, [queue.name for queue in consumer.queues] if consumer else [])
     return [*mine, *(_entry(state, one) for one in waiting)]
 
 

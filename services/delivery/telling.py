@@ -12,6 +12,7 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.exceptions import BackendError
+from celery.states import SUCCESS
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 from redis import Redis
@@ -90,6 +91,9 @@ class Teller:
     def _fail(self, message: messages.Read, error: DeadLetter) -> None:
         task = self._app.tasks.get(message.task)
         backend = task.backend if task else self._app.backend
+        if backend.get_state(message.id) == SUCCESS:
+            # Another copy of it came to its end, and told everybody.
+            return
         # Stored also for a task that ignores its result: the later links of its chain may be waited for.
         request = messages.context(message, hostname=self._hostname)
         backend.mark_as_failure(message.id, error, request=request, store_result=True)

@@ -315,6 +315,22 @@ def test_a_task_is_told_by_another_worker_when_the_one_that_parked_it_has_died(s
         )
 
 
+def test_a_task_of_which_another_copy_has_succeeded_stays_a_success(stack: Stack) -> None:
+    errback = sign(stack, "probe.mark", "errback-of-copy").set(immutable=True)
+    body = base64.b64encode(json.dumps([[], {}, {"errbacks": [errback]}]).encode()).decode()
+    copy = message("probe.mark", body=body)
+    stack.client.backend.store_result(id_of(copy), "done", "SUCCESS")
+
+    number = park(stack, copy, NOBODY, told=False)
+
+    with raw(stack) as client:
+        stack.world.wait_until(
+            lambda: not client.sismember(DEAD_LETTERS_UNTOLD, str(number)), SWEEP_SECONDS, "it is done with"
+        )
+    assert stack.client.AsyncResult(id_of(copy)).state == "SUCCESS"
+    assert stack.world.started("errback-of-copy") == 0
+
+
 def test_options_of_which_nothing_can_be_made_do_not_keep_others_from_being_told(stack: Stack) -> None:
     body = base64.b64encode(json.dumps([[], {}, {"errbacks": 7, "chord": 7, "chain": 7}]).encode()).decode()
     odd = message("nobody.knows", body=body)

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from celery import chord
 
 from services.queues import SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES, lists_of
 from tests.integration.test_call import services
@@ -63,7 +64,8 @@ def wait_scheduled(stack: Stack, count: int, timeout: float = PATIENCE) -> None:
 
 
 def later(stack: Stack, label: str, seconds: float = HOUR, **options: Any) -> Any:
-    return stack.send("probe.mark", label, countdown=seconds, **options)
+    # A result that somebody may wait for asks Redis when it is collected, be that after its end.
+    return stack.send("probe.mark", label, countdown=seconds, **{"ignore_result": True, **options})
 
 
 def waiting(stack: Stack, queue: str = "celery") -> list[str]:
@@ -258,6 +260,18 @@ def test_a_task_that_is_revoked_before_it_arrives_is_not_put_away(quiet: Stack) 
     assert scheduled(quiet) == 0
 
 
+def test_a_chord_errs_whose_part_is_revoked_while_it_waits(stack: Stack) -> None:
+    parts = [stack.client.signature("probe.mark", args=[label], options={"countdown": HOUR}) for label in ("a", "b")]
+    sent = chord(parts, app=stack.client)(stack.client.signature("probe.mark"))
+    wait_scheduled(stack, 2)
+
+    stack.client.control.revoke([part.id for part in sent.parent.results])
+
+    body = stack.client.AsyncResult(sent.id)
+    stack.world.wait_until(lambda: body.state == "FAILURE", PATIENCE, "its body fails")
+    assert scheduled(stack) == 0
+
+
 # Purge.
 
 
@@ -265,7 +279,7 @@ def test_purging_a_queue_takes_what_waits_for_its_time_along(quiet: Stack) -> No
     worker = quiet.celery("worker --loglevel=info --pool=solo --queues=mail,other --hostname=node0@%h").ready()
     for number in range(1200):
         later(quiet, f"purged-{number}", queue="mail")
-    kept = later(quiet, "kept", SOON_SECONDS, queue="other")
+    kept = later(quiet, "kept", SOON_SECONDS, queue="other", ignore_result=False)
     wait_scheduled(quiet, 1201)
     worker.process.end()
     quiet.send("probe.mark", "purged", queue="mail")

@@ -1,0 +1,139 @@
+"""make dead-letters, replay, purge-dead-letters and to-plain without Docker."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from services.queues import DEAD_LETTERS, SCHEDULED
+from tests.local.handle import MAKE_SECONDS, Local
+
+HOUR = 3600
+
+
+@pytest.fixture
+def letters(local: Local) -> Iterator[list[int]]:
+    """The ids of two dead letters; none is left afterwards."""
+    for argument in (1, "[red]two[/]"):
+        local.send("nobody.knows", argument)
+    yield sorted(map(int, wait_letters(local, 2)))
+    local.make("purge-dead-letters", YES="1")
+
+
+def wait_letters(local: Local, count: int) -> list[str]:
+    """The ids of so many dead letters, once there are."""
+
+    def ids() -> list[str]:
+        with local.redis() as client:
+            found: list[str] = client.zrange(DEAD_LETTERS, 0, -1)
+        return found if len(found) == count else []
+
+    return local.wait(ids, f"{count} dead letters")
+
+
+def test_dead_letters_are_a_line_each(local: Local, letters: list[int]) -> None:
+    head, *lines = local.make("dead-letters").stdout.splitlines()
+
+    assert head.split() == ["ID", "When", "Reason", "Task", "Task", "ID", "Queue", "Deliveries", "Detail"]
+    assert [int(line.split()[0]) for line in lines] == letters
+    assert [line.split()[2:4] for line in lines] == [["unknown-task", "nobody.knows"]] * 2
+    assert "\x1b" not in head + "".join(lines)
+
+
+def test_dead_letters_as_json_are_one_object(local: Local, letters: list[int]) -> None:
+    told = json.loads(local.make("dead-letters", JSON="1").stdout)
+
+    assert [one["id"] for one in told["dead_letters"]] == letters
+    assert told["more"] == 0
+
+
+def test_one_dead_letter_shows_its_arguments_as_they_were_sent(local: Local, letters: list[int]) -> None:
+    said = local.make("dead-letters", ID=str(letters[1])).stdout
+
+    lines = dict(line.split(maxsplit=1) for line in said.splitlines())
+    assert lines["args"].strip() == '["[red]two[/]"]'
+    assert lines["reason"].strip() == "unknown-task"
+
+
+def test_the_status_shows_them(local: Local, letters: list[int]) -> None:
+    assert local.status()["dead_letters"] == 2
+    assert "Dead letters: 2, see 'make dead-letters'" in local.make("status").stdout
+
+
+def test_the_reason_is_coloured_on_a_terminal(local: Local, letters: list[int]) -> None:
+    ours, theirs = pty.openpty()
+    command, environment = local.command("dead-letters"), local.environment(TERM="xterm")
+    subprocess.run(
+        command, cwd=local.directory, env=environment, stdout=theirs, stderr=theirs, timeout=MAKE_SECONDS, check=True
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert b"\x1b[31m" in shown
+
+
+def test_a_replay_puts_them_back_one_or_all(local: Local, letters: list[int]) -> None:
+    assert local.make("replay", ID=str(letters[0])).stdout == "1 dead letter is back in the queues.\n"
+    # Nobody knows that task yet.
+    again = list(map(int, wait_letters(local, 2)))
+    assert again[0] == letters[1]
+
+    assert local.make("replay", ALL="1").stdout == "2 dead letters are back in the queues.\n"
+    assert min(map(int, wait_letters(local, 2))) > again[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "variables", "says"),
+    [
+        ("replay", {}, "say which dead letters: make replay ID=7, or ID=7,9, or ALL=1 for all"),
+        ("replay", {"ID": "7", "ALL": "1"}, "say which dead letters: make replay ID=7, or ID=7,9, or ALL=1 for all"),
+        ("replay", {"ID": "9999"}, "there is no dead letter 9999: see 'make dead-letters'"),
+        ("replay", {"ID": "9998, 9999"}, "there are no dead letters 9998, 9999: see 'make dead-letters'"),
+        ("dead-letters", {"ID": "9999"}, "there is no dead letter 9999: see 'make dead-letters'"),
+        ("dead-letters", {"ID": "7,9"}, "ID: found '7,9'; it must be one number, such as 7"),
+        ("dead-letters", {"ID": "x"}, "ID: found 'x'; it must be the number of a dead letter, such as 7"),
+        ("purge-dead-letters", {}, "this deletes all dead letters, and nobody can be asked: run 'make purge-dead-let"),
+        (
+            "to-plain",
+            {},
+            "would take it in again: stop Stalk's workers first, with 'make scale WORKERS=0' for instance",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(local: Local, target: str, variables: dict[str, str], says: str) -> None:
+    done = local.make(target, False, None, **variables)
+
+    assert done.returncode == 2
+    (line,) = (line for line in done.stderr.splitlines() if not line.startswith("make: "))
+    assert line.startswith("error: ")
+    assert says in line
+
+
+def test_a_purge_says_how_many(local: Local, letters: list[int]) -> None:
+    assert local.make("purge-dead-letters", YES="1").stdout == "2 dead letters are deleted.\n"
+    assert local.make("dead-letters").stdout == "There are no dead letters.\n"
+
+
+def test_without_workers_all_goes_back_to_plain_queues(local: Local) -> None:
+    local.send("own_probe.rest", "later", 0, countdown=HOUR)
+    with local.redis() as client:
+        local.wait(lambda: client.zcard(SCHEDULED) == 1, "it waits for its time")
+    assert local.status()["scheduled"] == 1
+    local.make("scale", WORKERS="0")
+
+    said = local.make("to-plain").stdout
+
+    assert said.startswith("Back in the queues: 1 tasks that waited for their time, 0 of workers that are gone.")
+    with local.redis() as client:
+        assert (client.zcard(SCHEDULED), client.llen("celery")) == (0, 1)
+        client.delete("celery")
+    local.make("scale", WORKERS="1")
