@@ -23,6 +23,8 @@ TESTED_HERE = {
     "disk",
     "memory",
     "purge",
+    "dead-letters",
+    "to-plain",
 }
 
 
@@ -124,3 +126,25 @@ def test_emptying_a_queue(stack: Stack) -> None:
     do(stack, "purge")
     assert stack.queued() == 0
     marks.wait_finished()
+
+
+def test_dead_letters_are_seen_and_replayed(stack: Stack) -> None:
+    # The document speaks of the first one.
+    stack.redis("DEL", "dead_letters_next")
+    stack.redis("LPUSH", "celery", "no JSON")
+    stack.wait(lambda: stack.redis("ZCARD", "dead_letters") == "1", "a dead letter")
+    printed = do(stack, "dead-letters")
+    assert "undecodable" in printed
+    assert "1 dead letter is back in the queues." in printed
+    # It is no JSON now either.
+    stack.wait(lambda: stack.redis("ZRANGE", "dead_letters", "0", "-1") == "2", "another dead letter")
+    assert stack.make("purge-dead-letters", YES="1").stdout == "1 dead letter is deleted.\n"
+
+
+def test_all_goes_back_to_plain_queues(stack: Stack) -> None:
+    stack.send("services.tasks.arithmetic.add", [1, 2], countdown=3600)
+    stack.wait(lambda: stack.redis("ZCARD", "scheduled") == "1", "a task that waits for its time")
+    assert "Back in the queues: 1 tasks that waited for their time" in do(stack, "to-plain")
+    assert (stack.redis("ZCARD", "scheduled"), stack.queued()) == ("0", 1)
+    stack.redis("DEL", "celery")
+    stack.make("scale", WORKERS="1")
