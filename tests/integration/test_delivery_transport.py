@@ -22,14 +22,12 @@ from config.celery import celery_configuration
 from services.delivery.connection import Connection
 from services.queues import DEAD_LETTERS, PRIORITY_STEPS, UNACKED
 from tests.integration.test_urls import FORMS, served
-from tests.support.broker import PATIENCE, Broker, Inbox, Listener
+from tests.support.broker import PATIENCE, QUIET, Broker, Inbox, Listener
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import holds_for, wait_until
 from tests.support.world import World
 
-# A second for what must not happen.
-QUIET = 1.0
 # A message that is published while a consumer waits is there in 1 to 3 ms; a busy machine may take as long as this.
 WAKE_SECONDS = 0.3
 

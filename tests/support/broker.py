@@ -25,6 +25,8 @@ PATIENCE = 10
 # So long that no lease ends during a test.
 LEASE = 600
 OPTIONS = {"lease": LEASE, "socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
+# A second for what must not happen.
+QUIET = 1.0
 
 
 class Broker:
