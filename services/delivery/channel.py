@@ -16,7 +16,6 @@ from celery.utils.log import get_logger
 from kombu.exceptions import InconsistencyError
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
-from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from kombu.utils.objects import cached_property
 from redis.exceptions import RedisError
@@ -167,12 +166,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
         answer = super().basic_consume(queue, no_ack, callback, *args, **kwargs)
+        if queue in self._fanout_queues:
+            return answer
         if no_ack:
             self._no_ack_queues.add(queue)
-        elif queue not in self._fanout_queues:
+        else:
             self.delivers = True
             holders.keep(self)
-            self.connection._callbacks[queue] = self._receiver(callback)
+        self.connection._callbacks[queue] = self._receiver(callback)
         return answer
 
     def _receiver(self, callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -180,7 +181,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             try:
                 message = self.Message(raw, channel=self)
             except Exception as error:  # whatever a message without form makes kombu raise
-                self.holder.reject(raw["properties"]["delivery_tag"], UNDECODABLE, repr(error))
+                tag = raw["properties"]["delivery_tag"]
+                if not self.holder.holds(tag):
+                    # It was taken as kombu takes what needs no acknowledgement.
+                    raise
+                self.holder.reject(tag, UNDECODABLE, repr(error))
                 return None
             return callback(message)
 
@@ -267,7 +272,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             return
         try:
             payload = _payload(one)
-        except (ValueError, TypeError, RecursionError) as error:
+        except Exception as error:  # whatever kombu's decoders of JSON raise
             self.holder.reject(one.tag, UNDECODABLE, f"not a message: {error!r}")
             return
         self.connection._deliver(payload, one.queue)
@@ -382,16 +387,20 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
 
 def _payload(one: Claimed) -> dict[str, Any]:
-    """The message as kombu wants it. Raises ValueError or TypeError when it is none."""
-    payload = loads(bytes_to_str(one.message))
+    """The message as kombu wants it. Raises whatever there is when it is none."""
+    # kombu would put replacements for what is not UTF-8, and nobody would know.
+    payload = loads(one.message.decode())
     if not isinstance(payload, dict) or not isinstance(payload.get("properties"), dict):
         raise TypeError(f"not an object with properties but {type(payload).__name__}")
-    headers = payload.get("headers")
-    if isinstance(headers, dict):
+    headers, properties = payload.get("headers"), payload["properties"]
+    for name, value in (("headers", headers), ("delivery_info", properties.get("delivery_info"))):
+        if not isinstance(value, dict | None):
+            raise TypeError(f"{name} is not an object but {type(value).__name__}")
+    if headers is not None:
         count = payload.get("delivery_count", 1)
         headers["delivery_count"] = count if isinstance(count, int) else 1
     # The tag of this delivery; the one inside belongs to the publish.
-    payload["properties"]["delivery_tag"] = one.tag
+    properties["delivery_tag"] = one.tag
     return payload
 
 

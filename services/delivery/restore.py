@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from bisect import bisect
 from collections.abc import Iterable, Sequence
@@ -95,25 +96,39 @@ def _restore_stock(client: Redis, tag: str, steps: Sequence[int]) -> int:
         return 0
     try:
         message, exchange, routing_key = json.loads(record)
-        message["headers"]["redelivered"] = True
-        message["properties"]["delivery_info"]["redelivered"] = True
-        step = _step(message["properties"].get("priority"), steps)
-    except (ValueError, KeyError, TypeError) as error:
+        text, step = _redelivered(message), _step(_fields(message, "properties").get("priority"), steps)
+        queues = _queues(client, exchange, routing_key)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logger.error("restore: %s in %s is no message of kombu's: %r; it stays there", tag, UNACKED, error)
         return 0
-    text = json.dumps(message)
     targets: list[str] = []
-    for queue in _queues(client, exchange, routing_key):
+    for queue in queues:
         targets += [queue if step == 0 else f"{queue}{PRIORITY_SEPARATOR}{step}", text]
     return int(scripts.RESTORE_STOCK(client, HELD, [tag, record, *targets]))
 
 
+def _redelivered(message: dict[str, Any]) -> str:
+    """A message with the marks that kombu puts on what it restores, where there is room for them."""
+    for fields in (_fields(message, "headers"), _fields(_fields(message, "properties"), "delivery_info")):
+        fields["redelivered"] = True
+    return json.dumps(message)
+
+
+def _fields(of: dict[str, Any], name: str) -> dict[str, Any]:
+    found = of.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def _queues(client: Redis, exchange: str, routing_key: str) -> list[str]:
+    """Where an exchange sends a routing key, as the table of its bindings says; else to the queue of that name."""
     if not exchange:
         return [routing_key]
     bindings: Any = client.smembers(BINDINGS + exchange)
     members = [member.decode().split(PRIORITY_SEPARATOR) for member in bindings]
-    return [queue for key, _, queue in members if key == routing_key] or [routing_key]
+    # A pattern is what kombu has made of a topic exchange's binding.
+    return [
+        queue for key, pattern, queue in members if key == routing_key or (pattern and re.match(pattern, routing_key))
+    ] or [routing_key]
 
 
 def _step(priority: Any, steps: Sequence[int]) -> int:

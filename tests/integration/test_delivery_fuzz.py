@@ -1,0 +1,445 @@
+"""Messages and queue names that nobody would send: delivered as they are, or parked with exactly their bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from kombu import Consumer, Producer, Queue
+
+from services.delivery import restore, scripts
+from services.delivery.claim import MOST, Claim, claimed, command
+from services.delivery.holder import Rules, clock
+from services.queues import (
+    BINDINGS,
+    DEAD,
+    DEAD_LETTER,
+    DEAD_LETTERS,
+    HELD,
+    PRIORITY_SEPARATOR,
+    PRIORITY_STEPS,
+    SCHEDULED,
+    SCHEDULED_MESSAGES,
+    SWEEPS,
+    UNACKED,
+    UNACKED_INDEX,
+    UNACKED_LEASES,
+    UNACKED_STARTED,
+    lists_of,
+)
+from tests.support.broker import PATIENCE, Broker, Inbox
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
+from tests.support.world import World
+
+RULES = Rules(lease=3600, max_deliveries=1000, visibility_timeout=3600, priority_steps=PRIORITY_STEPS)
+STEPS = restore.as_json(PRIORITY_STEPS)
+FAR = 10**10
+# Larger than any buffer between here and Redis, and than what one claim takes beside others.
+LARGE = 10_000_000
+# Deeper than Lua's reader follows (1000), and than Python's.
+DEEP, DEEPER = 2000, 200_000
+
+BODY = b64encode(b"the body").decode()
+
+
+def kombus(**changes: Any) -> bytes:
+    """A message as kombu writes it, except for `changes`."""
+    properties = {"delivery_tag": "t", "delivery_info": {"exchange": "", "routing_key": "q"}, "priority": 0}
+    plain = {"body": BODY, "content-encoding": "binary", "content-type": "application/data", "headers": {}}
+    return json.dumps({**plain, "properties": {**properties, "body_encoding": "base64"}, **changes}).encode()
+
+
+def spliced(text: bytes, *, into: bytes = b'"headers": {}') -> bytes:
+    """A message of kombu's with raw text in its headers."""
+    whole = kombus()
+    assert into in whole
+    return whole.replace(into, b'"headers": {"x": %s}' % text)
+
+
+# Messages that can be delivered.
+GOOD = {
+    "plain": kombus(),
+    "large": kombus(body=b64encode(b"x" * LARGE).decode()),
+    "exotic floats": spliced(b"[1e400, -1e400, -0.0, 1E+2, 5e-324, 0.1000000000000000055511151231257827]"),
+    "not quite JSON": spliced(b"[NaN, Infinity, -Infinity]"),
+    "large numbers": spliced(b"[%d, -%d, 18446744073709551616]" % (10**300, 10**300)),
+    "the same key twice": spliced(b'1, "x": 2, "x": {}'),
+    "empty tables": spliced(b'[[], {}, [[]], {"": {}}]'),
+    "half a pair": spliced(b'"\\ud800 \\udfff"'),
+    "an escaped NUL": spliced(b'"a\\u0000b"'),
+    "any character": spliced('"ü 日本 😀 \u2028 \x7f"'.encode()),
+    "our separator": spliced(rb'",\"\",\"x\"]"'),
+    "our separator as keys": spliced(b'["a","","x"]'),
+    "our count": spliced(b'"{\\"delivery_count\\":7,"'),
+    "a count of its own": b'{"delivery_count":7,' + kombus()[1:],
+    "a count that is none": b'{"delivery_count":1.5,' + kombus()[1:],
+    "a count that is text": b'{"delivery_count":"7",' + kombus()[1:],
+    "a large count": b'{"delivery_count":%d,' % 10**15 + kombus()[1:],
+    "a count at its end": kombus()[:-1] + b',"delivery_count":7}',
+    "spaces": b' \n{ "delivery_count" : 2 , ' + kombus()[1:] + b"\t\n",
+    "no headers": kombus(headers=None),
+    "no priority": kombus(properties={"body_encoding": "base64"}),
+    "a priority that is none": kombus(properties={"body_encoding": "base64", "priority": {"a": []}}),
+    "a tag that is none": kombus(properties={"body_encoding": "base64", "delivery_tag": [1]}),
+}
+# Messages that no consumer can be given.
+BAD = {
+    "nothing": b"",
+    "space": b" ",
+    "an empty object": b"{}",
+    "an empty list": b"[]",
+    "null": b"null",
+    "a number": b"17",
+    "text": b'"text"',
+    "no JSON": b"hello, world",
+    "the beginning of one": b'{"body": ',
+    "an open brace": b"{",
+    "not UTF-8": b"\xff\xfe\x00\x80",
+    "not UTF-8 within": spliced(b'"\xff\xfe"'),
+    "a byte order mark": b"\xef\xbb\xbf" + kombus(),
+    "NUL": b"\x00",
+    "NUL within": spliced(b'"a\x00b"'),
+    "large and no JSON": b"x" * LARGE,
+    "nested too deep": spliced(b"[" * DEEPER + b"]" * DEEPER),
+    "a number that is too large": spliced(b"1" * 5000),
+    "our separator and no more": b',"","x"]',
+    "our record": b'[{},"","x"]',
+    "our count and no more": b'{"delivery_count":7,',
+    "only our count": b'{"delivery_count":7}',
+    "a decimal that is none": spliced(b'{"__type__": "decimal", "__value__": "none"}'),
+    "bytes that are none": spliced(b'{"__type__": "bytes", "__value__": 1}'),
+    "a UUID that is none": spliced(b'{"__type__": "uuid", "__value__": {"int": "a"}}'),
+    "a type that is none": spliced(b'{"__type__": "none", "__value__": 1}'),
+    "an object that becomes another": b'{"__type__": "bytes", "__value__": "a"}',
+    "no properties": b'{"body": ""}',
+    "properties in a list": kombus(properties=[]),
+    "headers in a list": kombus(headers=[1]),
+    "a body that is a number": kombus(body=17),
+    "a body that is no base64": kombus(body="a"),
+    "an encoding that is none": kombus(properties={"body_encoding": "rot13"}),
+    "an encoding that is a number": kombus(properties={"body_encoding": 1}),
+    "a delivery info in a list": kombus(properties={"body_encoding": "base64", "delivery_info": [1]}),
+}
+# How deep Python's own reader goes differs from version to version.
+EITHER = {"nested deep": spliced(b"[" * DEEP + b"]" * DEEP)}
+ALL = GOOD | BAD | EITHER
+QUEUES = (
+    "celery", 'quo"te', "back\\slash", 'com,ma"', ',"","x"]', '"', "\\", '\\"', "]", "[{}]", "schön 日本 😀", "a b\tc",
+    "new\nline", "\x00", "\x7f", "'", "%s%(.*)", "x" * 1000,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(shared_world: World) -> RedisServer:
+    return shared_world.redis("", lines=["appendonly no"])
+
+
+@pytest.fixture
+def broker(server: RedisServer) -> Any:
+    broker = Broker(server)
+    broker.client.flushall()
+    yield broker
+    broker.close()
+
+
+# --- The ways of a message through the scripts
+
+
+def claim(client: Any, queue: str) -> str:
+    """Claim the only message there is; its tag."""
+    asked = Claim(uuid4().hex, MOST, (queue,), [], clock())
+    [found] = claimed(asked, scripts.CLAIM(client, *command(asked, lists_of(queue), RULES.lease)))
+    assert found.queue == queue
+    return found.tag
+
+
+def end_leases(client: Any, tag: str) -> None:
+    """The process that holds it has died, and others have swept all the time."""
+    client.zadd(UNACKED_LEASES, {tag: 1}, xx=True)
+    client.hset(SWEEPS, mapping={"last": FAR, "rest": 0})
+
+
+def give_back(client: Any, tag: str) -> None:
+    assert scripts.RESTORE(client, HELD, [STEPS, tag]) == 1
+
+
+def sweep(client: Any, tag: str) -> None:
+    end_leases(client, tag)
+    assert restore.sweep(client, RULES).restored == 1
+
+
+def sweep_started(client: Any, tag: str) -> None:
+    client.sadd(UNACKED_STARTED, tag)
+    sweep(client, tag)
+
+
+def crash(client: Any, tag: str) -> None:
+    rules = [STEPS, RULES.max_deliveries, DEAD_LETTER, tag, "signal 9"]
+    assert scripts.CRASH(client, [*HELD, *DEAD], rules) in (0, 1)
+
+
+def postpone(client: Any, tag: str) -> None:
+    field = scripts.POSTPONE(client, [*HELD, SCHEDULED, SCHEDULED_MESSAGES], [tag, 1, "id"])
+    assert field == b"id"
+    assert restore.sweep(client, RULES).promoted == 1
+
+
+def reject(client: Any, tag: str) -> None:
+    assert scripts.REJECT(client, [*HELD, *DEAD], [tag, "reason", "detail", DEAD_LETTER, "0"]) == 1
+
+
+Way = Callable[[Any, str], None]
+UNCHANGED: tuple[Way, ...] = (give_back, sweep, postpone)
+COUNTED: tuple[Way, ...] = (sweep_started, crash)
+WAYS: tuple[Way, ...] = (*UNCHANGED, *COUNTED, reject)
+
+
+def counted(message: bytes) -> tuple[bytes, int]:
+    """A message after the death of its worker, and how often it has been started before."""
+    found = re.match(rb'[ \t\n\v\f\r]*\{\s*"delivery_count"\s*:\s*(\d+)\s*(?:,\s*|(?=\}))', message)
+    opened = re.match(rb"[ \t\n\v\f\r]*\{", message)
+    count = int(found[1]) if found else 1
+    if not opened:
+        return message, count
+    rest = message[(found or opened).end() :]
+    comma = b"" if re.match(rb"\s*\}", rest) else b","
+    return b'{"delivery_count":%d%s%s' % (count + 1, comma, rest), count
+
+
+def check(client: Any, queue: str, message: bytes, way: Way) -> None:
+    """Claim a message and send it on its way: it is where it should be, and nowhere else."""
+    client.flushall()
+    client.lpush(queue, message)
+    way(client, claim(client, queue))
+    lists = [raw for name in lists_of(queue) for raw in client.lrange(name, 0, -1)]
+    letters = [
+        client.hmget(f"{DEAD_LETTER}{number.decode()}", "message", "queue")
+        for number in client.zrange(DEAD_LETTERS, 0, -1)
+    ]
+    after, count = counted(message)
+    if way is reject or (way in COUNTED and count >= RULES.max_deliveries):
+        assert (lists, letters) == ([], [[message, queue.encode()]])
+    else:
+        assert (lists, letters) == ([after if way in COUNTED else message], [])
+    for key in (UNACKED, UNACKED_INDEX, UNACKED_LEASES, UNACKED_STARTED, SCHEDULED, SCHEDULED_MESSAGES):
+        assert not client.exists(key), key
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("name", ALL)
+def test_no_message_is_damaged_on_its_way(broker: Broker, name: str, way: Way) -> None:
+    check(broker.client, "celery", ALL[name], way)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("queue", QUEUES, ids=repr)
+def test_a_message_finds_back_to_a_queue_of_any_name(broker: Broker, queue: str, way: Way) -> None:
+    for message in (kombus(), b"", spliced(rb'",\"\",\"x\"]"'), b',"","x"]'):
+        check(broker.client, queue, message, way)
+
+
+PIECES = st.sampled_from([
+    b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b" ", b"\n", b"\x00", b"\xff", b'"delivery_count"', b"7", b"1.5",
+    b"1e400", b',"","x"]', b'{"delivery_count":7,', b'"properties"', b'{"priority":', b"null", b'"__type__"',
+])  # fmt: skip
+MESSAGES = st.binary(max_size=60) | st.lists(PIECES, max_size=12).map(b"".join)
+QUEUE_NAMES = st.text(st.characters(codec="utf-8", exclude_characters=PRIORITY_SEPARATOR), min_size=1, max_size=20)
+
+
+def test_no_message_whatever_is_damaged_on_its_way(broker: Broker) -> None:
+    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(message=MESSAGES, queue=QUEUE_NAMES | st.sampled_from(QUEUES), way=st.sampled_from(WAYS))
+    @example(message=b'{"delivery_count":1.5,"a":1}', queue="celery", way=crash)
+    def run(message: bytes, queue: str, way: Way) -> None:
+        check(broker.client, queue, message, way)
+
+    run()
+
+
+# --- Through a consumer
+
+
+def letters(broker: Broker) -> list[bytes]:
+    """The messages that are parked."""
+    numbers = [number.decode() for number in broker.client.zrange(DEAD_LETTERS, 0, -1)]
+    return [broker.client.hget(f"{DEAD_LETTER}{number}", "message") for number in numbers]
+
+
+def receive(broker: Broker, expected: int, queue: str = "celery") -> list[Any]:
+    """Consume until all is delivered or parked; what was delivered."""
+    got: list[Any] = []
+
+    def keep(message: Any) -> None:
+        got.append(message)
+        message.ack()
+
+    channel = broker.connect().channel()
+    consumer = Consumer(channel, [Queue(queue, no_declare=True)], on_message=keep)
+    consumer.qos(prefetch_count=3)
+    with consumer:
+        wait_until(
+            lambda: _drained(channel) and len(got) + broker.client.zcard(DEAD_LETTERS) >= expected,
+            6 * PATIENCE,
+            f"{expected} messages are delivered or parked",
+            lambda: f"delivered: {len(got)}, parked: {broker.client.zcard(DEAD_LETTERS)}",
+            0,
+        )
+    broker.nothing_is_left()
+    assert not broker.client.exists(*lists_of(queue))
+    return got
+
+
+def _drained(channel: Any) -> bool:
+    with suppress(TimeoutError):
+        channel.connection.client.drain_events(timeout=0.05)
+    return True
+
+
+def test_a_consumer_gets_what_can_be_read_and_survives_the_rest(broker: Broker) -> None:
+    for message in ALL.values():
+        broker.client.lpush("celery", message)
+    got = receive(broker, len(ALL))
+
+    deep, parked = EITHER["nested deep"], letters(broker)
+    bad = [*BAD.values(), *([deep] if deep in parked else [])]
+    assert sorted(parked) == sorted(bad)
+    assert len(got) == len(GOOD) + (deep not in parked)
+    for message, sent in zip(got, [*GOOD.values(), deep], strict=False):
+        assert_is_unchanged(message, sent)
+
+
+def assert_is_unchanged(message: Any, sent: bytes) -> None:
+    """What a consumer got is what was sent, apart from what a delivery adds."""
+    fields = json.loads(sent)
+    count = fields.pop("delivery_count", 1)
+    assert message.body == (b"x" * LARGE if len(sent) > LARGE else b"the body")
+    headers = dict(message.headers)
+    if fields["headers"] is not None:
+        assert headers.pop("delivery_count") == (count if isinstance(count, int) else 1)
+    assert repr(headers) == repr(fields["headers"] or {})
+    ours = {"delivery_tag"}
+    assert {k: v for k, v in message.properties.items() if k not in ours} == {
+        k: v for k, v in fields["properties"].items() if k not in ours
+    }
+
+
+@pytest.mark.parametrize("name", [*BAD, "plain"])
+def test_basic_get_parks_what_cannot_be_read(broker: Broker, name: str) -> None:
+    broker.client.lpush("celery", ALL[name])
+    message = broker.connect().channel().basic_get("celery")
+    if name in GOOD:
+        message.ack()
+    else:
+        assert message is None
+        wait_until(lambda: letters(broker) == [ALL[name]], PATIENCE, "it is parked", broker.describe)
+    broker.nothing_is_left()
+
+
+def test_a_queue_without_acknowledgements_beside_others_survives_what_cannot_be_read(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    Inbox(channel, "acknowledged")
+    inbox = Inbox(channel, "celery", no_ack=True, ack=False)
+    for message in BAD.values():
+        broker.client.lpush("celery", message)
+    broker.send("celery", "the last")
+    assert inbox.drain(1, broker) == ["the last"]
+    broker.nothing_is_left()
+
+
+@pytest.mark.parametrize("queue", QUEUES, ids=repr)
+def test_a_consumer_gets_the_messages_of_a_queue_of_any_name(broker: Broker, queue: str) -> None:
+    Producer(broker.connect().channel()).publish("sent", routing_key=queue, priority=6)
+    channel = broker.connect().channel()
+    first = Inbox(channel, queue, ack=False)
+    assert first.drain(1, broker) == ["sent"]
+    channel.close()
+    wait_until(lambda: not broker.client.exists(UNACKED), PATIENCE, "it goes back", broker.describe)
+    second = Inbox(broker.connect().channel(), queue)
+    assert second.drain(1, broker) == ["sent"]
+    broker.nothing_is_left()
+
+
+def test_a_consumer_that_raises_keeps_what_it_has_and_gets_the_rest(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    got = []
+
+    def fail(message: Any) -> None:
+        got.append(message)
+        raise ZeroDivisionError
+
+    broker.send("celery", *range(3))
+    with Consumer(channel, [Queue("celery", no_declare=True)], on_message=fail):
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                channel.connection.client.drain_events(timeout=PATIENCE)
+        assert broker.held() == 3
+        for message in got:
+            message.ack()
+    broker.nothing_is_left()
+
+
+# --- What stock consumers leave
+
+
+def stock_record(message: bytes, exchange: str = "", key: str = "celery") -> bytes:
+    """A record as kombu writes it."""
+    return json.dumps([json.loads(message), exchange, key]).encode()
+
+
+def restored(client: Any, *records: bytes, queue: str = "celery") -> list[Any]:
+    """What is back on the list when those who took these records have died."""
+    for number, record in enumerate(records):
+        client.hset(UNACKED, f"stock{number}", record)
+        client.zadd(UNACKED_INDEX, {f"stock{number}": number})
+    client.hset(SWEEPS, mapping={"last": FAR, "rest": 0})
+    found = restore.sweep(client, RULES)
+    restore.restore_overdue(client, found.stock, PRIORITY_STEPS)
+    return [json.loads(raw) for raw in client.lrange(queue, 0, -1)]
+
+
+@pytest.mark.parametrize("changes", [
+    {},
+    {"headers": None},
+    {"headers": []},
+    {"properties": {"delivery_tag": "t"}},
+    {"properties": {"delivery_info": None}},
+    {"properties": {"delivery_info": {}, "priority": "none"}},
+])  # fmt: skip
+def test_what_a_dead_stock_consumer_held_goes_back(broker: Broker, changes: dict[str, Any]) -> None:
+    sent = json.loads(kombus(**changes))
+    [back] = restored(broker.client, stock_record(json.dumps(sent).encode()))
+    assert back["body"] == sent["body"]
+    broker.nothing_is_left()
+
+
+def test_a_record_that_is_no_message_keeps_no_other_one(broker: Broker) -> None:
+    records = [b"none", b"[]", b"[1, 2, 3]", b"\xff", b"[" * DEEPER, stock_record(kombus())]
+    assert len(restored(broker.client, *records)) == 1
+    # Whoever wrote the others may know what they are.
+    assert broker.client.hlen(UNACKED) == len(records) - 1
+
+
+@pytest.mark.parametrize(
+    ("member", "key", "queue"),
+    [
+        (("celery", "", "bound"), "celery", "bound"),
+        (("a.*", r"^a\.[^.]*?$", "bound"), "a.b", "bound"),
+        (("a.#", r"^a\..*?$", "bound"), "a.b.c", "bound"),
+        (("other", "", "bound"), "celery", "celery"),
+    ],
+    ids=["direct", "topic", "topic with several words", "without a binding"],
+)
+def test_a_stock_message_goes_where_its_exchange_says(
+    broker: Broker, member: tuple[str, str, str], key: str, queue: str
+) -> None:
+    broker.client.sadd(f"{BINDINGS}ours", PRIORITY_SEPARATOR.join(member))
+    assert len(restored(broker.client, stock_record(kombus(), "ours", key), queue=queue)) == 1

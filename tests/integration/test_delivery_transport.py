@@ -1,0 +1,520 @@
+"""The transport as kombu knows it, without Celery: connections, channels, consumers, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from kombu import Exchange, Producer, Queue
+from kombu.exceptions import InconsistencyError
+
+from config import load
+from config.celery import celery_configuration
+from services.delivery.connection import Connection
+from services.queues import DEAD_LETTERS, PRIORITY_STEPS, UNACKED
+from tests.integration.test_urls import FORMS, served
+from tests.support.broker import PATIENCE, QUIET, Broker, Inbox, Listener
+from tests.support.proxy import Proxy
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import holds_for, wait_until
+from tests.support.world import World
+
+# A message that is published while a consumer waits is there in 1 to 3 ms; a busy machine may take as long as this.
+WAKE_SECONDS = 0.3
+
+
+@pytest.fixture(scope="module")
+def server(shared_world: World) -> RedisServer:
+    # `always`, because a test kills it.
+    return shared_world.redis("", lines=["appendfsync always"])
+
+
+@pytest.fixture
+def broker(server: RedisServer) -> Iterator[Broker]:
+    broker = Broker(server)
+    broker.client.config_set("maxmemory", 0)
+    broker.client.flushall()
+    yield broker
+    broker.client.config_set("maxmemory", 0)
+    broker.close()
+
+
+@pytest.fixture
+def proxy(server: RedisServer) -> Iterator[Proxy]:
+    proxy = Proxy(server.port)
+    yield proxy
+    proxy.close()
+
+
+# --- Consuming
+
+
+def test_a_channel_holds_no_more_than_its_prefetch_count(broker: Broker) -> None:
+    connection = broker.connect()
+    for queue in ("one", "two"):
+        broker.send(queue, *range(10))
+    first = Inbox(connection.channel(), "one", prefetch=3, ack=False)
+    second = Inbox(connection.channel(), "two", prefetch=5, ack=False)
+    first.drain(3, broker)
+    second.drain(5, broker)
+    second.stays_at(5)
+    assert (len(first.messages), broker.held(), broker.client.llen("one"), broker.client.llen("two")) == (3, 8, 7, 5)
+
+    first.messages[0].ack()
+    first.drain(4, broker)
+    first.stays_at(4)
+    assert len(second.messages) == 5
+
+
+def test_messages_of_a_queue_come_in_the_order_of_their_publishing(broker: Broker) -> None:
+    inbox = Inbox(broker.connect().channel(), "one", prefetch=7)
+    broker.send("one", *range(200))
+    assert inbox.drain(200, broker) == list(range(200))
+    broker.nothing_is_left()
+
+
+def test_several_consumers_on_a_channel_get_the_messages_of_their_queues(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    one, both = Inbox(channel, "one"), Inbox(channel, "two", "three")
+    for number in range(5):
+        for queue in ("one", "two", "three"):
+            broker.send(queue, f"{queue} {number}")
+    both.drain(10, broker)
+    one.drain(5, broker)
+    assert one.bodies == [f"one {number}" for number in range(5)]
+    assert sorted(both.bodies) == sorted(f"{queue} {number}" for queue in ("two", "three") for number in range(5))
+    broker.nothing_is_left()
+
+
+def test_the_most_urgent_come_first_and_queues_take_turns(broker: Broker) -> None:
+    for priority in (9, 5, 0):
+        for queue in ("one", "two"):
+            broker.send(queue, *(f"{priority} {queue} {number}" for number in range(3)), priority=priority)
+    inbox = Inbox(broker.connect().channel(), "one", "two", prefetch=4)
+    bodies = inbox.drain(18, broker)
+    assert [body[0] for body in bodies] == ["0"] * 6 + ["5"] * 6 + ["9"] * 6
+    for urgency in "059":
+        for name in ("one", "two"):
+            of = [body for body in bodies if body.startswith(f"{urgency} {name}")]
+            assert of == [f"{urgency} {name} {number}" for number in range(3)]
+        turns = [body.split()[1] for body in bodies if body[0] == urgency]
+        assert {*turns[:2]} == {*turns[2:4]} == {*turns[4:]} == {"one", "two"}, turns
+
+
+def test_a_cancelled_consumer_leaves_its_messages_to_others(broker: Broker) -> None:
+    connection = broker.connect()
+    cancelled = Inbox(connection.channel(), "one", prefetch=2, ack=False)
+    cancelled.stays_at(0, 0.2)
+    cancelled.consumer.cancel()
+    broker.send("one", "for others")
+    other = Inbox(broker.connect().channel(), "one")
+    assert other.drain(1, broker) == ["for others"]
+    cancelled.stays_at(0, 0.2)
+
+
+def test_recover_gives_back_what_is_not_acknowledged(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    inbox = Inbox(channel, "one", prefetch=3, ack=False)
+    broker.send("one", *"abcd")
+    inbox.drain(3, broker)
+    inbox.messages[0].ack()
+    inbox.consumer.recover(requeue=True)
+    assert sorted(inbox.drain(6, broker)) == sorted("abcbcd")
+    assert broker.held() == 3
+
+
+def test_a_rejected_message_goes_back_or_becomes_a_dead_letter(broker: Broker) -> None:
+    inbox = Inbox(broker.connect().channel(), "one", prefetch=1, ack=False)
+    broker.send("one", "a")
+    inbox.drain(1, broker)
+    inbox.messages[-1].requeue()
+    assert inbox.drain(2, broker) == ["a", "a"]
+    inbox.messages[-1].reject()
+    wait_until(lambda: broker.client.zcard(DEAD_LETTERS) == 1, PATIENCE, "it is parked", broker.describe)
+    broker.nothing_is_left()
+
+
+def test_closing_gives_back_what_is_held_in_its_old_order(broker: Broker) -> None:
+    connection = broker.connect()
+    inbox = Inbox(connection.channel(), "one", prefetch=4, ack=False)
+    broker.send("one", *"abcdef")
+    inbox.drain(2, broker)
+    inbox.messages[0].ack()
+    connection.close()
+    wait_until(lambda: not broker.client.exists(UNACKED), PATIENCE, "all goes back", broker.describe)
+    assert broker.waiting("one") == [*"bcdef"]
+
+
+def test_closing_gives_back_what_a_claim_under_way_takes(broker: Broker) -> None:
+    connection = broker.connect()
+    inbox = Inbox(connection.channel(), "one", ack=False)
+    inbox.stays_at(0, 0.2)
+    # Redis answers a claim that nobody waits for any more.
+    broker.send("one", *"abc")
+    connection.transport.cycle.on_poll_start()
+    connection.close()
+    wait_until(lambda: not broker.client.exists(UNACKED), PATIENCE, "all goes back", broker.describe)
+    assert broker.waiting("one") == [*"abc"]
+
+
+def test_basic_get_claims_one_message(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    assert channel.basic_get("one") is None
+    broker.send("one", "urgent", priority=0)
+    broker.send("one", "later", priority=9)
+    message = channel.basic_get("one")
+    assert (message.payload, broker.held()) == ("urgent", 1)
+    message.ack()
+    channel.basic_get("one").requeue()
+    wait_until(lambda: not broker.client.exists(UNACKED), PATIENCE, "it is back", broker.describe)
+    assert channel.basic_get("one", no_ack=True).payload == "later"
+    broker.nothing_is_left()
+    assert channel.basic_get("one") is None
+
+
+def test_a_simple_queue_works(broker: Broker) -> None:
+    with broker.connect().SimpleQueue("simple") as queue:
+        queue.put({"n": 1})
+        queue.put({"n": 2})
+        assert queue.qsize() == 2
+        for number in (1, 2):
+            message = queue.get(timeout=PATIENCE)
+            assert message.payload == {"n": number}
+            message.ack()
+        with pytest.raises(queue.Empty):
+            queue.get(timeout=0.1)
+        with pytest.raises(queue.Empty):
+            queue.get_nowait()
+    broker.nothing_is_left()
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside one that acknowledges"])
+def test_a_queue_without_acknowledgements_works(broker: Broker, beside: bool) -> None:
+    channel = broker.connect().channel()
+    if beside:
+        other = Inbox(channel, "two")
+    inbox = Inbox(channel, "one", no_ack=True, ack=False)
+    broker.send("one", *"abc")
+    assert inbox.drain(3, broker) == [*"abc"]
+    if beside:
+        broker.send("two", "d")
+        assert other.drain(1, broker) == ["d"]
+    broker.nothing_is_left()
+    assert not broker.client.exists("one")
+
+
+def test_an_acknowledgement_in_another_thread_makes_room_at_once(broker: Broker) -> None:
+    """Two connections of one process share what it holds, and each has to hear of its own room."""
+    inboxes = [Inbox(broker.connect().channel(), name, prefetch=1, ack=False) for name in ("one", "two")]
+    broker.send("one", "a", "b")
+    broker.send("two", "a", "b")
+    for inbox in inboxes:
+        inbox.drain(1, broker)
+
+    def drain(inbox: Inbox) -> None:
+        while len(inbox.messages) < 2:
+            with suppress(socket.timeout):
+                inbox.channel.connection.client.drain_events()
+
+    threads = [threading.Thread(target=drain, args=(inbox,), daemon=True) for inbox in inboxes]
+    for thread in threads:
+        thread.start()
+    holds_for(lambda: all(thread.is_alive() for thread in threads), 0.2, "both wait", broker.describe)
+    acked = time.monotonic()
+    for inbox in inboxes:
+        inbox.messages[0].ack()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert time.monotonic() - acked < WAKE_SECONDS, broker.describe()
+
+
+# --- Publishing
+
+
+def test_a_publish_whose_answer_is_lost_is_enqueued_once(broker: Broker, proxy: Proxy) -> None:
+    connection = broker.connect(f"redis://127.0.0.1:{proxy.port}/0")
+    producer = Producer(connection.channel())
+    for number in range(5):
+        proxy.lose_answer_to(b"published:")
+        producer.publish(number, routing_key="one", retry=True, retry_policy={"max_retries": 3, "interval_start": 0})
+        proxy.wait_lost(number + 1)
+    assert broker.waiting("one") == list(range(5))
+
+
+def test_a_message_that_is_sent_on_with_its_own_properties_is_another_message(broker: Broker) -> None:
+    connection = broker.connect()
+    inbox = Inbox(connection.channel(), "one")
+    producer = Producer(connection.channel())
+    producer.publish("a", routing_key="one")
+    inbox.drain(1, broker)
+    for _ in range(2):
+        message = inbox.messages[0]
+        producer.publish(message.payload, routing_key="one", headers=message.headers, **message.properties)
+    assert inbox.drain(3, broker) == ["a"] * 3
+    inbox.stays_at(3, 0.2)
+
+
+def test_the_same_body_twice_is_two_messages(broker: Broker) -> None:
+    broker.send("one", "a", "a")
+    assert broker.waiting("one") == ["a", "a"]
+
+
+def test_a_publish_reaches_every_queue_that_is_bound(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    exchange = Exchange("ours", "direct")
+    for name in ("one", "two"):
+        Queue(name, exchange, routing_key="key")(channel).declare()
+    Producer(channel).publish("a", exchange=exchange, routing_key="key")
+    assert [broker.waiting(name) for name in ("one", "two")] == [["a"], ["a"]]
+
+
+def test_a_publish_to_an_exchange_without_a_binding_fails(broker: Broker) -> None:
+    producer = Producer(broker.connect().channel())
+    with pytest.raises(InconsistencyError):
+        producer.publish("a", exchange="nowhere", routing_key="key")
+    assert not broker.client.keys("*")
+
+
+# --- Waiting
+
+
+def test_an_idle_consumer_sends_next_to_nothing(broker: Broker) -> None:
+    listener = Listener(broker.connect(), *(f"queue{number}" for number in range(5)))
+    seconds = 3
+    with listener.running():
+        time.sleep(0.5)
+        before = broker.commands()
+        time.sleep(seconds)
+        sent = broker.commands() - before
+    # One look within 5 s (a claim, and what it reads of 5 queues in 4 lists each), and what the test asks itself.
+    assert sent["evalsha"] + sent["exists"] <= 2, sent
+    assert sent.total() - sent["info"] - sent["lindex"] <= 2 + 2, sent
+
+
+def test_an_idle_consumer_wakes_for_each_queue_and_priority(broker: Broker) -> None:
+    queues = [f"queue{number}" for number in range(3)]
+    listener = Listener(broker.connect(), *queues)
+    producer = Producer(broker.connect().channel())
+    took = []
+    with listener.running():
+        for queue in queues:
+            for priority in PRIORITY_STEPS:
+                # It has to be idle again, which is a moment after the last message.
+                time.sleep(0.05)
+                sent, before = time.monotonic(), len(listener.got)
+                producer.publish("a", routing_key=queue, priority=priority)
+                wait_until(lambda: len(listener.got) > before, PATIENCE, "it arrives", broker.describe, 0.001)  # noqa: B023
+                took.append(listener.got[-1][1] - sent)
+    assert max(took) < WAKE_SECONDS, took
+    assert sorted(took)[len(took) // 2] < 0.03, took
+
+
+def test_idle_consumers_are_woken_once_for_a_message(broker: Broker) -> None:
+    consumers, messages = 20, 10
+    connections = [broker.connect() for _ in range(consumers)]
+    inboxes = [Inbox(connection.channel(), "one", prefetch=1) for connection in connections]
+    stop = threading.Event()
+
+    def drain(connection: Any) -> None:
+        while not stop.is_set():
+            with suppress(socket.timeout):
+                connection.drain_events(timeout=0.5)
+
+    threads = [threading.Thread(target=drain, args=(connection,), daemon=True) for connection in connections]
+    for thread in threads:
+        thread.start()
+    producer = Producer(broker.connect().channel())
+    time.sleep(0.5)
+    before = broker.commands()
+    for number in range(messages):
+        producer.publish("a", routing_key="one")
+        wait_until(
+            lambda: sum(len(inbox.messages) for inbox in inboxes) > number,  # noqa: B023
+            PATIENCE,
+            "it arrives",
+            broker.describe,
+            0.005,
+        )
+        time.sleep(0.05)
+    sent = broker.commands() - before
+    stop.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    # Each message: everybody claims once, and again when it was too slow for the next one; who gets it asks for more.
+    assert sent["exists"] <= 1.5 * messages * (consumers + 1), sent
+
+
+def test_a_busy_consumer_keeps_its_connection(broker: Broker) -> None:
+    inbox = Inbox(broker.connect().channel(), "one", prefetch=1, ack=False)
+    broker.send("one", "a")
+    inbox.drain(1, broker)
+    before = inbox.channel.client.connection._sock
+    for _ in range(3):
+        broker.send("one", "b")
+        inbox.stays_at(1, 0.2)
+    assert inbox.channel.client.connection._sock is before
+    inbox.messages[0].ack()
+    inbox.drain(2, broker)
+
+
+# --- Faults
+
+
+def test_consuming_goes_on_when_a_waiting_connection_is_killed(broker: Broker) -> None:
+    listener = Listener(broker.connect(), "one")
+    with listener.running():
+        for number in range(5):
+            wait_until(lambda: tracked(broker), PATIENCE, "it waits", broker.describe)
+            for client in tracked(broker):
+                broker.client.client_kill_filter(_id=client)
+            broker.send("one", number)
+            wait_until(lambda: len(listener.got) == number + 1, PATIENCE, "it arrives", broker.describe)  # noqa: B023
+    assert listener.bodies == list(range(5))
+    broker.nothing_is_left()
+
+
+def tracked(broker: Broker) -> list[str]:
+    """The ids of the connections that wait for messages: Redis tracks what they have looked at."""
+    return [one["id"] for one in broker.clients() if "t" in one["flags"]]
+
+
+@pytest.mark.parametrize("word", [b"EVALSHA", b"EXISTS"])
+def test_a_claim_whose_answer_is_lost_loses_nothing(broker: Broker, proxy: Proxy, word: bytes) -> None:
+    listener = Listener(broker.connect(f"redis://127.0.0.1:{proxy.port}/0"), "one")
+    with listener.running():
+        for number in range(5):
+            proxy.lose_answer_to(word)
+            broker.send("one", number)
+            proxy.wait_lost(number + 1)
+            wait_until(lambda: number in listener.bodies, PATIENCE, "it arrives", broker.describe)  # noqa: B023
+    broker.nothing_is_left()
+    assert listener.bodies == list(range(5))
+
+
+def test_scripts_that_redis_has_forgotten_are_sent_again(broker: Broker) -> None:
+    listener = Listener(broker.connect(), "one")
+    producer = Producer(broker.connect().channel())
+    with listener.running():
+        for number in range(20):
+            broker.client.script_flush()
+            producer.publish(number, routing_key="one")
+        wait_until(lambda: len(listener.got) == 20, PATIENCE, "all arrive", broker.describe)
+        broker.client.script_flush()
+    broker.nothing_is_left()
+    assert listener.bodies == list(range(20))
+
+
+def test_a_full_redis_loses_nothing_and_consuming_goes_on_when_there_is_room(broker: Broker) -> None:
+    broker.send("one", *range(10))
+    listener = Listener(broker.connect(), "one", pause=0.02)
+    with listener.running():
+        wait_until(lambda: len(listener.got) >= 2, PATIENCE, "some arrive", broker.describe)
+        broker.client.config_set("maxmemory", 1)
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            broker.send("one", "refused")
+        known = len(listener.got)
+        holds_for(lambda: len(listener.got) <= known + 2, QUIET, "nothing is claimed", broker.describe)
+        broker.client.config_set("maxmemory", 0)
+        wait_until(lambda: len(listener.got) == 10, PATIENCE, "the rest arrives", broker.describe)
+    broker.nothing_is_left()
+    assert listener.bodies == list(range(10))
+
+
+def test_a_consumer_that_waits_without_end_hears_when_a_full_redis_has_room_again(broker: Broker) -> None:
+    broker.send("one", "a")
+    broker.client.config_set("maxmemory", 1)
+    inbox = Inbox(broker.connect().channel(), "one")
+    thread = threading.Thread(target=inbox.channel.connection.client.drain_events, daemon=True)
+    thread.start()
+    holds_for(lambda: not inbox.messages, 0.5, "nothing is claimed", broker.describe)
+    broker.client.config_set("maxmemory", 0)
+    wait_until(lambda: inbox.messages, PATIENCE, "it arrives", broker.describe)
+
+
+def test_consuming_goes_on_after_redis_was_killed(broker: Broker) -> None:
+    broker.send("one", *range(20))
+    listener = Listener(broker.connect(), "one", pause=0.02)
+    with listener.running():
+        wait_until(lambda: len(listener.got) >= 3, PATIENCE, "some arrive", broker.describe)
+        broker.server.kill()
+        broker.server.start()
+        wait_until(lambda: len(listener.got) >= 20, PATIENCE, "the rest arrives", broker.describe)
+        broker.nothing_is_left()
+    assert listener.bodies == list(range(20))
+
+
+@pytest.mark.parametrize("timeout", [0.5, None], ids=["with a timeout", "without end"])
+def test_a_redis_that_refuses_tracking_is_asked_now_and_then(broker: Broker, timeout: float | None) -> None:
+    broker.client.execute_command("ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", "+@all", "-client|tracking")
+    inbox = Inbox(broker.connect(broker.server.url(0, "word", "plain")).channel(), "one")
+    stop = threading.Event()
+
+    def drain() -> None:
+        while not stop.is_set():
+            with suppress(socket.timeout):
+                inbox.channel.connection.client.drain_events(timeout=timeout)
+
+    threading.Thread(target=drain, daemon=True).start()
+    for number in range(3):
+        broker.send("one", number)
+        wait_until(lambda: len(inbox.messages) == number + 1, PATIENCE, "it arrives", broker.describe)  # noqa: B023
+    stop.set()
+    broker.send("one", "the last, for the thread to see that it is to stop")
+    before = broker.commands()
+    time.sleep(QUIET)
+    assert (broker.commands() - before)["evalsha"] < 20, "it asks without rest"
+
+
+def test_a_forked_process_claims_under_names_of_its_own(broker: Broker) -> None:
+    """The same name twice would write one message over the other."""
+    channel = broker.connect().channel()
+    theirs = in_a_fork(channel._claims.next)
+    assert theirs
+    assert theirs != channel._claims.next()
+
+
+def in_a_fork(ask: Callable[[], str]) -> str:
+    """What a forked process answers."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.write(writer, ask().encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as answer:
+        said = answer.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+# --- Every form of URL
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_url_is_spoken(world: World, form: str) -> None:
+    server, variables = served(world, form)
+    settings = celery_configuration(load(variables))
+    name = uuid4().hex
+    with Connection(settings["broker_url"], transport_options=settings["broker_transport_options"]) as connection:
+        assert type(connection.transport).__module__ == "services.delivery.transport"
+        producer, inbox = Producer(connection.channel()), Inbox(connection.channel(), name, prefetch=2)
+        broker = Broker(server)
+        broker.client = server.client()
+        for number in count():
+            producer.publish(number, routing_key=name)
+            if inbox.drain(number + 1, broker)[number:] == [4]:
+                break
+        kept = connection.channel()
+        producer.publish("back", routing_key=name)
+        inbox.consumer.cancel()
+        assert kept.basic_get(name).payload == "back"
+    wait_until(lambda: server.client().llen(name) == 1, PATIENCE, "it is given back", broker.describe)
