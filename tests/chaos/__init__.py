@@ -3,6 +3,3 @@
 A run starts nodes on a Redis of its own, keeps tasks coming, lets one fault strike, waits until nothing moves any
 more, and counts from marks that the tasks leave outside Redis: sent, executed, lost, started twice and why.
 """
-
-# Whether Stalk's own transport delivers: until it does, its tests are skipped, and `CHAOS=1` runs them all the same.
-STALK_DELIVERS = False

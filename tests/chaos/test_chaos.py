@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.chaos import STALK_DELIVERS
 from tests.chaos.arena import Plan
 from tests.chaos.faults import FAULTS
 from tests.chaos.marks import NO_CAUSE
@@ -26,9 +24,6 @@ def outcome(fault: str, pool: str, subject: Subject, directory: Path, times: int
     return run(Plan(fault, pool, subject, LEASE, times or FAULTS[fault].times[0], COUNT, RATE, seed=1), directory)
 
 
-@pytest.mark.skipif(
-    not STALK_DELIVERS and os.environ.get("CHAOS") != "1", reason="Stalk still delivers by kombu's own transport"
-)
 @pytest.mark.parametrize(("fault", "pool"), TURNS, ids=lambda value: value)
 def test_nothing_is_lost_and_nothing_runs_twice_without_a_cause(fault: str, pool: str, tmp_path: Path) -> None:
     found = outcome(fault, pool, STALK, tmp_path)

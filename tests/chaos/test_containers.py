@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos import STALK_DELIVERS
 from tests.chaos.arena import Plan
 from tests.chaos.containers import FAULTS, Harbour, opened
 from tests.chaos.subjects import POOLS, STALK
@@ -29,9 +27,6 @@ def harbour(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> It
         yield harbour
 
 
-@pytest.mark.skipif(
-    not STALK_DELIVERS and os.environ.get("CHAOS") != "1", reason="Stalk still delivers by kombu's own transport"
-)
 @pytest.mark.parametrize(("fault", "pool"), TURNS)
 def test_nothing_is_lost_and_nothing_runs_twice_without_a_cause(fault: str, pool: str, harbour: Harbour) -> None:
     found = harbour.run(Plan(fault, pool, STALK, LEASE, 1, COUNT, RATE, seed=1))
