@@ -78,6 +78,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def update_strategies(self) -> None:
         for task in self.app.tasks.values():
+            if not task.acks_late and not self.restart_count:
+                logger.warning("%s has acks_late=False: what runs of it is lost when its worker dies", task.name)
             task.Request = _request_class(task.Request)
         super().update_strategies()
 
@@ -172,7 +174,7 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
 
     def reject(self, requeue: bool = False) -> None:
         """Its process has died, which counts, or the task itself has rejected it."""
-        if requeue and self._lost and not worker_state.should_terminate and not self.acknowledged:
+        if requeue and self._lost and worker_state.should_terminate is None and not self.acknowledged:
             self.holder.crash(self.tag, "the process that ran it died")
         elif not requeue and not self.acknowledged:
             self.holder.reject(self.tag, REJECTED, "rejected by its task", told=True)

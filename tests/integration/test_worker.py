@@ -57,6 +57,10 @@ def test_each_node_has_a_name_of_its_own(stack: Stack) -> None:
     )
 
 
+def test_a_task_that_is_not_safe_from_the_death_of_its_worker_is_named(stack: Stack) -> None:
+    stack.nodes[0].says(r"WARNING .*probe\.hasty has acks_late=False")
+
+
 def test_a_node_that_is_killed_is_started_again(stack: Stack) -> None:
     worker = stack.nodes[0]
     killed = node_process(worker, "node0")

@@ -62,6 +62,11 @@ def mark(label: str) -> str:
     return label
 
 
+@shared_task(acks_late=False)
+def hasty(label: str) -> None:
+    """Acknowledged before it runs, as its author wants it."""
+
+
 @shared_task
 def grip(label: str, seconds: float) -> str:
     """Compute in C without ever giving up the interpreter lock: no other thread of the process runs."""
