@@ -39,10 +39,11 @@ def lists_of(queue: str) -> tuple[str, ...]:
     return tuple(queue if step == 0 else f"{queue}{PRIORITY_SEPARATOR}{step}" for step in PRIORITY_STEPS)
 
 
-def scheduled_fields(task_id: str) -> tuple[str, ...]:
+def scheduled_fields(task_id: str) -> tuple[bytes, ...]:
     """The names under which messages of this task wait for their time, in the order in which they are taken."""
-    copies = range(2, SCHEDULED_COPIES + 1)
-    return (task_id, *(f"{task_id}{PRIORITY_SEPARATOR}{number}" for number in copies))
+    copies = (f"{task_id}{PRIORITY_SEPARATOR}{number}" for number in range(2, SCHEDULED_COPIES + 1))
+    # JSON can spell half a character in an id, which UTF-8 cannot.
+    return tuple(name.encode(errors="backslashreplace") for name in (task_id, *copies))
 
 
 def carries_tasks(binding_key: str) -> bool:

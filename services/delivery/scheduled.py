@@ -39,7 +39,7 @@ def first(client: Redis, queues: Sequence[str]) -> list[Waiting]:
     return [Waiting(float(due), queue.decode(), message) for due, queue, message in triples]
 
 
-def of_tasks(client: Redis, task_ids: Iterable[str]) -> dict[str, bytes]:
+def of_tasks(client: Redis, task_ids: Iterable[str]) -> dict[bytes, bytes]:
     """The records of these tasks that wait for their time, by the field that each is in.
 
     Raises redis.exceptions.RedisError.
@@ -51,7 +51,7 @@ def of_tasks(client: Redis, task_ids: Iterable[str]) -> dict[str, bytes]:
     return {field: record for field, record in zip(fields, records, strict=True) if record is not None}
 
 
-def remove(client: Redis, fields: Sequence[str]) -> set[str]:
+def remove(client: Redis, fields: Sequence[bytes]) -> set[bytes]:
     """Delete these fields. Returns those that this call has deleted, and nobody else.
 
     Raises redis.exceptions.RedisError.

@@ -165,6 +165,8 @@ UNDECODABLE: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
     "not JSON": lambda: b"{no JSON " + uuid4().hex.encode(),
     "not UTF-8": lambda: b"\xff\xfe\x00" + uuid4().bytes,
+    "10 MB": lambda: uuid4().hex.encode() * (10 * 2**20 // 32),
+    "nested too deep": lambda: b"[" * 100_000 + b"]" * 100_000,
     "a number": lambda: b"7",
     "a list": lambda: b'[1, {"a": 1.0e+400}]',
     "no properties": lambda: b'{"headers": {}}',

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from services.delivery import restore, scripts
+from services.delivery import messages, restore, scheduled, scripts
 from services.delivery.claim import Claim, Claims, claimed, command
 from services.delivery.holder import UNKNOWN_TASK, Holder, Rules, Work, clock
 from services.delivery.lease import Keeper
@@ -49,6 +49,7 @@ from services.queues import (
     UNACKED_LEASES,
     UNACKED_STARTED,
     lists_of,
+    scheduled_fields,
 )
 from tests.support.redis_server import RedisServer
 from tests.support.world import World
@@ -59,6 +60,8 @@ T = TypeVar("T")
 RULES = Rules(lease=3600, max_deliveries=3, visibility_timeout=7200, priority_steps=PRIORITY_STEPS)
 # Names that need care between the quotes of a record.
 QUEUES = ("celery", "o,ther", 'quo"te,d', "back\\slash", "schön")
+TASKS = ("a", "b", "\ud800")
+LETTERS = (DEAD_LETTERS, DEAD_LETTERS_UNTOLD)
 PROCESSES = PRODUCERS = 3
 LONG_AGO = 100_000
 # Enough to reach what takes several steps, such as a crash of the last delivery: about 15 s.
@@ -108,6 +111,12 @@ class Message:
             rest = self.raw[(found or opened).end() :]
             comma = b"" if re.match(rb"\s*\}", rest) else b","
             self.raw = b'{"delivery_count":%d%s%s' % (self.count + 1, comma, rest)
+
+    def uncounted(self) -> None:
+        """As its producer wrote it, where somebody has counted."""
+        found = re.match(rb'\s*\{\s*"delivery_count"\s*:\s*\d+\s*(,\s*|(?=\}))', self.raw)
+        if found:
+            self.raw = b"{" + self.raw[found.end() :]
 
     @property
     def record(self) -> bytes:
@@ -176,8 +185,12 @@ class Deliveries(RuleBasedStateMachine):
         self.ended: dict[str, float] = {}
         self.started: set[str] = set()
         self.stocks: dict[str, Stock] = {}
-        self.scheduled: dict[str, tuple[float, Message]] = {}
+        self.scheduled: dict[bytes, tuple[float, Message]] = {}
         self.dead: dict[int, tuple[Message, str, bytes, int]] = {}
+        self.parked = count(1)
+        # Dead letters whose task does not say FAILURE yet, and those of them that somebody is telling.
+        self.untold: set[int] = set()
+        self.telling: set[int] = set()
         self.tries: dict[int, tuple[list[Any], list[Any]]] = {}
         self.processes = [self._process(number) for number in range(PROCESSES)]
 
@@ -368,7 +381,7 @@ class Deliveries(RuleBasedStateMachine):
         process.rejections.append(tag)
 
     @precondition(lambda self: self._someone_holds())
-    @rule(data=st.data(), task=st.sampled_from(["a", "b", "\ud800"]), late=st.booleans())
+    @rule(data=st.data(), task=st.sampled_from(TASKS), late=st.booleans())
     def postpone(self, data: st.DataObject, task: str, late: bool) -> None:
         """It is due in an hour, or has been for a while; two tasks may have the same id."""
         process = self._some_holder(data)
@@ -410,11 +423,11 @@ class Deliveries(RuleBasedStateMachine):
             if message := self._take(tag):
                 self._park(message, UNKNOWN_TASK)
         for tag, due, task in process.postponements:
-            name = task.encode(errors="backslashreplace").decode()
             message = self._take(tag)
             process.held.pop(tag, None)
             if message:
-                self.scheduled[name if name not in self.scheduled else f"{name}#{tag}"] = (due, message)
+                free = [name for name in scheduled_fields(task) if name not in self.scheduled]
+                self.scheduled[free[0] if free else tag.encode()] = (due, message)
         process.acks, process.returns, process.crashes, process.rejections, process.postponements = [], [], [], [], []
 
     # Leases.
@@ -476,11 +489,98 @@ class Deliveries(RuleBasedStateMachine):
         overdue = [] if resting else [tag for tag, one in self.stocks.items() if one.dead]
         assert (found.restored, found.promoted) == (len(taken), len(due))
         assert found.parked == parked
-        assert sorted(found.untold) == sorted(self.dead)
+        assert sorted(found.untold) == sorted(self.untold)
         assert found.stock == overdue
         assert restore.restore_overdue(self.client, found.stock, PRIORITY_STEPS) == len(overdue)
         for tag in overdue:
             self._restored(self.stocks.pop(tag))
+
+    # What people ask for.
+
+    def _some_letters(self, data: st.DataObject) -> list[int]:
+        """Ids of dead letters, and one of none."""
+        return data.draw(st.lists(st.sampled_from([*self.dead, 0]), min_size=1, unique=True), label="letters")
+
+    @precondition(lambda self: self.dead)
+    @rule(data=st.data())
+    def replay(self, data: st.DataObject) -> None:
+        numbers = self._some_letters(data)
+        there = scripts.REPLAY(self.client, LETTERS, [restore.as_json(PRIORITY_STEPS), DEAD_LETTER, *numbers])
+        assert list(map(int, there)) == [number for number in numbers if number]
+        for number in map(int, there):
+            message, *_ = self.dead.pop(number)
+            message.uncounted()
+            self.lists.setdefault(message.list, []).insert(0, message)
+            self._told(number)
+
+    @precondition(lambda self: self.dead)
+    @rule(data=st.data(), dies=st.booleans())
+    def tell_tasks(self, data: st.DataObject, dies: bool) -> None:
+        """Somebody takes on to tell them that they failed, and does; or dies before."""
+        numbers = self._some_letters(data)
+        taken = scripts.TELL(self.client, LETTERS[1:], [DEAD_LETTER, 3600, *numbers])
+        mine = [number for number in numbers if number in self.untold - self.telling]
+        assert [(int(number), raw) for number, raw in zip(taken[::4], taken[1::4], strict=True)] == [
+            (number, self.dead[number][2]) for number in mine
+        ]
+        self.telling |= set(mine)
+        for number in mine if not dies else []:
+            self.client.srem(DEAD_LETTERS_UNTOLD, number)
+            self._told(number)
+
+    @precondition(lambda self: self.dead)
+    @rule(data=st.data())
+    def purge_letters(self, data: st.DataObject) -> None:
+        numbers = self._some_letters(data)
+        told = [number for number in numbers if number in self.dead.keys() - self.untold]
+        assert scripts.PURGE_LETTERS(self.client, LETTERS, [DEAD_LETTER, *numbers]) == len(told)
+        for number in told:
+            self.finished.add(self.dead.pop(number)[0].number)
+
+    def _told(self, number: int) -> None:
+        self.untold.discard(number)
+        self.telling.discard(number)
+
+    @rule(task=st.sampled_from(TASKS))
+    def revoke(self, task: str) -> None:
+        """All copies of a task that wait for their time, however many there were before."""
+        records = scheduled.of_tasks(self.client, [task])
+        named = [name for name in scheduled_fields(task) if name in self.scheduled]
+        assert {name: messages.of_record(record) for name, record in records.items()} == {
+            name: self.scheduled[name][1].raw for name in named
+        }
+        assert scheduled.remove(self.client, list(scheduled_fields(task))) == set(named)
+        for name in named:
+            self.finished.add(self.scheduled.pop(name)[1].number)
+
+    @rule(queue=st.sampled_from(QUEUES))
+    def purge_scheduled(self, queue: str) -> None:
+        named = [name for name, (_, message) in self.scheduled.items() if message.queue == queue]
+        assert [one.message for one in scheduled.first(self.client, [queue])] == [
+            message.raw for _, message in sorted((self.scheduled[name] for name in named), key=lambda one: one[0])
+        ]
+        assert scheduled.purge(self.client, queue) == len(named)
+        for name in named:
+            self.finished.add(self.scheduled.pop(name)[1].number)
+
+    @rule()
+    def to_plain(self) -> None:
+        """Everything that only Stalk would bring back; what the living hold stays theirs."""
+        waiting = sorted(self.scheduled.values(), key=lambda one: one[0])
+        ended = sorted(self.ended, key=self.ended.__getitem__, reverse=True)
+        moved = scheduled.to_plain(self.client)
+        assert (moved.scheduled, moved.restored) == (len(waiting), len(ended))
+        for _, message in waiting:
+            self.lists.setdefault(message.list, []).insert(0, message)
+        self.scheduled.clear()
+        for tag in ended:
+            started = tag in self.started
+            left = self._take(tag)
+            assert left
+            if started:
+                left.counted()
+            self._requeue(left)
+        assert moved.leased == len(self.unacked)
 
     # Stock consumers.
 
@@ -549,7 +649,8 @@ class Deliveries(RuleBasedStateMachine):
         return []
 
     def _park(self, message: Message, reason: str) -> int:
-        number = len(self.dead) + 1
+        number = next(self.parked)
+        self.untold.add(number)
         self.dead[number] = (message, reason, message.raw, message.count)
         return number
 
@@ -566,10 +667,10 @@ class Deliveries(RuleBasedStateMachine):
         lists = {name: [one.raw for one in found] for name, found in self.lists.items() if found}
         assert self._lists() == lists
         assert self.client.hgetall(SCHEDULED_MESSAGES) == {
-            name.encode(): one.record for name, (_, one) in self.scheduled.items()
+            name: one.record for name, (_, one) in self.scheduled.items()
         }
         assert dict(self.client.zrange(SCHEDULED, 0, -1, withscores=True)) == {
-            name.encode(): pytest.approx(due, abs=0.001) for name, (due, _) in self.scheduled.items()
+            name: pytest.approx(due, abs=0.001) for name, (due, _) in self.scheduled.items()
         }
         assert self._dead_letters() == {
             number: (reason.encode(), raw, message.queue.encode(), b"%d" % deliveries)
@@ -602,7 +703,7 @@ class Deliveries(RuleBasedStateMachine):
 
     def _dead_letters(self) -> dict[int, tuple[bytes, ...]]:
         numbers = [int(number) for number in self.client.zrange(DEAD_LETTERS, 0, -1)]
-        assert {int(number) for number in self.client.smembers(DEAD_LETTERS_UNTOLD)} == set(numbers)
+        assert {int(number) for number in self.client.smembers(DEAD_LETTERS_UNTOLD)} == self.untold
         fields = ("reason", "message", "queue", "deliveries")
         return {number: tuple(self.client.hmget(f"{DEAD_LETTER}{number}", *fields)) for number in numbers}
 

@@ -15,9 +15,9 @@ for position = 3, #ARGV do
     if message then
         redis.call('LPUSH', list_of(message, queue, steps), without_count(message))
         redis.call('DEL', ARGV[2] .. id)
+        redis.call('ZREM', KEYS[1], id)
+        redis.call('SREM', KEYS[2], id)
         there[#there + 1] = id
     end
-    redis.call('ZREM', KEYS[1], id)
-    redis.call('SREM', KEYS[2], id)
 end
 return there

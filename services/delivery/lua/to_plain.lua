@@ -12,6 +12,7 @@
 local steps, limit = cjson.decode(ARGV[1]), tonumber(ARGV[2])
 local time = exact(now())
 local scheduled, restored = 0, 0
+take_no_memory()
 
 for _, field in ipairs(redis.call('ZRANGE', KEYS[5], 0, limit - 1)) do
     local record = redis.call('HGET', KEYS[6], field)
@@ -24,7 +25,10 @@ for _, field in ipairs(redis.call('ZRANGE', KEYS[5], 0, limit - 1)) do
     redis.call('ZREM', KEYS[5], field)
 end
 
-for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', time, 'LIMIT', 0, limit)) do
+-- The first one last: what is put back last is taken next.
+local ended = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', time, 'LIMIT', 0, limit)
+for position = #ended, 1, -1 do
+    local tag = ended[position]
     local record = redis.call('HGET', KEYS[1], tag)
     if record then
         local message, queue = parts(record)
