@@ -111,7 +111,7 @@ def patient_code(directory: Path) -> Checkout:
     """The code with a shorter time-out than it allows, and with a module that hangs a node."""
     checkout = Checkout(directory)
     checkout.replace("config/settings.py", "ge=45", "ge=1")
-    checkout.replace("docker/supervisor/worker.conf", "startsecs=10", "startsecs=2")
+    checkout.replace("docker/supervisor/worker.conf", "startsecs=5", "startsecs=2")
     checkout.write("hanging.py", HANGING)
     return checkout
 

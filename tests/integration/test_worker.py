@@ -20,7 +20,7 @@ NODES = ("node0", "node1")
 def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     """A worker with two nodes, which count as started after 2 s so that tests need not wait for 10."""
     checkout = Checkout(tmp_path_factory.mktemp("worker") / "code")
-    checkout.replace("docker/supervisor/worker.conf", "startsecs=10", "startsecs=2")
+    checkout.replace("docker/supervisor/worker.conf", "startsecs=5", "startsecs=2")
     checkout.write("broken.py", 'raise RuntimeError("broken on purpose")\n')
     checkout.write("broken_late.py", "import time\ntime.sleep(3)\nimport broken\n")
     shared_world.checkout = checkout
