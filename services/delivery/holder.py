@@ -153,6 +153,16 @@ class Holder:
     def holds(self, tag: str) -> bool:
         return tag in self._held
 
+    def handed(self, tag: str) -> bool:
+        """Whether the pool has it, or has had it."""
+        held = self._held.get(tag)
+        return held is None or held.handed
+
+    def started(self, tag: str) -> bool:
+        """Whether its task has begun to run, as far as anybody here remembers."""
+        held = self._held.get(tag)
+        return held is None or held.started
+
     def ring_for_credit(self, bell: Callable[[], None]) -> None:
         """Have `bell` called whenever a place becomes free, from whatever thread that is."""
         with self.changed:
