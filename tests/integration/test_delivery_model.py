@@ -62,7 +62,7 @@ QUEUES = ("celery", "o,ther", 'quo"te,d', "back\\slash", "schön")
 PROCESSES = PRODUCERS = 3
 LONG_AGO = 100_000
 # Enough to reach what takes several steps, such as a crash of the last delivery: about 15 s.
-EXAMPLES, STEPS = 700, 50
+EXAMPLES, STEPS = 60, 50
 MARK = re.compile(rb"<message (\d+)>")
 
 # What stands in a message beside its mark; each is a pair of texts around it. All but the first are no messages of
