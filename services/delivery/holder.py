@@ -173,6 +173,10 @@ class Holder:
         with self.changed:
             self._bells = tuple(other for other in self._bells if other != bell)
 
+    def still_ours(self, tag: str) -> bool:
+        """Whether it may be delivered: it is held, and this process has not stood still for longer than its lease."""
+        return self._sure(tag) is not None
+
     def hand_over(self, tag: str) -> bool:
         """The pool is about to get it. False: it is not ours any more and must not be run."""
         held = self._sure(tag)
