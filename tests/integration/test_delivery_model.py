@@ -58,13 +58,13 @@ from tests.support.world import World
 T = TypeVar("T")
 
 # So long that no lease ends by itself during an example.
-RULES = Rules(lease=3600, max_deliveries=3, visibility_timeout=7200, priority_steps=PRIORITY_STEPS)
+RULES = Rules(lease=3600, max_deliveries=2, visibility_timeout=7200, priority_steps=PRIORITY_STEPS)
 # Names that need care between the quotes of a record.
 QUEUES = ("celery", 'quo"te,d', "schön\\")
 PROCESSES = PRODUCERS = 3
 LONG_AGO = 100_000
 MOSTLY = st.sampled_from([True, True, True, False])
-# Enough to reach what takes several steps, such as a crash of the last delivery: about 15 s.
+# Enough to reach what takes several steps, such as a crash of the last delivery: about 10 s.
 EXAMPLES, STEPS = 80, 50
 MARK = re.compile(rb"<message (\d+)>")
 
