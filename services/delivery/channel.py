@@ -268,7 +268,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         return bool(self._backlog)
 
     def _deliver_one(self, one: Claimed) -> None:
-        if not self.holder.holds(one.tag):
+        if not self.holder.still_ours(one.tag):
             return
         try:
             payload = _payload(one)

@@ -153,6 +153,16 @@ class Holder:
     def holds(self, tag: str) -> bool:
         return tag in self._held
 
+    def handed(self, tag: str) -> bool:
+        """Whether the pool has it, or has had it."""
+        held = self._held.get(tag)
+        return held is None or held.handed
+
+    def started(self, tag: str) -> bool:
+        """Whether its task has begun to run, as far as anybody here remembers."""
+        held = self._held.get(tag)
+        return held is None or held.started
+
     def ring_for_credit(self, bell: Callable[[], None]) -> None:
         """Have `bell` called whenever a place becomes free, from whatever thread that is."""
         with self.changed:
@@ -162,6 +172,10 @@ class Holder:
         """Whoever waited for `bell` is gone."""
         with self.changed:
             self._bells = tuple(other for other in self._bells if other != bell)
+
+    def still_ours(self, tag: str) -> bool:
+        """Whether it may be delivered: it is held, and this process has not stood still for longer than its lease."""
+        return self._sure(tag) is not None
 
     def hand_over(self, tag: str) -> bool:
         """The pool is about to get it. False: it is not ours any more and must not be run."""

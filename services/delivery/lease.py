@@ -102,8 +102,13 @@ class Keeper:
 
     def _turn(self) -> None:
         """Tell Redis everything that is due. What fails keeps nothing else from being told, least of all a renewal."""
-        problems = []
-        for step in (self._mark.connect, self._tell, self._renew_if_due, self._sweep_if_due):
+        problems: list[Exception] = []
+        try:
+            self._mark.connect()
+        except (RedisError, OSError) as error:
+            # Redis may have no room for one connection more, and still hear what the other one says.
+            problems.append(error)
+        for step in (self._tell, self._renew_if_due, self._sweep_if_due):
             try:
                 step()
             except AWAY:

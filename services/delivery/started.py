@@ -9,10 +9,13 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from celery.utils.log import get_logger
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from services.queues import UNACKED_STARTED
+
+logger = get_logger(__name__)
 
 
 class StartMarks:
@@ -21,27 +24,49 @@ class StartMarks:
     def __init__(self, client: Redis) -> None:
         self._connection: Any = client.connection_pool.make_connection()
         self._lock = threading.Lock()
-        self._ready = False
+        self._ready = self._refused = False
 
     def connect(self) -> None:
         """Connect, or connect again. Raises redis.exceptions.RedisError."""
-        if self._ready:
-            return
         with self._lock:
+            if self._refused or (self._ready and not self._ended()):
+                return
+            self._ready = False
             self._connection.disconnect()
             self._connection.connect()
-            self._write("CLIENT", "REPLY", "OFF")
-            self._ready = True
+            try:
+                self._silence()
+            except ResponseError as error:
+                self._refused = True
+                self._connection.disconnect()
+                logger.warning("lease: Redis refuses CLIENT REPLY (%s): starts are marked with renewals only", error)
+            else:
+                self._ready = True
 
     def send(self, tag: str) -> None:
         """Mark `tag` as started."""
-        if not self._ready:
-            return
         with self._lock:
+            if not self._ready:
+                return
             try:
                 self._write("SADD", UNACKED_STARTED, tag)
             except (RedisError, OSError):
                 self._ready = False
+
+    def _silence(self) -> None:
+        """Have Redis answer no more. Raises ResponseError where a user may not ask for that."""
+        self._write("CLIENT", "REPLY", "OFF")
+        self._write("CLIENT", "REPLY", "ON")
+        # The answer to the second one: the first has none.
+        self._connection.read_response()
+        self._write("CLIENT", "REPLY", "OFF")
+
+    def _ended(self) -> bool:
+        """Whether Redis has closed the connection: nothing else can come. The kernel takes a write all the same."""
+        try:
+            return bool(self._connection.can_read(0))
+        except (RedisError, OSError):
+            return True
 
     def _write(self, *command: str) -> None:
         # A health check would wait for an answer that does not come.

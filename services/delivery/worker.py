@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -28,6 +29,9 @@ logger = get_logger(__name__)
 
 # What is due sooner is kept in the worker's own timer, which is exact; what is due later waits in Redis.
 LONGEST_TIMER_SECONDS = 1.0
+# What Celery raises at a header or an option that is not what it should be: it believes all of them. Left to
+# themselves, these errors end the worker, and then the next one.
+UNUSABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
 class Stalk(Celery):  # type: ignore[misc]
@@ -54,9 +58,16 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         except TaskRevokedError:
             self._release_place()
         except BaseException as error:
-            # A solo task ran in there, and Celery has no end for it.
-            _escaped(req, error)
-            raise
+            if not isinstance(error, UNUSABLE):
+                # A solo task ran in there, and Celery has no end for it.
+                _escaped(req, error)
+                raise
+            if req.holder.started(req.tag):
+                _escaped(req, error)
+            else:
+                _forget(req)
+                req.holder.reject(req.tag, UNDECODABLE, f"it cannot be run: {error!r}")
+            self._release_place()
         else:
             future = getattr(result, "f", None)
             if isinstance(future, Future):
@@ -90,15 +101,24 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             if problem := _problem(message):
                 return self._dead_letter(message, UNDECODABLE, problem)
             headers = message.headers
-            if headers.get("delivery_count", 1) > 1:
-                logger.warning("%s[%s]: delivery %s", headers["task"], headers["id"], headers["delivery_count"])
+            if (count := headers.get("delivery_count", 1)) > 1:
+                logger.warning("%s[%s]: delivery %s", headers.get("task"), headers.get("id"), count)
             # A task that has been revoked is Celery's at once: nobody would remember it when it is due.
             here_to_stay = headers.get("task") not in self.strategies or headers["id"] in worker_state.revoked
             if not here_to_stay and (due := _due_later(message, self.app)):
                 return message.channel.holder.postpone(message.delivery_tag, due, headers["id"])
-            return handle(message)
+            return self._handled(handle, message)
 
         return on_task_received
+
+    def _handled(self, handle: Callable[[Any], Any], message: Any) -> Any:
+        try:
+            return handle(message)
+        except UNUSABLE as error:
+            if message.channel.holder.handed(message.delivery_tag):
+                # A solo pool has run it in there.
+                raise
+            return self._dead_letter(message, UNDECODABLE, f"no task can be made of it: {error!r}")
 
     def on_close(self) -> None:
         # The pool goes on with what it has, and acknowledges it over the next connection: flushing would forget it.
@@ -122,8 +142,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         self._dead_letter(message, UNKNOWN_TASK, f"no task of this name is registered here: {exc}")
-        headers = message.headers
-        signals.task_unknown.send(sender=self, message=message, exc=exc, name=headers["task"], id=headers["id"])
+        # The first version of Celery's protocol has them in the body.
+        fields = message.headers if "task" in message.headers else message.payload
+        signals.task_unknown.send(sender=self, message=message, exc=exc, name=fields["task"], id=fields["id"])
 
     def _dead_letter(self, message: Any, reason: str, detail: str) -> None:
         message.channel.holder.reject(message.delivery_tag, reason, detail)
@@ -230,12 +251,28 @@ def _problem(message: Any) -> str:
     fields = headers if "task" in headers else payload
     if not isinstance(fields, dict) or not all(isinstance(fields.get(name), str) for name in ("task", "id")):
         return "it has no task and id"
-    if fields is payload or isinstance(payload, dict):
+    # A pool of processes learns it when the task runs, and ends.
+    if not _are_limits(fields.get("timelimit")):
+        return f"its time limits are {fields['timelimit']!r}, not two numbers"
+    # The first version of Celery's protocol has all of it in the body.
+    return "" if fields is payload else _body_problem(payload)
+
+
+def _body_problem(payload: Any) -> str:
+    if isinstance(payload, dict):
         return ""
     shape = [type(part) for part in payload] if isinstance(payload, list | tuple) else []
-    if len(shape) != 3 or not (issubclass(shape[0], list | tuple) and issubclass(shape[1], dict)):
+    types = (list | tuple, dict, dict | None)
+    if len(shape) != len(types) or not all(map(issubclass, shape, types)):
         return "its body is not a list of arguments, keywords and options"
     return ""
+
+
+def _are_limits(found: Any) -> bool:
+    """Whether Celery can take this for a hard and a soft time limit."""
+    if not found:
+        return True
+    return isinstance(found, list) and len(found) == 2 and all(isinstance(limit, int | float | None) for limit in found)
 
 
 def _due_later(message: Any, app: Any) -> float | None:

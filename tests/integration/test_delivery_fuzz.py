@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import redis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kombu import Consumer, Producer, Queue
@@ -443,3 +444,97 @@ def test_a_stock_message_goes_where_its_exchange_says(
 ) -> None:
     broker.client.sadd(f"{BINDINGS}ours", PRIORITY_SEPARATOR.join(member))
     assert len(restored(broker.client, stock_record(kombus(), "ours", key), queue=queue)) == 1
+
+
+# --- Through a worker
+
+ADD = "services.tasks.arithmetic.add"
+# What may stand in a task's headers and should not.
+ODD_HEADERS: dict[str, list[Any]] = {
+    "eta": ["garbage", 5, [], {"a": 1}, "9999-12-31T23:59:59.999999+00:00", "0001-01-01T00:00:00"],
+    "expires": ["garbage", -5, [], {"a": 1}, 1e300],
+    "timelimit": [5, "ab", [1], [None] * 3, {"a": 1}, ["a", "b"], [-1, -1]],
+    "retries": ["a", [], -1, 10**30],
+    "group": [5, [], {}],
+    "parent_id": [5, []],
+    "root_id": [{}, 5],
+    "origin": [5, []],
+    "shadow": [5, [], {}],
+    "argsrepr": [5, [], {}],
+    "kwargsrepr": [5, []],
+    "lang": [5, "c++"],
+    "ignore_result": ["a", []],
+    "stamps": [5, {"a": 5}],
+    "stamped_headers": [5, ["a"], {"a": 1}],
+    "replaced_task_nesting": ["a", []],
+    "id": ["", 5, None, [], "\ud800", "x" * 100_000, "a b", "../a"],
+    "task": ["", 5, None, [], "\ud800", "services.tasks.arithmetic", "no.such.task"],
+    "compression": ["gzip", "none", 5],
+    "delivery_count": ["a", -1],
+}
+ODD_BODIES: list[Any] = [
+    None, 5, "a", [], {}, [[], {}], [5, {}, {}], [[], 5, {}], [[], {}, 5], [[4, 3], {}, {"callbacks": 5}],
+    [[4, 3], {}, {"errbacks": [5]}], [[4, 3], {}, {"chain": "a"}], [[4, 3], {}, {"chain": [5]}],
+    [[4, 3], {}, {"chord": 5}], [[4, 3], {"\ud800": 1}, {}], [["\ud800", {}], {}, {}],
+]  # fmt: skip
+ODD_PROPERTIES: dict[str, list[Any]] = {
+    "correlation_id": [5, [], {}],
+    "reply_to": [5, [], {}],
+    "priority": ["a", -5, 100, None],
+    "delivery_info": [None, {}, {"exchange": 5, "routing_key": []}],
+}
+
+
+def task(body: Any = ((4, 3), {}, {}), properties: Any = None, count: int = 0, **headers: Any) -> bytes:
+    """A message as Celery writes it, except for what is given."""
+    plain = {"task": ADD, "id": uuid4().hex, "retries": 0, "eta": None, "expires": None, "timelimit": [None, None]}
+    fields = {
+        **({"delivery_count": count} if count else {}),
+        "body": b64encode(json.dumps(body).encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {**plain, "lang": "py", **headers},
+        "properties": {
+            "body_encoding": "base64",
+            "delivery_info": {"exchange": "", "routing_key": "celery"},
+            **(properties or {}),
+        },
+    }
+    return json.dumps(fields).encode()
+
+
+def old_task(name: str, count: int) -> bytes:
+    """A message in the first version of Celery's protocol, without headers."""
+    fields = json.loads(task({"task": name, "id": uuid4().hex, "args": [4, 3], "kwargs": {}}, count=count))
+    return json.dumps(fields | {"headers": {}}).encode()
+
+
+def odd_tasks() -> list[bytes]:
+    """Messages that a worker cannot do much with."""
+    return [
+        *BAD.values(),
+        *(task(**{name: value}) for name, values in ODD_HEADERS.items() for value in values),
+        *(task(body) for body in ODD_BODIES),
+        *(task(properties={name: value}) for name, values in ODD_PROPERTIES.items() for value in values),
+        *(old_task(name, count) for name in (ADD, "no.such.task") for count in (0, 2)),
+        task(count=2),
+        task(task="no.such.task", count=2),
+    ]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_worker_survives_every_message_and_leaves_none(world: World, pool: str) -> None:
+    stack = world.stack(world.redis(""), WORKER_CONCURRENCY="1", WORKER_POOL=pool)
+    client = redis.Redis(port=stack.redis.port)
+    for message in odd_tasks():
+        client.lpush("celery", message)
+    worker = stack.worker()
+    assert stack.send(ADD, 4, 3).get(timeout=3 * PATIENCE) == 7
+
+    def all_done() -> bool:
+        assert worker.process.count("ready") <= 1, worker.process.log()[-20_000:]
+        return not client.exists("celery", UNACKED)
+
+    world.wait_until(all_done, 3 * PATIENCE, "nothing is left")
+    assert worker.process.count("nrecoverable") == 0
+    assert client.zcard(DEAD_LETTERS) >= len(BAD)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
+from typing import Any
 
 import pytest
 import redis
@@ -38,7 +39,7 @@ LEASE = 1
 class Held:
     """A holder with a keeper on a Redis of its own database, and what it was told of dead letters."""
 
-    def __init__(self, client: redis.Redis, on_dead_letters: Callable[[list[int]], None] | None = None) -> None:
+    def __init__(self, client: Any, on_dead_letters: Callable[[list[int]], None] | None = None) -> None:
         rules = Rules(LEASE, max_deliveries=2, visibility_timeout=3600, priority_steps=PRIORITY_STEPS)
         self.client, self.holder = client, Holder(rules)
         self.letters: list[int] = []
@@ -84,16 +85,21 @@ def server(shared_world: World) -> RedisServer:
     return shared_world.redis("", lines=["appendonly no"])
 
 
+def connect(server: RedisServer, **options: Any) -> Any:
+    """A client whose connections try nothing again by themselves, as those of kombu's pools."""
+    return redis.Redis(connection_pool=redis.ConnectionPool(port=server.port, socket_timeout=10, **options))
+
+
 @pytest.fixture
-def client(server: RedisServer) -> redis.Redis:
-    found = redis.Redis(port=server.port, socket_timeout=10)
+def client(server: RedisServer) -> Any:
+    found = connect(server)
     found.config_set("maxmemory", 0)
     found.flushall()
     return found
 
 
 @pytest.fixture
-def held(client: redis.Redis) -> Iterator[Held]:
+def held(client: Any) -> Iterator[Held]:
     held = Held(client)
     yield held
     client.config_set("maxmemory", 0)
@@ -136,6 +142,52 @@ def test_what_is_given_back_to_a_full_redis_goes_back(held: Held) -> None:
     held.wait(lambda: held.client.lrange("celery", 0, -1) == [one.message], "a full Redis takes it back")
 
 
+def test_leases_are_renewed_when_redis_has_no_room_for_another_connection(held: Held) -> None:
+    held.renewals_go_on(held.take())
+    limit = held.client.config_get("maxclients")["maxclients"]
+    held.client.config_set("maxclients", 1)
+    try:
+        held.client.client_kill_filter(_id=marking(held))
+        held.renewals_go_on(held.take())
+    finally:
+        held.client.config_set("maxclients", limit)
+
+
+def marking(held: Held) -> str:
+    """The id of the connection that marks started tasks; nothing else is so quiet."""
+    held.wait(lambda: _marking(held), "there is a connection for marks")
+    return _marking(held)[0]
+
+
+def _marking(held: Held) -> list[str]:
+    return [one["id"] for one in held.client.client_list() if one["cmd"] in ("client|reply", "sadd")]
+
+
+def test_a_start_is_marked_again_after_redis_has_closed_that_connection(held: Held) -> None:
+    first, second = held.take(), held.take()
+    held.holder.hand_over(first.tag)
+    held.holder.start(first.tag)
+    held.client.client_kill_filter(_id=marking(held))
+    # The keeper looks at it when it has something else to do.
+    held.holder.ack(held.take().tag)
+    marking(held)
+    held.holder.hand_over(second.tag)
+    held.holder.start(second.tag)
+    both = {first.tag.encode(), second.tag.encode()}
+    held.wait(lambda: held.client.smembers(UNACKED_STARTED) == both, "both are marked")
+
+
+def test_starts_are_marked_with_renewals_where_redis_refuses_silence(server: RedisServer, client: Any) -> None:
+    client.execute_command("ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", "+@all", "-client|reply")
+    held = Held(connect(server, username="plain", password="word"))
+    one = held.take()
+    held.holder.hand_over(one.tag)
+    held.holder.start(one.tag)
+    held.wait(lambda: held.client.smembers(UNACKED_STARTED) == {one.tag.encode()}, "its start is marked")
+    held.holder.release_all()
+    held.keeper.close()
+
+
 def test_a_task_id_that_utf8_cannot_spell_ends_nothing(held: Held) -> None:
     one, late = held.take(), held.take()
     held.holder.postpone(late.tag, time.time() + 3600, "half a pair: \ud800")
@@ -143,7 +195,7 @@ def test_a_task_id_that_utf8_cannot_spell_ends_nothing(held: Held) -> None:
     held.renewals_go_on(one)
 
 
-def test_a_listener_that_fails_ends_nothing_and_is_told_again(client: redis.Redis) -> None:
+def test_a_listener_that_fails_ends_nothing_and_is_told_again(client: Any) -> None:
     told: list[list[int]] = []
 
     def listen(letters: list[int]) -> None:
@@ -186,7 +238,7 @@ def test_a_keeper_waits_without_haste_for_an_acknowledgement_that_is_under_way(
 
 def test_consuming_after_the_end_of_a_worker_in_the_same_process_is_kept_again(server: RedisServer) -> None:
     """Test suites start one worker after the other; each of them closes the holders of its process at its end."""
-    client = redis.Redis(port=server.port)
+    client = connect(server)
     client.flushall()
     for body in ("first", "second"):
         with Connection(server.url(), transport_options={"lease": LEASE}) as connection:

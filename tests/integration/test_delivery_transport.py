@@ -19,8 +19,9 @@ from kombu.exceptions import InconsistencyError
 
 from config import load
 from config.celery import celery_configuration
+from services.delivery import restore
 from services.delivery.connection import Connection
-from services.queues import DEAD_LETTERS, PRIORITY_STEPS, UNACKED
+from services.queues import DEAD_LETTERS, PRIORITY_STEPS, SWEEPS, UNACKED, UNACKED_LEASES
 from tests.integration.test_urls import FORMS, served
 from tests.support.broker import PATIENCE, QUIET, Broker, Inbox, Listener
 from tests.support.proxy import Proxy
@@ -235,6 +236,24 @@ def test_an_acknowledgement_in_another_thread_makes_room_at_once(broker: Broker)
     for thread in threads:
         thread.join(PATIENCE)
     assert time.monotonic() - acked < WAKE_SECONDS, broker.describe()
+
+
+def test_what_others_took_while_this_process_stood_still_is_not_delivered(broker: Broker) -> None:
+    inbox = Inbox(broker.connect().channel(), "one", prefetch=3)
+    broker.send("one", *range(3))
+    inbox.drain(1, broker)
+    holder = inbox.channel.holder
+    kept = list(holder._held.values())
+    assert len(kept) == 2
+    for held in kept:
+        held.until = 0.0
+        broker.client.zadd(UNACKED_LEASES, {held.tag: 1}, xx=True)
+    broker.client.hset(SWEEPS, mapping={"last": time.time(), "rest": 0})
+    assert restore.sweep(broker.client, holder.rules).restored == 2
+
+    assert sorted(inbox.drain(3, broker)) == [0, 1, 2]
+    inbox.stays_at(3, 0.2)
+    broker.nothing_is_left()
 
 
 # --- Publishing
