@@ -11,7 +11,7 @@ import pytest
 from tests.stack.handle import Stack
 from tests.stack.test_workers import node_pid
 
-SENDING = "Sending due task report-free-space"
+SENDING = "beat: sent report-free-space"
 # The lock lasts 25 s and the standby looks every 2 s; the rest is for a busy machine.
 TAKEOVER_SECONDS = 45
 # WORKER_HEARTBEAT_TIMEOUT is 45 s here, and the watchdog looks every 5 s.
