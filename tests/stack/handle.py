@@ -335,8 +335,9 @@ class Stack:
 
     def remove(self) -> None:
         """Remove whatever is left of this project, whatever state it is in."""
-        everything = ("--volumes", "--remove-orphans", "--rmi", "all", "--timeout", "1")
-        self.compose("down", *everything, check=False)
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "1", check=False)
+        # Not "--rmi all": base images belong to other stacks as well, and lose their name when they have another one.
+        self.docker("image", "rm", "--force", f"{self.project}-app", check=False)
         label = f"label=com.docker.compose.project={self.project}"
         self.docker("image", "prune", "--force", f"--filter={label}", check=False)
 
