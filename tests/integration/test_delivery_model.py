@@ -67,7 +67,7 @@ PROCESSES = PRODUCERS = 3
 LONG_AGO = 100_000
 MOSTLY = st.sampled_from([True, True, True, False])
 # Enough to reach what takes several steps, such as a crash of the last delivery: about 10 s.
-EXAMPLES, STEPS = 80, 50
+EXAMPLES, STEPS = 60, 50
 MARK = re.compile(rb"<message (\d+)>")
 
 # What stands in a message beside its mark; each is a pair of texts around it. All but the first are no messages of
