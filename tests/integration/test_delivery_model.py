@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 
 from services.delivery import messages, restore, scheduled, scripts
 from services.delivery.claim import Claim, Claims, claimed, command
-from services.delivery.holder import UNKNOWN_TASK, Holder, Rules, Work, clock
+from services.delivery.holder import UNKNOWN_TASK, Holder, Rules, clock
 from services.delivery.lease import Keeper
 from services.queues import (
     BINDINGS,
@@ -57,15 +57,17 @@ from tests.support.world import World
 T = TypeVar("T")
 
 # So long that no lease ends by itself during an example.
-RULES = Rules(lease=3600, max_deliveries=3, visibility_timeout=7200, priority_steps=PRIORITY_STEPS)
+RULES = Rules(lease=3600, max_deliveries=2, visibility_timeout=7200, priority_steps=PRIORITY_STEPS)
 # Names that need care between the quotes of a record.
-QUEUES = ("celery", "o,ther", 'quo"te,d', "back\\slash", "schön")
-TASKS = ("a", "b", "\ud800")
+QUEUES = ("celery", 'quo"te,d', "schön\\")
+# All postponed tasks have the same id, in which there is half a character.
+TASK = "half: \ud800"
 LETTERS = (DEAD_LETTERS, DEAD_LETTERS_UNTOLD)
 PROCESSES = PRODUCERS = 3
 LONG_AGO = 100_000
-# Enough to reach what takes several steps, such as a crash of the last delivery: about 15 s.
-EXAMPLES, STEPS = 700, 50
+MOSTLY = st.sampled_from([True, True, True, False])
+# Enough to reach what takes several steps, such as a crash of the last delivery: about 10 s.
+EXAMPLES, STEPS = 60, 50
 MARK = re.compile(rb"<message (\d+)>")
 
 # What stands in a message beside its mark; each is a pair of texts around it. All but the first are no messages of
@@ -83,6 +85,37 @@ SHAPES = (
 )
 
 
+@dataclass(frozen=True)
+class Draft:
+    """What a producer is going to publish, and how often it has to try."""
+
+    queue: str
+    priority: int
+    shape: str
+    exchange: str
+    producer: int
+    times: int
+
+    def text(self, mark: str) -> bytes:
+        """The message."""
+        if self.shape == "kombu":
+            return json.dumps(kombu_message(mark, self.queue, self.priority, self.exchange)).encode()
+        return self.shape.format(mark=mark, priority=self.priority).encode()
+
+
+# The queues of a claim: one or more, in any order.
+QUEUE_LISTS = st.permutations(QUEUES).flatmap(lambda queues: st.integers(1, len(queues)).map(lambda of: queues[:of]))
+DRAFTS = st.builds(
+    Draft,
+    queue=st.sampled_from(QUEUES),
+    priority=st.sampled_from([0, 0, 0, 2, 3, 8, 9]),
+    shape=st.sampled_from(["kombu"] * 6 + list(SHAPES)),
+    exchange=st.sampled_from(["", "bound", "unbound"]),
+    producer=st.integers(0, PRODUCERS - 1),
+    times=st.integers(1, 2),
+)
+
+
 @dataclass(eq=False)
 class Message:
     """What the model knows of a message: where it is said by the books that name it."""
@@ -91,7 +124,6 @@ class Message:
     raw: bytes
     queue: str
     step: int
-    exchange: str = ""
 
     @property
     def list(self) -> str:
@@ -113,9 +145,8 @@ class Message:
             self.raw = b'{"delivery_count":%d%s%s' % (self.count + 1, comma, rest)
 
     def uncounted(self) -> None:
-        """As its producer wrote it, where somebody has counted."""
-        found = re.match(rb'\s*\{\s*"delivery_count"\s*:\s*\d+\s*(,\s*|(?=\}))', self.raw)
-        if found:
+        """As if it had never been started."""
+        if found := re.match(rb'\s*\{\s*"delivery_count"\s*:\s*\d+\s*(,\s*|(?=\}))', self.raw):
             self.raw = b"{" + self.raw[found.end() :]
 
     @property
@@ -140,15 +171,21 @@ class Process:
     holder: Holder
     keeper: StillKeeper
     claims: Claims = field(default_factory=Claims)
-    alive: bool = True
     # What it claimed and has not said anything about, and whether it has started that.
     held: dict[str, bool] = field(default_factory=dict)
+    # Those whose lease has ended while it stood still.
+    frozen: set[str] = field(default_factory=set)
     # What Redis has still to be told, as its keeper is going to say it.
     acks: list[str] = field(default_factory=list)
     returns: list[str] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
     rejections: list[str] = field(default_factory=list)
     postponements: list[tuple[str, float, str]] = field(default_factory=list)
+
+    def drop(self, tag: str) -> None:
+        """It does not hold this any more."""
+        self.held.pop(tag, None)
+        self.frozen.discard(tag)
 
     def __repr__(self) -> str:
         told = (self.acks, self.returns, self.crashes, self.rejections, self.postponements)
@@ -172,11 +209,10 @@ class Deliveries(RuleBasedStateMachine):
     client: Any
     stock: Any
 
-    @initialize()
     def begin(self) -> None:
         self.client.flushall()
         self.letters: list[int] = []
-        self.numbers, self.moments = count(1), count()
+        self.numbers, self.parked, self.moments = count(1), count(1), count()
         self.messages: dict[int, Message] = {}
         self.finished: set[int] = set()
         # The books of the model. A list ends with what is taken next.
@@ -187,7 +223,6 @@ class Deliveries(RuleBasedStateMachine):
         self.stocks: dict[str, Stock] = {}
         self.scheduled: dict[bytes, tuple[float, Message]] = {}
         self.dead: dict[int, tuple[Message, str, bytes, int]] = {}
-        self.parked = count(1)
         # Dead letters whose task does not say FAILURE yet, and those of them that somebody is telling.
         self.untold: set[int] = set()
         self.telling: set[int] = set()
@@ -206,49 +241,51 @@ class Deliveries(RuleBasedStateMachine):
     def _pick(self, data: st.DataObject, of: list[T], what: str) -> T:
         return data.draw(st.sampled_from(of), label=what)
 
-    def _living(self) -> list[Process]:
-        return [process for process in self.processes if process.alive]
-
     def _some_holder(self, data: st.DataObject) -> Process:
-        return self._pick(data, [process for process in self._living() if process.held], "process")
+        return self._pick(data, [process for process in self.processes if process.held], "process")
 
     def _someone_holds(self) -> bool:
-        return any(process.held for process in self._living())
+        return any(process.held for process in self.processes)
 
-    def _undecided(self, process: Process) -> list[str]:
-        """What it holds and has not postponed: that it only gives back."""
+    def _some_tags(self, data: st.DataObject, process: Process, unstarted: bool = False) -> list[str]:
+        """Some of what it holds and has not postponed: that it only gives back."""
         postponed = {tag for tag, _, _ in process.postponements}
-        return [tag for tag in process.held if tag not in postponed]
+        tags = [tag for tag, started in process.held.items() if tag not in postponed and not (unstarted and started)]
+        return (
+            data.draw(st.lists(st.sampled_from(tags), min_size=1, max_size=4, unique=True), label="tags")
+            if tags
+            else []
+        )
 
     # Publishing.
 
-    @rule(
-        queue=st.sampled_from(QUEUES),
-        priority=st.integers(0, 9),
-        shape=st.sampled_from(SHAPES[:1] * 4 + SHAPES),
-        exchange=st.sampled_from(["", "", "bound", "unbound"]),
-        producer=st.integers(0, PRODUCERS - 1),
-        times=st.integers(1, 2),
-    )
-    def publish(self, *, queue: str, priority: int, shape: str, exchange: str, producer: int, times: int) -> None:
-        """A message, sent again when the answer was lost."""
+    @initialize(batch=st.lists(DRAFTS, min_size=5, max_size=15))
+    def publish_the_first(self, batch: list[Draft]) -> None:
+        """So that there is something to begin with."""
+        self.begin()
+        self.publish(batch)
+
+    @rule(batch=st.lists(DRAFTS, min_size=1, max_size=3))
+    def publish(self, batch: list[Draft]) -> None:
+        """Messages, some of them sent again because the answer was lost."""
+        for draft in batch:
+            self._publish(draft)
+
+    def _publish(self, draft: Draft) -> None:
         number = next(self.numbers)
-        mark = f"<message {number}>"
-        if shape == "kombu":
-            raw = json.dumps(kombu_message(mark, queue, priority, exchange)).encode()
-        elif shape:
-            raw = shape.format(mark=mark, priority=priority).encode()
-        else:
+        raw = draft.text(f"<message {number}>")
+        if not raw and any(one.raw == b"" for one in self._unfinished()):
             # An empty message bears no mark; one at a time is enough.
-            raw = b"" if not any(one.raw == b"" for one in self._unfinished()) else mark.encode()
-        step = max(step for step in PRIORITY_STEPS if step <= priority) if b'"priority"' in raw else 0
-        message = self.messages[number] = Message(number, raw, queue, step, exchange if shape == "kombu" else "")
-        if exchange == "bound":
-            self.client.sadd(BINDINGS + exchange, PRIORITY_SEPARATOR.join((queue, "", queue)))
+            return
+        step = max(step for step in PRIORITY_STEPS if step <= draft.priority) if b'"priority"' in raw else 0
+        message = self.messages[number] = Message(number, raw, draft.queue, step)
+        if draft.exchange == "bound":
+            self.client.sadd(BINDINGS + draft.exchange, PRIORITY_SEPARATOR.join((draft.queue, "", draft.queue)))
         # A mark for each thread and list, as the channel makes it.
-        self.tries[producer] = ([message.list, f"{PUBLISHED}{producer}:{message.list}"], [raw, f"tag-{number}", 3600])
-        answers = [scripts.PUBLISH(self.client, *self.tries[producer]) for _ in range(times)]
-        assert answers == [1, 0][:times]
+        keys = [message.list, f"{PUBLISHED}{draft.producer}:{message.list}"]
+        self.tries[draft.producer] = (keys, [raw, f"tag-{number}", 3600])
+        answers = [scripts.PUBLISH(self.client, *self.tries[draft.producer]) for _ in range(draft.times)]
+        assert answers == [1, 0][: draft.times]
         self.lists.setdefault(message.list, []).insert(0, message)
 
     @precondition(lambda self: self.tries)
@@ -259,21 +296,24 @@ class Deliveries(RuleBasedStateMachine):
 
     # Claiming.
 
-    @precondition(lambda self: self._living())
-    @rule(data=st.data(), queues=st.permutations(QUEUES), of=st.integers(1, len(QUEUES)), credit=st.integers(1, 5))
-    def claim(self, data: st.DataObject, queues: list[str], of: int, credit: int) -> None:
-        process = self._pick(data, self._living(), "process")
-        asked, answer, expected = self._ask(process, queues[:of], credit)
+    @precondition(lambda self: any(self.lists.values()))
+    @rule(data=st.data(), queues=QUEUE_LISTS, credit=st.integers(1, 6), starts=st.sampled_from([0, 0, 1, 2, 6]))
+    def claim(self, data: st.DataObject, queues: list[str], credit: int, starts: int) -> None:
+        """A process takes messages, and begins with some of them."""
+        process = self._pick(data, self.processes, "process")
+        asked, answer, expected = self._ask(process, queues, credit)
         process.holder.sent(asked.acks)
         found = claimed(asked, answer)
         process.holder.hold([one.tag for one in found], 1, asked.since)
         assert [(one.queue, one.message) for one in found] == [(one.queue, one.raw) for one in expected]
         process.held |= {one.tag: False for one in found}
+        for one in found[:starts]:
+            self._start(process, one.tag)
 
-    @precondition(lambda self: self._living())
-    @rule(data=st.data(), queues=st.permutations(QUEUES), credit=st.integers(1, 5))
+    @precondition(lambda self: any(self.lists.values()))
+    @rule(data=st.data(), queues=QUEUE_LISTS, credit=st.integers(1, 6))
     def lose_the_answer_to_a_claim(self, data: st.DataObject, queues: list[str], credit: int) -> None:
-        process = self._pick(data, self._living(), "process")
+        process = self._pick(data, self.processes, "process")
         asked, _, _ = self._ask(process, queues, credit)
         process.holder.unsent(asked.acks)
         process.holder.abandon(asked.id, asked.credit)
@@ -311,19 +351,20 @@ class Deliveries(RuleBasedStateMachine):
     @rule(data=st.data())
     def start(self, data: st.DataObject) -> None:
         process = self._some_holder(data)
-        tags = self._undecided(process)
-        if not tags:
-            return
-        tag = self._pick(data, tags, "tag")
+        for tag in self._some_tags(data, process):
+            self._start(process, tag)
+
+    def _start(self, process: Process, tag: str) -> None:
         lost = tag not in self.unacked
-        if tag in self.ended:
-            # Its process has been frozen, or cut off: it asks before it starts anything.
+        if tag in process.frozen:
+            # It asks before it starts anything whose lease has run out by its own clock.
             process.holder._held[tag].until = clock() - 1
         elif lost:
             # Nobody knows yet; the next renewal tells.
             return
         ours = process.holder.hand_over(tag) and process.holder.start(tag)
         assert ours == (not lost)
+        process.frozen.discard(tag)
         if lost:
             del process.held[tag]
             return
@@ -333,84 +374,91 @@ class Deliveries(RuleBasedStateMachine):
         self.ended.pop(tag, None)
 
     @precondition(lambda self: self._someone_holds())
-    @rule(data=st.data())
-    def ack(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), way=st.sampled_from(["ack", "give_back"]), told=MOSTLY)
+    def end(self, data: st.DataObject, way: str, told: bool) -> None:
+        """A process has done something, or will not do it."""
+        self._say(data, way, told)
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data(), way=st.sampled_from(["crash", "crash", "reject"]), told=MOSTLY)
+    def fail(self, data: st.DataObject, way: str, told: bool) -> None:
+        """A child of a process has died, or there is nothing to be done with a message."""
+        self._say(data, way, told)
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data(), way=st.sampled_from(["postpone_long", "postpone"]), told=MOSTLY)
+    def put_off(self, data: st.DataObject, way: str, told: bool) -> None:
+        """A process has got what is due tomorrow; or what was due yesterday, which another one will see."""
+        self._say(data, way, told)
+
+    def _say(self, data: st.DataObject, way: str, told: bool) -> None:
         process = self._some_holder(data)
-        tags = self._undecided(process)
-        if not tags:
-            return
-        tag = self._pick(data, tags, "tag")
+        for tag in self._some_tags(data, process, unstarted="postpone" in way):
+            getattr(self, f"_{way}")(process, tag)
+            if "postpone" not in way:
+                # What is said after that, of the same delivery, is said to nobody.
+                process.holder.ack(tag)
+                process.holder.crash(tag, "once more")
+        if told:
+            self._tell(process)
+
+    def _ack(self, process: Process, tag: str) -> None:
         process.holder.ack(tag)
-        # What was said before is said no more.
-        process.holder.ack(tag)
-        del process.held[tag]
+        process.drop(tag)
         process.acks.append(tag)
 
-    @precondition(lambda self: self._someone_holds())
-    @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
-        process = self._some_holder(data)
-        tags = data.draw(st.lists(st.sampled_from(list(process.held)), min_size=1, unique=True), label="tags")
-        process.holder.give_back(tags)
-        for tag in tags:
-            del process.held[tag]
-        process.returns += tags
+    def _give_back(self, process: Process, tag: str) -> None:
+        process.holder.give_back([tag])
+        process.drop(tag)
+        process.returns.append(tag)
 
-    @precondition(lambda self: self._someone_holds())
-    @rule(data=st.data())
-    def crash(self, data: st.DataObject) -> None:
-        process = self._some_holder(data)
-        tags = self._undecided(process)
-        if not tags:
-            return
-        tag = self._pick(data, tags, "tag")
+    def _crash(self, process: Process, tag: str) -> None:
         process.holder.crash(tag, "signal 9")
-        del process.held[tag]
+        process.drop(tag)
         process.crashes.append(tag)
 
-    @precondition(lambda self: self._someone_holds())
-    @rule(data=st.data())
-    def reject(self, data: st.DataObject) -> None:
-        process = self._some_holder(data)
-        tags = self._undecided(process)
-        if not tags:
-            return
-        tag = self._pick(data, tags, "tag")
+    def _reject(self, process: Process, tag: str) -> None:
         process.holder.reject(tag, UNKNOWN_TASK, "nobody knows it")
-        del process.held[tag]
+        process.drop(tag)
         process.rejections.append(tag)
 
-    @precondition(lambda self: self._someone_holds())
-    @rule(data=st.data(), task=st.sampled_from(TASKS), late=st.booleans())
-    def postpone(self, data: st.DataObject, task: str, late: bool) -> None:
-        """It is due in an hour, or has been for a while; two tasks may have the same id."""
-        process = self._some_holder(data)
-        tags = [tag for tag in self._undecided(process) if not process.held[tag]]
-        if tags:
-            tag = self._pick(data, tags, "tag")
-            due = restore.unix_time() + (LONG_AGO if late else -LONG_AGO) + next(self.moments)
-            process.holder.postpone(tag, due, task)
-            process.postponements.append((tag, due, task))
+    def _postpone_long(self, process: Process, tag: str) -> None:
+        self._postpone(process, tag, LONG_AGO)
 
-    @precondition(lambda self: self._living())
-    @rule(data=st.data(), answered=st.booleans())
-    def tell(self, data: st.DataObject, answered: bool) -> None:
-        """A keeper tells Redis what there is to tell; without an answer it will say all of it again."""
-        process = self._pick(data, self._living(), "process")
+    def _postpone(self, process: Process, tag: str, seconds: float = -LONG_AGO) -> None:
+        due = restore.unix_time() + seconds + next(self.moments)
+        process.holder.postpone(tag, due, TASK)
+        process.postponements.append((tag, due, TASK))
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        """A channel closes: what the pool does not have goes back, also what is about to be postponed."""
+        process = self._some_holder(data)
+        process.holder.release(1)
+        tags = [tag for tag, started in process.held.items() if not started]
+        for tag in tags:
+            process.drop(tag)
+        process.returns += tags
+        self._tell(process)
+
+    @rule(answered=st.booleans())
+    def tell(self, answered: bool) -> None:
+        """All keepers tell Redis what there is to tell; without an answer they say all of it again."""
+        for process in self.processes:
+            self._tell(process, 1 if answered else 2)
+
+    def _tell(self, process: Process, times: int = 1) -> None:
         work = process.holder.take_work()
-        self._send(process, work)
+        for _ in range(times if work else 0):
+            process.keeper._settle(replace(work))
+        self.finished_by(process)
+
+    def finished_by(self, process: Process) -> None:
+        """What its keeper has told, in the model."""
         for tag in process.acks:
             self._finish(tag)
         self._settle_in_the_model(process)
-        if answered:
-            return
-        process.holder.settled(Work(acks=work.acks))
-        again = Work(work.acks, work.returns, work.crashes, work.rejections, work.postponements)
-        self._send(process, again)
-
-    def _send(self, process: Process, work: Work) -> None:
-        if work:
-            process.keeper._settle(work)
 
     def _settle_in_the_model(self, process: Process) -> None:
         for tag in reversed(process.returns):
@@ -423,11 +471,12 @@ class Deliveries(RuleBasedStateMachine):
             if message := self._take(tag):
                 self._park(message, UNKNOWN_TASK)
         for tag, due, task in process.postponements:
+            names = (*scheduled_fields(task), tag.encode())
             message = self._take(tag)
-            process.held.pop(tag, None)
+            process.drop(tag)
             if message:
-                free = [name for name in scheduled_fields(task) if name not in self.scheduled]
-                self.scheduled[free[0] if free else tag.encode()] = (due, message)
+                free = next(name for name in names if name not in self.scheduled)
+                self.scheduled[free] = (due, message)
         process.acks, process.returns, process.crashes, process.rejections, process.postponements = [], [], [], [], []
 
     # Leases.
@@ -438,28 +487,34 @@ class Deliveries(RuleBasedStateMachine):
         """A keeper renews its leases, and hears of those that it has lost."""
         process = self._some_holder(data)
         process.keeper._ask_renewal(*process.holder.leased())
+        process.frozen.clear()
         for tag in list(process.held):
             self.ended.pop(tag, None)
             if tag not in self.unacked:
-                del process.held[tag]
+                process.drop(tag)
         assert sorted(process.holder._held) == sorted(process.held)
 
     @precondition(lambda self: self._someone_holds())
-    @rule(data=st.data())
-    def freeze(self, data: st.DataObject) -> None:
-        """A process renews nothing for longer than its leases; it does not know that."""
-        self._end_leases([tag for tag in self._some_holder(data).held if tag in self.unacked])
+    @rule(data=st.data(), swept=st.booleans())
+    def freeze(self, data: st.DataObject, swept: bool) -> None:
+        """A process stands still for longer than its leases."""
+        process = self._some_holder(data)
+        process.frozen |= process.held.keys()
+        self._end_leases([tag for tag in process.held if tag in self.unacked])
+        if swept:
+            self.sweep(resting=False)
 
-    @precondition(lambda self: self._living())
-    @rule(data=st.data())
-    def die(self, data: st.DataObject) -> None:
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), swept=st.booleans())
+    def die(self, data: st.DataObject, swept: bool) -> None:
         """A process is killed: what it has not told is never told; another one is started in its place."""
-        process = self._pick(data, self._living(), "process")
-        process.alive = False
+        process = self._pick(data, self.processes, "process")
         owed = [tag for tag, _, _ in process.postponements]
         tags = {*process.held, *process.acks, *process.returns, *process.crashes, *process.rejections, *owed}
         self._end_leases(sorted(tags & self.unacked.keys()))
         self.processes[process.name] = self._process(process.name)
+        if swept:
+            self.sweep(resting=False)
 
     def _end_leases(self, tags: list[str]) -> None:
         for tag in tags:
@@ -468,7 +523,7 @@ class Deliveries(RuleBasedStateMachine):
             self.client.zadd(UNACKED_LEASES, {tag: self.ended[tag]}, xx=True)
             self.client.zadd(UNACKED_INDEX, {tag: self.ended[tag]}, xx=True)
 
-    @rule(resting=st.booleans())
+    @rule(resting=st.sampled_from([False, False, True]))
     def sweep(self, resting: bool) -> None:
         """Somebody sweeps; while the living may not have had the time to renew, no lease is taken."""
         self.client.hset(SWEEPS, mapping={"last": self._now(), "rest": self._now() + LONG_AGO if resting else 0})
@@ -541,18 +596,20 @@ class Deliveries(RuleBasedStateMachine):
         self.untold.discard(number)
         self.telling.discard(number)
 
-    @rule(task=st.sampled_from(TASKS))
-    def revoke(self, task: str) -> None:
+    @precondition(lambda self: self.scheduled)
+    @rule()
+    def revoke(self) -> None:
         """All copies of a task that wait for their time, however many there were before."""
-        records = scheduled.of_tasks(self.client, [task])
-        named = [name for name in scheduled_fields(task) if name in self.scheduled]
+        records = scheduled.of_tasks(self.client, [TASK])
+        named = [name for name in scheduled_fields(TASK) if name in self.scheduled]
         assert {name: messages.of_record(record) for name, record in records.items()} == {
             name: self.scheduled[name][1].raw for name in named
         }
-        assert scheduled.remove(self.client, list(scheduled_fields(task))) == set(named)
+        assert scheduled.remove(self.client, list(scheduled_fields(TASK))) == set(named)
         for name in named:
             self.finished.add(self.scheduled.pop(name)[1].number)
 
+    @precondition(lambda self: self.scheduled)
     @rule(queue=st.sampled_from(QUEUES))
     def purge_scheduled(self, queue: str) -> None:
         named = [name for name, (_, message) in self.scheduled.items() if message.queue == queue]
@@ -563,6 +620,7 @@ class Deliveries(RuleBasedStateMachine):
         for name in named:
             self.finished.add(self.scheduled.pop(name)[1].number)
 
+    @precondition(lambda self: self.scheduled or self.ended)
     @rule()
     def to_plain(self) -> None:
         """Everything that only Stalk would bring back; what the living hold stays theirs."""
@@ -688,7 +746,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @invariant()
     def processes_hold_what_the_model_says(self) -> None:
-        for process in self._living():
+        for process in self.processes:
             assert sorted(process.holder._held) == sorted(process.held)
             assert process.holder.idle == (
                 not any((process.acks, process.returns, process.crashes, process.rejections, process.postponements))

@@ -40,15 +40,15 @@ LOGIN = f"admin:{PASSWORD}"
 
 RUNNER = """
 import json, os, pathlib, sys
-from celery import Celery
 from config import ConfigError, load
 from config.celery import celery_configuration
+from services.delivery.worker import Stalk
 from services.flower import serve
 
 given = json.loads(os.environ["GIVEN"])
 try:
     settings = load(given["settings"])
-    app = Celery("stalk")
+    app = Stalk("stalk")
     app.conf.update(celery_configuration(settings))
     app.settings = settings
     beat = pathlib.Path(given["beat"])
