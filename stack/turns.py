@@ -7,8 +7,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic, sleep
+from typing import TextIO
 
 from stack import places
+
+# Writing a name takes less than a millisecond; a busy machine may come back to it later.
+NAME_SECONDS = 1.0
 
 
 @contextmanager
@@ -19,10 +24,24 @@ def own_turn() -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
-            print(f"Waiting for {lock.read().strip() or 'another make'} in this checkout …")
+            print(f"Waiting for {_holder(lock)} in this checkout …", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
         lock.write(f"'make {' '.join(sys.argv[1:2])}' (pid {os.getpid()})\n")
         lock.flush()
-        yield
+        try:
+            yield
+        finally:
+            # Whoever comes at the moment when the next one takes the lock must not read this name.
+            lock.truncate(0)
+
+
+def _holder(lock: TextIO) -> str:
+    """The command that has the lock, which writes its name a moment after it has got it."""
+    end = monotonic() + NAME_SECONDS
+    while True:
+        lock.seek(0)
+        name = lock.read().strip()
+        if name or monotonic() > end:
+            return name or "another make"
+        sleep(0.01)
