@@ -23,6 +23,9 @@ class Kept:
     keeper: Keeper | None = None
 
 
+# A renewal that gets no answer, a new connection and the next one fit into what is left of a lease after two thirds.
+SILENCE_PER_LEASE = 1 / 8
+
 _kept: dict[tuple[Any, ...], Kept] = {}
 _lock = threading.Lock()
 # Told of dead letters whose task does not say FAILURE yet; a worker puts something here that tells it.
@@ -43,8 +46,17 @@ def keep(channel: Any) -> None:
     with _lock:
         kept.holder.closing = False
         if kept.keeper is None or not kept.keeper.alive:
-            client = redis.Redis(connection_pool=channel.own_pool())
+            client = redis.Redis(connection_pool=_hurried(channel.own_pool(), channel.lease))
             kept.keeper = Keeper(kept.holder, client, _on_dead_letters)
+
+
+def _hurried(pool: Any, lease: int) -> Any:
+    """A pool whose connections give up a silent Redis early enough to renew over another one."""
+    options = pool.connection_kwargs
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        if options.get(name):
+            options[name] = min(options[name], lease * SILENCE_PER_LEASE)
+    return pool
 
 
 def _of(channel: Any) -> Kept:

@@ -43,7 +43,6 @@ from tests.support.world import World
 
 RULES = Rules(lease=3600, max_deliveries=1000, visibility_timeout=3600, priority_steps=PRIORITY_STEPS)
 STEPS = restore.as_json(PRIORITY_STEPS)
-FAR = 10**10
 # Larger than any buffer between here and Redis, and than what one claim takes beside others.
 LARGE = 10_000_000
 # Deeper than Lua's reader follows (1000), and than Python's.
@@ -166,7 +165,7 @@ def claim(client: Any, queue: str) -> str:
 def end_leases(client: Any, tag: str) -> None:
     """The process that holds it has died, and others have swept all the time."""
     client.zadd(UNACKED_LEASES, {tag: 1}, xx=True)
-    client.hset(SWEEPS, mapping={"last": FAR, "rest": 0})
+    client.hset(SWEEPS, mapping={"last": client.time()[0], "rest": 0})
 
 
 def give_back(client: Any, tag: str) -> None:
@@ -401,7 +400,7 @@ def restored(client: Any, *records: bytes, queue: str = "celery") -> list[Any]:
     for number, record in enumerate(records):
         client.hset(UNACKED, f"stock{number}", record)
         client.zadd(UNACKED_INDEX, {f"stock{number}": number})
-    client.hset(SWEEPS, mapping={"last": FAR, "rest": 0})
+    client.hset(SWEEPS, mapping={"last": client.time()[0], "rest": 0})
     found = restore.sweep(client, RULES)
     restore.restore_overdue(client, found.stock, PRIORITY_STEPS)
     return [json.loads(raw) for raw in client.lrange(queue, 0, -1)]

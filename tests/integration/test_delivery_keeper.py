@@ -261,3 +261,11 @@ def test_nobody_sweeps_before_the_living_have_had_a_lease_to_renew(held: Held) -
     rest, last = (float(held.client.hget(SWEEPS, name) or 0) for name in ("rest", "last"))
     assert last >= rest > 0
     assert held.client.hexists(UNACKED, dead.tag)
+
+
+def test_a_clock_that_was_ahead_and_is_put_back_stops_no_sweep_for_longer_than_a_lease(held: Held) -> None:
+    ahead = held.client.time()[0] + 86400
+    held.client.hset(SWEEPS, mapping={"last": ahead, "rest": ahead})
+    held.client.zadd(UNACKED_LEASES, {"gone": 1})
+    held.client.hset(UNACKED, "gone", b'[{"body":"gone"},"","celery"]')
+    held.wait(lambda: held.client.lrange("celery", 0, -1) == [b'{"body":"gone"}'], "it is swept")

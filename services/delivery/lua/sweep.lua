@@ -24,11 +24,13 @@ local restored, promoted, parked = 0, 0, {}
 
 local seen = redis.call('HMGET', KEYS[8], 'last', 'rest')
 local last, rest = tonumber(seen[1] or 0), tonumber(seen[2] or 0)
-if time - last > lease / 2 then
+if last > time + 1 then
+    -- Redis' clock was ahead and has been put back: what was written meanwhile lies in the future.
+    rest = time + lease
+elseif time - last > lease / 2 then
     rest = math.max(rest, time + lease)
-    redis.call('HSET', KEYS[8], 'rest', exact(rest))
 end
-redis.call('HSET', KEYS[8], 'last', exact(time))
+redis.call('HSET', KEYS[8], 'last', exact(time), 'rest', exact(rest))
 
 local function take_back(tag)
     local record = redis.call('HGET', KEYS[1], tag)
