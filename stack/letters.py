@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from stack import report
+from stack import report, terminal
 from stack.failure import Failure
 
 if TYPE_CHECKING:
@@ -59,10 +58,7 @@ def purge(runtime: Runtime, yes: bool) -> None:
     Raises Failure when nobody can be asked.
     """
     if not yes:
-        if not sys.stdin.isatty():
-            raise Failure("this deletes all dead letters, and nobody can be asked: run 'make purge-dead-letters YES=1'")
-        if input("This deletes all dead letters for ever. Type yes to go on: ") != "yes":
-            raise Failure("nothing was deleted")
+        terminal.ask_to_delete("dead letters", "make purge-dead-letters YES=1")
     answer = report.answer(runtime, "purge-dead-letters", "--yes")
     print(f"{_letters(answer['purged'])} deleted.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from config import Settings
@@ -58,10 +57,7 @@ def clean(runtime: Runtime, yes: bool) -> None:
     Raises Failure when nobody can be asked.
     """
     if not yes:
-        if not sys.stdin.isatty():
-            raise Failure("this deletes all queued tasks and results, and nobody can be asked: run 'make clean YES=1'")
-        if input("This deletes all queued tasks and results for ever. Type yes to go on: ") != "yes":
-            raise Failure("nothing was deleted")
+        terminal.ask_to_delete("queued tasks and results", "make clean YES=1")
     runtime.delete_data()
     # With the data gone, the next `make up` is free to choose again.
     places.RUNTIME_FILE.unlink(missing_ok=True)

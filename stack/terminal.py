@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from config.environment import process_environment
+from stack.failure import Failure
 
 RED, YELLOW, PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
@@ -18,6 +19,17 @@ def shows_colour(stream: TextIO) -> bool:
     """Whether colour helps there: on a terminal that knows it, unless NO_COLOR says no (https://no-color.org)."""
     environment = process_environment()
     return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+
+
+def ask_to_delete(what: str, command: str) -> None:
+    """Have somebody say yes to the end of `what`; `command` is the one that does without.
+
+    Raises Failure when nobody can be asked, or says anything else.
+    """
+    if not sys.stdin.isatty():
+        raise Failure(f"this deletes all {what}, and nobody can be asked: run '{command}'")
+    if input(f"This deletes all {what} for ever. Type yes to go on: ") != "yes":
+        raise Failure("nothing was deleted")
 
 
 def error(text: str) -> None:
