@@ -10,7 +10,8 @@ import shlex
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,10 +19,10 @@ import click
 
 from tests.chaos import containers
 from tests.chaos.arena import Plan
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.report import table
 from tests.chaos.run import Outcome, run
-from tests.chaos.subjects import POOLS, STALK, SUBJECTS
+from tests.chaos.subjects import POOLS, STALK, SUBJECTS, Subject
 from tests.stack.conftest import missing_engine
 
 # How often a container is struck in the full form; each time takes half a minute.
@@ -68,7 +69,8 @@ def say(outcome: Outcome) -> None:
     click.echo(
         f"{outcome.fault} {outcome.pool} {outcome.subject}: sent {outcome.sent}, executed {outcome.executed}, "
         f"lost {len(outcome.lost)}, never kept {len(outcome.never_kept)}, waiting {len(outcome.waiting)}, "
-        f"twice {twice}, worst {outcome.worst:.1f} s {'; '.join(outcome.exits + outcome.remarks)}"
+        f"twice {twice} (recorded {outcome.recorded}), worst {outcome.worst:.1f} s, took {outcome.seconds:.0f} s "
+        f"{'; '.join(outcome.exits + outcome.remarks)}"
     )
     for breach in outcome.breaches if outcome.subject == STALK.name else []:
         click.echo(f"    {breach}")
@@ -79,11 +81,21 @@ def own_seed(seed: int, fault: str, pool: str) -> int:
     return zlib.crc32(f"{seed} {fault} {pool}".encode())
 
 
-def run_all(records: Records, plans: Iterable[Plan], carry_out: Callable[[Plan], Outcome]) -> None:
-    """Carry out what has not been carried out before."""
-    for plan in plans:
-        if not records.has(plan):
-            records.add(carry_out(plan))
+def times(fault: Fault, subject: Subject, *, short: bool) -> int:
+    """How often a fault strikes. What kombu's own transport does shows at once; the many times are for Stalk."""
+    return fault.times[subject is STALK and not short]
+
+
+def in_processes(plan: Plan, keep: Path | None) -> Outcome:
+    """One run on processes of this machine."""
+    return run(plan, keep and keep / f"{plan.fault}-{plan.pool}-{plan.subject.name}")
+
+
+def run_side_by_side(records: Records, plans: Iterable[Plan], jobs: int, keep: Path | None) -> None:
+    """Carry out `jobs` at a time of what has not been carried out before, each in a process of its own."""
+    with ProcessPoolExecutor(jobs) as pool:
+        for done in as_completed([pool.submit(in_processes, plan, keep) for plan in plans if not records.has(plan)]):
+            records.add(done.result())
 
 
 @click.command(context_settings={"show_default": True})
@@ -95,6 +107,9 @@ def run_all(records: Records, plans: Iterable[Plan], carry_out: Callable[[Plan],
 @click.option("--lease", default=5, help="WORKER_LEASE, and kombu's visibility timeout; containers have 10.")
 @click.option("--seed", default=1, help="Decides which node is struck.")
 @click.option("--short", is_flag=True, help="Strike as often as the tests do.")
+@click.option(
+    "--jobs", default=2, help="Runs at a time, each with two nodes that sleep most of the time; not of containers."
+)
 @click.option("--resume", is_flag=True, help="Keep the outcomes that RESULTS has, and do not run them again.")
 @click.option(
     "--keep", type=click.Path(path_type=Path), help="Directory for what the processes of each run left behind."
@@ -111,6 +126,7 @@ def main(
     lease: int,
     seed: int,
     short: bool,
+    jobs: int,
     resume: bool,
     keep: Path | None,
     results: Path,
@@ -122,16 +138,16 @@ def main(
         records.load()
     chosen, of_pools, of_subjects = faults or (*FAULTS, *containers.FAULTS), pools or POOLS, subjects or SUBJECTS
     plans = [
-        Plan(fault, pool, SUBJECTS[subject], lease, each.times[not short], count, rate, own_seed(seed, fault, pool))
-        for fault, each in FAULTS.items()
+        Plan(name, pool, subject, lease, times(fault, subject, short=short), count, rate, own_seed(seed, name, pool))
+        for name, fault in FAULTS.items()
         for pool in of_pools
-        for subject in of_subjects
-        if fault in chosen and not (each.stalk_only and subject != STALK.name)
+        for subject in map(SUBJECTS.__getitem__, of_subjects)
+        if name in chosen and not (fault.stalk_only and subject is not STALK)
     ]
-    run_all(records, plans, lambda plan: run(plan, keep and keep / f"{plan.fault}-{plan.pool}-{plan.subject.name}"))
-    times = 1 if short else CONTAINER_TIMES
+    run_side_by_side(records, plans, jobs, keep)
+    strikes = 1 if short else CONTAINER_TIMES
     in_containers = [
-        Plan(fault, pool, STALK, CONTAINER_LEASE, times, count // 4, CONTAINER_RATE, own_seed(seed, fault, pool))
+        Plan(fault, pool, STALK, CONTAINER_LEASE, strikes, count // 4, CONTAINER_RATE, own_seed(seed, fault, pool))
         for pool in of_pools
         for fault in containers.FAULTS
         if fault in chosen and STALK.name in of_subjects
@@ -143,7 +159,9 @@ def main(
             tempfile.TemporaryDirectory(prefix="chaos-") as directory,
             containers.opened(Path(directory), CONTAINER_LEASE) as harbour,
         ):
-            run_all(records, in_containers, harbour.run)
+            for plan in in_containers:
+                if not records.has(plan):
+                    records.add(harbour.run(plan))
     sys.exit(1 if any(each.breaches for each in records.outcomes if each.subject == STALK.name) else 0)
 
 

@@ -39,6 +39,9 @@ GO_ON_SECONDS = 15.0
 STOP_SECONDS = 5
 # Of a load that has begun.
 MOVING = 10
+# Of a load one in so many is a chord, with so many tasks in its header: a sixth more to do, and in the shortest load
+# of all some chords.
+CHORD_EACH, HEADER = 25, 3
 # Of the time of all nodes that the load takes: what waits after a fault is worked off soon.
 LOAD = 0.6
 
@@ -72,6 +75,8 @@ class Order:
     countdown: float = 0.0
     # Tasks in a chord's header.
     header: int = 0
+    # Of so many things that are sent one is a chord; 0: none.
+    chord_each: int = 0
     # The file that ends it; none: it ends by itself.
     until: str = ""
     app: str = ""
@@ -116,6 +121,7 @@ class Arena:
     # Sentences for the table.
     remarks: list[str] = field(default_factory=list)
     never_kept: set[str] = field(default_factory=set)
+    began: float = field(default_factory=monotonic)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.plan.seed)
@@ -258,16 +264,18 @@ class Arena:
         return producer
 
     def load(self, seconds: float) -> None:
-        """Keep tasks of such a length coming until `enough`; return when they are under way."""
+        """Keep tasks of such a length coming until `enough`, chords among them; return when they are under way."""
         rate = min(self.plan.rate, LOAD * NODES * CONCURRENCY[self.plan.pool] / seconds)
         count = round(self.plan.count * rate / self.plan.rate)
-        self.send(Order("load", argument=seconds, count=count, rate=rate, until=str(self._enough)))
+        order = Order("load", argument=seconds, count=count, rate=rate, until=str(self._enough))
+        self.send(replace(order, header=HEADER, chord_each=CHORD_EACH))
         self.go_on()
 
     def chords(self) -> None:
         """Keep small chords coming until `enough`; return when they are under way."""
         # 30 tasks a second: a third of the time of two solo nodes.
-        order = Order("chord", task="chord", header=5, rate=5, count=self.plan.count // 30, until=str(self._enough))
+        count = self.plan.count // 30
+        order = Order("chord", header=5, chord_each=1, rate=5, count=count, until=str(self._enough))
         self.send(order)
         self.go_on()
 

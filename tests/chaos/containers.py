@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from tests.chaos.arena import GO_ON_SECONDS, LOAD, MOVING, NODES, PRODUCER_SECONDS, Order, Plan
+from tests.chaos.arena import CHORD_EACH, GO_ON_SECONDS, HEADER, LOAD, MOVING, NODES, PRODUCER_SECONDS, Order, Plan
 from tests.chaos.faults import LONGER
 from tests.chaos.marks import CUT_OFF, DIED, Incident, Marks
 from tests.chaos.run import Outcome, counted, settle
@@ -56,6 +56,7 @@ class Fleet:
     exits: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     never_kept: set[str] = field(default_factory=set)
+    began: float = field(default_factory=monotonic)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.plan.seed)
@@ -97,7 +98,7 @@ class Fleet:
         rate = min(self.plan.rate, LOAD * NODES * CONCURRENCY[self.plan.pool] / SECONDS)
         count = round(self.plan.count * rate / self.plan.rate)
         order = Order(f"run{self.number}", argument=SECONDS, count=count, rate=rate, until="/chaos/enough")
-        order = replace(order, app=self.plan.subject.app)
+        order = replace(order, app=self.plan.subject.app, header=HEADER, chord_each=CHORD_EACH)
         command = ["docker", "compose", "exec", "-T", "flower", "python", "-m", "tests.chaos.producer", order.text()]
         log = self.stack.directory / f"producer-{self.number}.log"
         process = Process("producer", command, self.stack.environment(), self.stack.directory, log)

@@ -21,7 +21,7 @@ from tests.chaos.arena import GO_ON_SECONDS, NODES, POISON, Arena, Holder, Order
 from tests.chaos.census import TASK_ID
 from tests.chaos.marks import CUT_OFF, DIED, FORGOT, Incident
 from tests.chaos.proxy import Proxy
-from tests.chaos.subjects import CONCURRENCY, REPLIES, SOFT_SHUTDOWN, STALK, STOCK
+from tests.chaos.subjects import CONCURRENCY, REPLIES, SOFT_SHUTDOWN, STALK, STOCK, Subject
 from tests.chaos.tasks import note
 from tests.support.waiting import GaveUp
 from tests.support.world import READY_SECONDS
@@ -43,6 +43,8 @@ POISONS = {"poison-kill": signal.SIGKILL, "poison-segv": signal.SIGSEGV}
 GRACE_SECONDS = 0.5
 # A process that was killed is gone within milliseconds, on a busy machine a little later.
 GONE_SECONDS = 5
+# The name of a chord, in the id of a task in its header.
+CHORD_PART = re.compile(rb"(chaos-\w+-\d{6})-\d\d")
 
 
 @dataclass(frozen=True)
@@ -189,14 +191,19 @@ def poison(arena: Arena) -> None:
 
 @fault(1, 5, stalk_only=True)
 def mixed_workers(arena: Arena) -> None:
-    """Stock and Stalk workers on the same queue; one of Stalk is killed, a stock one told to go."""
-    ours, theirs = ([each for each in arena.alive() if each.subject is subject] for subject in (STALK, STOCK))
-    assert ours
-    assert theirs
-    arena.kill(ours[0])
+    """Stock and Stalk workers on the same queue; one of Stalk is killed, a stock one told to go, and one killed."""
+    arena.kill(one_of(arena, STALK))
     arena.start_node(STALK).node.ready()
-    stop(arena, theirs[0])
+    stop(arena, one_of(arena, STOCK))
     arena.start_node(STOCK).node.ready()
+    arena.go_on()
+    arena.kill(one_of(arena, STOCK))
+    arena.start_node(STOCK).node.ready()
+
+
+def one_of(arena: Arena, subject: Subject) -> Holder:
+    """A node of this kind."""
+    return arena.random.choice([each for each in arena.alive() if each.subject is subject])
 
 
 # Tasks.
@@ -380,7 +387,9 @@ def torn_append_only_file(arena: Arena) -> None:
     kept = truncated_at(arena.redis.process.log())
     assert 0 < kept < len(before), f"{path.name} had {len(before)} bytes, and Redis kept {kept}"
     gone = set(TASK_ID.findall(before)) - set(TASK_ID.findall(before[:kept]))
-    arena.never_kept.update(task.decode() for task in gone)
+    # What a chord counts is written once as well: without it, its body is never sent.
+    bodies = {part + b"-body" for part in CHORD_PART.findall(before[kept:])}
+    arena.never_kept.update(task.decode() for task in gone | bodies)
     arena.happened(FORGOT, since=since)
     arena.remarks.append(f"{len(before) - kept} bytes gone, the first trace of {len(gone)} tasks among them")
 

@@ -23,6 +23,8 @@ STOCK = "a stock worker had held it"
 NO_CAUSE = "no cause"
 # What the contract allows; a node that exits by itself is no excuse.
 ALLOWED = {DIED, FROZEN, CUT_OFF, FORGOT, STOCK}
+# Who holds a task says in Redis that it has started it, and Redis keeps that.
+COUNTED = {DIED, FROZEN, CUT_OFF}
 # Names of nodes that run kombu's own transport end so.
 STOCK_HOST = "@stock"
 
@@ -109,8 +111,12 @@ class Again:
     before: Mark
     start: Mark
     why: str
-    # Its place among the incidents; -1 for none of them.
-    incident: int
+    incident: Incident | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the delivery says that it is not the first."""
+        return self.start.number > self.before.number
 
     def __str__(self) -> str:
         gap = self.start.at - self.before.at
@@ -140,20 +146,33 @@ def second_starts(marks: Iterable[Mark], incidents: list[Incident], mixed: bool 
 
 def explain(before: Mark, ended: float | None, again: Mark, incidents: list[Incident], mixed: bool) -> Again:
     """Find the incident that excuses a second start; the last one, because the one before may have been survived."""
-    for place in reversed(range(len(incidents))):
-        if incidents[place].excuses(before, ended, again):
-            return Again(before, again, incidents[place].kind, place)
-    return Again(before, again, STOCK if mixed and before.node.endswith(STOCK_HOST) else NO_CAUSE, -1)
+    for incident in reversed(incidents):
+        if incident.excuses(before, ended, again):
+            return Again(before, again, incident.kind, incident)
+    return Again(before, again, STOCK if mixed and before.node.endswith(STOCK_HOST) else NO_CAUSE)
 
 
 def too_many(again: Iterable[Again], running: int) -> list[str]:
     """Incidents after which more started again than the holder had run (at most `running`) and not acknowledged."""
-    counted = Counter((each.incident, each.why, each.before.node) for each in again if each.incident >= 0)
+    counted = Counter((each.incident, each.before.node) for each in again if each.incident)
     return [
-        f"{count} tasks of {node} started again because {why}"
-        for (_, why, node), count in counted.items()
-        if count > running + ACK_BUFFER
+        f"{count} tasks of {node} started again because {incident.kind}"
+        for (incident, node), count in counted.items()
+        if incident and count > running + ACK_BUFFER
     ]
+
+
+def unrecorded(again: Iterable[Again]) -> list[Again]:
+    """What started again without a higher count, although Redis could have been told that it had started before.
+
+    It is told when the node's own process hears of a start, which is a moment later, and by a frozen one not at all.
+    """
+
+    def could_be_told(each: Again) -> bool:
+        ours = each.why in COUNTED and not each.before.node.endswith(STOCK_HOST)
+        return ours and each.incident is not None and each.incident.at - each.before.at > ACK_SECONDS
+
+    return [each for each in again if could_be_told(each) and not each.recorded]
 
 
 def worst_delay(marks: Iterable[Mark]) -> float:

@@ -1,6 +1,6 @@
 """python -m tests.chaos.producer ORDER: send tasks through the app that the order names, as its users do.
 
-ORDER is the JSON of tests.chaos.orders.Order. Each task whose sending returned is marked `sent`, each other one
+ORDER is the JSON of tests.chaos.arena.Order. Each task whose sending returned is marked `sent`, each other one
 `refused`. A process of its own, because an app belongs to its process's environment.
 """
 
@@ -24,7 +24,7 @@ LONGEST_SECONDS = 3600
 def send(app: Any, order: dict[str, Any], number: int) -> list[str]:
     """Send one task or chord; the ids of all that has to run. Raises whatever the app raises."""
     name = f"chaos-{order['label']}-{number:06d}"
-    if order["task"] == "chord":
+    if order["chord_each"] and number % order["chord_each"] == 0:
         return send_chord(app, order, name)
     argument = order["argument"]
     app.tasks[order["task"]].apply_async((argument,), task_id=name, countdown=order["countdown"] or None)

@@ -10,18 +10,23 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from tests.chaos import containers
+from tests.chaos.arena import CHORD_EACH
 from tests.chaos.faults import FAULTS
 from tests.chaos.run import Outcome
 from tests.chaos.subjects import POOLS
 from tests.support.redis_server import executable
 
-HEAD = """# Faults, and what became of the tasks
+HEAD = f"""# Faults, and what became of the tasks
 
 Written by `make chaos`; not by hand. Each line is one run: two nodes, one Redis, tasks that leave a mark outside Redis
 when they start and end, and a fault that strikes while they come. *Lost*: sent, and neither executed nor anywhere in
 Redis. *Never kept*: the publish was behind the byte where Redis's own file was torn. *Twice*: started again, and why.
-*Worst recovery*: the longest that a task took from its publish to its end, beyond its own length, outages included.
-The last two columns are kombu's own transport under the same fault, with the lease as its visibility timeout.
+*Recorded*: of those, the starts whose `delivery_count` was higher than that of the start before; the others were too
+short for Redis to hear of their first start. *Worst recovery*: the longest that a task took from its publish to its
+end, beyond its own length, outages included. Where stock workers take part, what is lost is what a killed one of them
+had taken, and at most that. One in {CHORD_EACH} things sent is a chord.
+The last columns are kombu's own transport under the same fault, with the lease as its visibility timeout; what it does
+shows after few strikes.
 """
 COLUMNS = (
     "fault",
@@ -32,7 +37,10 @@ COLUMNS = (
     "lost",
     "never kept",
     "started twice and why",
+    "recorded",
     "worst recovery, s",
+    "stock: strikes",
+    "stock: sent",
     "stock: lost",
     "stock: twice",
 )
@@ -66,14 +74,14 @@ def line(stalk: Outcome | None, stock: Outcome | None, fault: str, pool: str) ->
     cells = [about(fault), pool]
     if stalk:
         counts = [str(stalk.times), str(stalk.sent), str(stalk.executed), lost(stalk), str(len(stalk.never_kept))]
-        cells += [*counts, twice(stalk), f"{stalk.worst:.1f}"]
+        cells += [*counts, twice(stalk), str(stalk.recorded), f"{stalk.worst:.1f}"]
     else:
-        cells += none * 7
+        cells += none * 8
     if stock:
         ended = f"; {len(stock.exits)} nodes exited" if stock.exits and stock.fault != "poison" else ""
-        cells += [lost(stock), f"{sum(stock.twice.values())}{ended}"]
+        cells += [str(stock.times), str(stock.sent), lost(stock), f"{sum(stock.twice.values())}{ended}"]
     else:
-        cells += none * 2
+        cells += none * 4
     return f"| {' | '.join(cells)} |"
 
 

@@ -20,6 +20,7 @@ from tests.chaos.marks import (
     Marks,
     second_starts,
     too_many,
+    unrecorded,
     worst_delay,
 )
 
@@ -117,3 +118,25 @@ def test_marks_are_read_on_from_where_the_last_look_ended(tmp_path: Path) -> Non
 
     assert (marks.count("start"), marks.count("start", "node2@x")) == (2, 1)
     assert [each.task for each in marks.running()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("number", "since", "node", "expected"),
+    [
+        # The count has grown.
+        (2, FIRST, "node1@stalk", 0),
+        # It has not, although there was time enough to tell Redis of the first start.
+        (1, FIRST, "node1@stalk", 1),
+        # There was none.
+        (1, 15 - ACK_SECONDS / 2, "node1@stalk", 0),
+        # A stock worker tells nobody.
+        (1, FIRST, "node1@stock", 0),
+    ],
+)
+def test_a_second_start_has_to_say_that_it_is_one(number: float, since: float, node: str, expected: int) -> None:
+    marks = [mark("start", since, node), mark("start", SECOND, "node2@stalk", 2, number=number)]
+
+    again = second_starts(marks, [Incident(DIED, 15, 15, node)])
+
+    assert [each.recorded for each in again] == [number == 2]
+    assert len(unrecorded(again)) == expected
