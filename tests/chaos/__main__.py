@@ -94,8 +94,13 @@ def in_processes(plan: Plan, keep: Path | None) -> Outcome:
 def run_side_by_side(records: Records, plans: Iterable[Plan], jobs: int, keep: Path | None) -> None:
     """Carry out `jobs` at a time of what has not been carried out before, each in a process of its own."""
     with ProcessPoolExecutor(jobs) as pool:
-        for done in as_completed([pool.submit(in_processes, plan, keep) for plan in plans if not records.has(plan)]):
-            records.add(done.result())
+        runs = [pool.submit(in_processes, plan, keep) for plan in plans if not records.has(plan)]
+        try:
+            for done in as_completed(runs):
+                records.add(done.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 @click.command(context_settings={"show_default": True})
@@ -112,7 +117,9 @@ def run_side_by_side(records: Records, plans: Iterable[Plan], jobs: int, keep: P
 )
 @click.option("--resume", is_flag=True, help="Keep the outcomes that RESULTS has, and do not run them again.")
 @click.option(
-    "--keep", type=click.Path(path_type=Path), help="Directory for what the processes of each run left behind."
+    "--keep",
+    type=click.Path(path_type=Path, resolve_path=True),
+    help="Directory for what the processes of each run left behind.",
 )
 @click.option("--results", default=".stalk/chaos.jsonl", type=click.Path(path_type=Path), help="One outcome a line.")
 @click.option("--output", default="docs/chaos.md", type=click.Path(path_type=Path), help="The table.")
