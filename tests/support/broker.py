@@ -88,6 +88,14 @@ class Broker:
         own = self.client.client_id()
         return [one for one in self.client.client_list() if int(one["id"]) != own]
 
+    def wait_idle(self, consumers: int) -> None:
+        """Wait until so many consumers have looked at their lists, found nothing, and wait for news of them."""
+
+        def idle() -> bool:
+            return sum(1 for one in self.clients() if "t" in one["flags"] and one["cmd"] == "exists") >= consumers
+
+        wait_until(idle, PATIENCE, f"{consumers} consumers are idle", self.describe, look=0.005)
+
     def describe(self) -> str:
         """The state of the world, for somebody who asks why a test failed."""
         lines = [f"{key!r}: {self._value(key)}" for key in sorted(self.client.keys("*"))]
@@ -156,7 +164,7 @@ class Listener(ConsumerMixin):  # type: ignore[misc]
 
     def __init__(self, connection: Any, *queues: str, pause: float = 0.0) -> None:
         self.connection, self._queues, self._pause = connection, queues, pause
-        self.got: list[tuple[Any, float]] = []
+        self.bodies: list[Any] = []
         self.consuming = threading.Event()
         self._thread = threading.Thread(target=self.run, daemon=True, kwargs={"safety_interval": 0.5})
 
@@ -169,13 +177,9 @@ class Listener(ConsumerMixin):  # type: ignore[misc]
         self.consuming.set()
 
     def _on_message(self, body: Any, message: Any) -> None:
-        self.got.append((body, time.monotonic()))
+        self.bodies.append(body)
         time.sleep(self._pause)
         message.ack()
-
-    @property
-    def bodies(self) -> list[Any]:
-        return [body for body, _ in self.got]
 
     @contextmanager
     def running(self) -> Iterator[Listener]:
