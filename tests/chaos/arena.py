@@ -20,10 +20,10 @@ import redis
 
 from tests.chaos.census import tasks_in
 from tests.chaos.marks import DIED, EXITED, FROZEN, Incident, Marks
-from tests.chaos.proxy import Proxy
 from tests.chaos.subjects import CONCURRENCY, Subject, settings
 from tests.support.checkout import ROOT, Checkout
 from tests.support.processes import children
+from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import LOOK_SECONDS, GaveUp, wait_until
 from tests.support.world import Node, World

@@ -20,9 +20,9 @@ from redis.exceptions import OutOfMemoryError
 from tests.chaos.arena import GO_ON_SECONDS, NODES, POISON, Arena, Holder, Order, state
 from tests.chaos.census import TASK_ID
 from tests.chaos.marks import CUT_OFF, DIED, FORGOT, Incident
-from tests.chaos.proxy import Proxy
 from tests.chaos.subjects import CONCURRENCY, REPLIES, SOFT_SHUTDOWN, STALK, STOCK, Subject
 from tests.chaos.tasks import note
+from tests.support.proxy import Proxy
 from tests.support.waiting import GaveUp
 from tests.support.world import READY_SECONDS
 

@@ -9,7 +9,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.chaos.proxy import Command, Proxy, frame_end, frames, words
+from tests.support.proxy import Command, Proxy, frame_end, frames, words
 from tests.support.redis_server import RedisServer
 from tests.support.world import World
 
