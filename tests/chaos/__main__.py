@@ -98,9 +98,9 @@ def run_side_by_side(records: Records, plans: Iterable[Plan], jobs: int, keep: P
         try:
             for done in as_completed(runs):
                 records.add(done.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        finally:
+            for each in runs:
+                each.cancel()
 
 
 @click.command(context_settings={"show_default": True})

@@ -226,10 +226,15 @@ class Arena:
 
     def some_child(self) -> int:
         """A child of a prefork pool."""
-        holder = self.busy_node()
-        busy = [mark.pid for mark in self.marks.running(holder.name)]
-        found = children(holder.node.process.pid)
-        return self.random.choice([pid for pid in found if pid in busy] or found)
+
+        def found() -> list[int]:
+            # All may be gone for a moment, when they were struck one after the other.
+            holder = self.busy_node()
+            busy = [mark.pid for mark in self.marks.running(holder.name)]
+            living = [pid for pid in children(holder.node.process.pid) if state(pid) != "Z"]
+            return [pid for pid in living if pid in busy] or living
+
+        return self.random.choice(self.wait(found, GO_ON_SECONDS, "a node has children"))
 
     def living(self) -> set[str]:
         """Names of the nodes that may have something at work, those included that are on their way out."""
