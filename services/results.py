@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from time import sleep
 from typing import Any
 
 import redis
@@ -29,24 +28,21 @@ from celery.worker import state as worker_state
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 
+from services.delivery.dispatch import dispatching
 from services.patience import LONGEST_PAUSE_SECONDS, Patience, asked, insist, patience
 
 logger = get_logger(__name__)
 
 # States that end a run. A task that reports its progress is still running, and its soft time limit is its own.
 ENDS = states.READY_STATES | {states.RETRY}
-# How often a part asks whether who dispatches its chord is done. That takes milliseconds, unless it is dead.
-CLAIM_LOOK_SECONDS = 0.5
-
 # As Celery's own for a producer, up to the longest pause.
 PUBLISH_RETRY = {"interval_start": 0, "interval_step": 0.2, "interval_max": LONGEST_PAUSE_SECONDS}
 
-# A part whose answer got lost asks again with the same token: the chord is then its to dispatch. Celery's script
-# would tell it that somebody else is at it, and nobody is (celery 5.7).
-CLAIM = "if redis.call('SET', ckey, claim_token,"
-CHORD_PART_SCRIPT = stock.CHORD_PART_RETURN_LUA.replace(
-    CLAIM, CLAIM.replace("if ", "if done_marker == claim_token or ")
-)
+# A complete chord is dispatched by every part that comes back and finds it so, the last one or one that is run again.
+# With Celery's script only the first has it to dispatch, which may have died over it, or never have got the answer
+# (celery 5.7). That the body is enqueued once is seen to in services/delivery/dispatch.py.
+CLAIM = "redis.call('SET', ckey, claim_token, 'NX', 'EX', claim_expires)"
+CHORD_PART_SCRIPT = stock.CHORD_PART_RETURN_LUA.replace(CLAIM, CLAIM.replace("'NX', ", ""))
 
 
 class ResultsStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -121,7 +117,7 @@ class Stored:
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **options: Any) -> None:
         """Count a part of a chord, and send its body after the last one."""
-        with patience(f"the chord's part of {_name(request)}[{request.id}]"):
+        with patience(f"the chord's part of {_name(request)}[{request.id}]"), dispatching(request.group or ""):
             super().on_chord_part_return(request, state, result, **options)  # type: ignore[misc]
 
     def ensure(self, fun: Callable[..., Any], args: Any, **policy: Any) -> Any:
@@ -135,17 +131,8 @@ class Stored:
 
     @cached_property
     def _chord_part_return_script(self) -> Callable[..., Any]:
-        script = self.client.register_script(CHORD_PART_SCRIPT)  # type: ignore[attr-defined]
-
-        def call(**options: Any) -> Any:
-            """Run it, and again while the chord is complete and in the hands of somebody who may be dead."""
-            while True:
-                ready, more, size, claimed = answer = script(**options)
-                if claimed or size is None or ready != int(size) + int(more or 0):
-                    return answer
-                sleep(CLAIM_LOOK_SECONDS)
-
-        return call
+        script: Callable[..., Any] = self.client.register_script(CHORD_PART_SCRIPT)  # type: ignore[attr-defined]
+        return script
 
 
 class ResultBackend(Stored, stock.RedisBackend):  # type: ignore[misc]

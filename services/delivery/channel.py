@@ -20,7 +20,7 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.objects import cached_property
 from redis.exceptions import RedisError
 
-from services.delivery import holders, scheduled, scripts
+from services.delivery import dispatch, holders, scheduled, scripts
 from services.delivery.claim import MOST, Claim, Claimed, ClaimLine, Claims, Refused, claimed, command
 from services.delivery.holder import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
 from services.patience import insist, patience
@@ -336,8 +336,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             super()._put(queue, message, **kwargs)
             return
         key = self._q_for_pri(queue, self._get_message_priority(message))
-        mark = f"{PUBLISHED}{_Producer.id}-{threading.get_ident():x}:{key}"
-        arguments = [dumps(message), message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
+        name = dispatch.name_of(message)
+        mark = f"{PUBLISHED}{name or f'{_Producer.id}-{threading.get_ident():x}'}:{key}"
+        arguments = [dumps(message), name or message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
         # What a task sends is part of it: it waits for a Redis that is away or full, as its result does.
         with patience(f"a message for {queue}"):
             insist(lambda: scripts.PUBLISH(self._commands, [key, mark], arguments), self._answers)
