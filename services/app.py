@@ -8,7 +8,7 @@ from celery import Celery
 
 from config import ConfigError, Settings, load
 from config.celery import celery_configuration
-from services import heartbeat, results, shutdown
+from services import heartbeat, memory, results, shutdown
 from services.delivery.telling import TellStep
 from services.delivery.worker import Stalk
 from services.modules import task_modules
@@ -36,7 +36,8 @@ def create_app(settings: Settings) -> Celery:
         redbeat_key_prefix=BEAT_PREFIX,
     )
     app.loader.override_backends = results.BACKENDS
-    for step in (heartbeat.HeartbeatStep, results.ResultsStep, shutdown.HandBackStep, TellStep):
+    memory.install()
+    for step in (heartbeat.HeartbeatStep, results.ResultsStep, shutdown.HandBackStep, TellStep, memory.FreezeStep):
         app.steps["worker"].add(step)
     app.settings = settings
     return app
