@@ -74,9 +74,9 @@ def many_tasks(pool: str, count: int, every: int, producers: int) -> Part:
     """
     with opened(pool, producers, CELERY_RESULT_EXPIRES=str(EXPIRES_SECONDS)) as site:
         used, keys = site.used(), site.keys()
-        first = run(site, FIRST, FIRST, [])
         course: list[str] = []
-        last = run(site, count - FIRST, every, course)
+        first = run(site, FIRST, every, course)
+        last = run(site, count, every, course)
         executed = exactly("results stored", site.executed(), count)
         figures = [executed, *of_node(f"its first {FIRST:,} tasks", first, f"{count:,} tasks", last)]
         figures += of_redis(site, used, keys)
@@ -84,22 +84,23 @@ def many_tasks(pool: str, count: int, every: int, producers: int) -> Part:
         return Part(f"{count:,} tasks", about, figures, "\n".join([COLUMNS, *course]))
 
 
-def run(site: Site, count: int, every: int, course: list[str]) -> Reading:
-    """Let tasks be sent and executed, and add a line for every so many; the node's memory after the last."""
-    with site.sending(count):
-        before = site.executed()
-        for done in steps(count, every):
+def run(site: Site, total: int, every: int, course: list[str]) -> Reading:
+    """Have tasks sent until `total` have been executed, with a line for every so many; the node's memory after that."""
+    done = site.executed()
+    with site.sending(total - done):
+        # The rate is that of a node at work, not of producers that start.
+        site.wait_executed(done + 1, 1)
+        for wanted in steps(done, total, every):
             began, had = monotonic(), site.executed()
-            wanted = before + done
-            site.wait(lambda wanted=wanted: site.executed() >= wanted, patience(every), f"{wanted:,} tasks are done")  # type: ignore[misc]
+            site.wait_executed(wanted, every)
             course.append(progress(site, (site.executed() - had) / (monotonic() - began)))
     site.wait(site.is_idle, patience(0), "nothing waits and nothing is held")
     return site.reading()
 
 
-def steps(count: int, every: int) -> list[int]:
-    """After how many tasks there is a line: every so many, and the last."""
-    return [*range(every, count, every), count]
+def steps(done: int, total: int, every: int) -> list[int]:
+    """At how many tasks there is a line: at each multiple of `every` that is to come, and at the last."""
+    return [*(count for count in range(every, total, every) if count > done), total]
 
 
 def progress(site: Site, rate: float) -> str:
@@ -111,13 +112,16 @@ def progress(site: Site, rate: float) -> str:
 
 
 def recycling(site: Site) -> str:
-    """Whether the configuration replaces children, which would hide what they leak."""
-    worker = load(site.stack.environment()).worker
+    """What of the configuration decides about memory: whether children are replaced, which would hide a leak."""
+    settings = load(site.stack.environment())
+    worker = settings.worker
     limits = {
         "WORKER_MAX_TASKS_PER_CHILD": worker.max_tasks_per_child,
         "WORKER_MAX_MEMORY_PER_CHILD": worker.max_memory_per_child,
     }
     said = ", ".join(f"{name}={value or 'unset'}" for name, value in limits.items())
+    # A node keeps a timer for each task that has one.
+    said += f", CELERY_TASK_TIME_LIMIT={settings.tasks.time_limit}"
     return f"{said}, as by default: " + ("children are replaced." if any(limits.values()) else "no child is replaced.")
 
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -59,6 +60,10 @@ class Site:
 
         wait_until(happened, seconds, what, self.stack.world.describe, LOOK_SECONDS)
 
+    def wait_executed(self, count: int, more: int) -> None:
+        """Wait until `count` tasks have been executed, of which `more` are missing."""
+        self.wait(lambda: self.executed() >= count, patience(more), f"{count:,} tasks are executed")
+
     # What there is.
 
     def used(self) -> int:
@@ -96,7 +101,7 @@ class Site:
         try:
             yield
             for process in processes:
-                self.wait(lambda each=process: not each.alive, patience(count), "all is sent")  # type: ignore[misc]
+                self.wait(partial(_has_ended, process), patience(count), "all is sent")
                 assert process.code == 0, f"a producer has failed\n{process.tail()}"
         finally:
             for process in processes:
@@ -110,6 +115,10 @@ class Site:
         began = monotonic()
         self.stack.send(NOOP).get(timeout=ANSWER_SECONDS)
         return monotonic() - began
+
+
+def _has_ended(process: Process) -> bool:
+    return not process.alive
 
 
 def split(count: int, parts: int) -> list[int]:

@@ -89,9 +89,9 @@ def test_a_broken_bound_is_a_sentence_and_stands_out_in_the_table() -> None:
 
 
 def test_there_is_a_line_for_every_so_many_tasks_and_for_the_last() -> None:
-    assert steps(250, 100) == [100, 200, 250]
-    assert steps(200, 100) == [100, 200]
-    assert steps(50, 100) == [50]
+    assert steps(0, 250, 100) == [100, 200, 250]
+    assert steps(100, 200, 100) == [200]
+    assert steps(10, 50, 100) == [50]
 
 
 def test_producers_share_the_work_and_none_is_started_for_nothing() -> None:
