@@ -7,6 +7,7 @@ nothing, 2 the command line is wrong.
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -223,6 +224,8 @@ def seconds(time: float) -> str:
 @click.option("--output", default="docs/memory.md", type=click.Path(path_type=Path), help="The table.")
 def main(*, part: str, pool: str, tasks: int, etas: int, every: int, producers: int, output: Path) -> None:
     """Measure the memory of a node and of Redis, and write the table."""
+    # Ended by its handler, so that what was started ends as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parts = []
     try:
         if part in ("tasks", "all"):
