@@ -1,0 +1,169 @@
+"""Where a benchmark runs: one Redis, one node with nothing but defaults, and producers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import redis
+
+from benchmarks.footprint import Reading, read
+from benchmarks.producer import HIGH, LOW
+from benchmarks.tasks import NOOP
+from services.heartbeat import READY
+from services.queues import DEFAULT_QUEUE, UNACKED
+from tests.support.checkout import ROOT, Checkout
+from tests.support.processes import Process
+from tests.support.waiting import wait_until
+from tests.support.world import READY_SECONDS, Node, Stack, World
+
+# The smallest node in which tasks run beside each other; solo knows one only.
+CONCURRENCY = {"prefork": 2, "threads": 2, "solo": 1}
+# Tasks a second below which a run is given up: a tenth of what two busy cores do.
+SLOWEST = 100
+# What takes no time by itself: a start, an end.
+PATIENCE_SECONDS = 60
+# A look at a run that takes minutes; each costs Redis a few commands.
+LOOK_SECONDS = 0.5
+# An ordinary task may have 5,000 before it in the queue.
+ANSWER_SECONDS = PATIENCE_SECONDS + HIGH / SLOWEST
+
+
+@dataclass
+class Site:
+    """A Redis, a node that is ready, and ways to use and to watch them."""
+
+    stack: Stack
+    node: Node
+    producers: int
+    broker: redis.Redis = field(init=False)
+    results: redis.Redis = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.broker, self.results = self.stack.redis.client(0), self.stack.redis.client(1)
+        # Connected before anything is measured, because a connection costs Redis a buffer.
+        self.results.ping()
+
+    def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
+        """Wait, with a node that lives. Raises AssertionError, GaveUp among it."""
+
+        def happened() -> object:
+            assert self.node.process.alive, f"the node has ended before this: {what}\n{self.node.process.tail()}"
+            return condition()
+
+        wait_until(happened, seconds, what, self.stack.world.describe, LOOK_SECONDS)
+
+    def wait_executed(self, count: int, more: int) -> None:
+        """Wait until `count` tasks have been executed, of which `more` are missing."""
+        self.wait(lambda: self.executed() >= count, patience(more), f"{count:,} tasks are executed")
+
+    # What there is.
+
+    def used(self) -> int:
+        """Bytes that Redis has in use."""
+        return int(self._info("memory")["used_memory"])
+
+    def executed(self) -> int:
+        """Results stored so far: nothing but Celery's result backend sends SETEX, once a task (celery 5.7)."""
+        return int(self._info("commandstats").get("cmdstat_setex", {"calls": 0})["calls"])
+
+    def _info(self, section: str) -> dict[str, Any]:
+        return self.broker.info(section)
+
+    def keys(self) -> list[str]:
+        """All keys of the broker's database."""
+        return sorted(self.broker.scan_iter())
+
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is held."""
+        return not self.broker.llen(DEFAULT_QUEUE) and not self.broker.hlen(UNACKED)
+
+    def reading(self) -> Reading:
+        """The node's memory."""
+        first = self.node.process.pid
+        return read([first, *(pid for pid in self.node.process.family() if pid != first)])
+
+    # What is done.
+
+    @contextmanager
+    def sending(self, count: int, countdown: float = 0) -> Iterator[None]:
+        """Have so many tasks sent meanwhile; at the end all of them were, and the producers are gone."""
+        shares = split(count, self.producers)
+        options = f"--batch={(HIGH - LOW) // len(shares)} --countdown={countdown}"
+        processes = [self._producer(f"--count={share} {options}") for share in shares]
+        try:
+            yield
+            for process in processes:
+                self.wait(partial(_has_ended, process), patience(count), "all is sent")
+                assert process.code == 0, f"a producer has failed\n{process.tail()}"
+        finally:
+            for process in processes:
+                process.end()
+
+    def _producer(self, options: str) -> Process:
+        return self.stack.world.python("producer", f"-m benchmarks.producer {options}", self.stack.environment())
+
+    def ask(self) -> float:
+        """Seconds from the publish of one task to its result. Raises celery.exceptions.TimeoutError."""
+        began = monotonic()
+        self.stack.send(NOOP).get(timeout=ANSWER_SECONDS)
+        return monotonic() - began
+
+
+def _has_ended(process: Process) -> bool:
+    return not process.alive
+
+
+def split(count: int, parts: int) -> list[int]:
+    """`count` in at most so many parts of nearly the same size, none of them empty."""
+    return [count // parts + (number < count % parts) for number in range(min(count, parts))]
+
+
+def patience(count: int) -> float:
+    """Seconds in which so many tasks are done, or something is wrong."""
+    return PATIENCE_SECONDS + count / SLOWEST
+
+
+@contextmanager
+def opened(pool: str, producers: int, **settings: str) -> Iterator[Site]:
+    """A site in a directory of its own; what was started in it is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name, _world(Path(name)) as world:
+        stack = world.stack(
+            CELERY_IMPORTS="benchmarks.tasks",
+            WORKER_POOL=pool,
+            WORKER_CONCURRENCY=str(CONCURRENCY[pool]),
+            # At `info` a node writes a gigabyte about a million tasks.
+            LOG_LEVEL="warning",
+            **settings,
+        )
+        yield Site(stack, _node(stack), producers)
+
+
+def _world(directory: Path) -> Any:
+    checkout = Checkout(directory / "code")
+    skip = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "benchmarks", checkout.path / "benchmarks", ignore=skip)
+    shutil.copytree(ROOT / "tests" / "support", checkout.path / "tests" / "support", ignore=skip)
+    shutil.copy(ROOT / "tests" / "__init__.py", checkout.path / "tests")
+    return World(directory, checkout).opened()
+
+
+def _node(stack: Stack) -> Node:
+    environment = stack.environment()
+    process = stack.world.python("node", "-m services.launch node --hostname=node0@benchmark", environment)
+    node = Node(stack.world, process, environment)
+
+    def is_ready() -> bool:
+        # Its log is silent about it at this level.
+        assert process.alive, f"the node ended instead of getting ready\n{process.tail()}"
+        return node.heartbeat().exists() and node.heartbeat().read_text().strip() == READY
+
+    stack.world.wait_until(is_ready, READY_SECONDS, "the node is ready")
+    return node
