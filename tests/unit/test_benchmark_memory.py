@@ -21,8 +21,8 @@ from benchmarks.footprint import (
     read,
     table,
 )
-from benchmarks.memory import kinds, steps
-from benchmarks.site import split
+from benchmarks.memory.__main__ import kinds, steps
+from benchmarks.memory.site import split
 
 SMAPS = """5595df2b8000-7ffdba64f000 ---p 00000000 00:00 0                          [rollup]
 Rss:               61780 kB

@@ -1,4 +1,4 @@
-"""python -m benchmarks.producer: send tasks through Stalk's app, as fast as they are taken and no faster.
+"""python -m benchmarks.memory.producer: send tasks through Stalk's app, as fast as they are taken and no faster.
 
 A process of its own, because an app belongs to its process's environment.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from benchmarks.tasks import NOOP
+from benchmarks.memory.tasks import NOOP
 from services.app import app
 from services.connections import connect
 from services.queues import DEFAULT_QUEUE

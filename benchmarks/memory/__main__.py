@@ -20,7 +20,7 @@ import click
 from celery.exceptions import TimeoutError as NoAnswer
 
 from benchmarks.footprint import MIB, Figure, Reading, breaches, change, exactly, growth, mib, of_each, table
-from benchmarks.site import CONCURRENCY, Site, opened, patience
+from benchmarks.memory.site import CONCURRENCY, Site, opened, patience
 from config import load
 from services.queues import PUBLISHED, SCHEDULED
 from tests.chaos.report import versions
@@ -124,7 +124,7 @@ def recycling(site: Site) -> str:
         "WORKER_MAX_MEMORY_PER_CHILD": worker.max_memory_per_child,
     }
     said = ", ".join(f"{name}={value or 'unset'}" for name, value in limits.items())
-    # A node keeps a timer for each task that has one.
+    # A prefork node sets a timer for each task, as long as this.
     said += f", CELERY_TASK_TIME_LIMIT={settings.tasks.time_limit}"
     return f"{said}, as by default: " + ("children are replaced." if any(limits.values()) else "no child is replaced.")
 

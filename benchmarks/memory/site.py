@@ -15,8 +15,8 @@ from typing import Any
 import redis
 
 from benchmarks.footprint import Reading, read
-from benchmarks.producer import HIGH, LOW
-from benchmarks.tasks import NOOP
+from benchmarks.memory.producer import HIGH, LOW
+from benchmarks.memory.tasks import NOOP
 from services.heartbeat import READY
 from services.queues import DEFAULT_QUEUE, UNACKED
 from tests.support.checkout import ROOT, Checkout
@@ -108,7 +108,7 @@ class Site:
                 process.end()
 
     def _producer(self, options: str) -> Process:
-        return self.stack.world.python("producer", f"-m benchmarks.producer {options}", self.stack.environment())
+        return self.stack.world.python("producer", f"-m benchmarks.memory.producer {options}", self.stack.environment())
 
     def ask(self) -> float:
         """Seconds from the publish of one task to its result. Raises celery.exceptions.TimeoutError."""
@@ -136,7 +136,7 @@ def opened(pool: str, producers: int, **settings: str) -> Iterator[Site]:
     """A site in a directory of its own; what was started in it is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name, _world(Path(name)) as world:
         stack = world.stack(
-            CELERY_IMPORTS="benchmarks.tasks",
+            CELERY_IMPORTS="benchmarks.memory.tasks",
             WORKER_POOL=pool,
             WORKER_CONCURRENCY=str(CONCURRENCY[pool]),
             # At `info` a node writes a gigabyte about a million tasks.

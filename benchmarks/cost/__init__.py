@@ -1,0 +1,1 @@
+"""What a delivery costs, beside kombu's own transport."""

@@ -1,0 +1,1 @@
+"""What a node and Redis take, and give back."""
