@@ -42,8 +42,9 @@ MOVING = 10
 # Of a load one in so many is a chord, with so many tasks in its header: a sixth more to do, and in the shortest load
 # of all some chords.
 CHORD_EACH, HEADER = 25, 3
-# Of the time of all nodes that the load takes: what waits after a fault is worked off soon.
-LOAD = 0.6
+# Of the time of all nodes that the load takes: where one of two is always being replaced, the other one keeps up, and
+# a recovery is not the length of a queue.
+LOAD = 0.3
 
 
 @dataclass(frozen=True)
