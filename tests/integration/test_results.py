@@ -212,10 +212,11 @@ BODIES: dict[str, Callable[[Any], Any]] = {
     "a task": lambda one: one,
     "a group": lambda one: group(one, one),
     "a chain": lambda one: chain(one, one),
+    "a chord": lambda one: chord([one, one], one),
 }
 
 
-@pytest.mark.parametrize(("form", "messages"), [("a task", 1), ("a group", 2), ("a chain", 1)])
+@pytest.mark.parametrize(("form", "messages"), [("a task", 1), ("a group", 2), ("a chain", 1), ("a chord", 2)])
 def test_the_body_of_a_chord_is_enqueued_once_when_who_has_sent_it_dies_before_saying_so(
     bench: tuple[Stack, Results], sender: Stalk, form: str, messages: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
