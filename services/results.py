@@ -159,6 +159,14 @@ class Request(stock_request.Request):  # type: ignore[misc]
 
     _held: list[Callable[[], None]] | None = None
 
+    def _success_was_stored(self) -> Any:
+        """What is stored of a success, if the task is at its end with that.
+
+        A part of a chord is not: its child may have died before the chord had counted it, or before it had sent the
+        body. It runs again; Celery would acknowledge it, and nobody would send the body (celery 5.7).
+        """
+        return False if self.chord else super()._success_was_stored()
+
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         held: list[Callable[[], None]] = []
         self._held = held

@@ -83,7 +83,7 @@ def own_seed(seed: int, fault: str, pool: str) -> int:
 
 def times(fault: Fault, subject: Subject, *, short: bool) -> int:
     """How often a fault strikes. What kombu's own transport does shows at once; the many times are for Stalk."""
-    return fault.times[subject is STALK and not short]
+    return fault.times[subject == STALK and not short]
 
 
 def in_processes(plan: Plan, keep: Path | None) -> Outcome:
@@ -149,7 +149,7 @@ def main(
         for name, fault in FAULTS.items()
         for pool in of_pools
         for subject in map(SUBJECTS.__getitem__, of_subjects)
-        if name in chosen and not (fault.stalk_only and subject is not STALK)
+        if name in chosen and not (fault.stalk_only and subject != STALK)
     ]
     run_side_by_side(records, plans, jobs, keep)
     strikes = 1 if short else CONTAINER_TIMES

@@ -175,7 +175,7 @@ def poison(arena: Arena) -> None:
     """Tasks that kill the process which runs them, by SIGKILL and by SIGSEGV."""
     for label, number in POISONS.items():
         arena.send(Order(label, task=POISON, argument=number))
-    stalk = arena.plan.subject is STALK
+    stalk = arena.plan.subject == STALK
     # Each delivery needs a lease to run out, a sweep after a lease of rest, and a node that starts.
     seconds = DELIVERIES * (arena.plan.lease * 2 + GO_ON_SECONDS)
     if stalk:
@@ -203,7 +203,7 @@ def mixed_workers(arena: Arena) -> None:
 
 def one_of(arena: Arena, subject: Subject) -> Holder:
     """A node of this kind."""
-    return arena.random.choice([each for each in arena.alive() if each.subject is subject])
+    return arena.random.choice([each for each in arena.alive() if each.subject == subject])
 
 
 # Tasks.
@@ -444,7 +444,7 @@ def wait_idle(arena: Arena) -> None:
     done = partial(all_ended, arena)
     with suppress(GaveUp):
         arena.wait(done, arena.plan.lease, "what was sent has ended")
-    if arena.plan.subject is STOCK:
+    if arena.plan.subject == STOCK:
         with suppress(GaveUp):
             arena.wait(lambda: blocked(arena) >= NODES, READY_SECONDS / 4, "every node waits")
 

@@ -13,6 +13,9 @@ ACK_SECONDS = 1.0
 # The most that may have ended and not been acknowledged when a node dies.
 ACK_BUFFER = 64
 
+# Processes that move again do so within milliseconds, on a busy machine a little later.
+THAW_SECONDS = 1.0
+
 # Why a task may start a second time.
 DIED = "its holder was killed"
 FROZEN = "its holder was frozen for a lease"
@@ -57,6 +60,8 @@ class Incident:
     def excuses(self, before: Mark, ended: float | None, again: Mark) -> bool:
         """Whether a task that had started with `before` (and `ended`) could start `again` because of it."""
         holder = (not self.node and not self.pid) or self.node == before.node or self.pid == before.pid
+        # A frozen child may have had a task in its hands that it starts first of all when it moves again.
+        holder = holder or (self.kind == FROZEN and self.node == again.node and again.at < self.until + THAW_SECONDS)
         in_between = before.at <= self.until and self.at <= again.at
         acknowledged = ended is not None and ended + ACK_SECONDS < self.at
         return holder and in_between and not acknowledged

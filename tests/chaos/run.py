@@ -167,7 +167,7 @@ def counted(arena: Field) -> Outcome:
     plan, marks = arena.plan, arena.marks.all()
     in_redis, missing = arena.in_redis(), awaited(unexecuted(arena))
     again = [
-        each for each in second_starts(marks, arena.incidents, plan.subject is STALK) if awaited({each.start.task})
+        each for each in second_starts(marks, arena.incidents, plan.subject == STALK) if awaited({each.start.task})
     ]
     gone = missing - in_redis
     outcome = Outcome(

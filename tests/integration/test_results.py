@@ -188,6 +188,17 @@ def test_a_chord_is_finished_by_the_next_part_when_who_was_about_to_has_died(
     assert stack.world.started("inherited") == 1
 
 
+def test_a_part_whose_process_dies_before_its_chord_has_counted_it_runs_again(
+    bench: tuple[Stack, Results], nodes: dict[str, Node]
+) -> None:
+    stack, kept = bench
+    parts = [signature(stack, "fall", label, queue="prefork") for label in ("fallen", "falling")]
+    sent = chord(parts, app=stack.client)(signature(stack, "collect", "caught", queue="threads"))
+
+    all_have(stack, lambda one: kept.of(one)["result"], {"body": sent}, {"body": ["fallen", "falling"]})
+    assert [stack.world.started(label) for label in ("fallen", "falling", "caught")] == [2, 2, 1]
+
+
 class Died(BaseException):
     """A worker ends here."""
 

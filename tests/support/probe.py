@@ -116,6 +116,15 @@ def collect(parts: list[str], label: str) -> list[str]:
     return parts
 
 
+@shared_task(bind=True)
+def fall(self: Task, label: str) -> str:
+    """Return something; the first time, die between the storing of it and the counting of it in the task's chord."""
+    note("start", label)
+    if self.request.get("delivery_count", 1) == 1:
+        self.backend.on_chord_part_return = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    return label
+
+
 @shared_task
 def die(label: str, cure: str = "") -> str:
     """Kill the process that runs it, as the kernel does when memory is short, unless there is a file `cure`."""
