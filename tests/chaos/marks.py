@@ -13,6 +13,8 @@ ACK_SECONDS = 1.0
 # The most that may have ended and not been acknowledged when a node dies.
 ACK_BUFFER = 64
 
+# Within which Redis has been told that a task has started; on an idle machine it takes milliseconds.
+TOLD_SECONDS = 0.2
 # Processes that move again do so within milliseconds, on a busy machine a little later.
 THAW_SECONDS = 1.0
 
@@ -174,8 +176,10 @@ def unrecorded(again: Iterable[Again]) -> list[Again]:
     """
 
     def could_be_told(each: Again) -> bool:
-        ours = each.why in COUNTED and not each.before.node.endswith(STOCK_HOST)
-        return ours and each.incident is not None and each.incident.at - each.before.at > ACK_SECONDS
+        # A stock worker neither tells nor is told: the count is no header.
+        ours = not any(start.node.endswith(STOCK_HOST) for start in (each.before, each.start))
+        told = each.incident is not None and each.incident.at - each.before.at > TOLD_SECONDS
+        return ours and each.why in COUNTED and told
 
     return [each for each in again if could_be_told(each) and not each.recorded]
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from tests.chaos.arena import NODES, Arena, Plan, opened
 from tests.chaos.faults import FAULTS, POISONS, Fault
-from tests.chaos.marks import ALLOWED, Again, Incident, Marks, second_starts, too_many, unrecorded, worst_delay
+from tests.chaos.marks import ALLOWED, Again, Incident, Mark, Marks, second_starts, too_many, unrecorded, worst_delay
 from tests.chaos.subjects import CONCURRENCY, STALK, STOCK
 
 # A task that was taken and has not started yet is nowhere to be seen for a moment, on a busy machine for a second.
@@ -191,17 +191,17 @@ def counted(arena: Field) -> Outcome:
         exits=arena.exits,
         remarks=arena.remarks,
     )
-    found = breaches(outcome, again)
+    found = breaches(outcome, again, marks)
     return replace(outcome, breaches=found, story=arena.describe() if found else "")
 
 
-def breaches(outcome: Outcome, again: list[Again]) -> list[str]:
+def breaches(outcome: Outcome, again: list[Again], marks: list[Mark]) -> list[str]:
     """Sentences about everything that the contract does not allow."""
     # Both are at home in the poison's run alone, where they are what has to happen.
     poisoned = outcome.fault == "poison"
-    excused = stock_may_lose(outcome) if outcome.fault == "mixed_workers" else 0
+    excused = lost_by_stock(outcome, marks) if outcome.fault == "mixed_workers" else set()
     held = NODES * CONCURRENCY[outcome.pool]
-    found = [f"lost: {task}" for task in outcome.lost] if len(outcome.lost) > excused else []
+    found = [f"lost: {task}" for task in outcome.lost if task not in excused]
     found += [f"still waiting: {task}" for task in outcome.waiting]
     found += [f"started twice: {each}" for each in again if each.why not in ALLOWED]
     found += too_many(again, held)
@@ -212,6 +212,12 @@ def breaches(outcome: Outcome, again: list[Again]) -> list[str]:
     return found
 
 
-def stock_may_lose(outcome: Outcome) -> int:
-    """What can be gone when a stock node is killed, so many times: what it has popped, and chords that it completes."""
-    return outcome.times * (1 + CONCURRENCY[outcome.pool])
+def lost_by_stock(outcome: Outcome, marks: list[Mark]) -> set[str]:
+    """What can be gone because a stock node was killed, so many times.
+
+    Once each what it had popped, which nobody has started, and for each task at work a chord that it was completing.
+    """
+    started = {mark.task for mark in marks if mark.word == "start"}
+    bodies = [task for task in outcome.lost if task.endswith("-body")]
+    popped = [task for task in outcome.lost if task not in bodies and task not in started]
+    return {*popped[: outcome.times], *bodies[: outcome.times * CONCURRENCY[outcome.pool]]}

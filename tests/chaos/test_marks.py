@@ -15,6 +15,7 @@ from tests.chaos.marks import (
     FROZEN,
     NO_CAUSE,
     STOCK,
+    TOLD_SECONDS,
     Incident,
     Mark,
     Marks,
@@ -128,7 +129,7 @@ def test_marks_are_read_on_from_where_the_last_look_ended(tmp_path: Path) -> Non
         # It has not, although there was time enough to tell Redis of the first start.
         (1, FIRST, "node1@stalk", 1),
         # There was none.
-        (1, 15 - ACK_SECONDS / 2, "node1@stalk", 0),
+        (1, 15 - TOLD_SECONDS / 2, "node1@stalk", 0),
         # A stock worker tells nobody.
         (1, FIRST, "node1@stock", 0),
     ],
