@@ -20,7 +20,7 @@ class Timer(kombu_timer.Timer):  # type: ignore[misc]
     A prefork node sets a timer for the time limit of each task and cancels it at the task's end. kombu's timer keeps
     it until it would have been due (kombu 5.7): at 500 tasks a second and a limit of half an hour half a gigabyte.
     As asyncio does, everything cancelled is dropped whenever the heap has doubled, which costs nothing on average.
-    Like kombu's, it belongs to the thread of the event loop.
+    It belongs to the thread of the event loop: what another thread entered in that moment would be lost.
     """
 
     _look_at = LEAST_ENTRIES

@@ -26,7 +26,7 @@ DEAD_LETTERS_NEXT = "dead_letters_next"
 DEAD_LETTERS_UNTOLD = "dead_letters_untold"
 DEAD_LETTER = "dead_letter:"
 DEAD = (DEAD_LETTERS, DEAD_LETTERS_NEXT, DEAD_LETTERS_UNTOLD)
-# The last message of each thread that publishes, and each body of a chord that was sent.
+# The last message of each thread that publishes, and each message of a chord's body.
 PUBLISHED = "published:"
 # One set for each exchange: routing key, pattern and queue, joined by the separator.
 BINDINGS = "_kombu.binding."

@@ -25,10 +25,11 @@ from celery.backends import redis as stock
 from celery.utils.log import get_logger
 from celery.worker import request as stock_request
 from celery.worker import state as worker_state
+from kombu.utils.encoding import bytes_to_str
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 
-from services.delivery.dispatch import dispatching
+from services.delivery.dispatch import dispatching, this_run
 from services.patience import LONGEST_PAUSE_SECONDS, Patience, asked, insist, patience
 
 logger = get_logger(__name__)
@@ -39,10 +40,24 @@ ENDS = states.READY_STATES | {states.RETRY}
 PUBLISH_RETRY = {"interval_start": 0, "interval_step": 0.2, "interval_max": LONGEST_PAUSE_SECONDS}
 
 # A complete chord is dispatched by every part that comes back and finds it so, the last one or one that is run again.
-# With Celery's script only the first has it to dispatch, which may have died over it, or never have got the answer
-# (celery 5.7). That the body is enqueued once is seen to in services/delivery/dispatch.py.
-CLAIM = "redis.call('SET', ckey, claim_token, 'NX', 'EX', claim_expires)"
-CHORD_PART_SCRIPT = stock.CHORD_PART_RETURN_LUA.replace(CLAIM, CLAIM.replace("'NX', ", ""))
+# With Celery's script only the first may, until its right to it expires: it may have died over it, or never have got
+# the answer, and whoever comes meanwhile is acknowledged and never comes back (celery 5.7). That the body is enqueued
+# once is seen to in services/delivery/dispatch.py, under a name for this run of the chord, which lives until its end.
+RIGHT = "redis.call('SET', ckey, claim_token, 'NX', 'EX', claim_expires)"
+ANSWER = "return {readycount, totaldiff, size, claimed}"
+RUN = """
+if claimed == 0 then
+    return {readycount, totaldiff, size, claimed, ''}
+end
+redis.call('SET', KEYS[7], claim_token, 'NX')
+if expires > 0 then
+    redis.call('EXPIRE', KEYS[7], expires)
+end
+return {readycount, totaldiff, size, claimed, redis.call('GET', KEYS[7])}
+"""
+CHORD_PART_SCRIPT = stock.CHORD_PART_RETURN_LUA.replace(RIGHT, RIGHT.replace("'NX', ", "")).replace(ANSWER, RUN)
+END = "redis.call('DEL', jkey, tkey, skey, dkey)"
+CHORD_END_SCRIPT = stock.CHORD_CLEANUP_LUA.replace(END, END.replace("dkey)", "dkey, KEYS[6])"))
 
 
 class ResultsStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -117,7 +132,7 @@ class Stored:
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **options: Any) -> None:
         """Count a part of a chord, and send its body after the last one."""
-        with patience(f"the chord's part of {_name(request)}[{request.id}]"), dispatching(request.group or ""):
+        with patience(f"the chord's part of {_name(request)}[{request.id}]"), dispatching():
             super().on_chord_part_return(request, state, result, **options)  # type: ignore[misc]
 
     def ensure(self, fun: Callable[..., Any], args: Any, **policy: Any) -> Any:
@@ -131,8 +146,33 @@ class Stored:
 
     @cached_property
     def _chord_part_return_script(self) -> Callable[..., Any]:
-        script: Callable[..., Any] = self.client.register_script(CHORD_PART_SCRIPT)  # type: ignore[attr-defined]
-        return script
+        script = self.client.register_script(CHORD_PART_SCRIPT)  # type: ignore[attr-defined]
+
+        def count(keys: list[Any], **options: Any) -> Any:
+            *answer, run = [*script(keys=[*keys, run_key(keys[0])], **options), b""][:5]
+            this_run(run.decode())
+            return answer
+
+        return count
+
+    @cached_property
+    def _chord_cleanup_script(self) -> Callable[..., Any]:
+        script = self.client.register_script(CHORD_END_SCRIPT)  # type: ignore[attr-defined]
+
+        def end(keys: list[Any], **options: Any) -> Any:
+            return script(keys=[*keys, run_key(keys[1])], **options)
+
+        return end
+
+    def chord_error_from_stack(self, *arguments: Any, **options: Any) -> Any:
+        """Tell everybody who waits for a chord that it has failed; what that sends is no body."""
+        with dispatching():
+            return super().chord_error_from_stack(*arguments, **options)  # type: ignore[misc]
+
+
+def run_key(results: bytes | str) -> str:
+    """The key for the name of a chord's run, beside that of its parts' results."""
+    return bytes_to_str(results).removesuffix(".j") + ".run"  # type: ignore[no-any-return]
 
 
 class ResultBackend(Stored, stock.RedisBackend):  # type: ignore[misc]

@@ -338,7 +338,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         key = self._q_for_pri(queue, self._get_message_priority(message))
         name = dispatch.name_of(message)
         mark = f"{PUBLISHED}{name or f'{_Producer.id}-{threading.get_ident():x}'}:{key}"
-        arguments = [dumps(message), name or message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
+        # That there is such a name says enough.
+        arguments = [dumps(message), "1" if name else message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
         # What a task sends is part of it: it waits for a Redis that is away or full, as its result does.
         with patience(f"a message for {queue}"):
             insist(lambda: scripts.PUBLISH(self._commands, [key, mark], arguments), self._answers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from time import time
 from typing import Any
 from uuid import uuid4
@@ -219,38 +220,79 @@ def sender(bench: tuple[Stack, Results]) -> Iterator[Stalk]:
     before.set_current()
 
 
+@dataclass
+class Dispatch:
+    """A chord whose last part has ended, in the hands of an application."""
+
+    sender: Stalk
+    redis: RedisServer
+
+    def send(self, chord: Any) -> Context:
+        """Send a chord of one part to the queue `part`; its request, in the worker that has run it."""
+        chord.apply_async()
+        message = json.loads(str(self.redis.client(2).rpop("part")))
+        return Context(message["headers"], chord=json.loads(base64.b64decode(message["body"]))[2]["chord"])
+
+    def end(self, part: Context) -> int:
+        """Tell the chord that it has ended; how many messages are in the queue `body` then."""
+        self.sender.backend.on_chord_part_return(part, "SUCCESS", 1)
+        return self.waiting()
+
+    def waiting(self) -> int:
+        return int(self.redis.client(2).llen("body"))
+
+
+@pytest.fixture
+def dispatch(bench: tuple[Stack, Results], sender: Stalk) -> Dispatch:
+    bench[1].redis.client(2).flushdb()
+    return Dispatch(sender, bench[1].redis)
+
+
+def chords(one: Any) -> Any:
+    """A body of two chords, which are made when it is dispatched."""
+    return group(chord([one, one], one), chord([one, one], one))
+
+
 BODIES: dict[str, Callable[[Any], Any]] = {
     "a task": lambda one: one,
     "a group": lambda one: group(one, one),
     "a chain": lambda one: chain(one, one),
     "a chord": lambda one: chord([one, one], one),
+    "a group of chords": chords,
 }
 
 
-@pytest.mark.parametrize(("form", "messages"), [("a task", 1), ("a group", 2), ("a chain", 1), ("a chord", 2)])
+@pytest.mark.parametrize(
+    ("form", "first", "both"),
+    # A chord that is made anew is another one, which has to come to its end.
+    [("a task", 1, 1), ("a group", 2, 2), ("a chain", 1, 1), ("a chord", 2, 2), ("a group of chords", 4, 8)],
+)
 def test_the_body_of_a_chord_is_enqueued_once_when_who_has_sent_it_dies_before_saying_so(
-    bench: tuple[Stack, Results], sender: Stalk, form: str, messages: int, monkeypatch: pytest.MonkeyPatch
+    dispatch: Dispatch, form: str, first: int, both: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body = BODIES[form](sender.signature("body", queue=f"after {form}"))
-    chord([sender.signature("part", queue=f"before {form}")], app=sender)(body)
-    broker = bench[1].redis.client(2)
-    message = json.loads(str(broker.rpop(f"before {form}")))
-    embedded = json.loads(base64.b64decode(message["body"]))[2]
+    sender = dispatch.sender
+    body = BODIES[form](sender.signature("body", queue="body"))
+    part = dispatch.send(chord([sender.signature("part", queue="part")], body, app=sender))
+    with monkeypatch.context() as patch:
+        patch.setattr(sender.backend, "_chord_cleanup_script", die)
+        with pytest.raises(Died):
+            dispatch.end(part)
+    assert dispatch.waiting() == first
 
-    def waiting() -> int:
-        return int(broker.llen(f"after {form}"))
+    assert dispatch.end(part) == both
 
-    part = Context(message["headers"], chord=embedded["chord"])
-    monkeypatch.setattr(sender.backend, "_chord_cleanup_script", die)
-    with pytest.raises(Died):
-        sender.backend.on_chord_part_return(part, "SUCCESS", 1)
-    assert waiting() == messages
-    monkeypatch.undo()
+    # It is done with now, whoever comes.
+    assert dispatch.end(part) == both
+    assert dispatch.redis.client(1).keys(f"*{part.group}*") == [f"celery-taskset-meta-{part.group}.c"]
 
-    sender.backend.on_chord_part_return(part, "SUCCESS", 1)
 
-    assert waiting() == messages
-    assert bench[1].redis.client(1).get(f"celery-taskset-meta-{part.group}.c") == "done"
+def test_a_chord_that_is_sent_a_second_time_has_its_body_a_second_time(dispatch: Dispatch) -> None:
+    sender = dispatch.sender
+    signature = chord([sender.signature("part", queue="part")], sender.signature("body", queue="body"), app=sender)
+    # From now on it has the same ids each time.
+    signature.freeze()
+
+    assert [dispatch.end(dispatch.send(signature)) for _ in range(2)] == [1, 2]
 
 
 @pytest.mark.parametrize(("script", "claimed"), [(stock.CHORD_PART_RETURN_LUA, 0), (results.CHORD_PART_SCRIPT, 1)])
@@ -258,12 +300,12 @@ def test_a_part_that_comes_back_has_its_chord(bench: tuple[Stack, Results], scri
     """By our script; with Celery's own the chord may be nobody's. Once that is mended there, ours can go."""
     client, group = bench[1].redis.client(1), f"celery-taskset-meta-{uuid4()}"
     part = client.register_script(script)
-    keys = [group + suffix for suffix in (".j", ".t", ".s", ".d", "", ".c")]
+    keys = [group + suffix for suffix in (".j", ".t", ".s", ".d", "", ".c", ".run")]
     client.set(group + ".s", 2)
 
     answers = [part(keys=keys, args=[task, task, 1, 0, 60, 60, 10, uuid4().hex]) for task in ("one", "two", "one")]
 
-    assert [answer[-1] for answer in answers] == [0, 1, claimed]
+    assert [answer[3] for answer in answers] == [0, 1, claimed]
 
 
 def signature(stack: Stack, task: str, *arguments: object, **options: str) -> Any:

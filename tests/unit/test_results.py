@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from celery.backends.redis import CHORD_PART_RETURN_LUA
+from celery.backends.redis import CHORD_CLEANUP_LUA, CHORD_PART_RETURN_LUA
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -71,5 +71,8 @@ def test_every_kind_of_url_leads_to_this_backend() -> None:
 
 
 def test_the_script_of_chords_is_the_one_that_is_known() -> None:
-    assert CHORD_PART_RETURN_LUA.count(results.CLAIM) == 1
-    assert CHORD_PART_RETURN_LUA.index("local done_marker = redis.call('GET', ckey)") >= 0
+    assert CHORD_PART_RETURN_LUA.count(results.RIGHT) == 1
+    assert CHORD_PART_RETURN_LUA.count(results.ANSWER) == 1
+    assert CHORD_PART_RETURN_LUA.count("KEYS[") == 6
+    assert CHORD_CLEANUP_LUA.count(results.END) == 1
+    assert CHORD_CLEANUP_LUA.count("KEYS[") == 5

@@ -3,8 +3,8 @@
 -- A thread repeats a publish before it goes on to the next one, so its last message is all that has to be known.
 --
 -- KEYS 1 list
---      2 published:<producer>  string: the tag of the last message that this thread has enqueued; of what a chord's
---                              last part sends: published:<group>-<task>, and that name in place of the tag
+--      2 published:<producer>  string: the tag of the last message that this thread has enqueued; for a message of a
+--                              chord's body a name of its own (see dispatch.py) in place of the thread's, and 1
 -- ARGV 1 message  2 tag  3 seconds for which the mark is kept
 -- Returns 1, or 0 when it was there already
 if redis.call('GET', KEYS[2]) == ARGV[2] then
