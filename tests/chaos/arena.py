@@ -131,6 +131,7 @@ class Arena:
         self.proxy = Proxy(self.redis.port) if self.proxied else None
         self._enough = self.world.directory / "enough"
         self._started = 0
+        self._starting: list[Holder] = []
         self._producers: list[Node] = []
 
     def close(self) -> None:
@@ -186,9 +187,9 @@ class Arena:
 
     def kill(self, holder: Holder) -> None:
         """kill -9 of a node with all of its processes, as the kernel does it with a container."""
-        holder.leaving = True
+        holder.leaving, since = True, monotonic()
         holder.node.process.end()
-        self.happened(DIED, holder.name)
+        self.happened(DIED, holder.name, since=since)
         assert not holder.node.process.family(), f"{holder.name} has survived"
 
     def signal_all(self, holder: Holder, number: signal.Signals) -> None:
@@ -210,10 +211,11 @@ class Arena:
             self.incidents.append(Incident(FROZEN, holder.frozen_since, monotonic(), holder.name))
 
     def replace(self, ready: bool = True) -> None:
-        """Start as many nodes as are missing, as Supervisor and Docker do."""
-        started = [self.start_node() for _ in range(NODES - len(self.alive()))]
-        for holder in started:
-            if ready:
+        """Start as many nodes as are missing, as Supervisor and Docker do; wait for those that are not ready yet."""
+        self._starting += [self.start_node() for _ in range(NODES - len(self.alive()))]
+        while ready and self._starting:
+            holder = self._starting.pop()
+            if holder.alive:
                 holder.node.ready()
 
     def tend(self) -> None:
