@@ -16,6 +16,8 @@ class AckBuffer:
         # In order of arrival: tag → when it came, by the holder's clock.
         self._waiting: dict[str, float] = {}
         self._under_way: dict[str, float] = {}
+        # Of both, those that Redis has been told of in passing.
+        self._mentioned: set[str] = set()
 
     def add(self, tag: str, now: float) -> None:
         self._waiting[tag] = now
@@ -36,6 +38,13 @@ class AckBuffer:
         """Redis may not know them."""
         again = {tag: self._under_way.pop(tag) for tag in tags if tag in self._under_way}
         self._waiting = again | self._waiting
+
+    def mention(self) -> list[str]:
+        """What Redis can be told of in passing, each tag once; it is told again, because nobody hears an answer."""
+        known = {*self._under_way, *self._waiting}
+        new = [tag for tag in known if tag not in self._mentioned]
+        self._mentioned = known
+        return new
 
     @property
     def due(self) -> float | None:

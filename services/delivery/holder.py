@@ -122,7 +122,7 @@ class Holder:
         self.closing = False
         # Asked for a tag whose lease may have run out: whether Redis still has it for us.
         self.confirm: Callable[[str], bool] = lambda tag: False
-        self.mark_started: Callable[[str], None] = lambda tag: None
+        self.mark_started: Callable[[str, list[str]], None] = lambda tag, acks: None
         # Called after a place has become free, from whatever thread that was: one for each connection that consumes.
         self._bells: tuple[Callable[[], None], ...] = ()
         self._pid = os.getpid()
@@ -191,14 +191,20 @@ class Holder:
                 self._handed += 1
         return True
 
-    def start(self, tag: str) -> bool:
-        """Its task is about to run. False: it is not ours any more and must not be run."""
+    def start(self, tag: str, *, here: bool = False) -> bool:
+        """Its task is about to run; `here`: in this process. False: it is not ours any more and must not be run."""
         held = self._sure(tag)
         if not held:
             return False
         held.started = True
-        self.mark_started(tag)
+        # A task that kills its process must not take those along that had come to their end: they would run again,
+        # and after some such deaths be taken for the killers.
+        self.mark_started(tag, self._mention() if here else [])
         return True
+
+    def _mention(self) -> list[str]:
+        with self.changed:
+            return self._acks.mention()
 
     def _sure(self, tag: str) -> Held | None:
         """What is held under `tag`, if its lease has not run out unseen."""

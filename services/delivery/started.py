@@ -2,18 +2,22 @@
 
 The mark has to be on its way before the task runs, and nobody may wait for it. It is written to a connection on
 which Redis does not answer; what the kernel has taken arrives even when this process is killed the moment after.
+With it go acknowledgements that wait for company (ack.py): of tasks that have ended in a process which may be killed
+by the next one.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from celery.utils.log import get_logger
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from services.queues import UNACKED_STARTED
+from services.delivery import scripts
+from services.queues import HELD, UNACKED_STARTED
 
 logger = get_logger(__name__)
 
@@ -43,23 +47,25 @@ class StartMarks:
             else:
                 self._ready = True
 
-    def send(self, tag: str) -> None:
-        """Mark `tag` as started."""
+    def send(self, tag: str, acks: Sequence[str] = ()) -> None:
+        """Mark `tag` as started, after acknowledging `acks`, which have to be acknowledged once more to be sure."""
+        commands: list[tuple[str | int, ...]] = [("SADD", UNACKED_STARTED, tag)]
+        if acks:
+            commands.insert(0, ("EVALSHA", scripts.ACK.sha, len(HELD), *HELD, *acks))
         with self._lock:
             if not self._ready:
                 return
             try:
-                self._write("SADD", UNACKED_STARTED, tag)
+                self._write(*commands)
             except (RedisError, OSError):
                 self._ready = False
 
     def _silence(self) -> None:
         """Have Redis answer no more. Raises ResponseError where a user may not ask for that."""
-        self._write("CLIENT", "REPLY", "OFF")
-        self._write("CLIENT", "REPLY", "ON")
+        self._write(("CLIENT", "REPLY", "OFF"), ("CLIENT", "REPLY", "ON"))
         # The answer to the second one: the first has none.
         self._connection.read_response()
-        self._write("CLIENT", "REPLY", "OFF")
+        self._write(("CLIENT", "REPLY", "OFF"))
 
     def _ended(self) -> bool:
         """Whether Redis has closed the connection: nothing else can come. The kernel takes a write all the same."""
@@ -68,7 +74,6 @@ class StartMarks:
         except (RedisError, OSError):
             return True
 
-    def _write(self, *command: str) -> None:
+    def _write(self, *commands: tuple[str | int, ...]) -> None:
         # A health check would wait for an answer that does not come.
-        packed = self._connection.pack_command(*command)
-        self._connection.send_packed_command(packed, check_health=False)
+        self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)

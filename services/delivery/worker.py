@@ -172,7 +172,8 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Its task is about to run in process `pid`. Raises LeaseLostError when it must not and can be kept from it."""
-        if not self.holder.start(self.tag) and pid == os.getpid():
+        here = pid == os.getpid()
+        if not self.holder.start(self.tag, here=here) and here:
             _forget(self)
             raise LeaseLostError(f"{self.name}[{self.id}] is not started: its lease was lost")
         super().on_accepted(pid, time_accepted)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from services.delivery import holders, lease, scripts
+from services.delivery import ack, holders, lease, scripts
 from services.delivery.claim import Claim, Claimed, Claims, claimed, command
 from services.delivery.connection import Connection
 from services.delivery.holder import UNKNOWN_TASK, Holder, Rules, clock
@@ -175,6 +175,24 @@ def test_a_start_is_marked_again_after_redis_has_closed_that_connection(held: He
     held.holder.start(second.tag)
     both = {first.tag.encode(), second.tag.encode()}
     held.wait(lambda: held.client.smembers(UNACKED_STARTED) == both, "both are marked")
+
+
+def test_a_start_in_the_same_process_acknowledges_what_has_ended_before(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What waits for company does so for longer than this test.
+    monkeypatch.setattr(ack, "LONGEST_SECONDS", PATIENCE * 100)
+    ended, elsewhere, next_one = held.take(), held.take(), held.take()
+    held.renewals_go_on(next_one)
+    for one in (ended, elsewhere):
+        assert held.holder.start(one.tag)
+        held.holder.ack(one.tag)
+
+    assert held.holder.start(next_one.tag, here=True)
+
+    held.wait(lambda: held.client.hkeys(UNACKED) == [next_one.tag.encode()], "the others are acknowledged")
+    held.wait(lambda: held.client.smembers(UNACKED_STARTED) == {next_one.tag.encode()}, "the start is marked")
+    assert not held.holder.idle, "it has been acknowledged for good"
 
 
 def test_starts_are_marked_with_renewals_where_redis_refuses_silence(server: RedisServer, client: Any) -> None:

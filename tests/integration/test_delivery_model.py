@@ -233,7 +233,7 @@ class Deliveries(RuleBasedStateMachine):
         holder = Holder(RULES)
         keeper = StillKeeper(holder, self.client, self.letters.extend)
         # As its connection for marks does it, but with an answer: a test has to know when it is there.
-        holder.mark_started = lambda tag: self.client.sadd(UNACKED_STARTED, tag)
+        holder.mark_started = lambda tag, acks: self.client.sadd(UNACKED_STARTED, tag)
         return Process(number, holder, keeper)
 
     # Choices.
