@@ -111,6 +111,13 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
         return on_task_received
 
+    def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Acknowledge or reject at once: all that is done here is to tell the holder, which any thread may.
+
+        Celery puts it off to the next turn of its loop, and a solo pool may run several tasks before that.
+        """
+        return p(*args, **kwargs)
+
     def _handled(self, handle: Callable[[Any], Any], message: Any) -> Any:
         try:
             return handle(message)
