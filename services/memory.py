@@ -18,7 +18,7 @@ class Timer(kombu_timer.Timer):  # type: ignore[misc]
     """kombu's timer, without what has been cancelled.
 
     A prefork node sets a timer for the time limit of each task and cancels it at the task's end. kombu's timer keeps
-    it until it would have been due (kombu 5.7): at 500 tasks a second and a limit of half an hour half a gigabyte.
+    it until it would have been due (kombu 5.7): at 500 tasks a second and a limit of half an hour 900,000 of them.
     As asyncio does, everything cancelled is dropped whenever the heap has doubled, which costs nothing on average.
     It belongs to the thread of the event loop: what another thread entered in that moment would be lost.
     """
@@ -47,7 +47,7 @@ class FreezeStep(bootsteps.Step):  # type: ignore[misc]
     """Bootstep that takes what has been loaded so far out of the garbage collector's sight, before the pool forks.
 
     A collection writes to each object that it looks at, so that a child would get a copy of all that it shares with
-    its parent, 9 MiB in each. And there is less to look at in every pool.
+    its parent. And there is less to look at in every pool.
     """
 
     def create(self, worker: Any) -> None:
