@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field, replace
 
 from services.delivery.ack import AckBuffer
+from services.delivery.board import NOTHING, Board, Notice
 
 # Suspended machines and stopped processes have to see that time went on.
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -62,6 +63,14 @@ class Held:
     started: bool = False
     # The id of its task while it is on its way to wait in Redis.
     leaving: str = ""
+    # What a child of the pool is told about it.
+    notice: Notice | None = None
+
+    def renew(self, until: float) -> None:
+        """It is ours until then."""
+        self.until = until
+        if self.notice:
+            self.notice.change(until)
 
 
 @dataclass(frozen=True)
@@ -191,6 +200,15 @@ class Holder:
                 self._handed += 1
         return True
 
+    def show(self, tag: str, board: Board) -> int:
+        """Have a board say until when it is ours. Returns its number there; that of nothing when it is not ours."""
+        with self.changed:
+            held = self._held.get(tag)
+            if not held:
+                return NOTHING
+            held.notice = board.put_up(held.until)
+            return held.notice.number
+
     def start(self, tag: str, *, here: bool = False) -> bool:
         """Its task is about to run; `here`: in this process. False: it is not ours any more and must not be run."""
         held = self._sure(tag)
@@ -287,6 +305,8 @@ class Holder:
             held = self._held.pop(tag, None)
             if not held:
                 return False
+            if held.notice:
+                held.notice.take_down()
             if held.handed:
                 self._handed -= 1
             else:
@@ -359,7 +379,7 @@ class Holder:
         with self.changed:
             for tag in tags:
                 if tag not in gone and (held := self._held.get(tag)):
-                    held.until = since + self.rules.lease
+                    held.renew(since + self.rules.lease)
             taken = [held for tag in gone if (held := self._held.get(tag))]
             for held in taken:
                 self._drop(held.tag)
