@@ -22,7 +22,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 from kombu.utils.objects import cached_property
 
-from services.delivery import control, holders  # noqa: F401 - the commands in control register themselves
+from services.delivery import children, control, holders  # noqa: F401 - the commands in control register themselves
 from services.delivery.holder import REJECTED, RETRIES, RETRIES_EXHAUSTED, UNDECODABLE, UNKNOWN_TASK, Holder
 
 logger = get_logger(__name__)
@@ -47,6 +47,11 @@ class Stalk(Celery):  # type: ignore[misc]
 class Worker(CeleryWorker):  # type: ignore[misc]
     """A worker that runs only what it still holds, and gives back everything at its end."""
 
+    def on_before_init(self, **keywords: Any) -> None:
+        super().on_before_init(**keywords)
+        # Before the pool forks.
+        children.prepare()
+
     def _process_task(self, req: Any) -> None:
         if not req.holder.hand_over(req.tag):
             logger.warning("%s[%s] is not started: it was given back, or its lease was lost", req.name, req.id)
@@ -54,7 +59,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             self._release_place()
             return
         try:
-            result = req.execute_using_pool(self.pool)
+            result = req.execute_guarded(self.pool)
         except TaskRevokedError:
             self._release_place()
         except BaseException as error:
@@ -177,6 +182,11 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
     def tag(self) -> str:
         return str(self.message.delivery_tag)
 
+    def execute_guarded(self, pool: Any) -> Any:
+        """Have the pool run it; a child starts it only while it is still ours."""
+        # Not as the class does that Celery makes of this one: that has its own pool, and differs in nothing else.
+        return CeleryRequest.execute_using_pool(self, children.guarded(pool, self.holder, self.tag))
+
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Its task is about to run in process `pid`. Raises LeaseLostError when it must not and can be kept from it."""
         here = pid == os.getpid()
@@ -189,6 +199,8 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
         error = exc_info.exception
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
         self._lost = isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt)
+        if isinstance(error, children.LeaseRanOut):
+            logger.warning("%s[%s] is not started: its lease ran out before a child got to it", self.name, self.id)
         if _retries_exhausted(self, error):
             self._exhausted = repr(error)
         return super().on_failure(exc_info, *arguments, **keywords)

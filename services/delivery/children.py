@@ -1,0 +1,60 @@
+"""What a child of a prefork pool is given, it starts only while it is still ours.
+
+A task may lie in the pipe to a child while the whole node stands still; somebody else has run it by the time they
+move again, and the child may be the first of them. Before it starts a task it looks at the board (board.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.prefork import TaskPool
+from celery.exceptions import Reject
+
+from services.delivery.board import Board
+from services.delivery.holder import Holder, clock
+
+
+class LeaseRanOut(Reject):  # type: ignore[misc]
+    """A child has not started a task, because somebody else may have it by now. Celery gives it back."""
+
+
+class _Shared:
+    """The board of this process's worker; children find it here because they are forked."""
+
+    board: Board | None = None
+
+
+def prepare() -> None:
+    """Make a board for the worker that begins in this process."""
+    _Shared.board = Board()
+
+
+def guarded(pool: Any, holder: Holder, tag: str) -> Any:
+    """What to run `tag` in: the pool itself when it runs tasks in this process, which can ask the holder."""
+    if _Shared.board is None or not isinstance(pool, TaskPool):
+        return pool
+    return _Guarded(pool, holder.show(tag, _Shared.board))
+
+
+class _Guarded:
+    """A pool for one task, which its child starts only while it is ours."""
+
+    def __init__(self, pool: TaskPool, number: int) -> None:
+        self._pool, self._number = pool, number
+
+    def apply_async(self, run: Callable[..., Any], args: tuple[Any, ...], **options: Any) -> Any:
+        return self._pool.apply_async(start_if_ours, (self._number, run, *args), **options)
+
+
+def start_if_ours(number: int, run: Callable[..., Any], *arguments: Any) -> Any:
+    """In a child: run a task unless its lease has run out. Returns what Celery's `run` does for it."""
+    # A child that was spawned, not forked, has no board to look at.
+    if _Shared.board is None or clock() < _Shared.board.until(number):
+        return run(*arguments)
+    try:
+        raise LeaseRanOut(requeue=True)
+    except LeaseRanOut:
+        return 1, ExceptionInfo(), 0.0
