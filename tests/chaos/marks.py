@@ -62,7 +62,7 @@ class Incident:
     def excuses(self, before: Mark, ended: float | None, again: Mark) -> bool:
         """Whether a task that had started with `before` (and `ended`) could start `again` because of it."""
         holder = (not self.node and not self.pid) or self.node == before.node or self.pid == before.pid
-        # A frozen child may have had a task in its hands that it starts first of all when it moves again.
+        # A process may have been frozen after its last look at a lease: it starts that task first of all when it moves.
         holder = holder or (self.kind == FROZEN and self.node == again.node and again.at < self.until + THAW_SECONDS)
         in_between = before.at <= self.until and self.at <= again.at
         acknowledged = ended is not None and ended + ACK_SECONDS < self.at
