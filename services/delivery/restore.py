@@ -22,6 +22,7 @@ from services.queues import (
     HELD,
     PRIORITY_SEPARATOR,
     SCHEDULED,
+    SCHEDULED_COPIES,
     SCHEDULED_MESSAGES,
     SWEEPS,
     UNACKED,
@@ -68,6 +69,8 @@ def sweep(client: Redis, rules: Rules) -> Sweep:
         rules.lease,
         rules.visibility_timeout,
         SWEEP_LIMIT,
+        PRIORITY_SEPARATOR,
+        SCHEDULED_COPIES,
     ]
     now, ends, due, restored, promoted, stock, untold, parked = scripts.SWEEP(client, keys, arguments)
     moments = [float(moment) - float(now) for moment in (ends, due) if moment]

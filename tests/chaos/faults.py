@@ -39,6 +39,8 @@ TORN_BYTES = 50
 # WORKER_MAX_DELIVERIES, and the signals that the poison tasks send themselves.
 DELIVERIES = 5
 POISONS = {"poison-kill": signal.SIGKILL, "poison-segv": signal.SIGSEGV}
+# Between the last starts of tasks that have died together (services/delivery/lua/sweep.lua).
+TURN_SECONDS = 10
 # Between TERM and KILL of an impatient operator.
 GRACE_SECONDS = 0.5
 # A process that was killed is gone within milliseconds, on a busy machine a little later.
@@ -176,8 +178,10 @@ def poison(arena: Arena) -> None:
     for label, number in POISONS.items():
         arena.send(Order(label, task=POISON, argument=number))
     stalk = arena.plan.subject == STALK
-    # Each delivery needs a lease to run out, a sweep after a lease of rest, and a node that starts.
-    seconds = DELIVERIES * (arena.plan.lease * 2 + GO_ON_SECONDS)
+    # Each delivery needs a lease to run out, a sweep after a lease of rest, and a node that starts; for the last two,
+    # what both nodes have run takes turns.
+    turns = 2 * NODES * CONCURRENCY[arena.plan.pool] * TURN_SECONDS
+    seconds = DELIVERIES * (arena.plan.lease * 2 + GO_ON_SECONDS) + turns
     if stalk:
         arena.wait(lambda: arena.parked() >= len(POISONS), seconds, "the poison is parked")
     else:

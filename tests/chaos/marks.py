@@ -18,6 +18,9 @@ TOLD_SECONDS = 0.2
 # Processes that move again do so within milliseconds, on a busy machine a little later.
 THAW_SECONDS = 1.0
 
+# Between a process's deadly signal to itself and its end, in which its other threads go on.
+DYING_SECONDS = 0.5
+
 # Why a task may start a second time.
 DIED = "its holder was killed"
 FROZEN = "its holder was frozen for a lease"
@@ -141,7 +144,7 @@ def second_starts(marks: Iterable[Mark], incidents: list[Incident], mixed: bool 
         elif mark.word == "end":
             ends[mark.task, mark.pid].append(mark.at)
         elif mark.word == "dies":
-            deaths.append(Incident(DIED, mark.at, mark.at, pid=mark.pid))
+            deaths.append(Incident(DIED, mark.at, mark.at + DYING_SECONDS, pid=mark.pid))
     found = []
     for of_task in starts.values():
         of_task.sort(key=lambda mark: mark.at)

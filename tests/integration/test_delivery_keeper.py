@@ -5,26 +5,29 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
 import redis
 
-from services.delivery import ack, holders, lease, scripts
+from services.delivery import ack, holders, lease, messages, restore, scripts
 from services.delivery.claim import Claim, Claimed, Claims, claimed, command
 from services.delivery.connection import Connection
 from services.delivery.holder import UNKNOWN_TASK, Holder, Rules, clock
 from services.delivery.lease import Keeper
 from services.queues import (
+    DEAD_LETTERS,
     DEAD_LETTERS_NEXT,
     PRIORITY_STEPS,
+    SCHEDULED,
     SCHEDULED_MESSAGES,
     SWEEPS,
     UNACKED,
     UNACKED_LEASES,
     UNACKED_STARTED,
     lists_of,
+    scheduled_fields,
 )
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
@@ -288,3 +291,71 @@ def test_a_clock_that_was_ahead_and_is_put_back_stops_no_sweep_for_longer_than_a
     held.client.zadd(UNACKED_LEASES, {"gone": 1})
     held.client.hset(UNACKED, "gone", b'[{"body":"gone"},"","celery"]')
     held.wait(lambda: held.client.lrange("celery", 0, -1) == [b'{"body":"gone"}'], "it is swept")
+
+
+def died_with(client: Any, *texts: str) -> None:
+    """These messages had been started by a worker that is dead."""
+    client.hset(SWEEPS, mapping={"last": client.time()[0], "rest": 0})
+    for number, text in enumerate(texts):
+        client.hset(UNACKED, f"dead:{number}", f'[{text},"","celery"]')
+        client.zadd(UNACKED_LEASES, {f"dead:{number}": number + 1})
+        client.sadd(UNACKED_STARTED, f"dead:{number}")
+
+
+def message(count: int, task: str, rest: str = "") -> str:
+    return f'{{"delivery_count":{count},"headers":{{"id":"{task}"}}{rest}}}'
+
+
+def sweep(client: Any, deliveries: int) -> tuple[list[str], dict[str, str], list[tuple[bytes, float]]]:
+    """What a sweep brings back to its list, what waits in which field, and until when."""
+    restore.sweep(client, Rules(LEASE, deliveries, visibility_timeout=3600, priority_steps=PRIORITY_STEPS))
+    waiting = client.hgetall(SCHEDULED_MESSAGES).items()
+    return (
+        [one.decode() for one in client.lrange("celery", 0, -1)],
+        {field.decode(): messages.of_record(record).decode() for field, record in waiting},
+        client.zrange(SCHEDULED, 0, -1, withscores=True),
+    )
+
+
+def test_what_died_together_starts_again_together_while_it_has_starts_enough(client: Any) -> None:
+    died_with(client, message(1, "a"), message(2, "b"))
+
+    back, waiting, _ = sweep(client, deliveries=5)
+
+    assert back == [message(3, "b"), message(2, "a")]
+    assert not waiting
+
+
+def test_what_died_together_starts_for_the_last_two_times_one_after_the_other(client: Any) -> None:
+    died_with(client, message(3, "a"), message(3, "b"), message(4, "c"), message(4, "c", ',"again":1'), message(5, "d"))
+
+    back, waiting, dues = sweep(client, deliveries=5)
+
+    again = [message(4, "a"), message(4, "b"), message(5, "c"), message(5, "c", ',"again":1')]
+    assert sorted([*back, *waiting.values()]) == sorted(again)
+    assert len(back) == 1
+    # So that they can be revoked by the ids of their tasks.
+    names = {name.decode() for task in "abc" for name in scheduled_fields(task)}
+    assert waiting.keys() == {field.decode() for field, _ in dues} <= names
+    moments = [due for _, due in dues]
+    assert [later - sooner for sooner, later in pairwise(moments)] == [pytest.approx(10)] * 2
+    assert client.zcard(DEAD_LETTERS) == 1
+
+
+def test_what_dies_next_waits_for_those_whose_turn_comes_before(client: Any) -> None:
+    for task in "abc":
+        died_with(client, message(1, task))
+        back, waiting, dues = sweep(client, deliveries=2)
+
+    assert back == [message(2, "a")]
+    assert list(waiting) == ["b", "c"]
+    assert dues[1][1] - dues[0][1] == pytest.approx(10)
+
+
+def test_nobody_waits_longer_than_ten_minutes_for_a_turn(client: Any) -> None:
+    died_with(client, *(message(1, f"{number}") for number in range(100)))
+
+    back, waiting, dues = sweep(client, deliveries=2)
+
+    assert (len(back), len(waiting)) == (1, 99)
+    assert dues[-1][1] <= client.time()[0] + 601

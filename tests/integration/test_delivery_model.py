@@ -57,7 +57,7 @@ from tests.support.world import World
 T = TypeVar("T")
 
 # So long that no lease ends by itself during an example.
-RULES = Rules(lease=3600, max_deliveries=2, visibility_timeout=7200, priority_steps=PRIORITY_STEPS)
+RULES = Rules(lease=3600, max_deliveries=4, visibility_timeout=7200, priority_steps=PRIORITY_STEPS)
 # Names that need care between the quotes of a record.
 QUEUES = ("celery", 'quo"te,d', "schön\\")
 # All postponed tasks have the same id, in which there is half a character.
@@ -74,7 +74,8 @@ MARK = re.compile(rb"<message (\d+)>")
 # kombu's, and a stock consumer would not survive them.
 SHAPES = (
     "kombu",
-    '{{"delivery_count":2,"body":"{mark}","properties":{{"priority":{priority}}}}}',
+    '{{"delivery_count":2,"body":"{mark}","properties":{{"priority":{priority}}},"headers":{{"id":"same"}}}}',
+    '{{"delivery_count":3,"body":"{mark}","properties":{{"priority":{priority}}}}}',
     ' {{ "delivery_count" : 1 , "body":"{mark}","properties":{{"priority":{priority}}}}}',
     '{{"delivery_count":1.5,"body":"{mark}","properties":{{"priority":{priority}}}}}',
     '{{"body":"{mark}","f":1e400,"g":0.1000000000000000055,"e":{{}},"l":[],"properties":{{"priority":{priority}}}}}',
@@ -529,6 +530,7 @@ class Deliveries(RuleBasedStateMachine):
         self.client.hset(SWEEPS, mapping={"last": self._now(), "rest": self._now() + LONG_AGO if resting else 0})
         found = restore.sweep(self.client, RULES)
         parked: list[int] = []
+        suspects: dict[str, Message] = {}
         taken = [] if resting else sorted(self.ended, key=self.ended.__getitem__, reverse=True)
         for tag in taken:
             started = tag in self.started
@@ -536,8 +538,11 @@ class Deliveries(RuleBasedStateMachine):
             assert message, f"the lease of {tag} has ended, and nobody holds it"
             if not started:
                 self._requeue(message)
+            elif RULES.max_deliveries - 2 <= message.count < RULES.max_deliveries:
+                suspects[tag] = message
             else:
                 parked += self._crashed(message)
+        self._take_turns(suspects)
         due = [field for field, (when, _) in self.scheduled.items() if when < self._now()]
         for field_ in sorted(due, key=lambda one: self.scheduled[one][0], reverse=True):
             self._requeue(self.scheduled.pop(field_)[1])
@@ -549,6 +554,32 @@ class Deliveries(RuleBasedStateMachine):
         assert restore.restore_overdue(self.client, found.stock, PRIORITY_STEPS) == len(overdue)
         for tag in overdue:
             self._restored(self.stocks.pop(tag))
+
+    def _take_turns(self, suspects: dict[str, Message]) -> None:
+        """What has two starts left, or one: at most one of them is back in its list, the others wait for their turn.
+
+        Which of them is which is left to chance, so this asks Redis, and believes nothing else of it.
+        """
+        for message in suspects.values():
+            message.counted()
+        new: dict[bytes, float] = dict(self.client.zrange(SCHEDULED, 0, -1, withscores=True))
+        new = {name: due for name, due in new.items() if name not in self.scheduled}
+        records = {name: self.client.hget(SCHEDULED_MESSAGES, name) for name in new}
+        at_once = 0
+        for tag, message in suspects.items():
+            names = [name for name, record in records.items() if record == message.record]
+            if not names:
+                self._requeue(message)
+                at_once += 1
+                continue
+            [name] = names
+            found = re.search(rb'"id": ?"([^"]*)"', message.raw)
+            fields = scheduled_fields(found[1].decode()) if found else ()
+            taken = [one for one in fields if one in self.scheduled or one in new]
+            assert name in fields[: len(taken)] or (name == tag.encode() and len(taken) == len(fields))
+            self.scheduled[name] = (new.pop(name), message)
+        assert not new
+        assert at_once <= 1
 
     # What people ask for.
 
@@ -788,7 +819,7 @@ def kombu_message(mark: str, queue: str, priority: int, exchange: str) -> dict[s
         "body": mark,
         "content-encoding": "utf-8",
         "content-type": "text/plain",
-        "headers": {"float": 1e-7, "empty": {}, "text": "ü"},
+        "headers": {"float": 1e-7, "empty": {}, "text": "ü", "id": f"id of {mark}"},
         "properties": {
             "delivery_tag": f"tag of {mark}",
             "delivery_info": {"exchange": exchange, "routing_key": queue},
