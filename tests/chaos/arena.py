@@ -39,6 +39,8 @@ GO_ON_SECONDS = 15.0
 STOP_SECONDS = 5
 # Of a load that has begun.
 MOVING = 10
+# Tasks that still wait when the next strike may come: less than the load of a second.
+FEW = 20
 # Of a load one in so many is a chord, with so many tasks in its header: a sixth more to do, and in the shortest load
 # of all some chords.
 CHORD_EACH, HEADER = 25, 3
@@ -88,6 +90,8 @@ class Order:
 
 
 POISON = "chaos.poison"
+# Where all of it waits.
+QUEUE = "celery"
 
 
 @dataclass(eq=False)
@@ -320,6 +324,14 @@ class Arena:
             self.remarks.append(f"nothing ended for {seconds:g} s")
             return False
         return True
+
+    def work_off(self) -> None:
+        """Wait until few tasks wait: after strike upon strike, a recovery would be the length of the queue."""
+        seconds = self.plan.lease + GO_ON_SECONDS
+        try:
+            self.wait(lambda: self.redis.client().llen(QUEUE) <= FEW, seconds, "the queue is worked off")
+        except GaveUp:
+            self.remarks.append(f"{self.redis.client().llen(QUEUE)} tasks waited after {seconds:g} s")
 
     # Redis.
 

@@ -95,6 +95,7 @@ def strike(arena: Arena, fault: Fault) -> None:
         fault.strike(arena)
         if fault.load:
             arena.go_on()
+            arena.work_off()
     arena.enough()
 
 
