@@ -41,6 +41,8 @@ STOP_SECONDS = 5
 MOVING = 10
 # Tasks that still wait when the next strike may come: less than the load of a second.
 FEW = 20
+# What the longest silence here leaves, half a minute of the load, is worked off in as long again.
+WORK_OFF_SECONDS = 60.0
 # Of a load one in so many is a chord, with so many tasks in its header: a sixth more to do, and in the shortest load
 # of all some chords.
 CHORD_EACH, HEADER = 25, 3
@@ -327,11 +329,10 @@ class Arena:
 
     def work_off(self) -> None:
         """Wait until few tasks wait: after strike upon strike, a recovery would be the length of the queue."""
-        seconds = self.plan.lease + GO_ON_SECONDS
         try:
-            self.wait(lambda: self.redis.client().llen(QUEUE) <= FEW, seconds, "the queue is worked off")
+            self.wait(lambda: self.redis.client().llen(QUEUE) <= FEW, WORK_OFF_SECONDS, "the queue is worked off")
         except GaveUp:
-            self.remarks.append(f"{self.redis.client().llen(QUEUE)} tasks waited after {seconds:g} s")
+            self.remarks.append(f"{self.redis.client().llen(QUEUE)} tasks waited after {WORK_OFF_SECONDS:g} s")
 
     # Redis.
 
