@@ -36,7 +36,9 @@ FOREIGN_PREFIXES = ("CELERY_BEAT_", "CELERY_WORKER_", "FLOWER_", "SUPERVISOR_")
 CELERY_URLS = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND")
 ASSIGNMENT = re.compile(r"\s*(?:export[ \t]+)?[A-Za-z_][A-Za-z0-9_]*[ \t]*=")
 # Compose's dotenv, python-dotenv and a person agree about values of these two forms, and about no others.
-PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./:@,+=%?&;*~^!()\[\]{}<>|-]*(?: [A-Za-z0-9_./:@,+=%?&;*~^!()\[\]{}<>|-]+)*")
+# A space may stand only between two words: in front or behind, every reader takes it away.
+_WORD = r"[A-Za-z0-9_./:@,+=%?&;*~^!()\[\]{}<>|-]+"
+PLAIN_VALUE = re.compile(rf"(?:{_WORD}(?: {_WORD})*)?")
 QUOTED_VALUE = re.compile(r"'(?:[^'\\\r\n]|\\'|\\(?![\\']))*'")
 
 

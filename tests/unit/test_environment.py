@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -144,6 +144,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 @SAME_FILE
 @given(VALUES)
+@example(" 0")
+@example("0 ")
 def test_a_quoted_value_is_read_back_unchanged_or_refused(tmp_path: Path, value: str) -> None:
     try:
         quoted = quote_value(value)
