@@ -89,9 +89,10 @@ class Marks:
             with path.open() as file:
                 file.seek(self._read.get(path, 0))
                 text = file.read()
-            # Each line is one write, so there are no halves.
-            self._read[path] = self._read.get(path, 0) + len(text)
-            self._marks += [parse(line) for line in text.splitlines()]
+            # Each line is one write, but a look may come in the middle of it where a page of the file ends.
+            whole = text[: text.rfind("\n") + 1]
+            self._read[path] = self._read.get(path, 0) + len(whole)
+            self._marks += [parse(line) for line in whole.splitlines()]
         return self._marks
 
     def tasks(self, word: str) -> set[str]:

@@ -11,7 +11,19 @@ from typing import Any, Protocol
 
 from tests.chaos.arena import NODES, Arena, Plan, opened
 from tests.chaos.faults import FAULTS, POISONS, Fault
-from tests.chaos.marks import ALLOWED, Again, Incident, Mark, Marks, second_starts, too_many, unrecorded, worst_delay
+from tests.chaos.marks import (
+    ALLOWED,
+    DIED,
+    STOCK_HOST,
+    Again,
+    Incident,
+    Mark,
+    Marks,
+    second_starts,
+    too_many,
+    unrecorded,
+    worst_delay,
+)
 from tests.chaos.subjects import CONCURRENCY, STALK, STOCK
 
 # A task that was taken and has not started yet is nowhere to be seen for a moment, on a busy machine for a second.
@@ -192,15 +204,15 @@ def counted(arena: Field) -> Outcome:
         exits=arena.exits,
         remarks=arena.remarks,
     )
-    found = breaches(outcome, again, marks)
+    found = breaches(outcome, again, marks, arena.incidents)
     return replace(outcome, breaches=found, story=arena.describe() if found else "")
 
 
-def breaches(outcome: Outcome, again: list[Again], marks: list[Mark]) -> list[str]:
+def breaches(outcome: Outcome, again: list[Again], marks: list[Mark], incidents: list[Incident]) -> list[str]:
     """Sentences about everything that the contract does not allow."""
     # Both are at home in the poison's run alone, where they are what has to happen.
     poisoned = outcome.fault == "poison"
-    excused = lost_by_stock(outcome, marks) if outcome.fault == "mixed_workers" else set()
+    excused = lost_by_stock(outcome, marks, incidents) if outcome.fault == "mixed_workers" else set()
     held = NODES * CONCURRENCY[outcome.pool]
     found = [f"lost: {task}" for task in outcome.lost if task not in excused]
     found += [f"still waiting: {task}" for task in outcome.waiting]
@@ -213,12 +225,13 @@ def breaches(outcome: Outcome, again: list[Again], marks: list[Mark]) -> list[st
     return found
 
 
-def lost_by_stock(outcome: Outcome, marks: list[Mark]) -> set[str]:
-    """What can be gone because a stock node was killed, so many times.
+def lost_by_stock(outcome: Outcome, marks: list[Mark], incidents: list[Incident]) -> set[str]:
+    """What can be gone because stock nodes were killed.
 
     Once each what it had popped, which nobody has started, and for each task at work a chord that it was completing.
     """
+    kills = sum(1 for incident in incidents if incident.kind == DIED and incident.node.endswith(STOCK_HOST))
     started = {mark.task for mark in marks if mark.word == "start"}
     bodies = [task for task in outcome.lost if task.endswith("-body")]
     popped = [task for task in outcome.lost if task not in bodies and task not in started]
-    return {*popped[: outcome.times], *bodies[: outcome.times * CONCURRENCY[outcome.pool]]}
+    return {*popped[:kills], *bodies[: kills * CONCURRENCY[outcome.pool]]}

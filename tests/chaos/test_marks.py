@@ -121,6 +121,16 @@ def test_marks_are_read_on_from_where_the_last_look_ended(tmp_path: Path) -> Non
     assert [each.task for each in marks.running()] == ["b"]
 
 
+def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    marks = Marks(tmp_path / "marks")
+    file = tmp_path / "marks" / "host-1"
+    file.write_text("sent a 1 - 1.0 2.0 0.01\nsent b 1 - 1.0")
+    assert marks.tasks("sent") == {"a"}
+    with file.open("a") as more:
+        more.write(" 2.0 0.01\n")
+    assert marks.tasks("sent") == {"a", "b"}
+
+
 @pytest.mark.parametrize(
     ("number", "since", "node", "expected"),
     [
