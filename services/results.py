@@ -27,7 +27,8 @@ from celery.worker import request as stock_request
 from celery.worker import state as worker_state
 from kombu.utils.encoding import bytes_to_str
 from redis.client import Pipeline
-from redis.exceptions import RedisError
+from redis.commands.core import Script
+from redis.exceptions import NoScriptError, RedisError
 
 from services.delivery.dispatch import dispatching, this_run
 from services.patience import LONGEST_PAUSE_SECONDS, Patience, asked, insist, patience
@@ -79,6 +80,24 @@ class PatientClient(redis.Redis):
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
         return PatientPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+    def register_script(self, script: Any) -> Any:
+        return KnownScript(self, script)
+
+
+class KnownScript(Script):
+    """A script that comes with its text when Redis does not know it.
+
+    redis-py loads it and asks again, and between the two somebody may flush the scripts: Celery would take that for the
+    end of a chord (redis-py 8.1).
+    """
+
+    def __call__(self, keys: Any = None, args: Any = None, client: Any = None) -> Any:
+        keys, args, client = keys or [], args or [], client or self.registered_client
+        try:
+            return client.evalsha(self.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return client.eval(self.script, len(keys), *keys, *args)
 
 
 class PatientPipeline(Pipeline):

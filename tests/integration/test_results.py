@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from time import time
@@ -293,6 +294,25 @@ def test_a_chord_that_is_sent_a_second_time_has_its_body_a_second_time(dispatch:
     signature.freeze()
 
     assert [dispatch.end(dispatch.send(signature)) for _ in range(2)] == [1, 2]
+
+
+def test_a_chord_is_counted_while_somebody_flushes_the_scripts(dispatch: Dispatch) -> None:
+    counted = dispatch.sender.backend.client.register_script("return KEYS[1]")
+    enough = threading.Event()
+
+    def flush() -> None:
+        client = dispatch.redis.client()
+        while not enough.is_set():
+            client.script_flush()
+
+    flushing = threading.Thread(target=flush)
+    flushing.start()
+    try:
+        # redis-py's own way to load a script fails after a few hundred.
+        assert [int(counted(keys=[number])) for number in range(5000)] == list(range(5000))
+    finally:
+        enough.set()
+        flushing.join()
 
 
 @pytest.mark.parametrize(("script", "claimed"), [(stock.CHORD_PART_RETURN_LUA, 0), (results.CHORD_PART_SCRIPT, 1)])
