@@ -399,11 +399,14 @@ def torn_append_only_file(arena: Arena) -> None:
     arena.redis.start()
     kept = truncated_at(arena.redis.process.log())
     assert 0 < kept < len(before), f"{path.name} had {len(before)} bytes, and Redis kept {kept}"
+    # The beginning of a transaction without its end stays in the file, and nothing of it in Redis.
+    kept = min(kept, unfinished(before[:kept]))
     gone = set(TASK_ID.findall(before)) - set(TASK_ID.findall(before[:kept])) - set(TASK_ID.findall(others))
     # What a chord counts is written once as well: without it, its body is never sent.
     bodies = {part + b"-body" for part in CHORD_PART.findall(before[kept:])}
     arena.never_kept.update(task.decode() for task in gone | bodies)
-    arena.happened(FORGOT, since=since)
+    # Who holds what Redis has forgotten hears so when he renews.
+    arena.incidents.append(Incident(FORGOT, since, monotonic() + arena.plan.lease))
     arena.remarks.append(f"{len(before) - kept} bytes gone, the first trace of {len(gone)} tasks among them")
     rewrite(arena)
 
@@ -421,6 +424,12 @@ def rewrite(arena: Arena) -> None:
 
     arena.wait(rewritten, GO_ON_SECONDS, "Redis has written its file anew")
     assert client.info("persistence")["aof_last_bgrewrite_status"] == "ok"
+
+
+def unfinished(commands: bytes) -> int:
+    """Where the transaction begins with which the commands of a file end; their length when they end with none."""
+    begun = commands.rfind(b"\r\nMULTI\r\n")
+    return begun if begun > commands.rfind(b"\r\nEXEC\r\n") else len(commands)
 
 
 def newest_increment(directory: Path) -> Path:
