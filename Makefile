@@ -97,7 +97,7 @@ test: .venv/ready ## All tests; those with containers are skipped where no Docke
 	@.venv/bin/python -m pytest $(ARGS)
 
 .PHONY: chaos
-chaos: .venv/ready ## Every fault against every pool, for hours; writes docs/chaos.md [ARGS='--fault poison']
+chaos: .venv/ready ## Every fault against every pool, for an hour; writes docs/chaos.md [ARGS='--fault poison']
 	@.venv/bin/python -m tests.chaos $(ARGS)
 
 .PHONY: lint

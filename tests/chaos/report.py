@@ -20,11 +20,12 @@ HEAD = f"""# Faults, and what became of the tasks
 
 Written by `make chaos`; not by hand. Each line is one run: two nodes, one Redis, tasks that leave a mark outside Redis
 when they start and end, and a fault that strikes while they come. *Lost*: sent, and neither executed nor anywhere in
-Redis. *Never kept*: the publish was behind the byte where Redis's own file was torn. *Twice*: started again, and why.
-*Recorded*: of those, the starts whose `delivery_count` was higher than that of the start before; the others were too
-short for Redis to hear of their first start. *Worst recovery*: the longest that a task took from its publish to its
-end, beyond its own length, outages included. Where stock workers take part, what is lost is what a killed one of them
-had taken, and at most that. One in {CHORD_EACH} things sent is a chord.
+Redis. *Never kept*: the publish, or the end of its transaction, was behind the byte where Redis's own file was torn.
+*Twice*: started again, and why. *Recorded*: of those, the starts whose `delivery_count` was higher than that of the
+start before; the others were too short for Redis to hear of their first start. *Worst recovery*: the longest that a
+task took from its publish to its end, beyond its own length, outages included. Where stock workers take part, what is
+lost is what a killed one of them had taken, and at most that. One in {CHORD_EACH} things sent is a chord. Containers
+are the shipped ones, with the Redis of their image.
 The last columns are kombu's own transport under the same fault, with the lease as its visibility timeout; what it does
 shows after few strikes.
 """
