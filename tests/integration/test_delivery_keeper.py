@@ -295,7 +295,8 @@ def test_a_clock_that_was_ahead_and_is_put_back_stops_no_sweep_for_longer_than_a
 
 def died_with(client: Any, *texts: str) -> None:
     """These messages had been started by a worker that is dead."""
-    client.hset(SWEEPS, mapping={"last": client.time()[0], "rest": 0})
+    seconds, microseconds = client.time()
+    client.hset(SWEEPS, mapping={"last": seconds + microseconds / 1e6, "rest": 0})
     for number, text in enumerate(texts):
         client.hset(UNACKED, f"dead:{number}", f'[{text},"","celery"]')
         client.zadd(UNACKED_LEASES, {f"dead:{number}": number + 1})
