@@ -308,7 +308,7 @@ def test_a_chord_is_counted_while_somebody_flushes_the_scripts(dispatch: Dispatc
     flushing = threading.Thread(target=flush)
     flushing.start()
     try:
-        # redis-py's own way to load a script fails after a few hundred.
+        # redis-py's own way, to load a script and ask again, does not survive this.
         assert [int(counted(keys=[number])) for number in range(5000)] == list(range(5000))
     finally:
         enough.set()
