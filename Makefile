@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 STALK := .venv/bin/python -m stack
+# Side by side; tests/support/scheduling.py says how many at a time, and which stay together.
+PYTEST := .venv/bin/python -m pytest -n auto --dist loadgroup
 # Lists that `make lint` and nobody else needs.
 SHELL_SCRIPTS := .ci/run .ci/docker-engine stack/bootstrap docker/base/build docker/certificates docker/healthcheck \
 	docker/install-debian-packages docker/redis/start docker/redis/healthcheck
@@ -93,8 +95,12 @@ dev: .venv/ready ## make up with the source of this checkout; then a change of i
 	@$(STALK) dev
 
 .PHONY: test
-test: .venv/ready ## All tests; those with containers are skipped where no Docker Engine answers [ARGS='-k beat']
-	@.venv/bin/python -m pytest $(ARGS)
+test: .venv/ready ## All tests but the slow ones; without a Docker Engine those with containers are skipped [ARGS='-k beat']
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+.PHONY: test-slow
+test-slow: .venv/ready ## The rest: stock Celery beside Stalk, long forms, every Redis that can be had [ARGS='-k beat']
+	@$(PYTEST) -m slow $(ARGS)
 
 .PHONY: chaos
 chaos: .venv/ready ## Every fault against every pool, for an hour; writes docs/chaos.md [ARGS='--fault poison']

@@ -12,6 +12,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import GaveUp
 from tests.support.world import Node, World
 
+pytest_plugins = ["tests.support.scheduling", "tests.support.summary"]
+
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:

@@ -1,0 +1,73 @@
+"""Which tests share a pytest-xdist worker, how many workers there are, and which tests start first.
+
+Tests that share a fixture of a module or of the session stay in one worker; all others run where there is room.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Tests wait for other processes most of the time: so many workers keep a core busy.
+WORKERS_PER_CORE = 3
+# Fixtures that own something of which there is one: the containers, and the stack as processes.
+OWNERS = {"first_stack": "containers", "harbour": "containers", "first_up": "processes"}
+# Fixtures that each worker may make for itself, because they only copy files or ask a question.
+CHEAP = frozenset({"checkout", "docker_engine", "tmp_path_factory", "bridge"})
+# Whatever takes longest begins first, so that the end does not wait for it alone.
+ORDER = ("containers", "processes")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The number of workers for `-n auto`."""
+    return WORKERS_PER_CORE * len(os.sched_getaffinity(0))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name each test's group for `--dist loadgroup`, and put those first that take longest."""
+    for item in items:
+        if name := group(item):
+            item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=rank)
+
+
+def group(item: pytest.Item) -> str:
+    """The tests that have to run in the same worker as this one; "" when it may run anywhere."""
+    for fixture, owner in OWNERS.items():
+        if fixture in fixtures(item):
+            return owner
+    path = str(item.path.relative_to(item.config.rootpath))
+    # A unit test takes less than it costs to hand it out alone.
+    return path if part(item) == "unit" or shares(item) else ""
+
+
+def fixtures(item: pytest.Item) -> list[str]:
+    """The names of all fixtures that a test uses, directly or not."""
+    return list(getattr(item, "fixturenames", ()))
+
+
+def shares(item: pytest.Item) -> bool:
+    """Whether a test uses a fixture that lives longer than the test."""
+    definitions = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 - pytest has no public way to ask (9.2)
+    return any(
+        used[-1].scope != "function" and name not in CHEAP
+        for name, used in definitions.items()
+        if used and used[-1].baseid.startswith("tests")
+    )
+
+
+def part(item: pytest.Item) -> str:
+    """The directory below tests/ that a test is in."""
+    return Path(item.nodeid).parts[1]
+
+
+def rank(item: pytest.Item) -> int:
+    """The place of a test's group in the order of starting."""
+    names = [mark.args[0] for mark in item.iter_markers("xdist_group")]
+    if names and names[0] in ORDER:
+        return ORDER.index(names[0])
+    return len(ORDER) + (part(item) == "unit")
