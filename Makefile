@@ -5,9 +5,9 @@ STALK := .venv/bin/python -m stack
 # Side by side; tests/support/scheduling.py says how many at a time, and which stay together.
 PYTEST := .venv/bin/python -m pytest -n auto --dist loadgroup
 # Lists that `make lint` and nobody else needs.
-SHELL_SCRIPTS := .ci/run .ci/docker-engine stack/bootstrap docker/base/build docker/certificates docker/healthcheck \
-	docker/install-debian-packages docker/redis/start docker/redis/healthcheck
-DOCKERFILES := docker/Dockerfile docker/base/python.Dockerfile docker/base/redis.Dockerfile
+SHELL_SCRIPTS := .ci/run .ci/newcomer .ci/bare-machine .ci/docker-engine stack/bootstrap docker/base/build \
+	docker/certificates docker/healthcheck docker/install-debian-packages docker/redis/start docker/redis/healthcheck
+DOCKERFILES := .ci/bare.Dockerfile docker/Dockerfile docker/base/python.Dockerfile docker/base/redis.Dockerfile
 
 # As they were typed: a $ or a quote in a task's arguments is an argument, not a word of make.
 override TASK := $(value TASK)
