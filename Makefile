@@ -95,7 +95,7 @@ dev: .venv/ready ## make up with the source of this checkout; then a change of i
 	@$(STALK) dev
 
 .PHONY: test
-test: .venv/ready ## All tests but the slow ones; without a Docker Engine those with containers are skipped [ARGS='-k beat']
+test: .venv/ready ## All tests but the slow ones; containers only where Docker answers [ARGS='-k beat']
 	@$(PYTEST) -m "not slow" $(ARGS)
 
 .PHONY: test-slow
