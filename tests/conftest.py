@@ -12,7 +12,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import GaveUp
 from tests.support.world import Node, World
 
-pytest_plugins = ["tests.support.scheduling", "tests.support.summary"]
+pytest_plugins = ["tests.support.own_state", "tests.support.scheduling", "tests.support.summary"]
 
 
 @pytest.fixture(scope="session")

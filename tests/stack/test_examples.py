@@ -18,7 +18,8 @@ from uuid import uuid4
 import pytest
 
 from tests.stack.connecting import changed, local_stack, on_host, printed, python, typed, urls
-from tests.stack.handle import ROOT, Stack, free_port
+from tests.stack.handle import ROOT, Stack
+from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.world import World
