@@ -13,8 +13,10 @@ import pytest
 
 from tests.stack.handle import Stack, clone, environment
 
-# An engine that answers does so within a second; after this one it counts as none.
-ENGINE_SECONDS = 20
+# An engine that answers does so within a second, beside much else within a few; after that it counts as none.
+ENGINE_SECONDS = 60
+# A sentence that is the same for every test and on every machine: the summary counts by it.
+NO_ENGINE = "no Docker Engine answers"
 # Short where a test waits for it.
 SETTINGS = {
     "WORKER_CONCURRENCY": "2",
@@ -36,8 +38,8 @@ def docker_engine() -> None:
     if not why:
         return
     if os.environ.get("STALK_REQUIRE_DOCKER") == "1":
-        pytest.fail(f"STALK_REQUIRE_DOCKER=1, and {why}")
-    pytest.skip(why)
+        pytest.fail(f"STALK_REQUIRE_DOCKER=1, and {NO_ENGINE}: {why}")
+    pytest.skip(NO_ENGINE)
 
 
 def missing_engine() -> str:
@@ -48,10 +50,10 @@ def missing_engine() -> str:
             asked, env=environment(), capture_output=True, text=True, timeout=ENGINE_SECONDS, check=False
         )
     except FileNotFoundError:
-        return "no docker on PATH"
+        return "there is no docker on PATH"
     except subprocess.TimeoutExpired:
-        return f"no Docker Engine answers within {ENGINE_SECONDS} s"
-    return "" if done.returncode == 0 else f"no Docker Engine answers: {done.stderr.strip()}"
+        return f"docker info has not ended within {ENGINE_SECONDS} s"
+    return "" if done.returncode == 0 else done.stderr.strip() or f"docker info exited with {done.returncode}"
 
 
 @pytest.fixture(scope="session")

@@ -31,10 +31,14 @@ PASSED_ON = ("PATH", "HOME", "TMPDIR", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_C
              "DOCKER_TLS_VERIFY", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "PIP_INDEX_URL", "UV_INDEX_URL",
              "UV_DEFAULT_INDEX", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy",
              "no_proxy")  # fmt: skip
-# Both bounds are for a machine of two cores that is busy with something else.
-MAKE_SECONDS = 400.0
-COMMAND_SECONDS = 120.0
-HEALTHY_SECONDS = 120.0
+# All are for a machine of two cores that is busy with much else; they cost nothing where things work.
+MAKE_SECONDS = 900.0
+COMMAND_SECONDS = 300.0
+HEALTHY_SECONDS = 300.0
+PAGE_SECONDS = 60.0
+# How many are held, and, when it is none, what the queues have forgotten: a script is one command for all of it.
+EMPTY_QUEUES = "local n = redis.call('HLEN', 'unacked') if n == 0 then redis.call('DEL', unpack(KEYS)) end return n"
+QUEUES = ("celery", "io", "one", "unacked_index")
 
 SENDER = """
 import json, sys
@@ -143,12 +147,12 @@ class Stack:
         done = run(command, self.directory, self.environment(**(variables or {})), timeout, given)
         return self._checked(done) if check else done
 
-    def docker(self, *arguments: str, check: bool = True, timeout: float = COMMAND_SECONDS) -> str:
-        """`docker …`; what it printed, both streams."""
-        done = run(["docker", *arguments], self.directory, self.environment(), timeout)
+    def docker(self, *arguments: str, check: bool = True, errors: bool = True) -> str:
+        """`docker …`; what it printed, with its errors unless told otherwise."""
+        done = run(["docker", *arguments], self.directory, self.environment(), COMMAND_SECONDS)
         if check:
             self._checked(done)
-        return done.stdout + done.stderr
+        return done.stdout + (done.stderr if errors else "")
 
     def _checked(self, done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
         command = " ".join(done.args)
@@ -159,27 +163,58 @@ class Stack:
 
     # ---- containers
 
-    def containers(self) -> list[dict[str, Any]]:
-        """What `docker compose ps --all` tells of each container, in the order of their names."""
-        lines = self.compose("ps", "--all", "--format", "json", check=False).stdout.splitlines()
-        return sorted((json.loads(line) for line in lines), key=lambda container: str(container["Name"]))
+    # Compose reads the whole project for each question, which takes ten times as long as to ask the engine.
 
     def ids(self, service: str = "") -> list[str]:
-        """The containers' ids, of one service or of all."""
-        return [container["ID"] for container in self.containers() if service in ("", container["Service"])]
+        """The containers' ids, stopped ones too, of one service or of all."""
+        labels = [f"project={self.project}", *([f"service={service}"] if service else [])]
+        filters = [f"--filter=label=com.docker.compose.{label}" for label in labels]
+        # What `docker compose run` started is no part of a service.
+        filters.append("--filter=label=com.docker.compose.oneoff=False")
+        return self.docker("ps", "--all", "--quiet", *filters).split()
+
+    def inspected(self, service: str = "") -> list[dict[str, Any]]:
+        """What the engine tells of each container, in the order of their names."""
+        identifiers = self.ids(service)
+        # One that is removed meanwhile is not told of.
+        told = self.docker("inspect", *identifiers, check=False, errors=False) if identifiers else "[]"
+        return sorted(json.loads(told), key=lambda container: str(container["Name"]))
+
+    def containers(self, service: str = "") -> list[dict[str, str]]:
+        """Id, name, service, state and health of each container, in the order of their names."""
+        return [
+            {
+                "ID": container["Id"][:12],
+                "Name": container["Name"].removeprefix("/"),
+                "Service": container["Config"]["Labels"]["com.docker.compose.service"],
+                "State": container["State"]["Status"],
+                "Health": container["State"].get("Health", {}).get("Status", ""),
+            }
+            for container in self.inspected(service)
+        ]
 
     def inspect(self, identifier: str) -> dict[str, Any]:
         return dict(json.loads(self.docker("inspect", identifier))[0])
 
     def environment_of(self, service: str) -> dict[str, str]:
         """What the container of a service was given."""
-        variables = self.inspect(self.ids(service)[0])["Config"]["Env"]
-        # One without = was named in compose.yaml and set nowhere.
-        return dict(variable.split("=", 1) for variable in variables if "=" in variable)
+        return environment_of(self.inspected(service)[0])
+
+    def execute(self, service: str, *command: str, check: bool = True, given: str = "") -> str:
+        """What a command prints on its standard output inside the container of a service."""
+        done = self.executed(service, *command, given=given)
+        return (self._checked(done) if check else done).stdout
+
+    def executed(self, service: str, *command: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command inside the first container of a service that runs."""
+        running = [container["ID"] for container in self.containers(service) if container["State"] == "running"]
+        assert running, f"no container of {service} runs\n{self.describe()}"
+        whole = ["docker", "exec", "--interactive", running[0], *command]
+        return run(whole, self.directory, self.environment(), COMMAND_SECONDS, given)
 
     def shell(self, service: str, script: str, check: bool = True) -> str:
         """What a shell script prints inside the container of a service."""
-        return self.compose("exec", "-T", service, "sh", "-c", script, check=check).stdout
+        return self.execute(service, "sh", "-c", script, check=check)
 
     def network(self, name: str) -> dict[str, Any]:
         """A network of the project, by its name in compose.yaml."""
@@ -189,15 +224,14 @@ class Stack:
 
     def logs(self, service: str, *options: str) -> str:
         """All that the containers of a service have printed."""
-        done = self.compose("logs", "--no-color", *options, service, check=False)
-        return done.stdout + done.stderr
+        return "".join(self.docker("logs", *options, identifier, check=False) for identifier in self.ids(service))
 
     def describe(self) -> str:
         """State and last log lines of every container, for somebody who asks why a test failed."""
-        parts = [self.compose("ps", "--all", check=False).stdout]
+        parts = []
         for container in self.containers():
             last = self.docker("logs", "--tail", SHOWN_LOG_LINES, container["ID"], check=False)
-            parts.append(f"--- {container['Name']}\n{last}")
+            parts.append(f"--- {container['Name']}: {container['State']} {container['Health']}\n{last}")
         return "\n".join(parts)
 
     def wait(self, condition: Callable[[], T], what: str, timeout: float = HEALTHY_SECONDS, look: float = 0.2) -> T:
@@ -215,19 +249,17 @@ class Stack:
 
     # ---- tasks
 
-    def call(self, task: str, *arguments: Any, wait: float = 60) -> tuple[dict[str, Any], int]:
+    def call(self, task: str, *arguments: Any, wait: float = HEALTHY_SECONDS) -> tuple[dict[str, Any], int]:
         """`python -m services call` inside the stack: the object that it printed, and its exit code."""
         options = ["--args", json.dumps(arguments), "--wait", f"{wait:g}"]
-        done = self.compose(
-            "exec", "-T", "flower", "python", "-m", "services", "call", *options, "--", task, check=False
-        )
+        done = self.executed("flower", "python", "-m", "services", "call", *options, "--", task)
+        assert done.stdout, f"{done.stderr}\n{self.describe()}"
         return dict(json.loads(done.stdout)), done.returncode
 
     def send(self, task: str, *arguments: Sequence[Any], **options: Any) -> list[str]:
         """Send a task once for each list of arguments and wait for none of them; their ids."""
         order = json.dumps({"task": task, "arguments": arguments, "options": options})
-        done = self.compose("exec", "-T", "flower", "python", "-c", SENDER, given=order)
-        return list(json.loads(done.stdout))
+        return list(json.loads(self.execute("flower", "python", "-c", SENDER, given=order)))
 
     def send_marks(self, *seconds: Sequence[float | None], **options: Any) -> Marks:
         """Send the task `mark` once for each list of sleeps; None sleeps until `release()`."""
@@ -238,7 +270,7 @@ class Stack:
     def redis(self, *arguments: str, database: int = 0) -> str:
         """What `redis-cli` prints."""
         script = f'REDISCLI_AUTH="$REDIS_PASSWORD" exec redis-cli -n {database} "$@"'
-        return self.compose("exec", "-T", "redis", "sh", "-c", script, "redis-cli", *arguments).stdout.strip()
+        return self.execute("redis", "sh", "-c", script, "redis-cli", *arguments).strip()
 
     def queued(self, queue: str = "celery") -> int:
         """How many tasks wait in a queue."""
@@ -274,7 +306,7 @@ class Stack:
         if login:
             request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
         try:
-            with urllib.request.urlopen(request, timeout=20) as response:
+            with urllib.request.urlopen(request, timeout=PAGE_SECONDS) as response:
                 return Answer(response.status, response.read().decode(errors="replace"))
         except urllib.error.HTTPError as error:
             return Answer(error.code, error.read().decode())
@@ -298,28 +330,28 @@ class Stack:
 
     def settle(self) -> None:
         """One healthy container of each service and empty queues, whatever the test before has left behind."""
-        found = sorted((container["Service"], container.get("Health")) for container in self.containers())
-        if found != sorted((service, "healthy") for service in SERVICES) or self._has_other_settings():
+        found = self.inspected()
+        health = sorted(container["State"].get("Health", {}).get("Status", "") for container in found)
+        services = sorted(container["Config"]["Labels"]["com.docker.compose.service"] for container in found)
+        whole = services == sorted(SERVICES) and set(health) == {"healthy"}
+        if not whole or self._has_other_settings(found):
             self.override.unlink(missing_ok=True)
             self._started_with = self.env_file.read_text()
             scales = ("--scale", "worker=1", "--scale", "beat=1")
             self.compose("up", "--detach", "--remove-orphans", *scales, timeout=MAKE_SECONDS)
             self.wait_healthy()
-        if self.redis("HLEN", "unacked") != "0":
+        if self.redis("EVAL", EMPTY_QUEUES, str(len(QUEUES)), *QUEUES) != "0":
             # A test that has failed leaves tasks behind, which would stand in the way of the next one's.
             self.compose("stop", "worker")
-            self._empty_queues()
+            self.redis("DEL", *QUEUES, "unacked")
             self.compose("start", "worker")
             self.wait_healthy()
-        self._empty_queues()
 
-    def _empty_queues(self) -> None:
-        self.redis("DEL", "celery", "io", "one", "unacked", "unacked_index")
-
-    def _has_other_settings(self) -> bool:
+    def _has_other_settings(self, containers: list[dict[str, Any]]) -> bool:
         # Compose would say so too, but takes a second to do it.
         changed = self.override.exists() or self.env_file.read_text() != self._started_with
-        return changed or self.environment_of("beat").get("BEAT_SCHEDULE") != self.settings.get("BEAT_SCHEDULE")
+        schedules = {environment_of(container).get("BEAT_SCHEDULE") for container in containers}
+        return changed or schedules - {None} != {self.settings.get("BEAT_SCHEDULE")}
 
     def remains(self) -> dict[str, list[str]]:
         """What Docker still has of this project."""
@@ -358,14 +390,14 @@ class Marks:
         """The nodes that have started one of the tasks."""
         return {mark["node"] for mark in self.all("started")}
 
-    def wait_started(self, count: int = 1, timeout: float = 60) -> list[dict[str, str]]:
+    def wait_started(self, count: int = 1) -> list[dict[str, str]]:
         """Every start, as soon as there are `count` of them."""
-        self._stack.wait(lambda: len(self.all("started")) >= count, f"{count} tasks started", timeout)
+        self._stack.wait(lambda: len(self.all("started")) >= count, f"{count} tasks started")
         return self.all("started")
 
-    def wait_finished(self, timeout: float = 90) -> None:
+    def wait_finished(self) -> None:
         """Return when each of the tasks has run to its end."""
-        self._stack.wait(lambda: not self.unfinished(), "every task finished", timeout)
+        self._stack.wait(lambda: not self.unfinished(), "every task finished")
 
     def release(self) -> None:
         """Wake the tasks that sleep until they are woken."""
@@ -374,6 +406,12 @@ class Marks:
     def unfinished(self) -> set[str]:
         """The tasks that have not come to their end."""
         return set(self.tasks) - {mark["task"] for mark in self.all("finished")}
+
+
+def environment_of(container: Mapping[str, Any]) -> dict[str, str]:
+    """What a container was given."""
+    # One without = was named in compose.yaml and set nowhere.
+    return dict(variable.split("=", 1) for variable in container["Config"]["Env"] if "=" in variable)
 
 
 def sentences(text: str) -> list[str]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 
 import pytest
 
+from services.queues import BEAT_LOCK
 from tests.stack.handle import Stack
 from tests.stack.test_workers import node_pid
 
+# A lock that runs out and a watchdog that is patient take most of a minute; tests/integration has both, shorter.
+pytestmark = pytest.mark.slow
 SENDING = "beat: sent report-free-space"
-# The lock lasts 25 s and the standby looks every 2 s; the rest is for a busy machine.
-TAKEOVER_SECONDS = 45
-# WORKER_HEARTBEAT_TIMEOUT is 45 s here, and the watchdog looks every 5 s.
-WATCHDOG_SECONDS = 100
+# Nobody takes over while the lock lasts, and the README promises 30 s; the standby looks every 2 s.
+LONGEST_LOCK_MILLISECONDS = 28_000
 
 
 def word(stack: Stack, beat: str) -> str:
@@ -44,7 +44,6 @@ class Faults:
     beats: Beats
     node: int
     worker: str
-    began: float
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +63,12 @@ def two_beats(first_stack: tuple[Stack, str]) -> Beats:
 def faults(two_beats: Beats) -> Faults:
     """Both at once, because each of them takes its time to be noticed."""
     stack, worker, node = two_beats.stack, two_beats.stack.ids("worker")[0], node_pid(two_beats.stack)
+    assert 0 < int(stack.redis("PTTL", BEAT_LOCK)) <= LONGEST_LOCK_MILLISECONDS
     stack.shell("worker", f"kill -STOP {node}")
     stack.docker("kill", "--signal=KILL", two_beats.holder)
     assert stack.inspect(two_beats.holder)["State"]["ExitCode"] == 137
     assert stack.shell("worker", f"cut -d' ' -f3 /proc/{node}/stat").strip() == "T"
-    return Faults(two_beats, node, worker, time.monotonic())
+    return Faults(two_beats, node, worker)
 
 
 def test_of_two_beats_one_sends_and_both_are_healthy(two_beats: Beats) -> None:
@@ -90,15 +90,14 @@ def test_the_periodic_task_runs_as_often_as_it_was_sent(two_beats: Beats) -> Non
 def test_the_standby_sends_when_the_holder_was_killed(faults: Faults) -> None:
     stack, beats = faults.beats.stack, faults.beats
     before = sent(stack, beats.holder)
-    stack.wait(lambda: sent(stack, beats.standby) > 0, "the standby sends", TAKEOVER_SECONDS)
+    stack.wait(lambda: sent(stack, beats.standby) > 0, "the standby sends")
     assert word(stack, beats.standby) == "ticking"
     assert sent(stack, beats.holder) == before
-    assert time.monotonic() - faults.began < TAKEOVER_SECONDS
 
 
 def test_a_node_that_stands_still_is_killed_and_replaced(faults: Faults) -> None:
     stack = faults.beats.stack
-    stack.wait(lambda: node_pid(stack) not in (faults.node, 0), "another process is node0", WATCHDOG_SECONDS)
+    stack.wait(lambda: node_pid(stack) not in (faults.node, 0), "another process is node0")
     assert "watchdog: killing node0 (pid" in stack.logs("worker")
     assert stack.call("services.tasks.arithmetic.add", 4, 3)[1] == 0
     stack.wait_healthy("worker")

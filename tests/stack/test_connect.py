@@ -106,6 +106,7 @@ def test_another_project_sends_tasks_over_the_stacks_network(shop: Stack, tmp_pa
     assert "SUCCESS: " in done.stdout
 
 
+@pytest.mark.slow
 def test_the_stack_stops_and_starts_under_another_project(stack: Stack, shop: Stack) -> None:
     shop.compose("run", "--detach", "web", "-c", "import time; time.sleep(600)")
     stack.make("down")
@@ -116,6 +117,7 @@ def test_the_stack_stops_and_starts_under_another_project(stack: Stack, shop: St
 # ---- the host
 
 
+@pytest.mark.slow
 def test_the_host_reaches_redis_on_loopback_alone_and_only_with_the_password(
     first_stack: tuple[Stack, str], bridge: str
 ) -> None:
@@ -179,15 +181,18 @@ class Machine:
         return self._stack.docker("run", "--rm", *place, *given, *command, check=False).splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_another_machine_sends_tasks_with_tls(machine: Machine) -> None:
     assert machine.add() == "7"
 
 
+@pytest.mark.slow
 def test_another_machine_does_not_talk_to_a_redis_that_it_has_no_reason_to_trust(machine: Machine) -> None:
     url = machine.urls["CELERY_BROKER_URL"].partition("&ssl_ca_certs")[0]
     assert "CERTIFICATE_VERIFY_FAILED" in machine.add(CELERY_BROKER_URL=url)
 
 
+@pytest.mark.slow
 def test_tls_is_spoken_on_the_chosen_address_alone_and_only_with_the_password(
     tls: tuple[Stack, dict[str, str]],
 ) -> None:
@@ -200,6 +205,7 @@ def test_tls_is_spoken_on_the_chosen_address_alone_and_only_with_the_password(
     assert asks_for_password(redis.Redis(address, int(port), ssl=True, ssl_ca_certs=authority))
 
 
+@pytest.mark.slow
 def test_a_new_certificate_changes_nothing_for_other_machines(
     tls: tuple[Stack, dict[str, str]], machine: Machine
 ) -> None:
@@ -217,6 +223,7 @@ def served(replaced: dict[str, str]) -> str:
     return ssl.get_server_certificate((replaced[ADDRESS], int(replaced[TLS_PORT].removeprefix(":"))), timeout=5)
 
 
+@pytest.mark.slow
 def test_workers_of_another_machine_join(tls: tuple[Stack, dict[str, str]], tmp_path: Path) -> None:
     stack, replaced = tls
     second = Stack(clone(tmp_path / "second", mode_mask=0o077), f"{stack.project}-second", **SETTINGS)
@@ -261,6 +268,7 @@ def trusting(local: Local, replaced: dict[str, str], directory: Path) -> dict[st
     return on_host(**urls("tls-urls", directory, local.environment(password=local.password()), replaced))
 
 
+@pytest.mark.slow
 def test_local_processes_speak_tls_on_the_chosen_address_alone(
     local_tls: tuple[Local, dict[str, str]], tmp_path: Path
 ) -> None:
@@ -273,6 +281,7 @@ def test_local_processes_speak_tls_on_the_chosen_address_alone(
     assert "CERTIFICATE_VERIFY_FAILED" in python(variables, "-c", ADD).stderr
 
 
+@pytest.mark.slow
 def test_local_processes_take_a_new_certificate(local_tls: tuple[Local, dict[str, str]], tmp_path: Path) -> None:
     local, replaced = local_tls
     variables, before = trusting(local, replaced, tmp_path), served(replaced)
@@ -282,6 +291,7 @@ def test_local_processes_take_a_new_certificate(local_tls: tuple[Local, dict[str
     assert python(variables, "-c", ADD).stdout == "7\n"
 
 
+@pytest.mark.slow
 def test_local_workers_of_another_machine_join(local_tls: tuple[Local, dict[str, str]]) -> None:
     local, replaced = local_tls
     with local_stack("second") as second:

@@ -13,8 +13,6 @@ import pytest
 from tests.stack.handle import MAKE_SECONDS, Stack
 from tests.support.waiting import wait_until
 
-# Building the image, and restarting all containers, on a busy machine.
-SAY_SECONDS = 120
 TASK = "services.tasks.edited.word"
 MODULE = """\
 from celery import shared_task
@@ -43,6 +41,7 @@ def save(path: Path, text: str) -> None:
     new.replace(path)
 
 
+@pytest.mark.slow
 def test_a_change_is_taken_up_warm_and_mistakes_are_refused(stack: Stack, module: Path) -> None:
     log = stack.directory / "dev.log"
     with log.open("w") as output:
@@ -57,7 +56,7 @@ def test_a_change_is_taken_up_warm_and_mistakes_are_refused(stack: Stack, module
         )
 
     def says(text: str, times: int = 1) -> None:
-        wait_until(lambda: log.read_text().count(text) >= times, SAY_SECONDS, f"{text!r} {times} times", log.read_text)
+        wait_until(lambda: log.read_text().count(text) >= times, MAKE_SECONDS, f"{text!r} {times} times", log.read_text)
 
     try:
         says("Watching config/ and services/")

@@ -86,7 +86,7 @@ def test_redis_does_not_reach_the_outside(stack: Stack) -> None:
 
 def reaches(stack: Stack, service: str, host: str, port: int) -> str:
     """Whether a container gets a connection, and if not, why."""
-    return stack.compose("exec", "-T", service, "python", "-c", CONNECT, host, str(port)).stdout.strip()
+    return stack.execute(service, "python", "-c", CONNECT, host, str(port)).strip()
 
 
 def has_default_route(stack: Stack, service: str) -> bool:

@@ -59,6 +59,7 @@ def test_scaling(stack: Stack) -> None:
     stack.make("scale", WORKERS="1")
 
 
+@pytest.mark.slow
 def test_stopping_keeps_what_is_queued(stack: Stack) -> None:
     stack.compose("stop", "worker")
     marks = stack.send_marks([0.0])
@@ -71,6 +72,7 @@ def test_logs(stack: Stack) -> None:
     assert "ready." in do(stack, "logs")
 
 
+@pytest.mark.slow
 def test_a_new_redis_password_is_taken_over(stack: Stack) -> None:
     before = stack.env_file.read_text()
     stack.compose("stop", "worker")
@@ -84,6 +86,7 @@ def test_a_new_redis_password_is_taken_over(stack: Stack) -> None:
         stack.make("up")
 
 
+@pytest.mark.slow
 def test_another_redis_image_goes_on_with_the_data(stack: Stack) -> None:
     before = stack.env_file.read_text()
     image = stack.inspect(stack.ids("redis")[0])["Config"]["Image"]
@@ -100,6 +103,7 @@ def test_another_redis_image_goes_on_with_the_data(stack: Stack) -> None:
         stack.docker("image", "rm", "your-registry/redis:8.8.2")
 
 
+@pytest.mark.slow
 def test_queued_tasks_move_to_another_host_with_the_data(stack: Stack, other_stack: Stack) -> None:
     stack.compose("stop", "worker")
     stack.send_marks([0.0])
@@ -124,12 +128,13 @@ def test_looking_at_what_is_full(stack: Stack, name: str) -> None:
 
 def test_emptying_a_queue(stack: Stack) -> None:
     # Both children are busy, so what comes after waits in the queue.
-    marks = stack.send_marks([5.0], [5.0])
+    marks = stack.send_marks([None], [None])
     marks.wait_started(2)
     stack.send("services.tasks.arithmetic.add", [1, 2], [3, 4])
     assert stack.queued() == 2
     do(stack, "purge")
     assert stack.queued() == 0
+    marks.release()
     marks.wait_finished()
 
 
@@ -146,6 +151,7 @@ def test_dead_letters_are_seen_and_replayed(stack: Stack) -> None:
     assert stack.make("purge-dead-letters", YES="1").stdout == "1 dead letter is deleted.\n"
 
 
+@pytest.mark.slow
 def test_all_goes_back_to_plain_queues(stack: Stack) -> None:
     stack.send("services.tasks.arithmetic.add", [1, 2], countdown=3600)
     stack.wait(lambda: stack.redis("ZCARD", "scheduled") == "1", "a task that waits for its time")

@@ -7,7 +7,7 @@ from tests.stack.handle import Marks, Stack
 
 def queue_behind_busy_children(stack: Stack) -> Marks:
     """Tasks of which two run and the others wait."""
-    marks = stack.send_marks(*[[1]] * 8)
+    marks = stack.send_marks(*[[None]] * 2, *[[0]] * 6)
     marks.wait_started(2)
     return marks
 
@@ -15,6 +15,7 @@ def queue_behind_busy_children(stack: Stack) -> Marks:
 def test_a_restart_of_redis_loses_no_task(stack: Stack) -> None:
     marks = queue_behind_busy_children(stack)
     stack.compose("restart", "redis")
+    marks.release()
     marks.wait_finished()
     stack.wait_healthy()
 

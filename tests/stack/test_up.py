@@ -15,14 +15,6 @@ from tests.stack.handle import Stack, sentences
 PASSWORD = 'pa$$w#rd $HOME ${x} it\'s "q" :/?@%41,;é'
 IN_ENV_FILE = "'" + PASSWORD.replace("'", "\\'") + "'"
 
-OWN_TASK = """
-from celery import shared_task
-
-@shared_task
-def greet(name):
-    return f"Hello, {name}"
-"""
-
 
 def test_the_first_make_up_writes_secrets_and_says_where_to_look(first_stack: tuple[Stack, str]) -> None:
     stack, said = first_stack
@@ -44,11 +36,10 @@ def test_make_up_again_changes_nothing(stack: Stack) -> None:
 
 @pytest.fixture(scope="module")
 def changed_stack(first_stack: tuple[Stack, str]) -> Stack:
-    """The stack after changes of each kind and one more `make up`."""
+    """The stack after changes of its settings and one more `make up`."""
     stack, _ = first_stack
     stack.settle()
     stack.set_variables(f"REDIS_PASSWORD={IN_ENV_FILE}\nFLOWER_BASIC_AUTH='ops:a,b:c$d\\'é'\nLOG_LEVEL=debug\n")
-    (stack.directory / "services" / "tasks" / "greetings.py").write_text(OWN_TASK)
     stack.make("up")
     return stack
 
@@ -65,11 +56,6 @@ def test_a_password_with_special_characters_is_the_same_everywhere(changed_stack
     assert changed_stack.login() == "ops:a,b:c$d'é"
     assert changed_stack.flower("/flower/", "ops:a,b:c$d'é").status == 200
     assert changed_stack.flower("/flower/", "ops:a").status == 401
-
-
-def test_a_task_is_added_by_adding_a_file(changed_stack: Stack) -> None:
-    answer, _ = changed_stack.call("services.tasks.greetings.greet", "Ada")
-    assert answer["result"] == "Hello, Ada"
 
 
 def test_a_change_of_redis_conf_is_picked_up_and_keeps_the_data(stack: Stack) -> None:

@@ -15,9 +15,11 @@ SOLO = """
 """
 
 
-@pytest.fixture
-def two_kinds(stack: Stack) -> Stack:
+@pytest.fixture(scope="module")
+def two_kinds(first_stack: tuple[Stack, str]) -> Stack:
     """The stack with the second worker service of the README, and a third one of the same form."""
+    stack, _ = first_stack
+    stack.settle()
     stack.override.write_text(block("README.md", "second-worker") + SOLO)
     stack.make("up")
     return stack
@@ -51,7 +53,10 @@ def three_workers(first_stack: tuple[Stack, str]) -> Stack:
 
 
 def test_three_workers_share_the_work(three_workers: Stack) -> None:
-    marks = three_workers.send_marks(*[[0.5]] * 24)
+    # One for each child of each node: nobody could run two of them at a time.
+    marks = three_workers.send_marks(*[[None]] * 6)
+    marks.wait_started(6)
+    marks.release()
     marks.wait_finished()
     assert len(marks.nodes()) == 3
     three_workers.wait(lambda: set(three_workers.nodes_in_flower()) == marks.nodes(), "the three nodes in Flower")
@@ -96,6 +101,7 @@ def test_a_number_of_workers_that_is_none_is_refused(stack: Stack, workers: str,
     assert stack.env_file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_task_that_ends_in_time_ends_before_its_worker_stops(stack: Stack) -> None:
     marks = stack.send_marks([None])
     marks.wait_started()
@@ -105,6 +111,7 @@ def test_a_task_that_ends_in_time_ends_before_its_worker_stops(stack: Stack) -> 
     assert stack.inspect(stack.ids("worker")[0])["State"]["ExitCode"] == 0
 
 
+@pytest.mark.slow
 def test_a_task_that_takes_too_long_waits_again_when_its_worker_has_stopped(stack: Stack) -> None:
     marks = stack.send_marks([None, 0], [None, 0], [0], [0])
     marks.wait_started(2)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.stack.handle import ROOT, Stack, clone
 
 
+@pytest.mark.slow
 def test_a_package_in_own_txt_is_in_the_image_after_make_lock(stack: Stack, tmp_path: Path) -> None:
     """In a clone of its own, which is built and never started."""
     other = Stack(clone(tmp_path / "clone"), f"{stack.project}-packages")

@@ -23,6 +23,7 @@ def redis_elsewhere(stack: Stack) -> Iterator[str]:
     stack.docker("rm", "--force", "--volumes", name)
 
 
+@pytest.mark.slow
 def test_two_urls_and_one_variable_put_a_redis_of_ones_own_in_place(stack: Stack, redis_elsewhere: str) -> None:
     before = stack.env_file.read_text()
     stack.set_variables(
