@@ -17,9 +17,9 @@ def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
 
 def test_a_change_of_code_restarts_what_runs_it_and_running_tasks_finish(local: Local) -> None:
     before = local.pids()
-    running = local.start_rest("through-a-change", 4)
+    running = local.start("through-a-change")
     local.replace("services/tasks/seen.py", '"old"', '"new"')
-    local.make("up")
+    local.end_while(lambda: local.make("up"), "through-a-change")
     assert changed(before, local.pids()) == {"worker1-node0", "beat", "flower"}
     assert running.get()
     assert (local.notes("start", "through-a-change"), local.notes("end", "through-a-change")) == (1, 1)

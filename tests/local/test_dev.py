@@ -72,10 +72,14 @@ def test_a_change_is_taken_up_warm_and_mistakes_are_refused(local: Local, dev: D
     assert local.pids() == before
     assert local.run_task(WORD) == old
 
-    running = local.start_rest(f"edited-{uuid4().hex}", 3)
-    word = uuid4().hex
-    module.write_text(good.replace(f'WORD = "{old}"', f'WORD = "{word}"'))
-    dev.says("the new code runs")
+    label, word = f"edited-{uuid4().hex}", uuid4().hex
+    running = local.start(label)
+
+    def edit() -> None:
+        module.write_text(good.replace(f'WORD = "{old}"', f'WORD = "{word}"'))
+        dev.says("the new code runs")
+
+    local.end_while(edit, label)
     assert running.get()
     assert local.run_task(WORD) == word
     assert local.pids()["redis"] == before["redis"]

@@ -8,18 +8,18 @@ import shutil
 import signal
 import subprocess
 
-from tests.local.handle import ROOT_PYTHON, Local
+from tests.local.handle import MAKE_SECONDS, ROOT_PYTHON, Local
 
 
 def test_a_killed_supervisor_leaves_tasks_running_and_up_recovers_without_a_second_redis(local: Local) -> None:
     local.redis(database=5).set("kept", "yes")
-    running = local.start_rest("orphaned", 6)
+    running = local.start("orphaned")
     redis = local.pids()["redis"]
     os.kill(local.supervisor(), signal.SIGKILL)
     local.wait(lambda: not local.processes(), "Supervisor is gone")
     assert local.redis().ping(), "what it ran goes on"
     assert "left over" in local.make("status", check=False).stdout
-    said = local.make("up").stdout
+    said = local.end_while(lambda: local.make("up"), "orphaned").stdout
     assert "that no Supervisor looks after" in said
     assert (local.notes("start", "orphaned"), local.notes("end", "orphaned")) == (1, 1)
     assert running.get()
@@ -48,10 +48,19 @@ def test_up_recovers_when_somebody_has_deleted_the_sockets(local: Local) -> None
 
 
 def test_a_supervisor_that_is_told_to_stop_by_somebody_is_waited_for(local: Local) -> None:
-    local.start_rest("told", 4)
-    before = local.supervisor()
+    local.start("told")
+    before, stops = local.supervisor(), local.told_to_stop()
     os.kill(before, signal.SIGTERM)
-    local.make("up")
+    local.wait(lambda: local.told_to_stop() > stops, "the node is told to stop")
+    up = subprocess.Popen(
+        local.command("up"), cwd=local.directory, env=local.environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert up.stdout
+    said = iter(up.stdout.readline, "")
+    assert next((line for line in said if "Waiting for a Supervisor that does not answer any more" in line), "")
+    local.release("told")
+    up.communicate(timeout=MAKE_SECONDS)
+    assert up.returncode == 0
     assert local.supervisor() != before
     assert (local.notes("start", "told"), local.notes("end", "told")) == (1, 1)
     assert sum("redis-server" in process for process in local.left()) == 1

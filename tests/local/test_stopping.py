@@ -11,17 +11,18 @@ from tests.local.handle import MAKE_SECONDS, PROGRAMS, Local
 
 
 def test_stop_lets_running_tasks_finish_and_up_runs_the_queued_ones(local: Local) -> None:
-    running = [local.start_rest(f"stopped-{number}", 5) for number in range(2)]
+    labels = ["stopped-0", "stopped-1"]
+    running = [local.start(label) for label in labels]
     queued = [local.send("services.tasks.arithmetic.add", number, 1) for number in range(20)]
-    said = local.make("stop").stdout
+    said = local.end_while(lambda: local.make("stop"), *labels).stdout
     assert "2 running; waiting for them" in said
     assert "Still queued: " in said
-    assert [local.notes("end", f"stopped-{number}") for number in range(2)] == [1, 1]
+    assert [local.notes("end", label) for label in labels] == [1, 1]
     assert local.left() == []
     assert local.make("stop").stdout == "Nothing runs.\n"
     local.make("up")
     assert [task.get() for task in queued] == list(range(1, 21))
-    assert [local.notes("start", f"stopped-{number}") for number in range(2)] == [1, 1]
+    assert [local.notes("start", label) for label in labels] == [1, 1]
     assert all(task.get() for task in running)
 
 
@@ -84,7 +85,7 @@ def test_ctrl_c_ends_the_logs_and_nothing_else(local: Local) -> None:
     while "ready." not in seen:
         seen += logs.stdout.readline()
     os.killpg(logs.pid, signal.SIGINT)
-    rest, _ = logs.communicate(timeout=20)
+    rest, _ = logs.communicate(timeout=MAKE_SECONDS)
     assert "Traceback" not in seen + rest
     assert "beat:" not in seen
     assert local.pids() == before

@@ -54,7 +54,8 @@ def test_status_as_json_is_one_object(local: Local) -> None:
     )
     assert [name.partition("@")[0] for name in told["nodes"]] == ["worker1-node0"]
     assert told["queues"] == {"celery": 0}
-    assert told["beat"]["seconds_since_tick"] < 30
+    # A number, and not None: that the tick is a recent one is what `healthy` says.
+    assert told["beat"]["seconds_since_tick"] >= 0
 
 
 def test_scaling_leaves_those_that_run_as_they_are(local: Local) -> None:
@@ -74,7 +75,7 @@ def test_scaling_leaves_those_that_run_as_they_are(local: Local) -> None:
 def test_a_node_that_is_killed_is_back(local: Local) -> None:
     before = local.pids()["worker1-node0"]
     os.killpg(before, signal.SIGKILL)
-    local.wait(lambda: local.pids()["worker1-node0"] not in (0, before), "another node", timeout=10)
+    local.wait(lambda: local.pids()["worker1-node0"] not in (0, before), "another node")
     assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
 
 
@@ -82,12 +83,12 @@ def test_a_redis_that_is_killed_is_back_with_its_data(local: Local) -> None:
     with local.redis(database=5) as client:
         client.set("kept", "yes")
         assert (
-            client.execute_command("WAITAOF", 1, 0, 10000)[0] == 1 if newer_than_7_2(client) else client.bgrewriteaof()
+            client.execute_command("WAITAOF", 1, 0, 50000)[0] == 1 if newer_than_7_2(client) else client.bgrewriteaof()
         )
         local.wait(lambda: not client.info("persistence")["aof_rewrite_in_progress"], "the file is written")
     before = local.pids()["redis"]
     os.kill(before, signal.SIGKILL)
-    local.wait(lambda: local.pids()["redis"] not in (0, before), "another Redis", timeout=10)
+    local.wait(lambda: local.pids()["redis"] not in (0, before), "another Redis")
     local.wait(lambda: answers(local), "Redis answers")
     assert local.redis(database=5).get("kept") == "yes"
     assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3

@@ -8,18 +8,20 @@ import shlex
 import socket
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
-from time import monotonic
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from tests.stack.connecting import changed, local_stack, on_host, printed, python, typed, urls
+from tests.stack.connecting import PAGE, changed, local_stack, on_host, printed, python, typed, urls
 from tests.stack.handle import ROOT, Stack
 from tests.support.ports import free_port
+from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.world import World
@@ -27,13 +29,15 @@ from tests.support.world import World
 # The blocks of docs/connect.md that start a web application.
 WEB = ("run-fastapi", "run-django")
 # Importing a web framework and Celery takes 2 s on an idle machine.
-START_SECONDS = 40
-# Milliseconds for a sum and seconds for a chain, on a machine that may be busy with something else.
-TASK_SECONDS = 60
+START_SECONDS = 300
+# Milliseconds for a sum and seconds for a chain, on a machine that may be busy with much else.
+TASK_SECONDS = 300
 # Some five seconds of one core: long enough to be looked at several times.
 ROUNDS = 8_000_000
-# As docs/connect.md has it, and what a busy machine adds.
-AWAY_SECONDS, SLACK_SECONDS = 6, 4
+# As docs/connect.md has it.
+AWAY_SECONDS = 6
+# As many as FastAPI has threads.
+THREADS = 40
 
 
 class Site:
@@ -63,11 +67,20 @@ class Site:
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read()), error.headers
 
-    def timed(self, method: str, path: str, **body: Any) -> tuple[int, float]:
-        """Status of an answer, and how long it took."""
-        started = monotonic()
-        status, _, _ = self.ask(method, path, **body)
-        return status, monotonic() - started
+    def ask_at_once(self, *requests: tuple[str, str]) -> list[int]:
+        """The status of each answer to requests that are all made at the same time."""
+        with ThreadPoolExecutor(len(requests)) as pool:
+            return list(pool.map(lambda request: self.ask(*request)[0], requests))
+
+
+def start_site(world: World, block: str, environment: dict[str, str]) -> Site:
+    """Start a web application with the command of a block."""
+    port = free_port()
+    process = world.process(block, shlex.split(typed(block, {"8000": str(port)})), environment, ROOT)
+    site = Site(port)
+    world.wait_until(lambda: site.listens() or not process.alive, START_SECONDS, f"{block} listens")
+    assert process.alive, process.tail()
+    return site
 
 
 Serve = Callable[[str, dict[str, str]], Site]
@@ -76,19 +89,14 @@ Serve = Callable[[str, dict[str, str]], Site]
 @pytest.fixture
 def serve(world: World) -> Serve:
     """Starts a web application with the command of a block."""
-
-    def start(block: str, environment: dict[str, str]) -> Site:
-        port = free_port()
-        process = world.process(block, shlex.split(typed(block, {"8000": str(port)})), environment, ROOT)
-        site = Site(port)
-        world.wait_until(lambda: site.listens() or not process.alive, START_SECONDS, f"{block} listens")
-        assert process.alive, process.tail()
-        return site
-
-    return start
+    return lambda block, environment: start_site(world, block, environment)
 
 
-@pytest.fixture(scope="module", params=["docker", "local"])
+# The containers are those of all tests with containers, which are slow enough; what differs is the way to Redis.
+DOCKER = pytest.param("docker", marks=[pytest.mark.xdist_group("containers"), pytest.mark.slow])
+
+
+@pytest.fixture(scope="module", params=[DOCKER, "local"])
 def reached(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """The environment of a program on this host that reaches a stack as docs/connect.md says."""
     if request.param == "local":
@@ -101,6 +109,12 @@ def reached(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     with changed(stack, printed("host-env", {}), REDIS_PORT=port):
         stack.make("up")
         yield on_host(**urls("host-urls", stack.directory, stack.environment(), {":6379": f":{port}"}))
+
+
+@pytest.fixture(scope="module")
+def site_of(reached: dict[str, str], shared_world: World) -> Callable[[str], Site]:
+    """The web application of a block in front of the stack, started when it is first asked for."""
+    return cache(lambda block: start_site(shared_world, block, reached))
 
 
 def test_plain_python_shows_progress_and_the_result(reached: dict[str, str]) -> None:
@@ -116,33 +130,34 @@ def test_plain_python_shows_progress_and_the_result(reached: dict[str, str]) -> 
 
 
 def test_plain_python_gives_up_waiting_and_the_task_goes_on(reached: dict[str, str]) -> None:
-    started = monotonic()
     done = python(reached, "examples/plain.py", str(ROUNDS), "1")
     assert done.returncode == 3, done.stdout + done.stderr
     task = done.stdout.split()[1].rstrip(".")
     program = f"from producer import Task, wait; print(wait(Task({task!r}), {TASK_SECONDS}).state)"
     assert python(reached, "-c", program).stdout == "SUCCESS\n"
-    assert monotonic() - started > 1
 
 
 def test_the_lines_of_the_page_do_what_they_say(reached: dict[str, str]) -> None:
-    program = printed("lines", {}).replace("10_000_000", str(ROUNDS // 4))
+    program = printed("lines", {}).replace("10_000_000", str(ROUNDS // 2))
     done = python(reached, "-c", program + "print(total.value, chain.state)\n")
     assert done.stdout in ("7 PENDING\n", "7 PROGRESS\n"), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("block", WEB)
-def test_a_web_request_gets_the_result_when_it_is_there_in_time(
-    reached: dict[str, str], serve: Serve, block: str
-) -> None:
-    status, body, _ = serve(block, reached).ask("POST", "/sums", x=4, y=3)
+def test_a_web_request_gets_the_result_when_it_is_there_in_time(site_of: Callable[[str], Site], block: str) -> None:
+    # Beside much else five seconds may be too short, and then the answer is 202, which another test is about.
+    status, body = wait_until(
+        lambda: answer if (answer := site_of(block).ask("POST", "/sums", x=4, y=3)[:2])[0] != 202 else None,
+        TASK_SECONDS,
+        "a sum is there in time",
+    )
     assert (status, body["state"], body["value"]) == (200, "SUCCESS", 7)
 
 
 @pytest.mark.parametrize("block", WEB)
-def test_a_web_application_shows_progress(reached: dict[str, str], serve: Serve, block: str) -> None:
-    site = serve(block, reached)
-    status, body, headers = site.ask("POST", "/chains", seed="seed", rounds=ROUNDS)
+def test_a_web_application_shows_progress(site_of: Callable[[str], Site], block: str) -> None:
+    site = site_of(block)
+    status, body, headers = site.ask("POST", "/chains", seed="seed", rounds=ROUNDS // 2)
     assert (status, headers["Location"]) == (202, f"/tasks/{body['id']}")
     seen: list[tuple[int, Any]] = []
 
@@ -159,8 +174,8 @@ def test_a_web_application_shows_progress(reached: dict[str, str], serve: Serve,
 
 
 @pytest.mark.parametrize("block", WEB)
-def test_a_web_application_tells_why_a_task_failed(reached: dict[str, str], serve: Serve, block: str) -> None:
-    site = serve(block, reached)
+def test_a_web_application_tells_why_a_task_failed(site_of: Callable[[str], Site], block: str) -> None:
+    site = site_of(block)
     _, _, headers = site.ask("POST", "/chains", seed="seed", rounds=-1)
     wait_until(lambda: site.ask("GET", headers["Location"])[0] != 202, TASK_SECONDS, "the task ends")
     status, body, _ = site.ask("GET", headers["Location"])
@@ -186,10 +201,8 @@ def alone(broker: RedisServer) -> dict[str, str]:
 def test_a_web_request_that_gets_no_result_in_time_gets_the_id(
     broker: RedisServer, alone: dict[str, str], serve: Serve, block: str
 ) -> None:
-    started = monotonic()
     status, body, headers = serve(block, alone).ask("POST", "/sums", x=4, y=3)
     assert (status, body["state"], headers["Location"]) == (202, "PENDING", f"/tasks/{body['id']}")
-    assert monotonic() - started < START_SECONDS
     assert [message["headers"]["id"] for message in queued(broker)] == [body["id"]]
 
 
@@ -200,17 +213,20 @@ def test_a_web_request_is_answered_while_redis_is_away(
     site = serve(block, alone)
     assert site.ask("POST", "/reports")[0] == 204
     broker.freeze()
-    for request in (("POST", "/reports"), ("POST", "/reports"), ("GET", f"/tasks/{uuid4()}")):
-        status, seconds = site.timed(*request)
-        assert (status, seconds < AWAY_SECONDS + SLACK_SECONDS) == (503, True), (request, status, seconds)
+    # Redis still stands when the answers are there.
+    answers = site.ask_at_once(("POST", "/reports"), ("POST", "/reports"), ("GET", f"/tasks/{uuid4()}"))
+    assert answers == [503] * 3
     broker.thaw()
     assert site.ask("POST", "/reports")[0] == 204
+    # What was sent while Redis stood still was sent once and once more, and it may have got both.
+    sent = Counter(message["headers"]["id"] for message in queued(broker))
+    assert max(sent.values()) <= 2, sent
     broker.kill()
     status, body, headers = site.ask("POST", "/reports")
     assert (status, headers["Retry-After"]) == (503, "5")
     assert body["error"].startswith("the task could not be sent: ")
-    # Nobody listens, which is known at once.
-    assert site.timed("POST", "/reports")[1] < SLACK_SECONDS
+    # Nobody listens, which is known at once: nothing was waited for.
+    assert "refused" in body["error"].lower()
     broker.start()
     # The connections that the site has kept are dead, and nobody notices.
     assert site.ask("POST", "/reports")[0] == 204
@@ -219,13 +235,31 @@ def test_a_web_request_is_answered_while_redis_is_away(
 def test_no_request_waits_for_another_one_while_redis_stands_still(
     broker: RedisServer, alone: dict[str, str], serve: Serve
 ) -> None:
-    site = serve("run-fastapi", alone)
-    broker.freeze()
-    # As many as FastAPI has threads.
-    with ThreadPoolExecutor(40) as pool:
-        answers = list(pool.map(lambda _: site.timed("POST", "/reports"), range(40)))
-    assert {status for status, _ in answers} == {503}
-    assert max(seconds for _, seconds in answers) < AWAY_SECONDS + SLACK_SECONDS
+    proxy = Proxy(broker.port)
+    try:
+        url = broker.url(0).replace(f":{broker.port}/", f":{proxy.port}/")
+        site = serve("run-fastapi", alone | {"CELERY_BROKER_URL": url})
+        broker.freeze()
+        with ThreadPoolExecutor(1) as background:
+            answers = background.submit(site.ask_at_once, *[("POST", "/reports")] * THREADS)
+            # Each has a connection, and none has its answer.
+            wait_until(lambda: proxy.connections() >= THREADS or answers.done(), TASK_SECONDS, "all have a connection")
+            assert not answers.done()
+            assert answers.result() == [503] * THREADS
+    finally:
+        proxy.close()
+
+
+def test_redis_is_waited_for_as_long_as_the_page_says(alone: dict[str, str]) -> None:
+    # To send, to connect, to send again.
+    program = (
+        "from producer import SOCKET_SECONDS, sender;"
+        "assert sender.conf.broker_transport_options['socket_timeout'] == SOCKET_SECONDS;"
+        "assert sender.conf.broker_transport_options['socket_connect_timeout'] == SOCKET_SECONDS;"
+        "print(SOCKET_SECONDS * (2 + sender.conf.task_publish_retry_policy['max_retries']))"
+    )
+    assert python(alone, "-c", program).stdout == f"{AWAY_SECONDS}\n"
+    assert f"after {AWAY_SECONDS} seconds at most" in PAGE.read_text()
 
 
 def test_a_full_redis_is_away_too(broker: RedisServer, alone: dict[str, str], serve: Serve) -> None:

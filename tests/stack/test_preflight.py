@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.stack.handle import Stack
 
 MEND = "run 'redis-cli CONFIG SET maxmemory-policy noeviction', and set it in redis.conf"
+RUN = ("run", "--rm", "-T", "--no-deps")
 LOOK_AGAIN = "from config import load; from services import preflight; preflight.check(load())"
 
 
@@ -29,13 +31,15 @@ def test_an_evicting_redis_is_refused_with_the_command_that_mends_it(stack: Stac
         "CELERY_RESULT_BACKEND": f"redis://{evicting_redis}:6379/1",
     }
     given = [f"--env={name}={value}" for name, value in (urls | {"REDIS_PASSWORD": ""}).items()]
-    for service in ("worker", "beat"):
-        done = stack.compose("run", "--rm", "-T", "--no-deps", *given, service, check=False)
+    services = ("worker", "beat")
+    with ThreadPoolExecutor(len(services)) as both:
+        ran = list(both.map(lambda service: stack.compose(*RUN, *given, service, check=False), services))
+    for done in ran:
         told = done.stdout + done.stderr
         assert done.returncode == 3, told
         assert "its maxmemory-policy is allkeys-lru, so it throws away waiting tasks when it is full" in told
         assert MEND in told
         assert "Traceback" not in told
     stack.docker("exec", evicting_redis, "redis-cli", "CONFIG", "SET", "maxmemory-policy", "noeviction")
-    again = ("--rm", "-T", "--no-deps", "--entrypoint=python", *given, "worker", "-c", LOOK_AGAIN)
-    assert stack.compose("run", *again, check=False).returncode == 0
+    again = stack.compose(*RUN, "--entrypoint=python", *given, "worker", "-c", LOOK_AGAIN, check=False)
+    assert again.returncode == 0, again.stderr

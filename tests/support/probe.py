@@ -13,6 +13,9 @@ from celery.exceptions import Reject, SoftTimeLimitExceeded
 
 from config import variable
 
+# A test that has failed releases nothing; one that waits for much else before it does takes minutes.
+HELD_SECONDS = 600
+
 
 def note(word: str, label: str) -> None:
     """Append a line, in one write, because several processes do so at the same time."""
@@ -31,6 +34,18 @@ def rest(self: Task, label: str, seconds: float) -> str:
     time.sleep(seconds)
     note("end", label)
     return str(self.request.hostname)
+
+
+@shared_task
+def hold(label: str) -> str:
+    """Wait until there is a file LABEL.released beside the log."""
+    note("start", label)
+    released = Path(variable("PROBE_LOG")).with_name(f"{label}.released")
+    end = time.monotonic() + HELD_SECONDS
+    while not released.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    note("end", label)
+    return label
 
 
 @shared_task

@@ -164,6 +164,10 @@ class Proxy:
         """Swallow from now on what comes over the connections that there are, both ways; how many there are."""
         return self._do(self._silence())
 
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._links)
+
     def delay(self, seconds: float) -> None:
         """Pass everything on so much later."""
         self._delay = seconds
