@@ -63,12 +63,9 @@ def test_limits_come_from_the_environment(stack: Stack) -> None:
     fewer, expected = {}, {}
     for number, service in enumerate(SERVICES, 1):
         name = service.upper()
-        fewer |= {
-            f"{name}_MEMORY": f"{300 + number}m",
-            f"{name}_CPUS": f"{number / 8}",
-            f"{name}_PIDS": f"{70 + number}",
-        }
-        expected[service] = {"memory": str((300 + number) * 1024 * 1024), "cpus": number / 8, "pids": 70 + number}
+        memory, cpus, pids = 300 + number, number / 8, 70 + number
+        fewer |= {f"{name}_MEMORY": f"{memory}m", f"{name}_CPUS": f"{cpus}", f"{name}_PIDS": f"{pids}"}
+        expected[service] = {"memory": str(memory * 1024 * 1024), "cpus": cpus, "pids": pids}
     services = json.loads(stack.compose("config", "--format", "json", variables=fewer).stdout)["services"]
     assert {service: services[service]["deploy"]["resources"]["limits"] for service in SERVICES} == expected
 
