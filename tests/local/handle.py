@@ -144,6 +144,10 @@ class Local:
                     found.append(f"{process.name} {told[0].replace(bytes(1), b' ').decode(errors='replace')}")
         return found
 
+    def redis_servers(self) -> int:
+        """How many servers run on this checkout's data; two would ruin it."""
+        return sum(bool(re.search("(redis|valkey)-server", process)) for process in self.left())
+
     def describe(self) -> str:
         """Every program's state and last log lines, for somebody who asks why a test failed."""
         parts = [

@@ -6,24 +6,25 @@ import json
 import os
 import pty
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
-from services.queues import DEAD_LETTERS, SCHEDULED
+from services.queues import DEAD_LETTER, DEAD_LETTERS, DEAD_LETTERS_UNTOLD, SCHEDULED
 from tests.local.handle import MAKE_SECONDS, Local
 
 HOUR = 3600
 
 
 @pytest.fixture
-def letters(local: Local) -> Iterator[list[int]]:
-    """The ids of two dead letters; none is left afterwards."""
-    for argument in (1, "[red]two[/]"):
-        local.send("nobody.knows", argument)
-    yield sorted(map(int, wait_letters(local, 2)))
-    local.make("purge-dead-letters", YES="1")
+def letters(local: Local) -> list[int]:
+    """The ids of the only two dead letters."""
+    with local.redis() as client:
+        if client.zcard(DEAD_LETTERS) != 2:
+            client.delete(DEAD_LETTERS, DEAD_LETTERS_UNTOLD, *client.keys(f"{DEAD_LETTER}*"))
+            for argument in (1, "[red]two[/]"):
+                local.send("nobody.knows", argument)
+    return sorted(map(int, wait_letters(local, 2)))
 
 
 def wait_letters(local: Local, count: int) -> list[str]:

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 
+import pytest
+
 from tests.local.handle import MAKE_SECONDS, ROOT_PYTHON, Local
 
 
@@ -24,11 +26,12 @@ def test_a_killed_supervisor_leaves_tasks_running_and_up_recovers_without_a_seco
     assert (local.notes("start", "orphaned"), local.notes("end", "orphaned")) == (1, 1)
     assert running.get()
     assert local.pids()["redis"] != redis
-    assert sum("redis-server" in process for process in local.left()) == 1
+    assert local.redis_servers() == 1
     assert local.redis(database=5).get("kept") == "yes"
     assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
 
 
+@pytest.mark.slow
 def test_down_ends_what_a_killed_supervisor_has_left(local: Local) -> None:
     os.kill(local.supervisor(), signal.SIGKILL)
     local.make("down")
@@ -38,15 +41,17 @@ def test_down_ends_what_a_killed_supervisor_has_left(local: Local) -> None:
     assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
 
 
+@pytest.mark.slow
 def test_up_recovers_when_somebody_has_deleted_the_sockets(local: Local) -> None:
     before = local.pids()
     shutil.rmtree(local.run)
     local.make("up")
     assert not set(local.pids().values()) & set(before.values())
-    assert sum("redis-server" in process for process in local.left()) == 1
+    assert local.redis_servers() == 1
     assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_is_told_to_stop_by_somebody_is_waited_for(local: Local) -> None:
     local.start("told")
     before, stops = local.supervisor(), local.told_to_stop()
@@ -63,7 +68,7 @@ def test_a_supervisor_that_is_told_to_stop_by_somebody_is_waited_for(local: Loca
     assert up.returncode == 0
     assert local.supervisor() != before
     assert (local.notes("start", "told"), local.notes("end", "told")) == (1, 1)
-    assert sum("redis-server" in process for process in local.left()) == 1
+    assert local.redis_servers() == 1
 
 
 def test_a_second_redis_does_not_touch_the_data(local: Local) -> None:
@@ -84,6 +89,7 @@ def test_a_second_redis_does_not_touch_the_data(local: Local) -> None:
     assert said == f"waiting for another Redis (pid {local.pids()['redis']}) to leave {local.state / 'redis'}\n"
 
 
+@pytest.mark.slow
 def test_a_program_that_cannot_start_is_shown_with_its_last_lines_and_mended_by_the_next_up(local: Local) -> None:
     broken = local.write_task("broken", 'raise RuntimeError("broken on purpose")\n')
     try:

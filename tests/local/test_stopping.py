@@ -7,6 +7,8 @@ import pty
 import signal
 import subprocess
 
+import pytest
+
 from tests.local.handle import MAKE_SECONDS, PROGRAMS, Local
 
 
@@ -47,10 +49,11 @@ def test_down_leaves_no_process_and_keeps_the_data_and_two_ups_start_one_stack(l
     assert [up.returncode for up in ups] == [0, 0]
     assert sum("Waiting for 'make up' (pid " in text for text in said) == 1
     assert sum("services.supervise" in process for process in local.left()) == 1
-    assert sum("redis-server" in process for process in local.left()) == 1
+    assert local.redis_servers() == 1
     assert local.redis(database=5).get("kept") == "yes"
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_ends_nothing(local: Local) -> None:
     local.make("stop")
     pid, terminal = pty.fork()
@@ -91,6 +94,7 @@ def test_ctrl_c_ends_the_logs_and_nothing_else(local: Local) -> None:
     assert local.pids() == before
 
 
+@pytest.mark.slow
 def test_a_stack_with_mistakes_in_its_env_file_can_be_seen_and_stopped(local: Local) -> None:
     kept = local.tasks_file.read_text()
     local.set_variable(local.env_file, "WORKER_POOL", "gevent")

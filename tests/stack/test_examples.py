@@ -48,7 +48,7 @@ class Site:
 
     def listens(self) -> bool:
         try:
-            socket.create_connection(("127.0.0.1", self._port), 5).close()
+            socket.create_connection(("127.0.0.1", self._port), START_SECONDS).close()
         except OSError:
             return False
         return True
