@@ -15,12 +15,12 @@ from tests.local.handle import Local
 
 
 def test_a_new_task_is_found_after_up_and_its_test_passes(local: Local) -> None:
-    said = local.make("new-task", NAME="invoices").stdout
-    assert "Wrote services/tasks/invoices.py and tests/unit/test_tasks_invoices.py." in said
-    assert """make up && make call TASK=services.tasks.invoices.process ARGS='["first"]'""" in said
+    said = local.make("new-task", NAME="letters_of_ours").stdout
+    assert "Wrote services/tasks/letters_of_ours.py and tests/unit/test_tasks_letters_of_ours.py." in said
+    assert """make up && make call TASK=services.tasks.letters_of_ours.process ARGS='["first"]'""" in said
     local.make("up")
-    assert local.run_task("services.tasks.invoices.process", "first") == "first is done"
-    test = "tests/unit/test_tasks_invoices.py"
+    assert local.run_task("services.tasks.letters_of_ours.process", "first") == "first is done"
+    test = "tests/unit/test_tasks_letters_of_ours.py"
     tried = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
         cwd=local.directory,
