@@ -60,7 +60,8 @@ def test_a_service_has_limits_and_a_grace_period(shipped: dict[str, Any], servic
 
 
 def test_limits_come_from_the_environment(stack: Stack) -> None:
-    fewer, expected = {}, {}
+    fewer: dict[str, str] = {}
+    expected: dict[str, dict[str, Any]] = {}
     for number, service in enumerate(SERVICES, 1):
         name = service.upper()
         memory, cpus, pids = 300 + number, number / 8, 70 + number
