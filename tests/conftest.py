@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from tests.support.checkout import Checkout
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import GaveUp
 from tests.support.world import Node, World
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that tests start and press it for.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["tests.support.own_state", "tests.support.scheduling", "tests.support.summary"]
 
