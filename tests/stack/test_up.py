@@ -93,6 +93,8 @@ def test_a_port_that_is_taken_is_one_sentence_that_names_the_variable(other_stac
     assert other_stack.remains() == {}
 
 
+# Not beside the first `make up`: where there are no base images, both would build them.
+@pytest.mark.xdist_group("containers")
 def test_an_image_that_does_not_build_is_told_with_the_builders_lines(other_stack: Stack) -> None:
     lock = Path(other_stack.directory / "requirements" / "own.lock")
     lock.write_text("humanize==4.0.0 --hash=sha256:" + "0" * 64 + "\n")
