@@ -13,9 +13,10 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import GaveUp
 from tests.support.world import Node, World
 
-# What a shell starts in the background ignores Ctrl-C, and so would all that tests start and press it for.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a shell starts in the background ignores Ctrl-C, and so would all that tests start and press it for. A CI job
+# that is cancelled gets TERM, and what tests have started must not outlive it.
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.default_int_handler)
 
 pytest_plugins = ["tests.support.own_state", "tests.support.scheduling", "tests.support.summary"]
 

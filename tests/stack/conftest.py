@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,8 +64,6 @@ def first_stack(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -
     shutil.copy(here / "own_tasks.py", directory / "services" / "tasks" / "own_tasks.py")
     (directory / "services" / "broken.py").write_text('raise RuntimeError("broken on purpose")\n')
     stack = Stack(directory, f"stalk-test-{os.getpid()}", **SETTINGS)
-    # A CI job that is cancelled gets TERM: the containers must not outlive it.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield stack, stack.make("up").stdout
     finally:
@@ -75,7 +72,6 @@ def first_stack(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -
         left = stack.remains()
         # What `make clean` leaves is a fault, and still must not stay.
         stack.remove()
-        signal.signal(signal.SIGTERM, before)
         assert not left, f"make clean has left {left}"
 
 

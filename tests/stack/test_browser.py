@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -157,14 +156,11 @@ def served(browser: Browser, prefix: str, pictures: Path) -> Iterator[Site]:
     # pytest's own directories have long names, and a socket's path is short.
     with tempfile.TemporaryDirectory(prefix="stalk-") as base:
         stack = Local(Path(base), **SETTINGS, FLOWER_URL_PREFIX=prefix)
-        # A CI job that is cancelled gets TERM: the processes must not outlive it.
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             stack.make("up")
             yield Site(stack, browser, pictures)
         finally:
             stack.make("clean", check=False, YES="1")
-            signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")
