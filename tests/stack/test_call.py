@@ -52,7 +52,8 @@ def test_the_exit_code_of_a_call_tells_how_it_ended(
     stack: Stack, task: str, arguments: list[object], code: int, says: str
 ) -> None:
     answer, found = stack.call(task, *arguments, **({"wait": 1} if code == 3 else {}))
-    Marks(stack, "slow", []).release()
+    if code == 3:
+        Marks(stack, "slow", []).release()
     assert (found, says in json.dumps(answer)) == (code, True), answer
 
 
