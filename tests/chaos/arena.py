@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -18,9 +18,9 @@ from typing import TypeVar
 
 import redis
 
-from tests.chaos.census import tasks_in
-from tests.chaos.marks import DIED, EXITED, FROZEN, Incident, Marks
-from tests.chaos.subjects import CONCURRENCY, Subject, settings
+from tests.chaos.census import tasks_in, told_in
+from tests.chaos.marks import DIED, EXITED, FROZEN, Incident, Marks, Seen
+from tests.chaos.subjects import CONCURRENCY, STALK, Subject, settings
 from tests.support.checkout import ROOT, Checkout
 from tests.support.processes import children
 from tests.support.proxy import Proxy
@@ -31,18 +31,22 @@ from tests.support.world import Node, World
 T = TypeVar("T")
 
 NODES = 2
+# These bounds decide nothing: what is waited for comes at once, or a machine that does much else brings it in time.
 # Importing the app takes a second or two; then the first task is sent.
-PRODUCER_SECONDS = 30
-# Time for tasks to go on after a fault, beyond the lease: reconnecting takes a few seconds at most.
-GO_ON_SECONDS = 15.0
+PRODUCER_SECONDS = 120
+# Time for tasks to go on after a fault, beyond the lease: reconnecting takes a few seconds.
+GO_ON_SECONDS = 60.0
 # A process that was told to stop does so within milliseconds.
-STOP_SECONDS = 5
+STOP_SECONDS = 60
+# What waits for kombu's transport takes as many seconds of patience as the stack's containers have by default to stop:
+# it waits for ever at times, and that is for its own columns alone.
+STOCK_SECONDS = 20.0
 # Of a load that has begun.
 MOVING = 10
 # Tasks that still wait when the next strike may come: less than the load of a second.
 FEW = 20
 # What the longest silence here leaves, half a minute of the load, is worked off in as long again.
-WORK_OFF_SECONDS = 60.0
+PATIENCES = 3
 # Of a load one in so many is a chord, with so many tasks in its header: a sixth more to do, and in the shortest load
 # of all some chords.
 CHORD_EACH, HEADER = 25, 3
@@ -106,6 +110,7 @@ class Holder:
     # It was told to go, or killed: that it is gone is no surprise.
     leaving: bool = False
     frozen_since: float = 0.0
+    frozen_with: Seen | None = None
 
     @property
     def alive(self) -> bool:
@@ -135,7 +140,8 @@ class Arena:
         self.marks = Marks(self.world.directory / "marks")
         self.redis: RedisServer = self.world.redis()
         self.proxy = Proxy(self.redis.port) if self.proxied else None
-        self._enough = self.world.directory / "enough"
+        # The names that tests.chaos.producer knows.
+        self._enough, self._hold = self.world.directory / "enough", self.world.directory / "hold"
         self._started = 0
         self._starting: list[Holder] = []
         self._producers: list[Node] = []
@@ -168,9 +174,9 @@ class Arena:
         self.holders.append(holder)
         return holder
 
-    def start_nodes(self, count: int = NODES) -> None:
+    def start_nodes(self, subjects: Sequence[Subject]) -> None:
         """Start nodes and wait until they are ready."""
-        for holder in [self.start_node() for _ in range(count)]:
+        for holder in [self.start_node(subject) for subject in subjects]:
             holder.node.ready()
 
     def alive(self) -> list[Holder]:
@@ -188,7 +194,7 @@ class Arena:
             return [holder for holder in self.alive() if self.marks.running(holder.name)]
 
         with suppress(GaveUp):
-            return self.random.choice(self.wait(busy, self.plan.lease + GO_ON_SECONDS, "a node runs a task"))
+            return self.random.choice(self.wait(busy, self.plan.lease + self.patience, "a node runs a task"))
         return self.some_node()
 
     def kill(self, holder: Holder) -> None:
@@ -209,12 +215,14 @@ class Arena:
         holder.frozen_since = monotonic()
         self.signal_all(holder, signal.SIGSTOP)
         self.world.wait_until(lambda: is_frozen(holder), STOP_SECONDS, f"{holder.name} is frozen")
+        holder.frozen_with = self.seen()
 
     def thaw(self, holder: Holder) -> None:
         """Let it go on."""
         self.signal_all(holder, signal.SIGCONT)
         if monotonic() - holder.frozen_since >= self.plan.lease:
-            self.incidents.append(Incident(FROZEN, holder.frozen_since, monotonic(), holder.name))
+            since, seen = holder.frozen_since, holder.frozen_with
+            self.incidents.append(Incident(FROZEN, since, monotonic(), holder.name, seen=seen))
 
     def replace(self, ready: bool = True) -> None:
         """Start as many nodes as are missing, as Supervisor and Docker do; wait for those that are not ready yet."""
@@ -257,51 +265,77 @@ class Arena:
     def happened(self, kind: str, node: str = "", pid: int = 0, since: float | None = None) -> None:
         """Remember why tasks may start a second time."""
         now = monotonic()
-        self.incidents.append(Incident(kind, now if since is None else since, now, node, pid))
+        self.incidents.append(Incident(kind, now if since is None else since, now, node, pid, self.seen()))
 
     # Sending.
 
-    def send(self, order: Order) -> Node:
+    def new_label(self, word: str) -> str:
+        """A label that no order has had: what is sent at another strike are other tasks."""
+        return f"{word}{len(self._producers)}"
+
+    def send(self, order: Order) -> None:
         """Start a producer and wait until it has sent something."""
+        self._await_sent(order, self._start_producer(order))
+
+    def _start_producer(self, order: Order) -> Node:
         order = replace(order, app=self.plan.subject.app)
         environment = self.environment()
-        command = [sys.executable, "-m", "tests.chaos.producer", order.text()]
-        process = self.world.process("producer", command, environment)
+        arguments = shlex.join(["-m", "tests.chaos.producer", order.text()])
+        process = self.world.python("producer", arguments, environment)
         producer = Node(self.world, process, environment)
         self._producers.append(producer)
+        return producer
+
+    def _await_sent(self, order: Order, producer: Node) -> None:
         prefix = f"chaos-{order.label}-"
         self.world.wait_until(
-            lambda: any(task.startswith(prefix) for task in self.marks.tasks("sent")) or not process.alive,
+            lambda: any(task.startswith(prefix) for task in self.marks.tasks("sent")) or not producer.process.alive,
             PRODUCER_SECONDS,
             f"{order.label} is sent",
         )
-        return producer
 
-    def load(self, seconds: float) -> None:
-        """Keep tasks of such a length coming until `enough`, chords among them; return when they are under way."""
+    def load(self, kind: str, seconds: float, nodes: Callable[[], None]) -> None:
+        """Start `nodes`, and keep tasks of such a length coming until `enough`, or chords; return when all goes on."""
+        if not kind:
+            nodes()
+            return
+        order = self._tasks(seconds) if kind == "tasks" else self._chords()
+        # The producer imports what it needs while the nodes do, and sends nothing before they are ready.
+        self._hold.touch()
+        producer = self._start_producer(order)
+        nodes()
+        self._hold.unlink()
+        self._await_sent(order, producer)
+        self.go_on()
+
+    def _tasks(self, seconds: float) -> Order:
+        """Tasks with chords among them."""
         rate = min(self.plan.rate, LOAD * NODES * CONCURRENCY[self.plan.pool] / seconds)
         count = round(self.plan.count * rate / self.plan.rate)
         order = Order("load", argument=seconds, count=count, rate=rate, until=str(self._enough))
-        self.send(replace(order, header=HEADER, chord_each=CHORD_EACH))
-        self.go_on()
+        return replace(order, header=HEADER, chord_each=CHORD_EACH)
 
-    def chords(self) -> None:
-        """Keep small chords coming until `enough`; return when they are under way."""
+    def _chords(self) -> Order:
+        """Small chords."""
         # 30 tasks a second: a third of the time of two solo nodes.
         count = self.plan.count // 30
-        order = Order("chord", header=5, chord_each=1, rate=5, count=count, until=str(self._enough))
-        self.send(order)
-        self.go_on()
+        return Order("chord", header=5, chord_each=1, rate=5, count=count, until=str(self._enough))
 
     def enough(self) -> None:
         """Let the producers end, and wait for it."""
         self._enough.touch()
         for producer in self._producers:
-            seconds = self.plan.count / self.plan.rate * 2 + PRODUCER_SECONDS
+            # Outages and a busy machine included.
+            seconds = self.plan.count / self.plan.rate * 20 + PRODUCER_SECONDS
             self.wait(partial(has_ended, producer), seconds, "all is sent")
             assert producer.process.code == 0, producer.process.tail()
 
     # Waiting.
+
+    @property
+    def patience(self) -> float:
+        """How long the subject may take, in seconds, for what takes moments when all is well."""
+        return GO_ON_SECONDS if self.plan.subject == STALK else STOCK_SECONDS
 
     def wait(self, condition: Callable[[], T | None], seconds: float, what: str) -> T:
         """Wait, and meanwhile replace nodes that end by themselves."""
@@ -319,7 +353,7 @@ class Arena:
 
     def go_on(self, more: int = MOVING) -> bool:
         """Wait until more tasks have ended; False when they do not, which the counts will show."""
-        before, seconds = self.marks.count("end"), self.plan.lease + GO_ON_SECONDS
+        before, seconds = self.marks.count("end"), self.plan.lease + self.patience
         try:
             self.wait(lambda: self.marks.count("end") >= before + more, seconds, "tasks go on")
         except GaveUp:
@@ -328,17 +362,33 @@ class Arena:
         return True
 
     def work_off(self) -> None:
-        """Wait until few tasks wait: after strike upon strike, a recovery would be the length of the queue."""
+        """Wait until few tasks wait: after strike upon strike, a recovery would be the length of the queue.
+
+        Nothing is sent meanwhile, or nodes that are slower than the load would never be done.
+        """
+        self._hold.touch()
+        seconds = self.patience * PATIENCES
         try:
-            self.wait(lambda: self.redis.client().llen(QUEUE) <= FEW, WORK_OFF_SECONDS, "the queue is worked off")
+            self.wait(lambda: self.redis.client().llen(QUEUE) <= FEW, seconds, "the queue is worked off")
         except GaveUp:
-            self.remarks.append(f"{self.redis.client().llen(QUEUE)} tasks waited after {WORK_OFF_SECONDS:g} s")
+            self.remarks.append(f"{self.redis.client().llen(QUEUE)} tasks waited after {seconds:g} s")
+        finally:
+            self._hold.unlink()
 
     # Redis.
 
     def in_redis(self) -> set[str]:
         """The tasks whose message is anywhere in the broker's database, unless it is parked."""
-        return tasks_in(redis.Redis(port=self.redis.port, password=self.redis.password, socket_timeout=10))
+        return tasks_in(self._client())
+
+    def seen(self) -> Seen:
+        """What Redis has now: evidence of what a node had told it."""
+        client = self._client()
+        return Seen(frozenset(tasks_in(client)), frozenset(told_in(client)))
+
+    def _client(self) -> redis.Redis:
+        """One that does not decode: messages are bytes."""
+        return redis.Redis(port=self.redis.port, password=self.redis.password, socket_timeout=GO_ON_SECONDS)
 
     def parked(self) -> int:
         """Dead letters."""

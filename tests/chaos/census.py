@@ -1,4 +1,7 @@
-"""Which tasks Redis holds, whatever the key: `python -m tests.chaos.census` prints them where the broker is at hand."""
+"""Which tasks Redis holds, whatever the key, and of whose start it knows.
+
+`python -m tests.chaos.census` prints them where the broker is at hand.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,14 @@ def tasks_in(client: Any) -> set[str]:
     return found
 
 
+def told_in(client: Any) -> set[str]:
+    """The tasks that workers hold and of whose start Redis has been told."""
+    if not (tags := list(client.smembers("unacked_started"))):
+        return set()
+    records = [record or b"" for record in client.hmget("unacked", tags)]
+    return {match.decode() for record in records for match in TASK_ID.findall(record)[:1]}
+
+
 def values(client: Any, key: bytes) -> Iterator[bytes]:
     """All that a key holds."""
     kind = client.type(key)
@@ -46,7 +57,8 @@ def main() -> None:
 
     settings = load()
     client = connect(settings.broker_url, settings)
-    print(json.dumps({"tasks": sorted(tasks_in(client)), "parked": client.zcard("dead_letters")}))
+    told, tasks, parked = sorted(told_in(client)), sorted(tasks_in(client)), client.zcard("dead_letters")
+    print(json.dumps({"tasks": tasks, "told": told, "parked": parked}))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.chaos.arena import CHORD_EACH, GO_ON_SECONDS, HEADER, LOAD, MOVING, NODES, PRODUCER_SECONDS, Order, Plan
 from tests.chaos.faults import LONGER
-from tests.chaos.marks import CUT_OFF, DIED, Incident, Marks
+from tests.chaos.marks import CUT_OFF, DIED, Incident, Marks, Seen
 from tests.chaos.run import Outcome, counted, settle
 from tests.chaos.subjects import CONCURRENCY, settings
 from tests.stack.handle import Stack, clone
@@ -83,6 +83,11 @@ class Fleet:
 
     def parked(self) -> int:
         return int(self._census()["parked"])
+
+    def seen(self) -> Seen:
+        """What Redis has now: evidence of what a node had told it."""
+        census = self._census()
+        return Seen(frozenset(census["tasks"]), frozenset(census["told"]))
 
     def _census(self) -> dict[str, Any]:
         done = self.stack.compose("exec", "-T", "flower", "python", "-m", "tests.chaos.census")
@@ -165,9 +170,10 @@ def container_redis_kill(fleet: Fleet) -> None:
 @fault
 def container_worker_kill(fleet: Fleet) -> None:
     """docker kill of a worker's container, and its start."""
-    worker = fleet.busy_worker()
+    worker, since = fleet.busy_worker(), monotonic()
     fleet.stack.docker("kill", worker)
-    fleet.incidents.append(Incident(DIED, monotonic(), monotonic(), node(worker)))
+    gone = monotonic()
+    fleet.incidents.append(Incident(DIED, since, gone, node(worker), seen=fleet.seen()))
     assert fleet.stack.inspect(worker)["State"]["ExitCode"] == KILLED
     fleet.stack.docker("start", worker)
     fleet.stack.wait_healthy("worker")
@@ -180,9 +186,10 @@ def container_worker_disconnect(fleet: Fleet) -> None:
     since = monotonic()
     fleet.stack.docker("network", "disconnect", network, worker)
     assert network not in fleet.stack.inspect(worker)["NetworkSettings"]["Networks"]
+    seen = fleet.seen()
     fleet.hold()
     fleet.stack.docker("network", "connect", network, worker)
-    fleet.incidents.append(Incident(CUT_OFF, since, monotonic() + RECONNECT_SECONDS, node(worker)))
+    fleet.incidents.append(Incident(CUT_OFF, since, monotonic() + RECONNECT_SECONDS, node(worker), seen=seen))
 
 
 @fault
@@ -231,6 +238,7 @@ class Harbour:
         own = {"WORKERS": str(NODES), "BEAT_SCHEDULE": "report-free-space=off"}
         self.stack = Stack(directory, f"stalk-chaos-{os.getpid()}", **own)
         self.lease = lease
+        self._pool = ""
         self._runs = 0
         shared(self.stack).mkdir()
         # Containers write here as another user.
@@ -238,12 +246,17 @@ class Harbour:
 
     def use(self, pool: str) -> None:
         """Have the workers run this pool, and everything healthy."""
+        if pool != self._pool:
+            self._change_to(pool)
+        self._pool = pool
+        self.stack.wait_healthy()
+        assert len(self.stack.ids("worker")) == NODES
+
+    def _change_to(self, pool: str) -> None:
         given = settings(pool, self.lease) | {"CHAOS_MARKS": "/chaos/marks"}
         self.stack.settings.update(settings(pool, self.lease))
         self.stack.override.write_text(OVERRIDE.replace("{worker}", json.dumps(given)))
         self.stack.make("up")
-        self.stack.wait_healthy()
-        assert len(self.stack.ids("worker")) == NODES
 
     def run(self, plan: Plan) -> Outcome:
         """Carry a plan out; the lease is the stack's."""

@@ -17,9 +17,9 @@ from time import monotonic
 from celery import Celery
 from redis.exceptions import OutOfMemoryError
 
-from tests.chaos.arena import GO_ON_SECONDS, NODES, POISON, Arena, Holder, Order, state
+from tests.chaos.arena import GO_ON_SECONDS, NODES, POISON, STOCK_SECONDS, Arena, Holder, Order, state
 from tests.chaos.census import TASK_ID
-from tests.chaos.marks import CUT_OFF, DIED, FORGOT, Incident
+from tests.chaos.marks import CUT_OFF, DIED, FORGOT, Incident, Mark
 from tests.chaos.subjects import CONCURRENCY, REPLIES, SOFT_SHUTDOWN, STALK, STOCK, Subject
 from tests.chaos.tasks import note
 from tests.support.proxy import Proxy
@@ -41,10 +41,12 @@ DELIVERIES = 5
 POISONS = {"poison-kill": signal.SIGKILL, "poison-segv": signal.SIGSEGV}
 # Between the last starts of tasks that have died together (services/delivery/lua/sweep.lua).
 TURN_SECONDS = 10
-# Between TERM and KILL of an impatient operator.
-GRACE_SECONDS = 0.5
-# A process that was killed is gone within milliseconds, on a busy machine a little later.
-GONE_SECONDS = 5
+# A task that is still running when a node has taken notice of TERM, and is killed: shorter than the soft shutdown.
+SLOW_SECONDS = 4.0
+# What a node says when it has taken notice.
+SHUTDOWN = "[Ss]hutdown"
+# A process that was killed is gone within milliseconds, on a busy machine later.
+GONE_SECONDS = 60
 # The name of a chord, in the id of a task in its header.
 CHORD_PART = re.compile(rb"(chaos-\w+-\d{6})-\d\d")
 
@@ -146,8 +148,9 @@ def term_node(arena: Arena) -> None:
 def stop(arena: Arena, holder: Holder) -> None:
     holder.leaving = True
     holder.node.process.terminate()
+    seconds = STOCK_SECONDS if holder.subject == STOCK else SOFT_SHUTDOWN + GO_ON_SECONDS
     try:
-        arena.wait(lambda: not holder.alive, SOFT_SHUTDOWN + GO_ON_SECONDS, f"{holder.name} leaves")
+        arena.wait(lambda: not holder.alive, seconds, f"{holder.name} leaves")
     except GaveUp:
         if holder.subject != STOCK:
             raise
@@ -161,14 +164,16 @@ def stop(arena: Arena, holder: Holder) -> None:
 @fault(1, 5)
 def term_node_then_kill(arena: Arena) -> None:
     """TERM of a node in the middle of a task, and KILL before it has ended."""
-    label = f"slow-{len(arena.incidents)}"
-    # Longer than it is given, shorter than the soft shutdown.
-    arena.send(Order(label, argument=GRACE_SECONDS * 4))
+    label = arena.new_label("slow")
+    arena.send(Order(label, argument=SLOW_SECONDS))
     started = partial(running, arena, label)
     (holder,) = arena.wait(started, arena.plan.lease + GO_ON_SECONDS, "the slow task runs")
+    if arena.plan.subject == STALK:
+        arena.wait(partial(is_told, arena, label), GO_ON_SECONDS, "Redis knows that the slow task has started")
     holder.leaving = True
     holder.node.process.terminate()
-    arena.pass_time(GRACE_SECONDS)
+    noticed = partial(holder.node.process.count, SHUTDOWN)
+    arena.wait(noticed, GO_ON_SECONDS, f"{holder.name} takes notice of TERM")
     assert holder.alive, f"{holder.name} has left before it was killed"
     arena.kill(holder)
     arena.replace()
@@ -180,25 +185,34 @@ def running(arena: Arena, label: str) -> list[Holder]:
     return [holder for holder in arena.alive() if holder.name in names][:1]
 
 
+def is_told(arena: Arena, label: str) -> bool:
+    """Whether Redis knows that the task with this label has started."""
+    return any(task.startswith(f"chaos-{label}-") for task in arena.seen().told)
+
+
 @fault()
 def poison(arena: Arena) -> None:
     """Tasks that kill the process which runs them, by SIGKILL and by SIGSEGV."""
     for label, number in POISONS.items():
         arena.send(Order(label, task=POISON, argument=number))
-    stalk = arena.plan.subject == STALK
     # Each delivery needs a lease to run out, a sweep after a lease of rest, and a node that starts; for the last two,
     # what both nodes have run takes turns.
     turns = 2 * NODES * CONCURRENCY[arena.plan.pool] * TURN_SECONDS
-    seconds = DELIVERIES * (arena.plan.lease * 2 + GO_ON_SECONDS) + turns
-    if stalk:
+    seconds = DELIVERIES * (arena.plan.lease * 2 + arena.patience) + turns
+    if arena.plan.subject == STALK:
         arena.wait(lambda: arena.parked() >= len(POISONS), seconds, "the poison is parked")
     else:
-        # A child is replaced at once; a node is started again, and has to sweep first.
-        arena.pass_time(arena.plan.lease * 2 + (0 if arena.plan.pool == "prefork" else GO_ON_SECONDS))
-    for label in POISONS:
-        starts = sum(1 for mark in arena.marks.all() if mark.word == "start" and mark.task.startswith(f"chaos-{label}"))
-        assert starts, f"{label} has never started"
-        arena.remarks.append(f"{label} started {starts} times{'' if stalk else ' and goes on'}")
+        with suppress(GaveUp):
+            arena.wait(lambda: min(starts(arena.marks.all()).values()) > DELIVERIES, seconds, "the poison goes on")
+    for label, count in starts(arena.marks.all()).items():
+        assert count, f"{label} has never started"
+        arena.remarks.append(f"{label} started {count} times")
+
+
+def starts(marks: list[Mark]) -> dict[str, int]:
+    """How often each poison has started."""
+    found = [mark.task for mark in marks if mark.word == "start"]
+    return {label: sum(1 for task in found if task.startswith(f"chaos-{label}")) for label in POISONS}
 
 
 @fault(1, 5, stalk_only=True)
@@ -225,17 +239,17 @@ def one_of(arena: Arena, subject: Subject) -> Holder:
 def long_task(arena: Arena) -> None:
     """Tasks twice as long as the lease."""
     # Half of the slots: the others go on with the load.
-    count, seconds = CONCURRENCY[arena.plan.pool], arena.plan.lease * 2
-    arena.send(Order("long", argument=seconds, count=count))
-    ended(arena, "long", count, seconds * 2 + GO_ON_SECONDS)
+    label, count, seconds = arena.new_label("long"), CONCURRENCY[arena.plan.pool], arena.plan.lease * 2
+    arena.send(Order(label, argument=seconds, count=count))
+    ended(arena, label, count, seconds * 2)
 
 
 @fault()
 def long_eta(arena: Arena) -> None:
     """Tasks with an ETA two leases ahead."""
-    count, seconds = 20, arena.plan.lease * 2
-    arena.send(Order("eta", count=count, countdown=seconds))
-    ended(arena, "eta", count, seconds + GO_ON_SECONDS)
+    label, count, seconds = arena.new_label("eta"), 20, arena.plan.lease * 2
+    arena.send(Order(label, count=count, countdown=seconds))
+    ended(arena, label, count, seconds)
 
 
 def ended(arena: Arena, label: str, count: int, seconds: float) -> None:
@@ -245,7 +259,7 @@ def ended(arena: Arena, label: str, count: int, seconds: float) -> None:
         return sum(1 for task in arena.marks.tasks("end") if task.startswith(f"chaos-{label}-")) >= count
 
     with suppress(GaveUp):
-        arena.wait(enough, seconds, f"{label} has ended")
+        arena.wait(enough, seconds + arena.patience, f"{label} has ended")
 
 
 @fault(2, 20, load="chords")
@@ -266,7 +280,7 @@ def restart_of_everything(arena: Arena) -> None:
     arena.redis.kill()
     arena.redis.start()
     arena.replace()
-    ended(arena, "far", count, seconds + GO_ON_SECONDS)
+    ended(arena, "far", count, seconds)
 
 
 # Connections.
@@ -285,7 +299,7 @@ def half_open_connections(arena: Arena) -> None:
     if arena.plan.lease <= SOCKET_TIMEOUT:
         # Nobody can renew in time who waits so long for an answer.
         now = monotonic()
-        arena.incidents.append(Incident(CUT_OFF, now, now + SOCKET_TIMEOUT + arena.plan.lease))
+        arena.incidents.append(Incident(CUT_OFF, now, now + SOCKET_TIMEOUT + arena.plan.lease, seen=arena.seen()))
 
 
 @fault(3, 20, proxied=True)

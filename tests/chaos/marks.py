@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-# An end is acknowledged within 10 ms; on a busy machine the thread that does it may wait for its turn.
-ACK_SECONDS = 1.0
+# A node holds 16 tasks at most here, and has claimed anew twice when so many more have ended: a claim brings along all
+# acknowledgements that wait.
+ACKED_AFTER = 32
 # The most that may have ended and not been acknowledged when a node dies.
 ACK_BUFFER = 64
 
-# Within which Redis has been told that a task has started; on an idle machine it takes milliseconds.
-TOLD_SECONDS = 0.2
-# Processes that move again do so within milliseconds, on a busy machine a little later.
-THAW_SECONDS = 1.0
-
-# Between a process's deadly signal to itself and its end, in which its other threads go on.
-DYING_SECONDS = 0.5
+# Tasks that the largest pool runs at a time: as many may have been between the look at their lease and their start
+# when their process was stopped.
+SLOTS = 4
 
 # Why a task may start a second time.
 DIED = "its holder was killed"
 FROZEN = "its holder was frozen for a lease"
 CUT_OFF = "its holder was cut off for a lease"
+STALLED = "its holder got no processor for two thirds of a lease"
 FORGOT = "Redis had lost what it was told last"
 EXITED = "its holder exited by itself"
 STOCK = "a stock worker had held it"
 NO_CAUSE = "no cause"
 # What the contract allows; a node that exits by itself is no excuse.
-ALLOWED = {DIED, FROZEN, CUT_OFF, FORGOT, STOCK}
+ALLOWED = {DIED, FROZEN, CUT_OFF, STALLED, FORGOT, STOCK}
 # Who holds a task says in Redis that it has started it, and Redis keeps that.
 COUNTED = {DIED, FROZEN, CUT_OFF}
 # Names of nodes that run kombu's own transport end so.
@@ -39,7 +38,7 @@ STOCK_HOST = "@stock"
 
 @dataclass(frozen=True)
 class Mark:
-    """A line: `sent`, `refused`, `start`, `end` or `dies`."""
+    """A line: `sent`, `refused`, `start`, `end`, `dies`, or `stalled`, which is of no task."""
 
     word: str
     task: str
@@ -48,8 +47,38 @@ class Mark:
     # Of one clock for all processes of a machine.
     at: float
     wall: float
-    # Of a start the number of the delivery; of what was sent the seconds that it is meant to take.
+    # Of a start the number of the delivery; of what was sent the seconds that it is meant to take; of a stall those
+    # that it lasted.
     number: float
+
+
+class History:
+    """When which node started and ended tasks: its own order of events, which no slow machine changes."""
+
+    def __init__(self, marks: Iterable[Mark] = ()) -> None:
+        self._moments: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self._ends: dict[tuple[str, int], list[float]] = defaultdict(list)
+        for mark in sorted(marks, key=lambda mark: mark.at):
+            self._moments[mark.word, mark.node].append(mark.at)
+            if mark.word == "end":
+                self._ends[mark.task, mark.pid].append(mark.at)
+
+    def end_of(self, start: Mark) -> float | None:
+        """When what started so ended."""
+        return next((at for at in self._ends[start.task, start.pid] if at >= start.at), None)
+
+    def count(self, word: str, node: str, since: float, until: float) -> int:
+        """How many such marks the node made between two moments."""
+        moments = self._moments[word, node]
+        return max(0, bisect_left(moments, until) - bisect_right(moments, since))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What Redis had when something happened: the tasks in it, and those of whose start it knew."""
+
+    held: frozenset[str]
+    told: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -61,15 +90,28 @@ class Incident:
     until: float
     node: str = ""
     pid: int = 0
+    # None where nobody could look.
+    seen: Seen | None = None
 
-    def excuses(self, before: Mark, ended: float | None, again: Mark) -> bool:
-        """Whether a task that had started with `before` (and `ended`) could start `again` because of it."""
+    def excuses(self, before: Mark, again: Mark, history: History) -> bool:
+        """Whether a task that had started with `before` could start `again` because of it."""
         holder = (not self.node and not self.pid) or self.node == before.node or self.pid == before.pid
-        # A process may have been frozen after its last look at a lease: it starts that task first of all when it moves.
-        holder = holder or (self.kind == FROZEN and self.node == again.node and again.at < self.until + THAW_SECONDS)
+        holder = holder or self._held_up(again, history)
         in_between = before.at <= self.until and self.at <= again.at
-        acknowledged = ended is not None and ended + ACK_SECONDS < self.at
-        return holder and in_between and not acknowledged
+        return holder and in_between and not self._acknowledged(before, history)
+
+    def _held_up(self, again: Mark, history: History) -> bool:
+        """Whether a process was stopped after its look at a lease: it starts that task first of all when it moves."""
+        stopped = self.kind in (FROZEN, STALLED) and self.node == again.node
+        return stopped and history.count("start", again.node, self.until, again.at) < SLOTS
+
+    def _acknowledged(self, before: Mark, history: History) -> bool:
+        """Whether Redis was told that the task had ended, or must have been, before it happened."""
+        ended = history.end_of(before)
+        if ended is None or ended >= self.at:
+            return False
+        gone = self.seen is not None and before.task not in self.seen.held
+        return gone or history.count("end", before.node, ended, self.at) > ACKED_AFTER
 
 
 class Marks:
@@ -136,29 +178,35 @@ class Again:
 
 def second_starts(marks: Iterable[Mark], incidents: list[Incident], mixed: bool = True) -> list[Again]:
     """Every start that was not the task's first; `mixed`: that a stock worker had it says enough."""
+    every = list(marks)
+    history, causes = History(every), told_by_marks(every, incidents)
     starts: dict[str, list[Mark]] = defaultdict(list)
-    ends: dict[tuple[str, int], list[float]] = defaultdict(list)
-    deaths = list(incidents)
-    for mark in marks:
+    for mark in sorted(every, key=lambda mark: mark.at):
         if mark.word == "start":
             starts[mark.task].append(mark)
-        elif mark.word == "end":
-            ends[mark.task, mark.pid].append(mark.at)
-        elif mark.word == "dies":
-            deaths.append(Incident(DIED, mark.at, mark.at + DYING_SECONDS, pid=mark.pid))
-    found = []
-    for of_task in starts.values():
-        of_task.sort(key=lambda mark: mark.at)
-        for before, again in pairwise(of_task):
-            ended = min((at for at in ends[before.task, before.pid] if at >= before.at), default=None)
-            found.append(explain(before, ended, again, deaths, mixed))
+    found = [
+        explain(before, again, causes, history, mixed)
+        for of_task in starts.values()
+        for before, again in pairwise(of_task)
+    ]
     return sorted(found, key=lambda again: again.start.at)
 
 
-def explain(before: Mark, ended: float | None, again: Mark, incidents: list[Incident], mixed: bool) -> Again:
+def told_by_marks(marks: list[Mark], incidents: list[Incident]) -> list[Incident]:
+    """All incidents, with those of which the processes themselves tell; who stood still by itself is asked last."""
+    last: dict[int, float] = defaultdict(float)
+    for mark in marks:
+        last[mark.pid] = max(last[mark.pid], mark.at)
+    stalls = [Incident(STALLED, mark.at - mark.number, mark.at, mark.node) for mark in marks if mark.word == "stalled"]
+    # Between a process's deadly signal to itself and its end its other threads go on: until its last mark.
+    deaths = [Incident(DIED, mark.at, last[mark.pid], pid=mark.pid) for mark in marks if mark.word == "dies"]
+    return [*stalls, *incidents, *deaths]
+
+
+def explain(before: Mark, again: Mark, incidents: list[Incident], history: History, mixed: bool) -> Again:
     """Find the incident that excuses a second start; the last one, because the one before may have been survived."""
     for incident in reversed(incidents):
-        if incident.excuses(before, ended, again):
+        if incident.excuses(before, again, history):
             return Again(before, again, incident.kind, incident)
     return Again(before, again, STOCK if mixed and before.node.endswith(STOCK_HOST) else NO_CAUSE)
 
@@ -174,18 +222,15 @@ def too_many(again: Iterable[Again], running: int) -> list[str]:
 
 
 def unrecorded(again: Iterable[Again]) -> list[Again]:
-    """What started again without a higher count, although Redis could have been told that it had started before.
+    """What started again without a higher count, although Redis had been told that it had started before."""
 
-    It is told when the node's own process hears of a start, which is a moment later, and by a frozen one not at all.
-    """
-
-    def could_be_told(each: Again) -> bool:
+    def was_told(each: Again) -> bool:
         # A stock worker neither tells nor is told: the count is no header.
         ours = not any(start.node.endswith(STOCK_HOST) for start in (each.before, each.start))
-        told = each.incident is not None and each.incident.at - each.before.at > TOLD_SECONDS
-        return ours and each.why in COUNTED and told
+        seen = each.incident.seen if each.incident else None
+        return ours and each.why in COUNTED and seen is not None and each.before.task in seen.told
 
-    return [each for each in again if could_be_told(each) and not each.recorded]
+    return [each for each in again if was_told(each) and not each.recorded]
 
 
 def worst_delay(marks: Iterable[Mark]) -> float:

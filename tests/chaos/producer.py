@@ -15,6 +15,8 @@ from typing import Any
 
 from tests.chaos.tasks import note
 
+# Between looks for the file that holds it up.
+LOOK_SECONDS = 0.05
 # After a refusal, so that an outage of a second does not eat a thousand tasks.
 PAUSE_SECONDS = 0.2
 # A harness that died says no more when it is enough.
@@ -42,10 +44,17 @@ def send_chord(app: Any, order: dict[str, Any], name: str) -> list[str]:
 
 
 def produce(app: Any, order: dict[str, Any]) -> None:
-    """Send until it is enough: at least `count`, and, where `until` names a file, until that is there."""
+    """Send until it is enough: at least `count`, and, where `until` names a file, until that is there.
+
+    Meanwhile a file `hold` beside it holds the sending up.
+    """
     began, sent, number = time.monotonic(), 0, 0
     until = Path(order["until"]) if order["until"] else None
+    due = began
     while sent < order["count"] or (until and not until.exists()):
+        if until and until.with_name("hold").exists() and not until.exists():
+            time.sleep(LOOK_SECONDS)
+            continue
         if time.monotonic() - began > LONGEST_SECONDS:
             sys.exit("the file that ends it never came")
         number += 1
@@ -60,7 +69,9 @@ def produce(app: Any, order: dict[str, Any]) -> None:
         for name in ids:
             note("sent", name, number=order["planned"])
         if order["rate"]:
-            time.sleep(max(0.0, began + number / order["rate"] - time.monotonic()))
+            # What a busy machine or an outage has kept from being sent in time is not sent all at once later.
+            due = max(due + 1 / order["rate"], now := time.monotonic())
+            time.sleep(due - now)
 
 
 if __name__ == "__main__":

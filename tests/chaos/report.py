@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
-import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,8 +11,8 @@ from tests.chaos import containers
 from tests.chaos.arena import CHORD_EACH
 from tests.chaos.faults import FAULTS
 from tests.chaos.run import Outcome
+from tests.chaos.stock import Kept, Versions, installed, stale
 from tests.chaos.subjects import POOLS
-from tests.support.redis_server import executable
 
 HEAD = f"""# Faults, and what became of the tasks
 
@@ -27,7 +25,7 @@ task took from its publish to its end, beyond its own length, outages included. 
 lost is what a killed one of them had taken, and at most that. One in {CHORD_EACH} things sent is a chord. Containers
 are the shipped ones, with the Redis of their image.
 The last columns are kombu's own transport under the same fault, with the lease as its visibility timeout; what it does
-shows after few strikes.
+shows after few strikes. They are of a run of their own, `make chaos-stock`, and stand until Celery or kombu changes.
 """
 COLUMNS = (
     "fault",
@@ -48,11 +46,8 @@ COLUMNS = (
 
 
 def versions() -> str:
-    """What the runs were made with."""
-    said = subprocess.run([executable(), "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
-    server = (re.findall(r"v=(\S+)", said) or ["?"])[0]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu"))
-    return f"Python {platform.python_version()}, {packages}, Redis {server}, redis-py {version('redis')}"
+    """What runs are made with here."""
+    return f"Python {platform.python_version()}, {installed()}, redis-py {version('redis')}"
 
 
 def twice(outcome: Outcome) -> str:
@@ -70,7 +65,7 @@ def about(fault: str) -> str:
     return FAULTS[fault].about if fault in FAULTS else containers.about(fault)
 
 
-def line(stalk: Outcome | None, stock: Outcome | None, fault: str, pool: str) -> str:
+def line(stalk: Outcome | None, stock: Kept | None, fault: str, pool: str) -> str:
     none = ["-"]
     cells = [about(fault), pool]
     if stalk:
@@ -79,24 +74,38 @@ def line(stalk: Outcome | None, stock: Outcome | None, fault: str, pool: str) ->
     else:
         cells += none * 8
     if stock:
-        ended = f"; {len(stock.exits)} nodes exited" if stock.exits and stock.fault != "poison" else ""
-        cells += [str(stock.times), str(stock.sent), lost(stock), f"{sum(stock.twice.values())}{ended}"]
+        cells += cells_of_stock(stock)
     else:
         cells += none * 4
     return f"| {' | '.join(cells)} |"
 
 
-def table(outcomes: Iterable[Outcome], command: str, seed: int) -> str:
+def cells_of_stock(stock: Kept) -> list[str]:
+    """The last columns."""
+    waiting = f" ({stock.waiting} still wait)" if stock.waiting else ""
+    ended = f"; {stock.exits} nodes exited" if stock.exits else ""
+    return [str(stock.times), str(stock.sent), f"{stock.lost}{waiting}", f"{stock.twice}{ended}"]
+
+
+def made_by_stock(kept: Iterable[Kept], here: Versions) -> str:
+    """When and with what the last columns were made, and whether that is out of date."""
+    kept = list(kept)
+    runs = sorted({f"{each.date}, {each.versions}" for each in kept})
+    return " ".join(filter(None, [f"kombu's own transport: `make chaos-stock`, {'; '.join(runs)}.", stale(kept, here)]))
+
+
+def table(outcomes: Iterable[Outcome], kept: Iterable[Kept], command: str, seed: int) -> str:
     """The whole document."""
-    found = {(outcome.fault, outcome.pool, outcome.subject): outcome for outcome in outcomes}
+    stalk = {(outcome.fault, outcome.pool): outcome for outcome in outcomes}
+    stock, here = {(each.fault, each.pool): each for each in kept}, installed()
     rows = [
-        line(found.get((fault, pool, "stalk")), found.get((fault, pool, "stock")), fault, pool)
+        line(stalk.get((fault, pool)), stock.get((fault, pool)), fault, pool)
         for fault in (*FAULTS, *containers.FAULTS)
         for pool in POOLS
-        if {(fault, pool, "stalk"), (fault, pool, "stock")} & found.keys()
+        if {(fault, pool)} & (stalk.keys() | stock.keys())
     ]
-    leases = ", ".join(sorted({str(outcome.lease) for outcome in found.values()}))
+    leases = ", ".join(sorted({str(outcome.lease) for outcome in stalk.values()}))
     when = datetime.now(UTC).date().isoformat()
-    made = f"`{command}`, {when}, seed {seed}, lease {leases} s. {versions()}."
+    made = f"Stalk: `{command}`, {when}, seed {seed}, lease {leases} s. {versions()}."
     heading = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    return "\n".join([HEAD, made, "", *heading, *rows, ""])
+    return "\n".join([HEAD, made, "", made_by_stock(stock.values(), here), "", *heading, *rows, ""])

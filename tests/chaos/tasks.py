@@ -1,13 +1,21 @@
-"""Tasks that mark their start and end outside Redis. Imports nothing of ours: it runs in nodes of every kind."""
+"""Tasks that mark their start and end outside Redis, and a witness that marks when their node stood still.
+
+Imports nothing of ours: it runs in nodes of every kind.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from typing import Any
 
 from celery import shared_task
+from celery.signals import worker_ready
+
+# Short beside a third of the shortest lease, long beside what a look at the clock costs.
+PULSE_SECONDS = 0.1
 
 
 def note(word: str, task: str, node: str = "-", number: float = 0) -> None:
@@ -19,6 +27,27 @@ def note(word: str, task: str, node: str = "-", number: float = 0) -> None:
         os.write(descriptor, line.encode())
     finally:
         os.close(descriptor)
+
+
+@worker_ready.connect
+def watch(sender: Any, **_: Any) -> None:
+    """Have a node tell when it got no processor for so long that it may have lost its leases.
+
+    They are renewed each third of their length: who stands still for less than the rest loses none.
+    """
+    longest = int(os.environ["WORKER_LEASE"]) * 2 / 3
+    threading.Thread(target=tell_stalls, args=(sender.hostname, longest), name="pulse", daemon=True).start()
+
+
+def tell_stalls(node: str, longest: float) -> None:
+    """Look at the clock again and again; a thread that holds no lock comes late only with its whole process."""
+    before = time.monotonic()
+    while True:
+        time.sleep(PULSE_SECONDS)
+        now = time.monotonic()
+        if now - before >= longest:
+            note("stalled", "-", node, now - before)
+        before = now
 
 
 def mark(word: str, request: Any) -> None:

@@ -7,21 +7,44 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.arena import Plan
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import DELIVERIES, FAULTS, POISONS
 from tests.chaos.marks import NO_CAUSE
 from tests.chaos.run import Outcome, run
 from tests.chaos.subjects import POOLS, STALK, STOCK, Subject
 
 # Seconds: three renewals in it have time enough on two busy cores.
-LEASE = 4
-# A load of three seconds, and of as many more as the fault needs.
-COUNT, RATE = 300, 100.0
-TURNS = [(fault, POOLS[index % len(POOLS)]) for index, fault in enumerate(FAULTS)]
+LEASE = 3
+# Where no lease has to run out, one that no busy machine lets run out.
+LONG_LEASE = 10
+# A load of two seconds, chords in it, and of as many more as the fault needs; nodes that sit beside other tests on two
+# cores keep up with it.
+COUNT, RATE = 60, 30.0
+# Those of `make test`: each kind of fault, on the pool on which it shows most.
+QUICK = {
+    "sigkill_node": "threads",
+    "sigkill_child": "prefork",
+    "freeze_node": "solo",
+    "term_node": "threads",
+    "poison": "prefork",
+    "long_task": "solo",
+    "cut_connections": "prefork",
+    "drop_claim_reply": "solo",
+    "redis_kill": "threads",
+    "redis_restart": "solo",
+}
+SLOW = {fault: POOLS[index % len(POOLS)] for index, fault in enumerate(FAULTS) if fault not in QUICK}
+TURNS = [
+    *QUICK.items(),
+    *(pytest.param(fault, pool, marks=pytest.mark.slow, id=f"{fault}-{pool}") for fault, pool in SLOW.items()),
+]
+# They cut connections or stop Redis, for less than a lease; all others, and the freezes, are about leases.
+OUTAGES = {name for name in FAULTS if name.startswith(("cut_", "drop_", "redis_"))} - {"redis_freeze"}
 
 
 def outcome(fault: str, pool: str, subject: Subject, directory: Path, times: int = 0) -> Outcome:
     """Run a fault in its short form, or so many times."""
-    return run(Plan(fault, pool, subject, LEASE, times or FAULTS[fault].times[0], COUNT, RATE, seed=1), directory)
+    lease, times = LONG_LEASE if fault in OUTAGES else LEASE, times or FAULTS[fault].times[0]
+    return run(Plan(fault, pool, subject, lease, times, COUNT, RATE, seed=1), directory)
 
 
 @pytest.mark.parametrize(("fault", "pool"), TURNS, ids=lambda value: value)
@@ -35,39 +58,51 @@ def test_nothing_is_lost_and_nothing_runs_twice_without_a_cause(fault: str, pool
 # The same operations find what kombu's own transport loses and doubles, so they would find it in Stalk.
 
 
+@pytest.mark.slow
 def test_stock_loses_what_is_published_in_the_packet_that_cuts_its_consumer_off(tmp_path: Path) -> None:
     found = outcome("kill_clients_with_publish", "prefork", STOCK, tmp_path, times=2)
     assert (found.sent, len(found.lost)) == (2, 2), found
 
 
+@pytest.mark.slow
 def test_stock_loses_a_task_whose_way_to_the_worker_is_cut(tmp_path: Path) -> None:
     found = outcome("drop_claim_reply", "threads", STOCK, tmp_path)
     # The body of a chord that has lost a part never comes into being.
-    assert len([task for task in found.lost if not task.endswith("-body")]) == found.times, found
+    parts = {task.rpartition("-")[0] for task in found.lost if not task.endswith("-body")}
+    on_their_way = [task for task in found.lost if not task.endswith("-body") or task.rpartition("-")[0] not in parts]
+    assert len(on_their_way) == found.times, found
 
 
+@pytest.mark.slow
 def test_stock_loses_what_it_has_popped_when_redis_is_full(tmp_path: Path) -> None:
     found = outcome("redis_full_at_pop", "solo", STOCK, tmp_path, times=2)
     assert (found.sent, len(found.lost)) == (2, 2), found
 
 
-@pytest.mark.parametrize("fault", ["long_task", "long_eta"])
-def test_stock_runs_twice_what_takes_longer_than_its_time_out(fault: str, tmp_path: Path) -> None:
-    found = outcome(fault, "prefork", STOCK, tmp_path)
-    assert found.twice[NO_CAUSE] >= 1, found
+@pytest.mark.slow
+# A busy machine may get to tasks that are scheduled so late that they are held for less than the time-out.
+@pytest.mark.parametrize(("fault", "times"), [("long_task", 1), ("long_eta", 3)])
+def test_stock_runs_twice_what_takes_longer_than_its_time_out(fault: str, times: int, tmp_path: Path) -> None:
+    found = outcome(fault, "prefork", STOCK, tmp_path, times=times)
+    assert found.twice.get(NO_CAUSE, 0) >= 1, found
 
 
+@pytest.mark.slow
 def test_stock_runs_twice_what_runs_while_its_connection_is_cut(tmp_path: Path) -> None:
     found = outcome("cut_connections", "threads", STOCK, tmp_path)
-    assert found.twice[NO_CAUSE] >= 1, found
+    assert found.twice.get(NO_CAUSE, 0) >= 1, found
 
 
+@pytest.mark.slow
 def test_stock_runs_twice_what_was_published_without_an_answer(tmp_path: Path) -> None:
     found = outcome("drop_publish_reply", "threads", STOCK, tmp_path)
-    assert found.twice[NO_CAUSE] == found.times, found
+    assert found.twice.get(NO_CAUSE, 0) == found.times, found
 
 
+@pytest.mark.slow
 def test_stock_never_ends_with_poison(tmp_path: Path) -> None:
     found = outcome("poison", "prefork", STOCK, tmp_path)
-    assert found.parked == 0
-    assert all("goes on" in remark for remark in found.remarks), found
+    assert found.parked == 0, found
+    assert found.poisoned.keys() == POISONS.keys(), found
+    # Stalk would have put them aside; this one has gone on with each.
+    assert min(found.poisoned.values()) > DELIVERIES, found

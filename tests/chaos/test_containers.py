@@ -16,8 +16,13 @@ __all__ = ["docker_engine"]
 # The least that the contract speaks of; less would be shorter than Docker takes to do what it is told.
 LEASE = 10
 COUNT, RATE = 200, 40.0
-# By pool, because another pool means other containers.
-TURNS = sorted(((fault, POOLS[index % len(POOLS)]) for index, fault in enumerate(FAULTS)), key=lambda turn: turn[1])
+# Those of `make test`, on one pool, because another pool means other containers.
+QUICK = {"container_worker_kill": "prefork", "container_redis_kill": "prefork"}
+SLOW = {fault: POOLS[index % len(POOLS)] for index, fault in enumerate(FAULTS) if fault not in QUICK}
+TURNS = [
+    *QUICK.items(),
+    *(pytest.param(*turn, marks=pytest.mark.slow) for turn in sorted(SLOW.items(), key=lambda turn: turn[1])),
+]
 
 
 @pytest.fixture(scope="module")

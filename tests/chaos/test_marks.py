@@ -8,17 +8,19 @@ import pytest
 
 from tests.chaos.marks import (
     ACK_BUFFER,
-    ACK_SECONDS,
+    ACKED_AFTER,
     CUT_OFF,
     DIED,
     FORGOT,
     FROZEN,
     NO_CAUSE,
+    SLOTS,
+    STALLED,
     STOCK,
-    TOLD_SECONDS,
     Incident,
     Mark,
     Marks,
+    Seen,
     second_starts,
     too_many,
     unrecorded,
@@ -73,16 +75,66 @@ def test_a_task_that_started_while_its_holder_was_cut_off_may_start_again() -> N
     assert why(Incident(CUT_OFF, 5, 15)) == [CUT_OFF]
 
 
-def test_a_task_that_ended_long_before_the_incident_has_no_business_to_start_again() -> None:
+@pytest.mark.parametrize(("later", "expected"), [(ACKED_AFTER, DIED), (ACKED_AFTER + 1, NO_CAUSE)])
+def test_a_task_that_ended_before_many_others_of_its_node_has_no_business_to_start_again(
+    later: int, expected: str
+) -> None:
     killed = Incident(DIED, 15, 15, "node1@stalk")
+    marks = [mark("start", FIRST), mark("end", 11), mark("start", SECOND, "node2@stalk", 2)]
+    marks += [mark("end", 12, task=f"later{number}") for number in range(later)]
+    # What other nodes do, or what it does afterwards, tells nothing.
+    marks += [mark("end", at, node, task="other") for at, node in ((12, "node2@stalk"), (16, "node1@stalk"))]
 
-    assert why(killed, ended=15 - ACK_SECONDS / 2) == [DIED]
-    assert why(killed, ended=15 - ACK_SECONDS * 2) == [NO_CAUSE]
+    assert [again.why for again in second_starts(marks, [killed])] == [expected]
 
 
-def test_a_process_that_killed_itself_is_a_dead_holder() -> None:
-    marks = [mark("start", FIRST), mark("dies", FIRST + 1), mark("start", SECOND, pid=2)]
+@pytest.mark.parametrize(
+    ("held", "ended", "expected"),
+    [
+        # It had ended, and Redis still had it: the acknowledgement was not made yet.
+        ({"t"}, 14.9, DIED),
+        # Redis had been told that it was done.
+        (set(), 14.9, NO_CAUSE),
+        # It ended afterwards, or never.
+        (set(), 15.1, DIED),
+        (set(), None, DIED),
+    ],
+)
+def test_a_task_that_redis_did_not_have_any_more_has_no_business_to_start_again(
+    held: set[str], ended: float | None, expected: str
+) -> None:
+    incident = Incident(DIED, 15, 16, "node1@stalk", seen=Seen(frozenset(held), frozenset()))
+    assert why(incident, ended=ended) == [expected]
+
+
+def test_a_process_that_killed_itself_is_a_dead_holder_of_all_that_it_started_before_its_end() -> None:
+    marks = [mark("dies", FIRST, task="poison"), mark("start", FIRST + 1), mark("start", SECOND, pid=2)]
     assert [again.why for again in second_starts(marks, [])] == [DIED]
+
+
+@pytest.mark.parametrize(
+    ("node", "until", "expected"),
+    [("node1@stalk", 15, STALLED), ("node1@stalk", FIRST - 1, NO_CAUSE), ("node3@stalk", 15, NO_CAUSE)],
+)
+def test_a_node_that_stood_still_for_most_of_a_lease_says_so_itself(node: str, until: float, expected: str) -> None:
+    marks = [mark("start", FIRST), mark("start", SECOND, "node2@stalk", 2), mark("stalled", until, node, number=4)]
+    assert [again.why for again in second_starts(marks, [])] == [expected]
+
+
+def test_what_was_done_to_a_node_is_named_before_what_it_says_itself() -> None:
+    marks = [mark("start", FIRST), mark("stalled", 15, number=4, task="-"), mark("start", SECOND, "node2@stalk", 2)]
+    assert [again.why for again in second_starts(marks, [Incident(FROZEN, 11, 15, "node1@stalk")])] == [FROZEN]
+
+
+@pytest.mark.parametrize(("between", "expected"), [(SLOTS - 1, FROZEN), (SLOTS, NO_CAUSE)])
+def test_what_a_thawed_node_starts_first_of_all_it_may_have_looked_at_before_it_was_frozen(
+    between: int, expected: str
+) -> None:
+    marks = [mark("start", FIRST, "node2@stalk", 2), mark("end", 11, "node2@stalk", 2), mark("start", SECOND)]
+    marks += [mark("start", 18, task=f"first{number}") for number in range(between)]
+    frozen = Incident(FROZEN, 9, 17, "node1@stalk")
+
+    assert [again.why for again in second_starts(marks, [frozen])] == [expected]
 
 
 def test_what_stock_workers_held_is_their_own_affair_where_both_work() -> None:
@@ -132,22 +184,22 @@ def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "since", "node", "expected"),
+    ("number", "told", "node", "expected"),
     [
         # The count has grown.
-        (2, FIRST, "node1@stalk", 0),
-        # It has not, although there was time enough to tell Redis of the first start.
-        (1, FIRST, "node1@stalk", 1),
-        # There was none.
-        (1, 15 - TOLD_SECONDS / 2, "node1@stalk", 0),
-        # A stock worker tells nobody.
-        (1, FIRST, "node1@stock", 0),
+        (2, {"t"}, "node1@stalk", 0),
+        # It has not, although Redis had been told of the first start.
+        (1, {"t"}, "node1@stalk", 1),
+        # It had not.
+        (1, set(), "node1@stalk", 0),
+        # A stock worker's count is no header.
+        (1, {"t"}, "node1@stock", 0),
     ],
 )
-def test_a_second_start_has_to_say_that_it_is_one(number: float, since: float, node: str, expected: int) -> None:
-    marks = [mark("start", since, node), mark("start", SECOND, "node2@stalk", 2, number=number)]
+def test_a_second_start_has_to_say_that_it_is_one(number: float, told: set[str], node: str, expected: int) -> None:
+    marks = [mark("start", FIRST, node), mark("start", SECOND, "node2@stalk", 2, number=number)]
 
-    again = second_starts(marks, [Incident(DIED, 15, 15, node)])
+    again = second_starts(marks, [Incident(DIED, 15, 15, node, seen=Seen(frozenset({"t"}), frozenset(told)))])
 
     assert [each.recorded for each in again] == [number == 2]
     assert len(unrecorded(again)) == expected
