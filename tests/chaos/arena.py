@@ -45,6 +45,8 @@ STOCK_SECONDS = 20.0
 MOVING = 10
 # Tasks that still wait when the next strike may come: less than the load of a second.
 FEW = 20
+# Sent and not yet executed: half a minute of the load, as after the longest silence here.
+BEHIND = 200
 # What the longest silence here leaves, half a minute of the load, is worked off in as long again.
 PATIENCES = 3
 # Of a load one in so many is a chord, with so many tasks in its header: a sixth more to do, and in the shortest load
@@ -240,6 +242,14 @@ class Arena:
                 self.exits.append(f"{holder.name} exited with {holder.node.process.code}")
                 self.incidents.append(Incident(EXITED, monotonic() - LOOK_SECONDS, monotonic(), holder.name))
         self.replace(ready=False)
+        self.hold_up()
+
+    def hold_up(self) -> None:
+        """Let nothing be sent while nodes are far behind: on a busy machine they would never catch up."""
+        if self.marks.count("sent") - self.marks.count("end") > BEHIND:
+            self._hold.touch()
+        else:
+            self._hold.unlink(missing_ok=True)
 
     def some_child(self) -> int:
         """A child of a prefork pool."""
@@ -366,14 +376,16 @@ class Arena:
 
         Nothing is sent meanwhile, or nodes that are slower than the load would never be done.
         """
-        self._hold.touch()
         seconds = self.patience * PATIENCES
+
+        def few() -> bool:
+            self._hold.touch()
+            return bool(self.redis.client().llen(QUEUE) <= FEW)
+
         try:
-            self.wait(lambda: self.redis.client().llen(QUEUE) <= FEW, seconds, "the queue is worked off")
+            self.wait(few, seconds, "the queue is worked off")
         except GaveUp:
             self.remarks.append(f"{self.redis.client().llen(QUEUE)} tasks waited after {seconds:g} s")
-        finally:
-            self._hold.unlink()
 
     # Redis.
 

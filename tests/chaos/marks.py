@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -121,6 +121,10 @@ class Marks:
         self.directory = directory
         self._read: dict[Path, int] = {}
         self._marks: list[Mark] = []
+        # Kept as marks come, because every look asks for them.
+        self._tasks: dict[str, set[str]] = defaultdict(set)
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._running: dict[tuple[str, int], Mark] = {}
         directory.mkdir(parents=True, exist_ok=True)
         # Containers write here as another user.
         directory.chmod(0o777)
@@ -134,22 +138,35 @@ class Marks:
             # Each line is one write, but a look may come in the middle of it where a page of the file ends.
             whole = text[: text.rfind("\n") + 1]
             self._read[path] = self._read.get(path, 0) + len(whole)
-            self._marks += [parse(line) for line in whole.splitlines()]
+            for line in whole.splitlines():
+                self._add(parse(line))
         return self._marks
+
+    def _add(self, mark: Mark) -> None:
+        self._marks.append(mark)
+        self._tasks[mark.word].add(mark.task)
+        self._counts[mark.word, mark.node] += 1
+        self._counts[mark.word, ""] += 1
+        # A process's own marks are read in the order in which it wrote them.
+        if mark.word == "start":
+            self._running[mark.task, mark.pid] = mark
+        elif mark.word in ("end", "dies"):
+            self._running.pop((mark.task, mark.pid), None)
 
     def tasks(self, word: str) -> set[str]:
         """The tasks with such a mark."""
-        return {mark.task for mark in self.all() if mark.word == word}
+        self.all()
+        return set(self._tasks[word])
 
     def count(self, word: str, node: str = "") -> int:
         """How many such marks there are, of one node or of all."""
-        return sum(1 for mark in self.all() if mark.word == word and node in ("", mark.node))
+        self.all()
+        return self._counts[word, node]
 
     def running(self, node: str = "") -> list[Mark]:
         """Starts without an end, of one node or of all."""
-        ended = {(mark.task, mark.pid) for mark in self.all() if mark.word in ("end", "dies")}
-        starts = [mark for mark in self.all() if mark.word == "start" and node in ("", mark.node)]
-        return [mark for mark in starts if (mark.task, mark.pid) not in ended]
+        self.all()
+        return [mark for mark in self._running.values() if node in ("", mark.node)]
 
 
 def parse(line: str) -> Mark:
@@ -189,7 +206,21 @@ def second_starts(marks: Iterable[Mark], incidents: list[Incident], mixed: bool 
         for of_task in starts.values()
         for before, again in pairwise(of_task)
     ]
+    found = [replace(each, why=STOCK) if mixed and sent_again_by_stock(each, found) else each for each in found]
     return sorted(found, key=lambda again: again.start.at)
+
+
+def sent_again_by_stock(body: Again, found: list[Again]) -> bool:
+    """Whether a chord's body came again because a part of it did that a stock worker had held.
+
+    That one has sent the body in stock's own way, of which Stalk knows nothing when the part ends once more.
+    """
+    chord, _, part = body.start.task.rpartition("-")
+    return (part, body.why) == ("body", NO_CAUSE) and any(
+        each.before.node.endswith(STOCK_HOST) and each.start.at < body.start.at
+        for each in found
+        if each is not body and each.start.task.rpartition("-")[0] == chord
+    )
 
 
 def told_by_marks(marks: list[Mark], incidents: list[Incident]) -> list[Incident]:

@@ -142,6 +142,21 @@ def test_what_stock_workers_held_is_their_own_affair_where_both_work() -> None:
     assert why(first="node1@stock", mixed=False) == [NO_CAUSE]
 
 
+@pytest.mark.parametrize(
+    ("first", "mixed", "expected"),
+    [("node1@stock", True, STOCK), ("node1@stalk", True, NO_CAUSE), ("node1@stock", False, NO_CAUSE)],
+)
+def test_a_body_that_a_stock_worker_has_sent_comes_again_with_the_part_that_it_held(
+    first: str, mixed: bool, expected: str
+) -> None:
+    marks = [mark("start", FIRST, first, task="c-01"), mark("start", 11, task="c-body")]
+    marks += [mark("start", 18, "node2@stalk", task="c-01"), mark("start", SECOND, "node2@stalk", task="c-body")]
+
+    again = second_starts(marks, [], mixed)
+
+    assert [each.why for each in again if each.start.task == "c-body"] == [expected]
+
+
 def test_a_third_start_is_counted_too() -> None:
     marks = [mark("start", at, pid=pid) for pid, at in enumerate((1.0, 2.0, 3.0))]
     assert len(second_starts(marks, [])) == 2
