@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -174,6 +175,13 @@ def child_environment(known: Iterable[str], **extra: str) -> dict[str, str]:
         return name in keep or not foreign
 
     return {name: value for name, value in os.environ.items() if passes(name)} | extra
+
+
+def adopt(environment: Mapping[str, str]) -> None:
+    """Make this the environment of this process, in place of its own."""
+    os.environ.clear()
+    os.environ.update(environment)
+    time.tzset()
 
 
 def pin_celery_urls(broker: str, results: str) -> None:

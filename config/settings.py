@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from config import redis_url
 from config.environment import (
@@ -130,8 +129,8 @@ def parse_changes(value: object) -> object:
 
 
 Whole = Annotated[int, BeforeValidator(check_whole)]
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(splitter(","))]
-Url = Annotated[RedisUrl, NoDecode, BeforeValidator(parse_url)]
+Names = Annotated[tuple[str, ...], BeforeValidator(splitter(","))]
+Url = Annotated[RedisUrl, BeforeValidator(parse_url)]
 Size = Annotated[str, BeforeValidator(lower), Field(pattern=r"^[1-9][0-9]*[kmg]$")]
 Cpus = Annotated[str, Field(pattern=r"^(0|[0-9]+\.[0-9]+|[1-9][0-9]*)$")]
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9._/@:-]*$")]
@@ -154,30 +153,10 @@ def setting(
     return Field(default, alias=variable, description=help, json_schema_extra=about, **constraints)
 
 
-class Group(BaseSettings):
+class Group(BaseModel):
     """Settings that belong together."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="ignore",
-        case_sensitive=True,
-        env_ignore_empty=True,
-        hide_input_in_errors=True,
-        arbitrary_types_allowed=True,
-        validate_default=False,
-    )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # The values come from `Source`, which knows about `.env` and secret files.
-        return (init_settings,)
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, arbitrary_types_allowed=True)
 
 
 class BrokerSettings(Group):
@@ -309,7 +288,7 @@ class WorkerSettings(Group):
         ge=1,
         le=1000,
     )
-    queues: Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_queues)] = setting(
+    queues: Annotated[tuple[str, ...], BeforeValidator(parse_queues)] = setting(
         "WORKER_QUEUES",
         ("celery",),
         "Queues that the nodes take tasks from.",
@@ -317,7 +296,7 @@ class WorkerSettings(Group):
         example="celery,reports",
         min_length=1,
     )
-    autoscale: Annotated[tuple[int, int] | None, NoDecode, BeforeValidator(parse_autoscale)] = setting(
+    autoscale: Annotated[tuple[int, int] | None, BeforeValidator(parse_autoscale)] = setting(
         "WORKER_AUTOSCALE",
         None,
         "Let a prefork node grow and shrink between two sizes, in place of WORKER_CONCURRENCY.",
@@ -366,7 +345,7 @@ class WorkerSettings(Group):
         ge=1,
         le=100,
     )
-    dead_letters: Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_dead_letters)] = setting(
+    dead_letters: Annotated[tuple[str, ...], BeforeValidator(parse_dead_letters)] = setting(
         "WORKER_DEAD_LETTERS",
         ("retries", "rejects"),
         "What else becomes a dead letter, beside tasks that no worker can run: tasks that failed with their last "
@@ -413,7 +392,7 @@ class WorkerSettings(Group):
 class BeatSettings(Group):
     """The scheduler."""
 
-    schedule: Annotated[tuple[tuple[str, str], ...], NoDecode, BeforeValidator(parse_changes)] = setting(
+    schedule: Annotated[tuple[tuple[str, str], ...], BeforeValidator(parse_changes)] = setting(
         "BEAT_SCHEDULE",
         (),
         "Changes to the schedule in services/schedule.py: an entry's period in seconds, its crontab, or off.",
@@ -633,17 +612,6 @@ GROUPS: dict[str, type[Group]] = {
 }
 
 
-class Source(EnvSettingsSource):
-    """The variables of one group, from a mapping in place of the process environment."""
-
-    def __init__(self, group: type[BaseSettings], environment: Mapping[str, str]) -> None:
-        self._environment = environment
-        super().__init__(group)
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return {name: value for name, value in self._environment.items() if value != ""}
-
-
 def fields(group: type[Group]) -> list[tuple[str, str, FieldInfo]]:
     """(attribute, variable, field) of every setting of a group."""
     return [(name, str(field.alias), field) for name, field in group.model_fields.items()]
@@ -686,7 +654,8 @@ def load(environment: Mapping[str, str] | None = None, env_file: Path | None = N
     groups: dict[str, Any] = {}
     wrong: set[str] = set()
     for name, group in GROUPS.items():
-        given = Source(group, values)()
+        # Empty counts as not set.
+        given = {variable: values[variable] for _, variable, _ in fields(group) if values.get(variable)}
         try:
             groups[name] = group(**given)
         except ValidationError as error:

@@ -33,12 +33,10 @@ from redis.exceptions import ConnectionError, LockError, RedisError, TimeoutErro
 from config import Settings
 from services.connections import connect, refusal
 from services.heartbeat import STANDBY, TICKING, WAITING, HeartbeatFile
-from services.queues import BEAT_LOCK
+from services.queues import BEAT_LOCK, BEAT_LOCK_SECONDS
 
 logger = get_logger(__name__)
 
-# A beat that is gone is replaced when its lock runs out: with the next look of the standby, within 30 s.
-LOCK_SECONDS = 25
 # Five looks at the schedule before the lock runs out: one slow command does not lose it.
 TICK_SECONDS = 5.0
 STANDBY_SECONDS = 2.0
@@ -67,7 +65,7 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         self._unsent_before: dict[str, str] = {}
         # Whether Redis refused one of them, and why it refused the whole of the last tick.
         self._refused, self._refusal = False, ""
-        self._held = app.redbeat_redis.lock(BEAT_LOCK, timeout=LOCK_SECONDS, thread_local=False)
+        self._held = app.redbeat_redis.lock(BEAT_LOCK, timeout=BEAT_LOCK_SECONDS, thread_local=False)
         super().__init__(app, **options)
         # None switches off RedBeat's own handling of the lock.
         self.lock_key = None
@@ -202,14 +200,14 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
             if self._held.local.token:
                 self._held.release()
         except RedisError as error:
-            logger.warning("beat: the lock could not be released (%s); it runs out in %d s", error, LOCK_SECONDS)
+            logger.warning("beat: the lock could not be released (%s); it runs out in %d s", error, BEAT_LOCK_SECONDS)
         super().close()
 
     def _hold_lock(self) -> bool:
         """Renew the lock, or take it if it is free; whoever takes it writes the schedule."""
         if self._held.local.token:
             try:
-                self._held.extend(LOCK_SECONDS, replace_ttl=True)
+                self._held.extend(BEAT_LOCK_SECONDS, replace_ttl=True)
             except LockError:
                 logger.warning("beat: lost the lock: Redis was emptied, or this beat stood still for too long")
                 self._held.local.token, self._written = None, False
@@ -231,7 +229,7 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
     @property
     def info(self) -> str:
         url = self.app.settings.broker_url.masked()
-        return f"       . redis -> {url}\n       . lock -> {BEAT_LOCK} ({LOCK_SECONDS} s)"
+        return f"       . redis -> {url}\n       . lock -> {BEAT_LOCK} ({BEAT_LOCK_SECONDS} s)"
 
 
 def _unwrapped(error: BaseException) -> BaseException:

@@ -32,6 +32,8 @@ PUBLISHED = "published:"
 BINDINGS = "_kombu.binding."
 BEAT_PREFIX = "redbeat:"
 BEAT_LOCK = BEAT_PREFIX + "lock"
+# A beat that is gone is replaced when its lock runs out: with the next look of the standby, within 30 s.
+BEAT_LOCK_SECONDS = 25
 
 
 def lists_of(queue: str) -> tuple[str, ...]:

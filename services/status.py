@@ -10,7 +10,6 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from services import queues
-from services.beat import LOCK_SECONDS
 from services.connections import connect
 
 # Nodes answer within milliseconds, a busy solo node not at all: waiting longer does not make the list longer.
@@ -84,4 +83,4 @@ def waiting(client: Redis, names: list[str]) -> dict[str, int]:
 def seconds_since_tick(client: Redis) -> float | None:
     """Age of beat's last tick in seconds, read from the lock that each tick renews; None where no beat has it."""
     left = int(client.pttl(queues.BEAT_LOCK))
-    return round(LOCK_SECONDS - left / 1000, 1) if left >= 0 else None
+    return round(queues.BEAT_LOCK_SECONDS - left / 1000, 1) if left >= 0 else None

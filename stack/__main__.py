@@ -13,11 +13,12 @@ import click
 
 import config
 from config import ConfigError, Settings
-from stack import env_file, letters, lock, new_task, report, stop, terminal, up, waiting
+from stack import terminal
 from stack.failure import Failure
 from stack.lenient import settings_or_defaults
-from stack.runtime import current
-from stack.turns import own_turn
+from stack.runtime import chosen, current
+
+# Each command imports what it alone needs: somebody waits for `call` and `status`, and imports are most of their time.
 
 
 @click.group(help="The host's side of the stack.")
@@ -27,12 +28,13 @@ def main() -> None:
 
 @main.command("up", help="Build, start and wait.")
 def up_command() -> None:
+    from stack import up
+
     up.up()
 
 
 @main.command("dev", help="Up, with the source mounted; then restart nodes on every change.")
 def dev_command() -> None:
-    # Only here, because nobody else needs what watches files.
     from stack import dev
 
     dev.dev()
@@ -41,6 +43,8 @@ def dev_command() -> None:
 @main.command("new-task", help="Write a task module to start from.")
 @click.argument("name")
 def new_task_command(name: str) -> None:
+    from stack import new_task
+
     new_task.new_task(name)
 
 
@@ -53,12 +57,15 @@ def call(task: str, arguments: str, keywords: str, wait: str) -> None:
     if not task:
         raise Failure("TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'")
     options = ["--args", arguments, "--kwargs", keywords, "--wait", wait]
-    sys.exit(current(settings()).execute_shown("-m", "services", "call", *options, "--", task))
+    sys.exit(chosen(settings()).call(*options, "--", task))
 
 
 @main.command(help="Run so many workers.")
 @click.argument("workers")
 def scale(workers: str) -> None:
+    from stack import env_file, waiting
+    from stack.turns import own_turn
+
     if not workers.isdigit():
         raise Failure(f"WORKERS: found {workers!r}; it must be a whole number, as in: make scale WORKERS=4")
     runtime = current(settings())
@@ -74,7 +81,9 @@ def scale(workers: str) -> None:
 @main.command(help="Units, nodes, queues and beat.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(as_json: bool) -> None:
-    report.status(current(settings_or_defaults()), as_json)
+    from stack import report
+
+    report.status(chosen(settings_or_defaults()), as_json)
 
 
 @main.command("dead-letters", help="The latest dead letters, all of them, or one.")
@@ -82,25 +91,33 @@ def status(as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def dead_letters(number: str, everything: bool, as_json: bool) -> None:
-    letters.dead_letters(current(settings_or_defaults()), number, everything, as_json)
+    from stack import letters
+
+    letters.dead_letters(chosen(settings_or_defaults()), number, everything, as_json)
 
 
 @main.command(help="Put dead letters back into their queues.")
 @click.option("--id", "number", default="")
 @click.option("--all", "everything", is_flag=True)
 def replay(number: str, everything: bool) -> None:
-    letters.replay(current(settings_or_defaults()), number, everything)
+    from stack import letters
+
+    letters.replay(chosen(settings_or_defaults()), number, everything)
 
 
 @main.command("purge-dead-letters", help="Delete all dead letters.")
 @click.option("--yes", is_flag=True)
 def purge_dead_letters(yes: bool) -> None:
-    letters.purge(current(settings_or_defaults()), yes)
+    from stack import letters
+
+    letters.purge(chosen(settings_or_defaults()), yes)
 
 
 @main.command("to-plain", help="Put back into plain queues what only Stalk's workers understand.")
 def to_plain() -> None:
-    letters.to_plain(current(settings_or_defaults()))
+    from stack import letters
+
+    letters.to_plain(chosen(settings_or_defaults()))
 
 
 @main.command(help="Follow the logs.")
@@ -111,18 +128,23 @@ def logs(services: tuple[str, ...]) -> None:
 
 @main.command(help="Python with the app and its tasks.")
 def shell() -> None:
-    runtime = current(settings())
-    sys.exit(runtime.execute_shown("-m", "celery", "--app", "services.app", "shell", terminal=True))
+    sys.exit(current(settings()).shell())
 
 
 @main.command("stop", help="Stop; running tasks finish first.")
 def stop_command() -> None:
+    from stack import stop
+    from stack.turns import own_turn
+
     with own_turn():
         stop.stop(current(settings_or_defaults()), settings_or_defaults())
 
 
 @main.command(help="Stop and remove what runs; data is kept.")
 def down() -> None:
+    from stack import stop
+    from stack.turns import own_turn
+
     with own_turn():
         stop.down(current(settings_or_defaults()))
 
@@ -130,12 +152,17 @@ def down() -> None:
 @main.command(help="Remove what runs and all data.")
 @click.option("--yes", is_flag=True)
 def clean(yes: bool) -> None:
+    from stack import stop
+    from stack.turns import own_turn
+
     with own_turn():
         stop.clean(current(settings_or_defaults()), yes)
 
 
 @main.command("lock", help="Pin all packages.")
 def lock_command() -> None:
+    from stack import lock
+
     lock.lock()
 
 

@@ -17,10 +17,13 @@ from stack import docker, env_file, images, places
 from stack.docker import ROOT, compose, compose_shown, run
 from stack.failure import Failure
 from stack.places import SOURCE
-from stack.units import Unit
+from stack.terminal import attached
+from stack.units import SHELL, Unit
 
 # All of these carry the application and reach Redis.
 CARRIERS = ("worker", "beat", "flower")
+SERVICES = ("python", "-m", "services")
+CHECK = ("python", "-m", "services.check")
 LOG_LINES = "15"
 BUILD_LINES = 25
 
@@ -86,10 +89,19 @@ class Containers:
         places.DEV_COMPOSE.write_text(json.dumps({"services": {name: {"volumes": mounts} for name in services}}))
         make_source_readable()
 
-    def execute_source(self, script: str) -> subprocess.CompletedProcess[str]:
-        """Run a Python script that looks at changed source, and return what it printed."""
+    def check_source(self) -> subprocess.CompletedProcess[str]:
+        """Look at changed source where it runs, and return what was said of it."""
         make_source_readable()
-        return self.execute("-c", script)
+        return run("docker", "exec", _carrier()["ID"], *CHECK, check=False)
+
+    def check_new(self, from_source: bool) -> subprocess.CompletedProcess[str]:
+        """Look at what the next start will run, the new image or this checkout's source, and return what was said."""
+        mounts = [f"--volume={ROOT / name}:/app/{name}:ro" for name in SOURCE] if from_source else []
+        if from_source:
+            make_source_readable()
+        # As a worker is, but for what it needs besides: the check needs no Redis.
+        once = ("run", "--rm", "--no-deps", "-T", "--quiet-pull", *mounts, "--entrypoint", CHECK[0])
+        return compose(*once, "worker", *CHECK[1:], check=False)
 
     def restart(self, settings: Settings) -> None:
         """Put changed source to work: the nodes first, warm, then beat and Flower.
@@ -119,20 +131,18 @@ class Containers:
         logged = run("docker", "logs", "--tail", LOG_LINES, unit.id, check=False)
         return (logged.stdout + logged.stderr).rstrip()
 
-    def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a Python program inside the stack and return what it printed."""
-        return compose("exec", "-T", self._carrier(), "python", *command, check=False)
+    def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `python -m services …` inside the stack and return what it printed."""
+        # Not `docker compose exec`, which reads all of the Compose files again.
+        return run("docker", "exec", _carrier()["ID"], *SERVICES, *arguments, check=False)
 
-    def execute_shown(self, *command: str, terminal: bool = False) -> int:
-        """The same on the terminal, with its input if it is `terminal`; its exit code."""
-        return compose_shown("exec", *([] if terminal else ["-T"]), self._carrier(), "python", *command)
+    def call(self, *arguments: str) -> int:
+        """Run `python -m services call …` on the terminal; its exit code."""
+        return attached(["docker", "exec", _carrier()["ID"], *SERVICES, "call", *arguments], ROOT)
 
-    def _carrier(self) -> str:
-        running = {unit.service for unit in self.units() if unit.state == "running"}
-        for service in CARRIERS:
-            if service in running:
-                return service
-        raise Failure("the stack is not running: start it with 'make up'")
+    def shell(self) -> int:
+        """Python with the app and its tasks, on the terminal; its exit code."""
+        return compose_shown("exec", _carrier()["Service"], "python", *SHELL)
 
     def logs(self, services: tuple[str, ...]) -> int:
         """Follow the logs, of all services or of some."""
@@ -167,6 +177,18 @@ class Containers:
             if container["Service"] == "flower"
             for publisher in container.get("Publishers") or []
         )
+
+
+def _carrier() -> dict[str, Any]:
+    """A container that can be asked.
+
+    Raises Failure when none runs.
+    """
+    running = {container["Service"]: container for container in docker.containers() if container["State"] == "running"}
+    for service in CARRIERS:
+        if service in running:
+            return running[service]
+    raise Failure("the stack is not running: start it with 'make up'")
 
 
 def _unit(container: dict[str, Any]) -> Unit:

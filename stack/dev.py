@@ -5,9 +5,8 @@ What does not compile or cannot be imported is refused, and the old code goes on
 
 from __future__ import annotations
 
-import re
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, strftime
@@ -17,8 +16,8 @@ from watchfiles import watch
 
 import config
 from config import ConfigError
-from stack import terminal, up, waiting
-from stack.docker import ROOT, last_line
+from stack import source, terminal, up, waiting
+from stack.docker import ROOT
 from stack.failure import Failure
 from stack.fingerprints import fingerprint
 from stack.places import SOURCE
@@ -27,15 +26,6 @@ from stack.turns import own_turn
 if TYPE_CHECKING:
     from stack.runtime import Runtime
 
-# In a process of its own, where the stack runs: with its Python and its packages.
-CHECK = f"""
-import pathlib
-for package in {SOURCE}:
-    for path in pathlib.Path(package).rglob("*.py"):
-        compile(path.read_bytes(), str(path), "exec")
-from services.app import app
-app.loader.import_default_modules()
-"""
 SHOWN_FILES = 3
 
 
@@ -67,7 +57,7 @@ def take_up(runtime: Runtime, files: list[str]) -> None:
     more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
     print(f"{strftime('%H:%M:%S')} {', '.join(files[:SHOWN_FILES])}{more} …")
     try:
-        check(runtime)
+        source.refuse(runtime.check_source(), "the old code goes on")
         with own_turn():
             runtime.restart(config.load())
         waiting.until_healthy(runtime)
@@ -78,21 +68,6 @@ def take_up(runtime: Runtime, files: list[str]) -> None:
         terminal.error(str(failure))
     else:
         print(f"{strftime('%H:%M:%S')} the new code runs ({monotonic() - started:.1f} s)")
-
-
-def check(runtime: Runtime) -> None:
-    """Raise Failure, with file and line, when the source does not compile or cannot be imported."""
-    tried = runtime.execute_source(CHECK)
-    if tried.returncode != 0:
-        raise Failure(f"{fault(tried.stderr.splitlines())}; the old code goes on")
-
-
-def fault(lines: Iterable[str]) -> str:
-    """What a traceback says, in a line: the last place in our source, and what is wrong."""
-    lines = list(lines)
-    places = [re.search(rf'File "(?:.*/)?((?:{"|".join(SOURCE)})/[^"]+)", line (\d+)', line) for line in lines]
-    place = next((f"{found[1]} line {found[2]}: " for found in reversed(places) if found), "")
-    return place + last_line("\n".join(lines)).removeprefix("error: ")
 
 
 @contextmanager

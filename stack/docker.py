@@ -7,6 +7,7 @@ import re
 import subprocess
 from typing import Any
 
+from config.environment import ConfigError, process_environment, read_env_file
 from stack import places
 from stack.failure import Failure
 from stack.terminal import attached
@@ -82,8 +83,52 @@ def compose_version(text: str) -> tuple[int, ...]:
 
 
 def containers() -> list[dict[str, Any]]:
-    """Every container of the project, stopped ones too, as `docker compose ps` describes it."""
+    """Every container of the project, stopped ones too, as `docker compose ps` describes it.
+
+    Raises Failure.
+    """
+    # Compose takes 0.2 s to say the same, and is asked only where its word is needed: when there is none.
+    found = _labelled() or _composed()
+    return sorted(found, key=lambda container: str(container["Name"]))
+
+
+def _labelled() -> list[dict[str, Any]]:
+    """The project's containers as the engine knows them by Compose's labels."""
+    # The directory as well, because a Compose file can give the project another name.
+    name = project()
+    if not name:
+        return []
+    labels = {"project": name, "project.working_dir": str(ROOT), "oneoff": "False"}
+    filters = [f"--filter=label=com.docker.compose.{name}={value}" for name, value in labels.items()]
+    fields = ("ID", "Names", "State", "Status", "Ports", 'Label "com.docker.compose.service"')
+    form = "\t".join(f"{{{{.{field}}}}}" for field in fields)
+    try:
+        listed = run("docker", "ps", "--all", *filters, "--format", form, timeout=ANSWER_SECONDS)
+    except Failure as failure:
+        raise Failure(why_no_engine() or str(failure)) from None
+    found = []
+    for line in listed.stdout.splitlines():
+        identifier, name, state, status, ports, service = line.split("\t")
+        health = re.search(r"\((?:health: )?(starting|healthy|unhealthy)\)", status)
+        published = [{"PublishedPort": int(port)} for port in re.findall(r":([0-9]+)->", ports)]
+        found.append(
+            {"ID": identifier, "Name": name, "Service": service, "State": state, "Status": status}
+            | {"Health": health[1] if health else "", "Publishers": published}
+        )
+    return found
+
+
+def _composed() -> list[dict[str, Any]]:
+    """The same in Compose's own words."""
     printed = compose("ps", "--all", "--format", "json").stdout.strip()
     # Compose prints one object a line; before 2.21 it printed one list.
-    found = json.loads(printed) if printed.startswith("[") else [json.loads(line) for line in printed.splitlines()]
-    return sorted(found, key=lambda container: str(container["Name"]))
+    return list(json.loads(printed)) if printed.startswith("[") else [json.loads(line) for line in printed.splitlines()]
+
+
+def project() -> str:
+    """The project's name, unless a Compose file of somebody's own gives it another one; "" where .env has mistakes."""
+    try:
+        chosen = (read_env_file(ROOT / ".env") | process_environment()).get("COMPOSE_PROJECT_NAME", "")
+    except ConfigError:
+        return ""
+    return chosen or re.findall(r"(?m)^name: (\S+)", (ROOT / "compose.yaml").read_text())[0]

@@ -25,12 +25,12 @@ from typing import Any
 import redis
 
 from config import ConfigError, Settings
-from stack import environment, places, redis_server, session, supervisor_conf
+from stack import beside, environment, places, redis_server, session, supervisor_conf
 from stack.docker import ROOT
 from stack.failure import Failure
 from stack.lenient import settings_or_defaults
 from stack.terminal import attached
-from stack.units import Unit
+from stack.units import SHELL, Unit
 
 # The kernel's limit on the path of a socket, less the byte that ends it.
 LONGEST_SOCKET_PATH = 107
@@ -141,9 +141,18 @@ class Processes:
     def use_source(self, asked: bool) -> None:
         """Nothing to do: there is no image, the source is what runs."""
 
-    def execute_source(self, script: str) -> subprocess.CompletedProcess[str]:
-        """Run a Python script that looks at changed source, and return what it printed."""
-        return self.execute("-c", script)
+    def check_source(self) -> subprocess.CompletedProcess[str]:
+        """Look at the source as the programs that run it will see it, and return what was said of it."""
+        places.SCRATCH.mkdir(mode=0o700, parents=True, exist_ok=True)
+        seen = environment.of_programs(settings_or_defaults())
+        command = [sys.executable, "-m", "services.check"]
+        return subprocess.run(
+            command, cwd=ROOT, env=seen["all"] | seen["own"], capture_output=True, text=True, check=False
+        )
+
+    def check_new(self, from_source: bool) -> subprocess.CompletedProcess[str]:
+        """The same: there is no image, the source is what runs."""
+        return self.check_source()
 
     def restart(self, settings: Settings) -> None:
         """Put changed source to work, warm."""
@@ -195,15 +204,17 @@ class Processes:
         """The end of a process's log."""
         return tail(places.LOGS / f"{unit.name}.log")
 
-    def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a Python program beside the stack, with its settings, and return what it printed."""
-        return subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=self._beside(), capture_output=True, text=True, check=False
-        )
+    def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `python -m services …` beside the stack, with its settings, and return what it printed."""
+        return beside.answer(arguments, self._beside())
 
-    def execute_shown(self, *command: str, terminal: bool = False) -> int:
-        """The same on the terminal; its exit code."""
-        return attached([sys.executable, *command], ROOT, self._beside())
+    def call(self, *arguments: str) -> int:
+        """Run `python -m services call …` on the terminal; its exit code."""
+        return beside.show(("call", *arguments), self._beside())
+
+    def shell(self) -> int:
+        """Python with the app and its tasks, on the terminal; its exit code."""
+        return attached([sys.executable, *SHELL], ROOT, self._beside())
 
     def _beside(self) -> dict[str, str]:
         if not self.supervisor():

@@ -7,14 +7,14 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
 from stack.docker import last_line
 from stack.failure import Failure
 from stack.units import Unit
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from stack.runtime import Runtime
 
 WIDTH = 200
@@ -33,7 +33,7 @@ def answer(runtime: Runtime, *command: str) -> dict[str, Any]:
 
     Raises Failure when the stack is not running, does not answer, or answers that it cannot.
     """
-    answered = runtime.execute("-m", "services", *command)
+    answered = runtime.ask(*command)
     try:
         said = json.loads(answered.stdout)
     except json.JSONDecodeError:
@@ -45,6 +45,9 @@ def answer(runtime: Runtime, *command: str) -> dict[str, Any]:
 
 def console(width: int = WIDTH) -> Console:
     """Where people read; where nobody looks at a terminal, lines are for grep and must not be folded."""
+    # Only here, because `make stop` and JSON need nothing of it.
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() else width)
 
 
@@ -100,6 +103,8 @@ def _queues(state: dict[str, Any]) -> Table:
 
 def table(*columns: str) -> Table:
     """An empty table of the kind that all commands print."""
+    from rich.table import Table
+
     found = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         found.add_column(column, overflow="fold")

@@ -49,13 +49,18 @@ def current(settings: Settings) -> Runtime:
 
     Raises Failure when it cannot be used.
     """
+    runtime = chosen(settings)
+    runtime.require()
+    return runtime
+
+
+def chosen(settings: Settings) -> Runtime:
+    """The same for those that only ask what runs, which is soon seen not to answer."""
     name = settings.stack.runtime or recorded()
     if not name:
         # Nothing has run yet; a plain `docker compose up` leaves no record.
         name = "local" if docker.why_no_engine() else "docker"
-    runtime = made(name)
-    runtime.require()
-    return runtime
+    return made(name)
 
 
 def choose(settings: Settings) -> Runtime:

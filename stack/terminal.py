@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -50,9 +51,16 @@ def _say(word: str, colour: str, text: str, stream: TextIO) -> None:
 
 def attached(command: Sequence[str], directory: Path, environment: Mapping[str, str] | None = None) -> int:
     """Run a program on our terminal and return its exit code; Ctrl-C is the program's, not ours."""
+    with interrupts_ignored():
+        return subprocess.run(command, cwd=directory, env=environment, check=False).returncode
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Leave Ctrl-C to the program that has the terminal."""
     # Not SIG_IGN, which the program would inherit.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        return subprocess.run(command, cwd=directory, env=environment, check=False).returncode
+        yield
     finally:
         signal.signal(signal.SIGINT, before)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Of Python, beside or inside the units.
+SHELL = ("-m", "celery", "--app", "services.app", "shell")
+
 
 @dataclass(frozen=True)
 class Unit:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import config
 from config import ConfigError, Settings
-from services.schedule import beat_schedule
-from stack import docker, env_file, runtime, terminal, waiting
+from stack import docker, env_file, runtime, source, terminal, waiting
 from stack.failure import Failure
 from stack.turns import own_turn
 
@@ -36,6 +35,7 @@ def up(from_source: bool = False) -> Runtime:
         chosen.prepare(settings)
         # Preparing may have written image names into .env.
         settings = config.load()
+        source.refuse(chosen.check_new(from_source), "nothing was started or replaced")
         runtime.record(chosen)
         chosen.use_source(from_source)
         print("Starting …")
@@ -56,8 +56,6 @@ def cpus(chosen: Runtime) -> str:
 def checked_settings() -> Settings:
     """The settings, with their warnings said and what only the stack requires checked."""
     settings = config.load()
-    # Raises ConfigError for an entry that BEAT_SCHEDULE makes up.
-    beat_schedule(settings.beat.schedule)
     problems = []
     if not settings.flower.basic_auth.get_secret_value():
         problems.append("FLOWER_BASIC_AUTH is not set, and no page is without login: set it in .env to user:password")

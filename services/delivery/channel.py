@@ -112,6 +112,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     dead_letters: tuple[str, ...] | list[str] = (RETRIES, REJECTS)
     dead_letters_max = 10_000
     _numbers = count(1)
+    # How many heard what this channel broadcast last.
+    heard = 0
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self.number = next(self._numbers)
@@ -130,6 +132,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     @cached_property  # type: ignore[untyped-decorator]
     def _claims(self) -> Claims:
         return Claims()
+
+    def _put_fanout(self, exchange: str, message: Any, routing_key: str, **options: Any) -> None:
+        if options.get("_publish_batch") is not None:
+            super()._put_fanout(exchange, message, routing_key, **options)
+            return
+        text, topics = dumps(message), self._get_publish_topics(exchange, routing_key)
+        with self.conn_or_acquire() as client:
+            self.heard = sum(client.publish(topic, text) for topic in topics)
 
     # Connections.
 

@@ -38,6 +38,7 @@ class Stalk(Celery):  # type: ignore[misc]
     """A Celery application whose tasks are delivered by services/delivery."""
 
     amqp_cls = "services.delivery.connection:AMQP"
+    control_cls = "services.delivery.asking:Control"
 
     @cached_property  # type: ignore[untyped-decorator]
     def Worker(self) -> Any:  # noqa: N802 - Celery's name

@@ -13,7 +13,7 @@ from time import time
 
 import pytest
 
-from services.beat import LOCK_SECONDS
+from services.queues import BEAT_LOCK_SECONDS
 from tests.support.checkout import Checkout
 from tests.support.redis_server import RedisServer
 from tests.support.world import Node, Stack, World
@@ -279,7 +279,7 @@ def test_a_run_is_neither_lost_nor_doubled_by_a_beat_that_dies_in_the_middle_of_
         assert stack.nodes[0].exits(PATIENCE) == -signal.SIGKILL
     died = time()
     for stack in stacks:
-        # As after LOCK_SECONDS.
+        # As after BEAT_LOCK_SECONDS.
         stack.redis.client().delete("redbeat:lock")
         stack.beat()
 
@@ -316,7 +316,7 @@ def test_a_beat_that_stood_still_does_not_send_again_what_its_successor_has_sent
     stack = world.stack(BEAT_SCHEDULE=SCHEDULE, CELERY_IMPORTS="freezing", FROZEN=str(frozen), GO_ON=str(go_on))
     beat = stack.beat()
     world.wait_until(frozen.exists, PATIENCE, "it stands still")
-    # As after LOCK_SECONDS.
+    # As after BEAT_LOCK_SECONDS.
     stack.redis.client().delete("redbeat:lock")
     taken_over = time()
     stack.beat()
@@ -383,6 +383,6 @@ def test_the_one_that_stands_by_takes_over_when_the_holder_is_killed(succession:
     assert word(succession.heir) == "ticking"
     every = sent(stack.redis)
     assert max(gaps(every)) < TAKEOVER_SECONDS
-    assert max(gaps(every)) > LOCK_SECONDS / 2
+    assert max(gaps(every)) > BEAT_LOCK_SECONDS / 2
     assert min(gaps(every)) > APART_SECONDS
     assert min(gaps(times)) > APART_SECONDS
