@@ -600,6 +600,20 @@ class Settings:
         """The result backend's URL with the password that is in force."""
         return self.results.url.with_password(self.broker.password.get_secret_value())
 
+    @property
+    def unset_urls(self) -> dict[str, RedisUrl]:
+        """The URLs that nobody has set, by their variables, where their default leads nowhere.
+
+        It names the `redis` service, which containers of the stack reach: their image sets STALK_RUN_DIR.
+        """
+        if "run_directory" in self.stack.model_fields_set:
+            return {}
+        urls = {
+            "CELERY_BROKER_URL": (self.broker, self.broker_url),
+            "CELERY_RESULT_BACKEND": (self.results, self.result_url),
+        }
+        return {name: url for name, (group, url) in urls.items() if "url" not in group.model_fields_set}
+
 
 GROUPS: dict[str, type[Group]] = {
     "broker": BrokerSettings,

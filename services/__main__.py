@@ -13,6 +13,7 @@ from typing import Any
 import click
 import orjson
 
+from config import ConfigError
 from services import call as calling
 from services import dead_letters as letters
 from services import status as state
@@ -36,7 +37,17 @@ def end(answered: tuple[dict[str, Any], int]) -> None:
     sys.exit(answered[1])
 
 
-@click.group(help="Send a task, look at the stack, and see to what goes no further.")
+class Commands(click.Group):
+    """Commands that answer with JSON also when the settings are at fault."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            return end(({"error": str(error)}, calling.BAD_INPUT))
+
+
+@click.group(cls=Commands, help="Send a task, look at the stack, and see to what goes no further.")
 def main() -> None:
     pass
 

@@ -13,7 +13,7 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from kombu.exceptions import EncodeError, OperationalError
 from redis.exceptions import RedisError
 
-from config import Settings
+from config import ConfigError, Settings
 from services.connections import connect
 
 SUCCESS, FAILURE, BAD_INPUT, TIMED_OUT = 0, 1, 2, 3
@@ -44,6 +44,8 @@ def call(app: Celery, name: str, arguments: str, keywords: str, wait: str) -> tu
     try:
         _ask_both(app.settings)
         sent = task.apply_async(args, kwargs)
+    except ConfigError as error:
+        return {"id": None, "state": None, "error": str(error)}, BAD_INPUT
     except TypeError as error:
         return {"id": None, "state": None, "error": f"{name}: {error}"}, BAD_INPUT
     except (*AWAY, EncodeError) as error:

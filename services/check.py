@@ -14,6 +14,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,14 @@ def check() -> None:
 
 def mistake_in(app: Any, name: str, entry: Any) -> str:
     """What is wrong with an entry of the schedule; "" for nothing."""
-    from celery.schedules import BaseSchedule, maybe_schedule
+    from celery.schedules import BaseSchedule
     from redbeat.decoder import RedBeatJSONEncoder
     from redbeat.schedulers import RedBeatSchedulerEntry
 
     try:
-        if not isinstance(maybe_schedule(entry.get("schedule"), app=app), BaseSchedule):
-            return f"has the schedule {entry.get('schedule')!r}, which is neither a number of seconds nor a crontab"
+        period = entry.get("schedule")
+        if not isinstance(period, (int, float, timedelta, BaseSchedule)):
+            return f"has the schedule {period!r}, which is neither a number of seconds nor a crontab"
         made = RedBeatSchedulerEntry(**dict(entry, name=name, app=app))
         # As it is kept in Redis.
         RedBeatJSONEncoder().encode([made.schedule, made.args, made.kwargs, made.options])

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import click
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from config import Settings
+from config import ConfigError, Settings
 from config.celery import CONNECT_TIMEOUT_SECONDS, SOCKET_TIMEOUT_SECONDS, sentinel_options
 from config.redis_url import RedisUrl
+
+
+class NotSet(ConfigError, click.ClickException):
+    """A URL that has to be set is not; Celery's command line shows the sentence and no traceback."""
+
+    exit_code = 2
+
+    def __init__(self, variables: Iterable[str]) -> None:
+        problem = (
+            f"{' and '.join(variables)} must be exported, because nobody outside the stack's containers has a host "
+            "named redis; and REDIS_PASSWORD, where the URL has no password: docs/connect.md says what to write"
+        )
+        click.ClickException.__init__(self, problem)
+        self.problems = (problem,)
+
+
+def require_set(url: str, settings: Settings) -> None:
+    """Raise NotSet when this URL is a default that leads nowhere."""
+    unset = settings.unset_urls
+    if url in [default.text() for default in unset.values()]:
+        raise NotSet(unset)
 
 
 def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:
@@ -19,7 +42,10 @@ def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:
 
     `options` go to redis-py and beat the defaults. No command is repeated by itself: callers know better
     whether that is safe. Commands raise redis.exceptions.RedisError.
+
+    Raises NotSet.
     """
+    require_set(url.text(), settings)
     keywords: dict[str, Any] = {
         "socket_timeout": SOCKET_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,

@@ -30,6 +30,7 @@ from redis.client import Pipeline
 from redis.commands.core import Script
 from redis.exceptions import NoScriptError, RedisError
 
+from services.connections import require_set
 from services.delivery.dispatch import dispatching, this_run
 from services.patience import LONGEST_PAUSE_SECONDS, Patience, asked, insist, patience
 
@@ -159,6 +160,11 @@ class Stored:
         if asked():
             policy["max_retries"] = 0
         return super().ensure(fun, args, **policy)  # type: ignore[misc]
+
+    def _create_client(self, **options: Any) -> Any:
+        if settings := getattr(self.app, "settings", None):  # type: ignore[attr-defined]
+            require_set(self.app.conf.result_backend, settings)  # type: ignore[attr-defined]
+        return super()._create_client(**options)  # type: ignore[misc]
 
     def _get_client(self) -> type[redis.Redis]:
         return PatientClient

@@ -34,6 +34,10 @@ class Containers:
     name = "docker"
     where = "containers, their data in Docker's volumes"
 
+    def __init__(self) -> None:
+        # The application's image before we have built it anew; "" where there was none.
+        self._image_before = ""
+
     def require(self) -> None:
         """Raise Failure unless a Docker Engine answers and its Compose is new enough."""
         docker.require_engine()
@@ -45,6 +49,7 @@ class Containers:
         """
         make_readable(ROOT / "docker" / "redis")
         images.prepare(settings)
+        self._image_before = run("docker", "image", "inspect", "--format={{.Id}}", image(), check=False).stdout.strip()
         print("Building the application image …")
         if sys.stdout.isatty():
             # The builder shows best itself what it does and for how long.
@@ -101,7 +106,11 @@ class Containers:
             make_source_readable()
         # As a worker is, but for what it needs besides: the check needs no Redis.
         once = ("run", "--rm", "--no-deps", "-T", "--quiet-pull", *mounts, "--entrypoint", CHECK[0])
-        return compose(*once, "worker", *CHECK[1:], check=False)
+        tried = compose(*once, "worker", *CHECK[1:], check=False)
+        if tried.returncode != 0 and self._image_before:
+            # A container that is added meanwhile, as by `make scale`, has to run what the others run.
+            run("docker", "tag", self._image_before, image(), check=False)
+        return tried
 
     def restart(self, settings: Settings) -> None:
         """Put changed source to work: the nodes first, warm, then beat and Flower.
@@ -177,6 +186,11 @@ class Containers:
             if container["Service"] == "flower"
             for publisher in container.get("Publishers") or []
         )
+
+
+def image() -> str:
+    """The application's image, as compose.yaml names it."""
+    return f"{docker.project()}-app"
 
 
 def _carrier() -> dict[str, Any]:

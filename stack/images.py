@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 
 from config import Settings
 from config.settings import StackSettings
@@ -54,11 +55,19 @@ def fetch(image: str) -> str:
 def build() -> None:
     """Build the base images from Debian's packages.
 
-    Raises Failure when that fails; the script has said why.
+    Raises Failure, with what the script says last, when that fails.
     """
     print("Building the base images from Debian's packages instead (a minute or two) …")
-    if subprocess.run(["docker/base/build"], cwd=ROOT, check=False).returncode != 0:
-        raise Failure("the base images could not be built: the line above says why")
+    built = subprocess.run(["docker/base/build"], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    lines = built.stderr.splitlines(keepends=True)
+    # The last line of one that fails says why, and is told below.
+    sys.stderr.writelines(lines[:-1] if built.returncode else lines)
+    if built.returncode:
+        why = last_line(built.stderr).removeprefix("base-images: ")
+        raise Failure(
+            f"the base images could not be built: {why}; or run the stack as processes "
+            "of this host, without images: make local"
+        )
 
 
 def _refuse_a_choice(field: str, image: str, why: str) -> None:

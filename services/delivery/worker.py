@@ -22,6 +22,8 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 from kombu.utils.objects import cached_property
 
+from config import Settings
+from services.connections import require_set
 from services.delivery import children, control, holders  # noqa: F401 - the commands in control register themselves
 from services.delivery.holder import REJECTED, RETRIES, RETRIES_EXHAUSTED, UNDECODABLE, UNKNOWN_TASK, Holder
 
@@ -40,9 +42,27 @@ class Stalk(Celery):  # type: ignore[misc]
     amqp_cls = "services.delivery.connection:AMQP"
     control_cls = "services.delivery.asking:Control"
 
+    # None in an application that is configured by hand.
+    settings: Settings | None = None
+
     @cached_property  # type: ignore[untyped-decorator]
     def Worker(self) -> Any:  # noqa: N802 - Celery's name
+        self.require_broker(self.conf.broker_read_url)
         return self.subclass_with_self("services.delivery.worker:Worker")
+
+    @cached_property  # type: ignore[untyped-decorator]
+    def Beat(self) -> Any:  # noqa: N802 - Celery's name
+        self.require_broker(self.conf.broker_write_url)
+        return self.subclass_with_self("celery.apps.beat:Beat")
+
+    def _connection(self, url: str, **options: Any) -> Any:
+        self.require_broker(url)
+        return super()._connection(url, **options)
+
+    def require_broker(self, url: str) -> None:
+        """Raise NotSet where Celery would look for years for a host that is not there."""
+        if self.settings:
+            require_set(url, self.settings)
 
 
 class Worker(CeleryWorker):  # type: ignore[misc]

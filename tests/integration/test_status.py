@@ -44,6 +44,15 @@ def test_nodes_queues_and_beat_are_shown(stack: Stack) -> None:
     assert answer.errors == ""
 
 
+def test_whoever_asks_all_nodes_goes_on_when_all_have_answered(stack: Stack) -> None:
+    asks = f"print(list(app.control.inspect(timeout={100 * PATIENCE}).ping()))"
+    asking = stack.world.python("ask", f'-c "from services.app import app; {asks}"', stack.environment())
+
+    stack.world.wait_until(lambda: not asking.alive, PATIENCE, "the answers are there long before their time is over")
+
+    assert asking.log() == f"['node0@{HOST}']\n"
+
+
 def test_an_empty_stack_is_shown(world: World) -> None:
     answer = services(world.stack(), "status")
 

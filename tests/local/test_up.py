@@ -29,6 +29,26 @@ def test_a_second_up_changes_nothing(local: Local) -> None:
     assert local.pids() == before
 
 
+def test_a_mistake_in_what_is_about_to_run_is_one_sentence_and_the_old_stack_goes_on(local: Local) -> None:
+    before = local.pids()
+    broken = local.write_task("broken", "import json\nno_such_name\n")
+    try:
+        done = local.make("up", check=False)
+    finally:
+        broken.unlink()
+    assert done.returncode == 2, done
+    first, last = done.stderr.splitlines()
+    assert first == (
+        "error: services/tasks/broken.py line 2: NameError: name 'no_such_name' is not defined; "
+        "nothing was started or replaced"
+    )
+    # 2 is also what make itself makes of every failure.
+    assert last.startswith("make: *** ")
+    assert last.endswith("Error 2")
+    assert local.pids() == before
+    assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
+
+
 def test_make_local_asks_for_processes(local: Local) -> None:
     assert "Runtime: local (as STALK_RUNTIME says)." in local.make("local").stdout
 

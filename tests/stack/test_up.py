@@ -34,6 +34,25 @@ def test_make_up_again_changes_nothing(stack: Stack) -> None:
     assert (stack.ids(), stack.env_file.read_bytes()) == before
 
 
+def test_a_mistake_in_what_is_about_to_run_is_one_sentence_and_the_old_stack_goes_on(stack: Stack) -> None:
+    before = stack.ids(), [stack.inspect(one)["Image"] for one in stack.ids("worker")]
+    broken = stack.directory / "services" / "tasks" / "broken.py"
+    for text, says in (("no_such_name\n", "line 1: NameError: "), ("def broken(:\n", "line 1: SyntaxError: ")):
+        broken.write_text(text)
+        try:
+            done = stack.make("up", check=False)
+        finally:
+            broken.unlink()
+        (sentence,) = sentences(done.stderr)
+        assert f"services/tasks/broken.py {says}" in sentence
+        assert sentence.endswith("; nothing was started or replaced")
+        # 2 is also what make itself makes of every failure.
+        assert "Error 2" in done.stderr
+    assert stack.ids() == before[0]
+    # What is added meanwhile runs what the others run.
+    assert stack.docker("image", "inspect", "--format={{.Id}}", f"{stack.project}-app").split() == before[1]
+
+
 @pytest.fixture(scope="module")
 def changed_stack(first_stack: tuple[Stack, str]) -> Stack:
     """The stack after changes of its settings and one more `make up`."""

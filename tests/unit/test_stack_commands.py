@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stack.docker import LOWEST_COMPOSE, compose_version
-from tests.stack.handle import ROOT, clone, environment, run
+from tests.stack.handle import ROOT, clone, environment, free_port, run
 
 # None of these commands does more than start Python and look for Docker.
 SECONDS = 60
@@ -123,6 +124,25 @@ def test_a_command_of_docker_that_fails_is_told_by_its_last_line(checkout: Path,
     script = f'{ENGINE}if [ "$3" = --short ]; then echo 2.30.0; exit; fi\necho first >&2; echo the reason >&2; exit 7\n'
     done = stack(checkout, "status", **fake_docker(tmp_path / "bin", script))
     assert only_sentence(done).endswith("failed: the reason")
+
+
+def test_without_registry_and_debootstrap_one_sentence_names_both_ways_out(tmp_path: Path) -> None:
+    own = clone(tmp_path / "clone")
+    script = (
+        f'{ENGINE}case "$*" in *--short) echo 2.30.0;; info*) echo 2;; *inspect*|pull*) echo no >&2; exit 1;; esac\n'
+    )
+    variables = fake_docker(tmp_path / "bin", script)
+    for name in ("bash", "env", "sh", "mktemp", "rm", "dirname"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    # Whoever runs this may be anybody: another user hears first that debootstrap needs root.
+    (tmp_path / "bin" / "id").write_text("#!/bin/sh\necho 0\n")
+    (tmp_path / "bin" / "id").chmod(0o755)
+    path = variables["PATH"].partition(":")[0]
+    done = stack(own, "up", PATH=path, FLOWER_PORT=str(free_port()), FLOWER_BASIC_AUTH="a:b")
+    assert only_sentence(done) == (
+        "the base images could not be built: debootstrap was not found: apt-get install debootstrap; or run the stack "
+        "as processes of this host, without images: make local"
+    )
 
 
 @pytest.mark.parametrize(
