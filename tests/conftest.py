@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkout import Checkout
+from tests.support.nursery import LIBRARIES_ALONE, Nursery
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import GaveUp
 from tests.support.world import Node, World
@@ -22,15 +23,20 @@ pytest_plugins = ["tests.support.own_state", "tests.support.scheduling", "tests.
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     """A copy of the code that no test changes."""
-    return Checkout(tmp_path_factory.mktemp("checkout") / "code")
+    checkout = Checkout(tmp_path_factory.mktemp("checkout") / "code")
+    checkout.nursery = Nursery(checkout.path)
+    yield checkout
+    checkout.nursery.close()
 
 
 @pytest.fixture
 def own_checkout(tmp_path: Path) -> Checkout:
     """A copy of the code that the test may change."""
-    return Checkout(tmp_path / "code")
+    checkout = Checkout(tmp_path / "code")
+    checkout.nursery = LIBRARIES_ALONE
+    return checkout
 
 
 @pytest.fixture

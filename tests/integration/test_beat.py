@@ -15,6 +15,7 @@ import pytest
 
 from services.queues import BEAT_LOCK_SECONDS
 from tests.support.checkout import Checkout
+from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.redis_server import RedisServer
 from tests.support.world import Node, Stack, World
 
@@ -101,6 +102,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Di
     """A beat for each fault, all at the same time."""
     directory = tmp_path_factory.mktemp("disturbed")
     checkout = Checkout(directory / "code")
+    checkout.nursery = LIBRARIES_ALONE
     checkout.replace("config/celery.py", "\nSOCKET_TIMEOUT_SECONDS = 10", "\nSOCKET_TIMEOUT_SECONDS = 2")
     with World(directory, checkout).opened() as world:
         found = {}

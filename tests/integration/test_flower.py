@@ -29,6 +29,7 @@ from config import load
 from services.connections import connect
 from services.flower import HEADERS, MAX_WAITING_EVENTS, STYLE, Events, Pulse, host_to_ask, without_passwords
 from services.queues import lists_of
+from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.processes import Process
 from tests.support.redis_server import RedisServer, free_port, knows_tls, make_certificates
 from tests.support.world import World
@@ -99,7 +100,8 @@ class ServedFlower:
         self.prefix = f"/{self.settings.flower.url_prefix}".rstrip("/")
         given = {"settings": settings, "port": port, "database": str(self.database), "beat": str(self.heartbeat)}
         environment = {"PYTHONPATH": str(world.checkout.path), "GIVEN": json.dumps(given), **surroundings}
-        self.process = world.process("flower", [sys.executable, "-c", RUNNER], environment, directory)
+        (directory / "served.py").write_text(RUNNER)
+        self.process = world.python("flower", "-m served", environment, directory)
 
     def until(self, check: Callable[[], Any], seconds: float, what: str) -> Any:
         """Wait, but not for a Flower that has ended."""
@@ -179,9 +181,9 @@ def start_worker(world: World, broker: str, name: str) -> Process:
     directory = world.path("shop")
     directory.mkdir()
     (directory / "shop.py").write_text(TASKS)
-    command = [sys.executable, "-m", "celery", "-A", "shop", "worker", "-P", "solo", "-n", name, "-l", "INFO"]
+    command = f"-m celery -A shop worker -P solo -n {name} -l INFO"
     environment = {"PATH": os.environ["PATH"], "BROKER": broker, "RESULTS": broker}
-    worker = world.process("worker", command, environment, directory)
+    worker = world.python("worker", command, environment, directory, LIBRARIES_ALONE)
     world.wait_until(lambda: worker.count(r" ready\.$"), 40, f"{name} is ready")
     return worker
 

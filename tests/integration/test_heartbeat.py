@@ -12,6 +12,7 @@ from time import monotonic, time
 import pytest
 
 from tests.support.checkout import ROOT, Checkout
+from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.processes import children, command_line
 from tests.support.world import Node, Stack, World
 
@@ -110,6 +111,7 @@ def patients(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> d
 def patient_code(directory: Path) -> Checkout:
     """The code with a shorter time-out than it allows, and with a module that hangs a node."""
     checkout = Checkout(directory)
+    checkout.nursery = LIBRARIES_ALONE
     checkout.replace("config/settings.py", "ge=45", "ge=1")
     checkout.replace("docker/supervisor/worker.conf", "startsecs=5", "startsecs=2")
     checkout.write("hanging.py", HANGING)

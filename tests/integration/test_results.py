@@ -22,6 +22,7 @@ from celery.backends import redis as stock
 from services import results
 from services.delivery.worker import Stalk
 from tests.support.checkout import Checkout
+from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.redis_server import RedisServer
 from tests.support.world import Node, Stack, World
 
@@ -79,6 +80,7 @@ class Results:
 def bench(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Results]:
     """A broker and a Redis for results, and code that is quicker to give up and to look again than it is shipped."""
     checkout = Checkout(tmp_path_factory.mktemp("results") / "code")
+    checkout.nursery = LIBRARIES_ALONE
     checkout.replace("config/celery.py", "\nSOCKET_TIMEOUT_SECONDS = 10", "\nSOCKET_TIMEOUT_SECONDS = 2")
     checkout.replace("config/settings.py", "ge=45", "ge=1")
     checkout.replace("services/patience.py", "LONGEST_PAUSE_SECONDS = 5.0", "LONGEST_PAUSE_SECONDS = 1.0")

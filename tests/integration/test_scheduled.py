@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from datetime import datetime
 from pathlib import Path
 from time import time
@@ -18,6 +17,7 @@ from celery import chord
 from services.queues import SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES, lists_of
 from tests.integration.test_call import services
 from tests.integration.test_dead_letters import events
+from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.processes import children, command_line
 from tests.support.world import Node, Stack, World
 
@@ -305,8 +305,9 @@ def stock_worker(stack: Stack) -> Node:
     )
     urls = {"CELERY_BROKER_URL": stack.redis.url(0), "CELERY_RESULT_BACKEND": stack.redis.url(1)}
     environment = stack.environment(**urls, PYTHONPATH=str(stack.world.checkout.path))
-    command = [sys.executable, "-m", "celery", "-A", "stock", "worker", "--pool=solo", "--hostname=node0@%h"]
-    return Node(stack.world, stack.world.process("stock", command, environment, directory), environment)
+    command = "-m celery -A stock worker --pool=solo --hostname=node0@%h"
+    process = stack.world.python("stock", command, environment, directory, LIBRARIES_ALONE)
+    return Node(stack.world, process, environment)
 
 
 def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(quiet: Stack) -> None:

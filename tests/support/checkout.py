@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from tests.support.nursery import Nursery
+
 ROOT = Path(__file__).resolve().parents[2]
 # As docker/Dockerfile copies it.
 CODE = ("config", "services", "docker")
@@ -17,6 +19,8 @@ class Checkout:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
+        # Where the code's programs come from, as long as nobody changes the code.
+        self.nursery: Nursery | None = None
         for name in CODE:
             shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(Path(__file__).with_name("probe.py"), directory / f"{PROBE}.py")

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+from tests.support.nursery import Nursery
+
 SHOWN_LOG_LINES = 60
 # Everything that a process under test starts inherits this variable, and is found by it when its parent is gone.
 MARK = "STALK_TEST_PROCESS"
@@ -22,19 +24,32 @@ class Process:
     """A command that runs in the background and writes to a file."""
 
     def __init__(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str], directory: Path, log: Path
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        directory: Path,
+        log: Path,
+        *,
+        errors: Path | None = None,
+        nursery: Nursery | None = None,
     ) -> None:
         self.name, self._log, self._mark = name, log, uuid4().hex
+        own = {**environment, MARK: self._mark}
         # Appending, because supervisord opens its standard output once more for its programs.
-        with log.open("ab") as output:
-            self._popen = subprocess.Popen(
-                command,
-                env={**environment, MARK: self._mark},
-                cwd=directory,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+        with log.open("ab") as output, (errors or log).open("ab") as complaints:
+            self._popen = (
+                nursery.bear(command, own, directory, output.fileno(), complaints.fileno())
+                if nursery and nursery.takes(command, own)
+                else subprocess.Popen(
+                    command,
+                    env=own,
+                    cwd=directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=complaints,
+                    start_new_session=True,
+                )
             )
 
     @property

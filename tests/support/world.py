@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from celery import Celery
 from config import load
 from config.celery import celery_configuration
 from tests.support.checkout import PROBE, Checkout
+from tests.support.nursery import Nursery
 from tests.support.processes import Process
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import holds_for, wait_until
@@ -93,9 +95,36 @@ class World:
         log = self.path(name).with_suffix(".log")
         return self._launch(log.stem, list(command), environment, cwd or self.checkout.path, log)
 
-    def python(self, name: str, arguments: str, environment: Mapping[str, str]) -> Process:
-        """`python ARGUMENTS`, such as `-m services.launch beat`."""
-        return self.process(name, [sys.executable, *shlex.split(arguments)], environment)
+    def python(
+        self,
+        name: str,
+        arguments: str,
+        environment: Mapping[str, str],
+        directory: Path | None = None,
+        nursery: Nursery | None = None,
+    ) -> Process:
+        """`python ARGUMENTS`, such as `-m services.launch beat`; forked from the checkout's nursery if it has one.
+
+        A test about how a program starts, or becomes another, takes `process` and with it an interpreter of its own.
+        """
+        log = self.path(name).with_suffix(".log")
+        command = [sys.executable, *shlex.split(arguments)]
+        nursery = nursery or self.checkout.nursery
+        return self._launch(log.stem, command, environment, directory or self.checkout.path, log, nursery=nursery)
+
+    def answer(
+        self, arguments: Sequence[str], environment: Mapping[str, str], timeout: float, checkout: Checkout | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `python ARGUMENTS` to its end; its exit code and what it wrote, as of subprocess.run."""
+        checkout, command = checkout or self.checkout, [sys.executable, *arguments]
+        said = self.path("answer")
+        output, errors = said.with_suffix(".out"), said.with_suffix(".err")
+        process = Process(
+            said.name, command, environment, checkout.path, output, errors=errors, nursery=checkout.nursery
+        )
+        self._processes.append(process)
+        code = process.wait(timeout)
+        return subprocess.CompletedProcess(command, code, output.read_text(), errors.read_text())
 
     def environment(self, **settings: str) -> dict[str, str]:
         """The environment of one container: nothing of ours in it, and a run directory of its own."""
@@ -114,8 +143,8 @@ class World:
             **settings,
         }
 
-    def _launch(self, *arguments: Any) -> Process:
-        process = Process(*arguments)
+    def _launch(self, *arguments: Any, **options: Any) -> Process:
+        process = Process(*arguments, **options)
         self._processes.append(process)
         return process
 
