@@ -13,19 +13,21 @@ from time import time
 
 import pytest
 
+from services.beat import TICK_SECONDS
 from services.queues import BEAT_LOCK_SECONDS
 from tests.support.checkout import Checkout
 from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.redis_server import RedisServer
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 30
+PATIENCE = 120
 # Each second, which is the shortest period there is.
 SCHEDULE = "report-free-space=1"
+# What keeps a beat from sending keeps it for a socket's time-out at least, which is 10 s as shipped.
+HELD_UP_SECONDS = 10
 # A beat that stands by takes over within this time of its predecessor's death; what the README promises.
-TAKEOVER_SECONDS = 30
-# Two sendings of one entry are at least so far apart; a doubled one follows its twin within a tenth of a second.
-APART_SECONDS = 0.5
+PROMISED_SECONDS = 30
+ENTRY = "redbeat:report-free-space"
 WATCHED = 4
 
 
@@ -33,6 +35,18 @@ def sent(redis: RedisServer, period: int = 1) -> list[float]:
     """When each task that waits in the default queue was sent, told by its expiry: one period later."""
     headers = [json.loads(text)["headers"] for text in redis.client().lrange("celery", 0, -1)]
     return sorted(datetime.fromisoformat(header["expires"]).timestamp() - period for header in headers)
+
+
+def assert_once(stack: Stack) -> None:
+    """As many tasks wait as beat has counted runs, which it does in the transaction that sends them.
+
+    Two beats that send the same run count it once.
+    """
+    with stack.redis.client().pipeline() as pipe:
+        pipe.hget(ENTRY, "meta")
+        pipe.llen("celery")
+        meta, tasks = pipe.execute()
+    assert tasks == json.loads(meta).get("total_run_count", 0), stack.world.describe()
 
 
 def gaps(times: list[float]) -> list[float]:
@@ -46,6 +60,22 @@ def sends(stack: Stack, more: int = 1, period: int = 1) -> list[float]:
     return sent(stack.redis, period)[before:]
 
 
+def make_due(stack: Stack) -> None:
+    """Let beat's entry be one that has never run, which is due at once."""
+    client = stack.redis.client()
+    stack.world.wait_until(lambda: client.exists(ENTRY), PATIENCE, "beat has written its schedule")
+    client.hset(ENTRY, "meta", '{"last_run_at": null}')
+    client.zadd("redbeat::schedule", {ENTRY: 0})
+
+
+def ticks(beat: Node, times: int) -> None:
+    """Wait until a beat has looked at its schedule so many times more."""
+    path = beat.heartbeat("beat")
+    for _ in range(times):
+        before = path.stat().st_mtime_ns
+        beat.world.wait_until(lambda: path.stat().st_mtime_ns > before, PATIENCE, "beat ticks")  # noqa: B023
+
+
 def word(beat: Node) -> str:
     """What a beat's heartbeat says."""
     path = beat.heartbeat("beat")
@@ -55,8 +85,6 @@ def word(beat: Node) -> str:
 # Of the beats that are disturbed at a due time: long enough to break Redis in between, and to see what comes late.
 PERIOD_SECONDS = 5
 MENDED_SECONDS = 3
-# A look each second, and for a frozen Redis a socket's time-out, which is 2 s here.
-LATE_SECONDS = 5
 
 
 @dataclass
@@ -152,8 +180,8 @@ def succession(shared_world: World) -> Succession:
 
 def test_an_entry_is_sent_on_time_and_once_by_two_beats(succession: Succession) -> None:
     assert succession.words_before == {"ticking", "standby"}
-    assert min(gaps(succession.sent_before)) > APART_SECONDS
-    assert max(gaps(succession.sent_before)) < 1 + APART_SECONDS
+    assert max(gaps(succession.sent_before)) < HELD_UP_SECONDS
+    # That no run is sent twice is seen at the end, of all of them.
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +198,8 @@ def test_a_schedule_survives_an_emptied_redis(stack: Stack) -> None:
 
     stack.redis.client().flushall()
 
-    times = sends(stack, 3)
-    assert min(gaps(times)) > APART_SECONDS
+    sends(stack, 3)
+    assert_once(stack)
     assert beat.process.alive
     assert word(beat) == "ticking"
     assert stack.redis.client().exists("redbeat:report-free-space") == 1
@@ -186,7 +214,8 @@ def test_beat_survives_a_redis_that_goes_away(stack: Stack) -> None:
     world.wait_until(lambda: beat.heartbeat("beat").stat().st_mtime > touched, PATIENCE, "beat is alive meanwhile")
     stack.redis.start()
 
-    assert min(gaps(sends(stack, 3))) > APART_SECONDS
+    sends(stack, 3)
+    assert_once(stack)
     assert beat.process.alive
     assert word(beat) == "ticking"
 
@@ -225,8 +254,8 @@ def test_a_worker_with_beat_inside_sends_the_schedule_and_doubles_nobody(world: 
 
     times = sends(stack, WATCHED)
 
-    assert min(gaps(times)) > APART_SECONDS
-    assert max(gaps(times)) < 1 + APART_SECONDS
+    assert_once(stack)
+    assert max(gaps(times)) < HELD_UP_SECONDS
     assert word(worker) == "ticking"
 
 
@@ -240,11 +269,12 @@ def test_a_run_that_could_not_be_sent_is_sent_late_and_once(disturbed: dict[str,
     assert one.waiting in (0, 1)
     first, late, following = sent(redis, PERIOD_SECONDS)[:3]
     assert first == one.first
-    assert late - one.mended < LATE_SECONDS
-    # Its period counts from when it was sent.
-    assert abs(following - late - PERIOD_SECONDS) < APART_SECONDS
-    seconds = one.beat.process.matches(r"report-free-space was sent late by (\d+) s")
-    assert [int(text) for text in seconds] == [pytest.approx(late - first - PERIOD_SECONDS, abs=1)]
+    # Its period counts from when it was sent: from when it was due there would be less than half of it left.
+    assert following - late > PERIOD_SECONDS / 2
+    assert_once(one.stack)
+    # The one time, and by about as much as it was.
+    (seconds,) = one.beat.process.matches(r"report-free-space was sent late by (\d+) s")
+    assert MENDED_SECONDS - 1 <= int(seconds) <= late - first - PERIOD_SECONDS + 1
     complaints = one.beat.process.count("could not be sent|Redis refused")
     assert complaints == (1 if fault in ("full", "refused") else 0)
     assert one.beat.process.count("Traceback") == 0
@@ -270,7 +300,8 @@ def test_a_run_is_neither_lost_nor_doubled_by_a_beat_that_dies_in_the_middle_of_
     world: World, own_checkout: Checkout, tmp_path: Path
 ) -> None:
     world.checkout = own_checkout
-    schedule = f"report-free-space={PERIOD_SECONDS}"
+    # After the run that is made due there is none while the test lasts.
+    schedule = "report-free-space=3600"
     stacks = []
     for when in ("before_task_publish", "after_task_publish"):
         own_checkout.write(f"{when}.py", DYING.format(when=when))
@@ -278,18 +309,18 @@ def test_a_run_is_neither_lost_nor_doubled_by_a_beat_that_dies_in_the_middle_of_
         stack.beat()
         stacks.append(stack)
     for stack in stacks:
-        assert stack.nodes[0].exits(PATIENCE) == -signal.SIGKILL
-    died = time()
+        make_due(stack)
     for stack in stacks:
+        assert stack.nodes[0].exits(PATIENCE) == -signal.SIGKILL
         # As after BEAT_LOCK_SECONDS.
         stack.redis.client().delete("redbeat:lock")
         stack.beat()
 
     for stack in stacks:
-        world.wait_until(lambda stack=stack: len(sent(stack.redis)) >= 2, PATIENCE, "two runs are sent")  # type: ignore[misc]
-        late, following = sent(stack.redis, PERIOD_SECONDS)[:2]
-        assert late - died < PERIOD_SECONDS
-        assert abs(following - late - PERIOD_SECONDS) < APART_SECONDS
+        sends(stack, 1 - len(sent(stack.redis)))
+        ticks(stack.nodes[1], 2)
+        assert len(sent(stack.redis)) == 1
+        assert_once(stack)
 
 
 # Stands still, once, in the middle of sending.
@@ -327,8 +358,8 @@ def test_a_beat_that_stood_still_does_not_send_again_what_its_successor_has_sent
     go_on.touch()
 
     beat.says("beat: standby")
-    times = sends(stack, 2)
-    assert min(gaps(times)) > APART_SECONDS
+    sends(stack, 2)
+    assert_once(stack)
     # What it had in its hands went nowhere.
     assert min(sent(stack.redis)) > taken_over
 
@@ -341,7 +372,7 @@ def test_beat_needs_no_redis_for_results(world: World) -> None:
 
     results.kill()
 
-    assert max(gaps(sends(stack, 4))) < 1 + APART_SECONDS
+    assert max(gaps(sends(stack, 4))) < HELD_UP_SECONDS
 
 
 def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, own_checkout: Checkout) -> None:
@@ -354,7 +385,7 @@ def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, own_
 
     times = sends(stack, 4)
 
-    assert max(gaps(times)) < 1 + APART_SECONDS
+    assert max(gaps(times)) < HELD_UP_SECONDS
     beat.says("other could not be sent .*NOPERM", times=1)
 
 
@@ -367,24 +398,19 @@ def test_an_entry_that_can_never_be_sent_is_reported_and_keeps_no_other(world: W
 
     times = sends(stack, 4)
 
-    assert max(gaps(times)) < 1 + APART_SECONDS
+    assert max(gaps(times)) < HELD_UP_SECONDS
     assert beat.process.count("broken could not be sent") == 1
     assert word(beat) == "ticking"
 
 
 def test_the_one_that_stands_by_takes_over_when_the_holder_is_killed(succession: Succession) -> None:
     stack = succession.stack
+    before = len(succession.sent_before)
 
-    stack.world.wait_until(
-        lambda: [at for at in sent(stack.redis) if at > succession.killed_at + 2],
-        TAKEOVER_SECONDS,
-        "the other beat sends",
-    )
+    stack.world.wait_until(lambda: word(succession.heir) == "ticking", PATIENCE, "the other beat has the lock")
 
-    times = sends(stack, 3)
-    assert word(succession.heir) == "ticking"
-    every = sent(stack.redis)
-    assert max(gaps(every)) < TAKEOVER_SECONDS
-    assert max(gaps(every)) > BEAT_LOCK_SECONDS / 2
-    assert min(gaps(every)) > APART_SECONDS
-    assert min(gaps(times)) > APART_SECONDS
+    sends(stack, 3)
+    # Not before the lock of the dead has run out, which nobody renews.
+    assert max(gaps(sent(stack.redis)[before - 1 :])) > BEAT_LOCK_SECONDS / 2
+    assert BEAT_LOCK_SECONDS + TICK_SECONDS <= PROMISED_SECONDS
+    assert_once(stack)
