@@ -8,7 +8,6 @@ from __future__ import annotations
 import click
 
 from benchmarks.memory.tasks import NOOP
-from services.app import app
 from services.connections import connect
 from services.queues import DEFAULT_QUEUE
 from tests.support.waiting import wait_until
@@ -26,6 +25,10 @@ def produce(count: int, batch: int, countdown: float) -> None:
 
     Raises tests.support.waiting.GaveUp when nobody takes them.
     """
+    # Not above: whoever takes the numbers from here has another environment.
+    from services.app import app
+
+    app.loader.import_default_modules()
     client, task = connect(app.settings.broker_url, app.settings), app.tasks[NOOP]
 
     def is_short() -> bool:
@@ -43,7 +46,6 @@ def produce(count: int, batch: int, countdown: float) -> None:
 @click.option("--countdown", default=0.0)
 def main(*, count: int, batch: int, countdown: float) -> None:
     """Send tasks, then end."""
-    app.loader.import_default_modules()
     produce(count, batch, countdown)
 
 
