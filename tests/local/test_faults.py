@@ -13,6 +13,22 @@ import pytest
 from tests.local.handle import MAKE_SECONDS, ROOT_PYTHON, Local
 
 
+def release_when_up_says(local: Local, text: str, label: str) -> None:
+    """Run `make up`, and let a task end once it has said that."""
+    command, environment = local.command("up"), local.environment()
+    with subprocess.Popen(
+        command, cwd=local.directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as up:
+        assert up.stdout
+        said = ""
+        while text not in said and (line := up.stdout.readline()):
+            said += line
+        local.release(label)
+        rest, _ = up.communicate(timeout=MAKE_SECONDS)
+    assert up.returncode == 0, said + rest + local.describe()
+    assert text in said, said
+
+
 def test_a_killed_supervisor_leaves_tasks_running_and_up_recovers_without_a_second_redis(local: Local) -> None:
     local.redis(database=5).set("kept", "yes")
     running = local.start("orphaned")
@@ -21,8 +37,8 @@ def test_a_killed_supervisor_leaves_tasks_running_and_up_recovers_without_a_seco
     local.wait(lambda: not local.processes(), "Supervisor is gone")
     assert local.redis().ping(), "what it ran goes on"
     assert "left over" in local.make("status", check=False).stdout
-    said = local.end_while(lambda: local.make("up"), "orphaned").stdout
-    assert "that no Supervisor looks after" in said
+    # What ran writes no log any more, so it is `make up` that tells when the task is about to be waited for.
+    release_when_up_says(local, "that no Supervisor looks after", "orphaned")
     assert (local.notes("start", "orphaned"), local.notes("end", "orphaned")) == (1, 1)
     assert running.get()
     assert local.pids()["redis"] != redis
@@ -57,15 +73,7 @@ def test_a_supervisor_that_is_told_to_stop_by_somebody_is_waited_for(local: Loca
     before, stops = local.supervisor(), local.told_to_stop()
     os.kill(before, signal.SIGTERM)
     local.wait(lambda: local.told_to_stop() > stops, "the node is told to stop")
-    up = subprocess.Popen(
-        local.command("up"), cwd=local.directory, env=local.environment(), stdout=subprocess.PIPE, text=True
-    )
-    assert up.stdout
-    said = iter(up.stdout.readline, "")
-    assert next((line for line in said if "Waiting for a Supervisor that does not answer any more" in line), "")
-    local.release("told")
-    up.communicate(timeout=MAKE_SECONDS)
-    assert up.returncode == 0
+    release_when_up_says(local, "Waiting for a Supervisor that does not answer any more", "told")
     assert local.supervisor() != before
     assert (local.notes("start", "told"), local.notes("end", "told")) == (1, 1)
     assert local.redis_servers() == 1
