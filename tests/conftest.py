@@ -19,7 +19,7 @@ from tests.support.world import Node, World
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.default_int_handler)
 
-pytest_plugins = ["tests.support.own_state", "tests.support.scheduling", "tests.support.summary"]
+pytest_plugins = [f"tests.support.{name}" for name in ("every_redis", "own_state", "scheduling", "summary")]
 
 
 @pytest.fixture(scope="session")
@@ -40,14 +40,14 @@ def own_checkout(tmp_path: Path) -> Checkout:
 
 
 @pytest.fixture
-def world(tmp_path: Path, checkout: Checkout) -> Iterator[World]:
+def world(tmp_path: Path, checkout: Checkout, redis_build: None) -> Iterator[World]:
     """What the test starts, and its end."""
     with World(tmp_path, checkout).opened() as world:
         yield world
 
 
 @pytest.fixture(scope="module")
-def shared_world(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> Iterator[World]:
+def shared_world(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout, redis_build: None) -> Iterator[World]:
     """What all tests of a module use together."""
     with World(tmp_path_factory.mktemp("shared"), checkout).opened() as world:
         yield world

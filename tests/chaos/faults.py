@@ -408,7 +408,7 @@ def torn_append_only_file(arena: Arena) -> None:
     arena.redis.kill()
     path = newest_increment(arena.redis.directory)
     before = path.read_bytes()
-    others = b"".join(each.read_bytes() for each in path.parent.iterdir() if each != path)
+    others = b"".join(each.read_bytes() for each in path.parent.iterdir() if each.is_file() and each != path)
     os.truncate(path, len(before) - TORN_BYTES)
     arena.redis.start()
     kept = truncated_at(arena.redis.process.log())
@@ -447,8 +447,9 @@ def unfinished(commands: bytes) -> int:
 
 
 def newest_increment(directory: Path) -> Path:
-    """The append-only file that Redis writes to."""
-    return max((directory / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
+    """The append-only file that Redis writes to; before version 7 there is but one."""
+    increments = (directory / "appendonlydir").glob("*.incr.aof")
+    return max(increments, key=lambda path: path.stat().st_mtime, default=directory / "appendonly.aof")
 
 
 def truncated_at(log: str) -> int:

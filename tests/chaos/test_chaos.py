@@ -41,6 +41,8 @@ TURNS = [
 ]
 # They cut connections or stop Redis, for less than a lease; all others, and the freezes, are about leases.
 OUTAGES = {name for name in FAULTS if name.startswith(("cut_", "drop_", "redis_"))} - {"redis_freeze"}
+# What Redis itself has a part in: its file, its memory, its scripts.
+OF_REDIS = ("redis_kill", "redis_full_at_pop", "script_flush", "torn_append_only_file")
 
 
 def outcome(fault: str, pool: str, subject: Subject, directory: Path, times: int = 0) -> Outcome:
@@ -49,6 +51,7 @@ def outcome(fault: str, pool: str, subject: Subject, directory: Path, times: int
     return run(Plan(fault, pool, subject, lease, times, COUNT, RATE, seed=1), directory)
 
 
+@pytest.mark.each_redis(*OF_REDIS)
 @pytest.mark.parametrize(("fault", "pool", "times"), TURNS)
 def test_nothing_is_lost_and_nothing_runs_twice_without_a_cause(
     fault: str, pool: str, times: int, tmp_path: Path

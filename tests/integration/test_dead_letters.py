@@ -28,6 +28,8 @@ from services.queues import (
 from tests.integration.test_call import services
 from tests.support.world import Stack, World
 
+pytestmark = pytest.mark.each_redis
+
 PATIENCE = 120
 LEASE = 3
 DELIVERIES = 2

@@ -41,6 +41,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.world import World
 
+pytestmark = pytest.mark.each_redis
+
 RULES = Rules(lease=3600, max_deliveries=1000, visibility_timeout=3600, priority_steps=PRIORITY_STEPS)
 STEPS = restore.as_json(PRIORITY_STEPS)
 # Larger than any buffer between here and Redis, and than what one claim takes beside others.

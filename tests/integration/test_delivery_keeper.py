@@ -33,6 +33,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.world import World
 
+pytestmark = pytest.mark.each_redis
+
 # A keeper answers within milliseconds, and tries again after half a second.
 PATIENCE = 5
 # Renewed each third of a second, and still there when a busy machine has stopped for a while.

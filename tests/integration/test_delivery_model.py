@@ -54,6 +54,8 @@ from services.queues import (
 from tests.support.redis_server import RedisServer
 from tests.support.world import World
 
+pytestmark = pytest.mark.each_redis
+
 T = TypeVar("T")
 
 # So long that no lease ends by itself during an example.

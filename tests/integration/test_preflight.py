@@ -16,6 +16,8 @@ from tests.support.processes import children
 from tests.support.redis_server import RedisServer, disguised
 from tests.support.world import World
 
+pytestmark = pytest.mark.each_redis
+
 PATIENCE = 30
 REFUSED = 3
 VOLATILE = ("appendonly no",)

