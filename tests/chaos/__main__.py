@@ -133,7 +133,9 @@ def run_side_by_side(records: Records, plans: Iterable[Plan], jobs: int, keep: P
 @click.option("--lease", default=5, help="WORKER_LEASE, and kombu's visibility timeout; containers have 10.")
 @click.option("--seed", default=1, help="Decides which node is struck.")
 @click.option("--short", is_flag=True, help="Strike as often as the tests do.")
-@click.option("--jobs", default=worlds, help="Runs at a time, by cores and memory; those of containers take turns.")
+@click.option(
+    "--jobs", type=int, default=worlds, help="Runs at a time, by cores and memory; those of containers take turns."
+)
 @click.option("--resume", is_flag=True, help="Keep the outcomes that RESULTS has, and do not run them again.")
 @click.option(
     "--keep",

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from config import load
-from services.app import create_app
 from services.check import mistake_in
+from tests.support.application import create_app
 from tests.support.checkout import Checkout
 
 # Importing the application takes a second on an idle machine.

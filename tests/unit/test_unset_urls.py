@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from config import load
-from services.app import create_app
 from services.connections import NotSet, connect
+from tests.support.application import create_app
 from tests.support.checkout import Checkout
 
 BROKER, RESULTS = "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"
