@@ -17,7 +17,7 @@ from services.queues import UNACKED_LEASES
 from tests.support.processes import children
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 20
+PATIENCE = 120
 # The shortest there is: nothing else passes time here.
 LEASE = 2
 CHILDREN = 2

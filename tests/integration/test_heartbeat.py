@@ -16,7 +16,7 @@ from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.processes import children, command_line
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 60
+PATIENCE = 120
 # The shipped lower bound is 45 s, because a reconnect pauses up to 30 s. After an outage of 11 s it pauses 6 s.
 TIMEOUT = 8
 OUTAGE = 11

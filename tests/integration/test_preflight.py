@@ -18,7 +18,7 @@ from tests.support.world import World
 
 pytestmark = pytest.mark.each_redis
 
-PATIENCE = 30
+PATIENCE = 120
 REFUSED = 3
 VOLATILE = ("appendonly no",)
 

@@ -21,7 +21,7 @@ from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.processes import children, command_line
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 30
+PATIENCE = 120
 LEASE = 3
 HOUR = 3600
 MANY = 10_000

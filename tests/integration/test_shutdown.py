@@ -13,10 +13,10 @@ from services.queues import SCHEDULED_MESSAGES, UNACKED
 from tests.support.processes import command_line
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 20
+PATIENCE = 120
 # Between the end of the last task and that of the worker: a look of supervisord, once a second, and the end of the
-# node. 2 s on an idle machine.
-LEAVE_SECONDS = 8
+# node. 2 s on an idle machine; one that waited for more than its tasks would take WORKER_SOFT_SHUTDOWN, 45 s.
+LEAVE_SECONDS = 40
 SOFT_SHUTDOWN = 2
 HOUR = 3600
 # Longer than any test waits: such a task never comes to its end.

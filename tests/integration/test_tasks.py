@@ -13,7 +13,7 @@ import pytest
 from tests.support.world import Stack, World
 
 POOLS = ("prefork", "threads", "solo")
-PATIENCE = 20
+PATIENCE = 120
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from tests.support.redis_server import RedisServer, knows_tls, make_certificates
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 30
+PATIENCE = 120
 AWKWARD = "p@$$:/#%'\" é"
 SENTINEL_PASSWORD = "s:3/cr#t é"
 MASTER = "the-master"

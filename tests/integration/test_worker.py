@@ -12,7 +12,7 @@ from tests.support.checkout import Checkout
 from tests.support.processes import children, command_line
 from tests.support.world import PASSWORD, Node, Stack, World
 
-PATIENCE = 30
+PATIENCE = 120
 NODES = ("node0", "node1")
 
 
