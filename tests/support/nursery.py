@@ -40,7 +40,7 @@ LIBRARIES = (
     "celery.concurrency.thread celery.concurrency.solo celery.backends.redis celery.app.amqp celery.app.control "
     "celery.app.events celery.app.log celery.app.builtins celery.loaders.app celery.fixups.django celery.events.state "
     "celery.utils.static billiard.pool kombu.transport.redis kombu.pidbox kombu.asynchronous.hub redis redis.sentinel "
-    "redbeat flower.command flower.app pydantic_settings supervisor.supervisord supervisor.rpcinterface "
+    "redbeat flower.command flower.app pydantic supervisor.supervisord supervisor.rpcinterface "
     "supervisor.http supervisor.xmlrpc orjson encodings.idna"
 )
 # Makes the application for the environment of whoever imports it.
