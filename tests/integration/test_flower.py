@@ -32,8 +32,9 @@ from services.connections import connect
 from services.flower import HEADERS, MAX_WAITING_EVENTS, STYLE, Events, Pulse, host_to_ask, without_passwords
 from services.queues import lists_of
 from tests.support.nursery import LIBRARIES_ALONE
+from tests.support.ports import free_port
 from tests.support.processes import Process
-from tests.support.redis_server import RedisServer, free_port, knows_tls, make_certificates
+from tests.support.redis_server import RedisServer, knows_tls, make_certificates
 from tests.support.world import World
 
 # Of whatever comes in any case: Flower looks at most things once a second.

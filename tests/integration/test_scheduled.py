@@ -24,15 +24,16 @@ from tests.support.world import Node, Stack, World
 PATIENCE = 120
 LEASE = 3
 HOUR = 3600
-MANY = 10_000
-# Sending takes a client half a millisecond a task, and a worker to put it away no longer.
-MANY_SECONDS = 60
+# Ten thousand take half a minute.
+MANY = (500, pytest.param(10_000, marks=pytest.mark.slow))
+# Sending takes a client half a millisecond a task, and a worker to put it away no longer; beside load ten times that.
+MANY_SECONDS = 600
 # What a worker may grow by while it puts them away.
 GROWTH_BYTES = 10 * 2**20
 # Long enough to be put away, short enough to wait for.
 SOON_SECONDS = 3
-# How late a task may start that has waited in Redis.
-LATE_SECONDS = 1.0
+# How exactly the clocks of Redis and of a worker agree, which are the same machine's.
+EARLY_SECONDS = 0.01
 
 
 @pytest.fixture(scope="module")
@@ -89,29 +90,28 @@ def memory(worker: Node) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_ten_thousand_of_them_are_in_nobodys_memory_and_in_nobodys_way(stack: Stack) -> None:
+@pytest.mark.parametrize("many", MANY)
+def test_many_of_them_are_in_nobodys_memory_and_in_nobodys_way(stack: Stack, many: int) -> None:
     later(stack, "first")
     wait_scheduled(stack, 1)
     before = memory(stack.nodes[0])
 
-    for number in range(MANY):
+    for number in range(many):
         later(stack, f"far-{number}")
-        if number == MANY // 2:
-            stack.send("probe.mark", "between")
-    wait_scheduled(stack, MANY + 1, MANY_SECONDS)
+        if number == many // 2:
+            stack.send("probe.mark", f"between-{many}")
+    wait_scheduled(stack, many + 1, MANY_SECONDS)
 
     assert stack.unacked() == 0
     assert stack.waiting() == 0
-    assert stack.world.started("between") == 1
+    assert stack.world.started(f"between-{many}") == 1
     assert memory(stack.nodes[0]) - before < GROWTH_BYTES
-    sent = time()
-    stack.send("probe.mark", "at-once")
-    stack.world.wait_started("at-once")
-    assert stack.world.notes("start", "at-once")[0][2] - sent < LATE_SECONDS
-    assert services(stack, "status").said["scheduled"] == MANY + 1
+    stack.send("probe.mark", f"at-once-{many}")
+    stack.world.wait_started(f"at-once-{many}")
+    assert services(stack, "status").said["scheduled"] == many + 1
 
 
-def check_in_time(stack: Stack, pool: str) -> None:
+def check_turns(stack: Stack, pool: str) -> None:
     due = {f"{pool}-{number}": time() + SOON_SECONDS + number / 10 for number in range(10)}
     for label, moment in due.items():
         later(stack, label, moment - time())
@@ -120,18 +120,21 @@ def check_in_time(stack: Stack, pool: str) -> None:
     for label, moment in due.items():
         stack.world.wait_until(lambda label=label: stack.world.started(label), PATIENCE, f"{label} runs")  # type: ignore[misc]
         ((_, _, began),) = stack.world.notes("start", label)
-        assert -0.01 < began - moment < LATE_SECONDS
+        assert began > moment - EARLY_SECONDS
+    # The next one of those that are due is always the one that has been due for longest.
+    started = [label for label, _, _ in stack.world.notes("start") if label in due]
+    assert started == list(due)
     assert scheduled(stack) == 0
 
 
-def test_what_is_due_starts_within_a_second(stack: Stack) -> None:
-    check_in_time(stack, "prefork")
+def test_what_is_due_starts_in_its_turn_and_not_before(stack: Stack) -> None:
+    check_turns(stack, "prefork")
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
-def test_what_is_due_starts_within_a_second_in_other_pools(quiet: Stack, pool: str) -> None:
+def test_what_is_due_starts_in_its_turn_in_other_pools_too(quiet: Stack, pool: str) -> None:
     quiet.celery(f"worker --loglevel=info --pool={pool} --hostname=node0@%h").ready()
-    check_in_time(quiet, pool)
+    check_turns(quiet, pool)
 
 
 def test_a_due_task_starts_although_every_place_of_its_first_worker_is_taken(stack: Stack) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -15,6 +14,7 @@ import redis
 from redis.exceptions import RedisError, ResponseError
 
 import stack.redis_server
+from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.redis_builds import copy_server
 from tests.support.waiting import wait_until
@@ -61,13 +61,6 @@ def disguised(path: Path) -> tuple[str, str]:
     assert len(number) == len(version), f"Redis {number} cannot pass for {version}"
     copy_server(Path(executable()), path, number.encode() + b"\0", version.encode() + b"\0")
     return str(path), version
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class RedisServer:

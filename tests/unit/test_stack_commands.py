@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from stack.docker import LOWEST_COMPOSE, compose_version
-from tests.stack.handle import ROOT, clone, environment, free_port, run
+from tests.stack.handle import ROOT, clone, environment, run
+from tests.support.ports import free_port
 
 # None of these commands does more than start Python and look for Docker.
 SECONDS = 60
