@@ -149,6 +149,10 @@ def test_what_is_given_back_to_a_full_redis_goes_back(held: Held) -> None:
 
 def test_leases_are_renewed_when_redis_has_no_room_for_another_connection(held: Held) -> None:
     held.renewals_go_on(held.take())
+    # The keeper and this test have one each, and get no more.
+    pool = held.client.connection_pool
+    for connection in [pool.get_connection() for _ in range(2)]:
+        pool.release(connection)
     limit = held.client.config_get("maxclients")["maxclients"]
     held.client.config_set("maxclients", 1)
     try:
@@ -165,7 +169,12 @@ def marking(held: Held) -> str:
 
 
 def _marking(held: Held) -> list[str]:
-    return [one["id"] for one in held.client.client_list() if one["cmd"] in ("client|reply", "sadd")]
+    with held.client.pipeline() as pipe:
+        asking, clients = pipe.client_id().client_list().execute()
+    # Redis 6.2 tells a command without its form, so that of whoever asks is the same.
+    return [
+        one["id"] for one in clients if one["cmd"] in ("client|reply", "client", "sadd") and one["id"] != str(asking)
+    ]
 
 
 def test_a_start_is_marked_again_after_redis_has_closed_that_connection(held: Held) -> None:
@@ -202,7 +211,7 @@ def test_a_start_in_the_same_process_acknowledges_what_has_ended_before(
 
 
 def test_starts_are_marked_with_renewals_where_redis_refuses_silence(server: RedisServer, client: Any) -> None:
-    client.execute_command("ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", "+@all", "-client|reply")
+    client.execute_command("ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", "+@all", "-client")
     held = Held(connect(server, username="plain", password="word"))
     one = held.take()
     held.holder.hand_over(one.tag)
@@ -297,12 +306,13 @@ def test_a_clock_that_was_ahead_and_is_put_back_stops_no_sweep_for_longer_than_a
 
 def died_with(client: Any, *texts: str) -> None:
     """These messages had been started by a worker that is dead."""
-    seconds, microseconds = client.time()
-    client.hset(SWEEPS, mapping={"last": seconds + microseconds / 1e6, "rest": 0})
     for number, text in enumerate(texts):
         client.hset(UNACKED, f"dead:{number}", f'[{text},"","celery"]')
         client.zadd(UNACKED_LEASES, {f"dead:{number}": number + 1})
         client.sadd(UNACKED_STARTED, f"dead:{number}")
+    # Last: a sweep comes too late half a lease after it.
+    seconds, microseconds = client.time()
+    client.hset(SWEEPS, mapping={"last": seconds + microseconds / 1e6, "rest": 0})
 
 
 def message(count: int, task: str, rest: str = "") -> str:
