@@ -22,6 +22,7 @@ from tests.chaos.census import tasks_in, told_in
 from tests.chaos.marks import DIED, EXITED, FROZEN, Incident, Marks, Seen
 from tests.chaos.subjects import CONCURRENCY, STALK, Subject, settings
 from tests.support.checkout import ROOT, Checkout
+from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.processes import children
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
@@ -201,9 +202,9 @@ class Arena:
 
     def kill(self, holder: Holder) -> None:
         """kill -9 of a node with all of its processes, as the kernel does it with a container."""
-        holder.leaving, since = True, monotonic()
+        holder.leaving, since, seen = True, monotonic(), self.seen()
         holder.node.process.end()
-        self.happened(DIED, holder.name, since=since)
+        self.incidents.append(Incident(DIED, since, monotonic(), holder.name, seen=seen))
         assert not holder.node.process.family(), f"{holder.name} has survived"
 
     def signal_all(self, holder: Holder, number: signal.Signals) -> None:
@@ -214,10 +215,9 @@ class Arena:
 
     def freeze(self, holder: Holder) -> None:
         """Stop a node with all of its processes."""
-        holder.frozen_since = monotonic()
+        holder.frozen_since, holder.frozen_with = monotonic(), self.seen()
         self.signal_all(holder, signal.SIGSTOP)
         self.world.wait_until(lambda: is_frozen(holder), STOP_SECONDS, f"{holder.name} is frozen")
-        holder.frozen_with = self.seen()
 
     def thaw(self, holder: Holder) -> None:
         """Let it go on."""
@@ -267,15 +267,8 @@ class Arena:
         """Names of the nodes that may have something at work, those included that are on their way out."""
         return {holder.name for holder in self.holders if holder.alive}
 
-    # What happened.
-
     def describe(self) -> str:
         return self.world.describe()
-
-    def happened(self, kind: str, node: str = "", pid: int = 0, since: float | None = None) -> None:
-        """Remember why tasks may start a second time."""
-        now = monotonic()
-        self.incidents.append(Incident(kind, now if since is None else since, now, node, pid, self.seen()))
 
     # Sending.
 
@@ -394,7 +387,7 @@ class Arena:
         return tasks_in(self._client())
 
     def seen(self) -> Seen:
-        """What Redis has now: evidence of what a node had told it."""
+        """What Redis has now: evidence, before a strike, of what a node had told it by then."""
         client = self._client()
         return Seen(frozenset(tasks_in(client)), frozenset(told_in(client)))
 
@@ -428,6 +421,7 @@ def state(pid: int) -> str:
 def opened(directory: Path, plan: Plan, proxied: bool = False) -> Iterator[Arena]:
     """An arena in a new directory; whatever was started in it is gone afterwards."""
     checkout = Checkout(directory / "code")
+    checkout.nursery = LIBRARIES_ALONE
     shutil.copytree(
         ROOT / "tests" / "chaos", checkout.path / "tests" / "chaos", ignore=shutil.ignore_patterns("test_*")
     )

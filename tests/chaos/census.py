@@ -7,24 +7,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 # A message carries the id of its task in its headers; kombu's records hold messages as JSON within JSON.
 TASK_ID = re.compile(rb'"id\\*": ?\\*"(chaos-[\w-]+)')
 # What is parked is at its end.
 PARKED = b"dead_letter"
-# Keys that one SCAN returns.
-SCANNED = 1000
+# Everything that is kept, at one moment: a message that moves meanwhile would be seen nowhere.
+EVERY_VALUE = """
+local reads = {list = 'lrange', zset = 'zrange', hash = 'hvals', set = 'smembers', string = 'mget'}
+local found = {}
+for _, key in ipairs(redis.call('keys', '*')) do
+    local read = reads[redis.call('type', key).ok]
+    if read and string.sub(key, 1, #ARGV[1]) ~= ARGV[1] then
+        local ranged = read == 'lrange' or read == 'zrange'
+        for _, value in ipairs(ranged and redis.call(read, key, 0, -1) or redis.call(read, key)) do
+            found[#found + 1] = value
+        end
+    end
+end
+return found
+"""
 
 
 def tasks_in(client: Any) -> set[str]:
     """The tasks whose message is anywhere in this database, unless it is parked."""
-    found: set[str] = set()
-    for key in client.scan_iter(count=SCANNED):
-        if not key.startswith(PARKED):
-            found.update(match.decode() for value in values(client, key) for match in TASK_ID.findall(value))
-    return found
+    values = client.eval(EVERY_VALUE, 0, PARKED)
+    return {match.decode() for value in values for match in TASK_ID.findall(value)}
 
 
 def told_in(client: Any) -> set[str]:
@@ -33,21 +42,6 @@ def told_in(client: Any) -> set[str]:
         return set()
     records = [record or b"" for record in client.hmget("unacked", tags)]
     return {match.decode() for record in records for match in TASK_ID.findall(record)[:1]}
-
-
-def values(client: Any, key: bytes) -> Iterator[bytes]:
-    """All that a key holds."""
-    kind = client.type(key)
-    if kind == b"list":
-        yield from client.lrange(key, 0, -1)
-    elif kind == b"hash":
-        yield from client.hvals(key)
-    elif kind == b"zset":
-        yield from client.zrange(key, 0, -1)
-    elif kind == b"set":
-        yield from client.smembers(key)
-    elif kind == b"string" and (value := client.get(key)):
-        yield value
 
 
 def main() -> None:

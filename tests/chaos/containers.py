@@ -170,10 +170,10 @@ def container_redis_kill(fleet: Fleet) -> None:
 @fault
 def container_worker_kill(fleet: Fleet) -> None:
     """docker kill of a worker's container, and its start."""
+    seen = fleet.seen()
     worker, since = fleet.busy_worker(), monotonic()
     fleet.stack.docker("kill", worker)
-    gone = monotonic()
-    fleet.incidents.append(Incident(DIED, since, gone, node(worker), seen=fleet.seen()))
+    fleet.incidents.append(Incident(DIED, since, monotonic(), node(worker), seen=seen))
     assert fleet.stack.inspect(worker)["State"]["ExitCode"] == KILLED
     fleet.stack.docker("start", worker)
     fleet.stack.wait_healthy("worker")
@@ -183,10 +183,9 @@ def container_worker_kill(fleet: Fleet) -> None:
 def container_worker_disconnect(fleet: Fleet) -> None:
     """A worker's container off the network for longer than its lease."""
     worker, network = fleet.busy_worker(), fleet.network()
-    since = monotonic()
+    since, seen = monotonic(), fleet.seen()
     fleet.stack.docker("network", "disconnect", network, worker)
     assert network not in fleet.stack.inspect(worker)["NetworkSettings"]["Networks"]
-    seen = fleet.seen()
     fleet.hold()
     fleet.stack.docker("network", "connect", network, worker)
     fleet.incidents.append(Incident(CUT_OFF, since, monotonic() + RECONNECT_SECONDS, node(worker), seen=seen))

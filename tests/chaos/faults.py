@@ -112,9 +112,9 @@ def sigkill_child(arena: Arena) -> None:
         sigkill_node(arena)
         return
     child = arena.some_child()
-    since = monotonic()
+    since, seen = monotonic(), arena.seen()
     os.kill(child, signal.SIGKILL)
-    arena.happened(DIED, pid=child, since=since)
+    arena.incidents.append(Incident(DIED, since, monotonic(), pid=child, seen=seen))
     arena.wait(lambda: state(child) == "Z", GONE_SECONDS, "the child is gone")
 
 
@@ -295,11 +295,11 @@ def cut_connections(arena: Arena) -> None:
 @fault(1, 3, proxied=True)
 def half_open_connections(arena: Arena) -> None:
     """Every connection half open: what is sent is swallowed, nobody is told."""
+    now, seen = monotonic(), arena.seen()
     assert proxy(arena).half_open() > 0
     if arena.plan.lease <= SOCKET_TIMEOUT:
         # Nobody can renew in time who waits so long for an answer.
-        now = monotonic()
-        arena.incidents.append(Incident(CUT_OFF, now, now + SOCKET_TIMEOUT + arena.plan.lease, seen=arena.seen()))
+        arena.incidents.append(Incident(CUT_OFF, now, monotonic() + SOCKET_TIMEOUT + arena.plan.lease, seen=seen))
 
 
 @fault(3, 20, proxied=True)

@@ -251,6 +251,9 @@ def written_through(descriptor: int) -> io.TextIOWrapper:
 
 def result(module: str) -> int:
     """Run a module as the main one; the exit code."""
+    # A new interpreter has not imported it before; a package it would.
+    if not hasattr(sys.modules.get(module), "__path__"):
+        forgotten.append(sys.modules.pop(module, None))
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
