@@ -68,8 +68,10 @@ LETTERS = (DEAD_LETTERS, DEAD_LETTERS_UNTOLD)
 PROCESSES = PRODUCERS = 3
 LONG_AGO = 100_000
 MOSTLY = st.sampled_from([True, True, True, False])
-# Enough to reach what takes several steps, such as a crash of the last delivery: about 10 s.
-EXAMPLES, STEPS = 60, 50
+# Enough to reach what takes several steps, such as a crash of the last delivery.
+STEPS = 50
+# Three seconds; and half a minute.
+EXAMPLES = (20, pytest.param(200, marks=pytest.mark.slow))
 MARK = re.compile(rb"<message (\d+)>")
 
 # What stands in a message beside its mark; each is a pair of texts around it. All but the first are no messages of
@@ -843,7 +845,8 @@ def server(shared_world: World) -> RedisServer:
     return shared_world.redis("", lines=["appendonly no"])
 
 
-def test_a_message_is_never_in_zero_places_or_in_two(server: RedisServer) -> None:
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_a_message_is_never_in_zero_places_or_in_two(server: RedisServer, examples: int) -> None:
     with kombu.Connection(server.url()) as connection:
         channel = connection.channel()
         # What it has taken stays with it, as after a SIGKILL.
@@ -854,7 +857,7 @@ def test_a_message_is_never_in_zero_places_or_in_two(server: RedisServer) -> Non
         run_state_machine_as_test(
             Deliveries,
             settings=settings(
-                max_examples=EXAMPLES,
+                max_examples=examples,
                 stateful_step_count=STEPS,
                 deadline=None,
                 print_blob=True,

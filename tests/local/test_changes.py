@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.local.handle import Local
 
 WORD = "services.tasks.seen.word"
@@ -40,6 +42,7 @@ def test_a_comment_in_the_env_file_restarts_nothing(local: Local) -> None:
     assert changed(before, local.pids()) == set()
 
 
+@pytest.mark.slow
 def test_a_variable_of_the_shell_counts_as_in_compose_until_the_next_up(local: Local) -> None:
     before = local.pids()
     local.make("up", exported={"WORKER_CONCURRENCY": "3"})
@@ -74,6 +77,7 @@ def test_a_mistake_in_the_tasks_variables_is_named_and_nothing_restarts(local: L
     assert local.pids() == before
 
 
+@pytest.mark.slow
 def test_what_supervisor_itself_runs_on_and_another_password_are_taken_up_with_the_data(local: Local) -> None:
     before = local.supervisor()
     with local.redis(database=5) as client:

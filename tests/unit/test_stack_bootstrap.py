@@ -88,6 +88,7 @@ def test_a_python_that_is_new_enough_is_found_beside_one_that_is_not(host: Path)
     assert f"{host / 'bin' / 'python3.12'} cannot make virtual environments" in only_sentence(bootstrap(host))
 
 
+@pytest.mark.slow
 def test_without_a_way_to_the_package_index_that_is_said(host: Path) -> None:
     for tool in ("rm", "mkdir", "cp", "touch"):
         found = shutil.which(tool)

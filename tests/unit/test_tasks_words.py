@@ -1,5 +1,6 @@
 """services.tasks.words"""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 
@@ -21,6 +22,8 @@ PATIENCE = 20
 def worker() -> Iterator[Celery]:
     """A worker in a thread of this process, its broker and results in memory."""
     # In seconds: a second, the default of the transport in memory, would be spent by every test.
+    logger = logging.getLogger("celery.task")
+    before = logger.propagate, logger.level
     app = TestApp(set_as_current=True, config={"broker_transport_options": {"polling_interval": 0.01}})
     with setup_default_app(app):
         app.set_current()
@@ -28,6 +31,8 @@ def worker() -> Iterator[Celery]:
         app.set_default()
         with start_worker(app, perform_ping_check=False, shutdown_timeout=PATIENCE):
             yield app
+    # A worker keeps what tasks log to itself, and others of this process want to see it.
+    logger.propagate, logger.level = before
 
 
 @pytest.mark.parametrize(
