@@ -32,7 +32,8 @@ def worker() -> Iterator[Celery]:
         with start_worker(app, perform_ping_check=False, shutdown_timeout=PATIENCE):
             yield app
     # A worker keeps what tasks log to itself, and others of this process want to see it.
-    logger.propagate, logger.level = before
+    logger.propagate = before[0]
+    logger.setLevel(before[1])
 
 
 @pytest.mark.parametrize(
