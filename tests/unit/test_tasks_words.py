@@ -1,6 +1,5 @@
 """services.tasks.words"""
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 
@@ -9,6 +8,7 @@ from celery import Celery
 from celery.contrib.testing.app import TestApp, setup_default_app
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import ChordError
+from celery.signals import setup_logging
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,18 +22,20 @@ PATIENCE = 20
 def worker() -> Iterator[Celery]:
     """A worker in a thread of this process, its broker and results in memory."""
     # In seconds: a second, the default of the transport in memory, would be spent by every test.
-    logger = logging.getLogger("celery.task")
-    before = logger.propagate, logger.level
     app = TestApp(set_as_current=True, config={"broker_transport_options": {"polling_interval": 0.01}})
     with setup_default_app(app):
         app.set_current()
         # A thread of its own has no current application, only the default one.
         app.set_default()
+        # Logs are set up by whoever hears this: else a worker changes those of all other tests in this process.
+        setup_logging.connect(leave_logs)
         with start_worker(app, perform_ping_check=False, shutdown_timeout=PATIENCE):
             yield app
-    # A worker keeps what tasks log to itself, and others of this process want to see it.
-    logger.propagate = before[0]
-    logger.setLevel(before[1])
+        setup_logging.disconnect(leave_logs)
+
+
+def leave_logs(**_: object) -> None:
+    """Set up nothing."""
 
 
 @pytest.mark.parametrize(
