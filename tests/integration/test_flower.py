@@ -34,7 +34,7 @@ from services.queues import lists_of
 from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.ports import free_port
 from tests.support.processes import Process
-from tests.support.redis_server import RedisServer, knows_tls, make_certificates
+from tests.support.redis_server import RedisServer, make_certificates, require_tls
 from tests.support.world import World
 
 # Of whatever comes in any case: Flower looks at most things once a second.
@@ -797,8 +797,7 @@ def over_a_socket(world: World) -> dict[str, str]:
 
 
 def over_tls(world: World) -> dict[str, str]:
-    if not knows_tls(world.directory):
-        pytest.skip("this redis-server was built without TLS")
+    require_tls(world.directory)
     certificates = make_certificates(world.directory / "certificates")
     return {"CELERY_BROKER_URL": world.redis(REDIS_PASSWORD, certificates=certificates).url(7)}
 

@@ -255,7 +255,7 @@ def test_waiting_for_redis_ends_when_told_as_process_1_of_a_container(world: Wor
     process = world.process("worker", command, stack.environment())
     world.wait_until(lambda: not process.alive or process.count("waiting for"), PATIENCE, "it waits, or may not run")
     if not process.alive and "unshare" in process.log():
-        pytest.skip(f"no process namespace can be made here: {process.log().strip()}")
+        pytest.skip("no process namespace can be made by this user")
 
     os.kill(children(process.pid)[0], signal.SIGTERM)
 

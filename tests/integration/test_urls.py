@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.redis_server import RedisServer, knows_tls, make_certificates
+from tests.support.redis_server import RedisServer, make_certificates, require_tls
 from tests.support.world import Node, Stack, World
 
 PATIENCE = 120
@@ -24,8 +24,7 @@ def quoted(text: str) -> str:
 def served(world: World, form: str) -> tuple[RedisServer, dict[str, str]]:
     """A server that is reached by this form of URL, and the settings that name it."""
     if form == "rediss":
-        if not knows_tls(world.directory):
-            pytest.skip("this machine's redis-server was built without TLS")
+        require_tls(world.directory)
         redis = world.redis(AWKWARD, certificates=make_certificates(world.path("certificates")))
     else:
         redis = world.redis(AWKWARD)

@@ -34,7 +34,7 @@ from tests.stack.connecting import (
 )
 from tests.stack.handle import COMMAND_SECONDS, ROOT, Stack, clone, environment, run
 from tests.support.ports import free_port
-from tests.support.redis_server import knows_tls
+from tests.support.redis_server import require_openssl, require_tls
 
 # An address of this host that nothing else listens on: all of 127.0.0.0/8 is loopback.
 LOCAL_ADDRESS = "127.0.0.2"
@@ -147,12 +147,6 @@ def bridge(docker_engine: None) -> str:
 # ---- another machine, Stalk in containers
 
 
-def require_openssl() -> None:
-    """Skip where docker/certificates cannot work."""
-    if not shutil.which("openssl"):
-        pytest.skip("no openssl on PATH")
-
-
 @pytest.fixture(scope="module")
 def tls(first_stack: tuple[Stack, str], bridge: str) -> Iterator[tuple[Stack, dict[str, str]]]:
     """The stack with TLS on an address of this host, and what the page's names are there."""
@@ -257,9 +251,7 @@ def test_workers_of_another_machine_join(tls: tuple[Stack, dict[str, str]], tmp_
 @pytest.fixture(scope="module")
 def local_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Local, dict[str, str]]]:
     """The stack as processes, with TLS on an address of this host."""
-    if not knows_tls(tmp_path_factory.mktemp("redis")):
-        pytest.skip("this machine's redis-server was built without TLS")
-    require_openssl()
+    require_tls(tmp_path_factory.mktemp("redis"))
     port = str(free_port())
     replaced = {ADDRESS: LOCAL_ADDRESS, TLS_PORT: f":{port}"}
     with local_stack("first", REDIS_TLS_PORT=port) as local:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
+import pytest
 import redis
 from redis.exceptions import RedisError, ResponseError
 
@@ -200,6 +202,19 @@ class RedisServer:
             digest = hashlib.sha256(self.password.encode()).hexdigest()
             lines += [f"user default reset on #{digest} ~* &* +@all"]
         return [*lines, *self._lines]
+
+
+def require_tls(directory: Path) -> None:
+    """Skip a test where Redis knows no TLS, or nobody can make certificates."""
+    if not knows_tls(directory):
+        pytest.skip("redis-server was built without TLS")
+    require_openssl()
+
+
+def require_openssl() -> None:
+    """Skip a test where nobody can make certificates."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl on PATH")
 
 
 def knows_tls(directory: Path) -> bool:
