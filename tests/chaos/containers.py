@@ -19,7 +19,7 @@ from tests.chaos.faults import LONGER
 from tests.chaos.marks import CUT_OFF, DIED, Incident, Marks, Seen
 from tests.chaos.run import Outcome, counted, settle
 from tests.chaos.subjects import CONCURRENCY, settings
-from tests.stack.handle import Stack, clone
+from tests.stack.handle import Stack, clone, one_at_a_time
 from tests.support.processes import Process
 from tests.support.waiting import GaveUp
 
@@ -255,7 +255,8 @@ class Harbour:
         given = settings(pool, self.lease) | {"CHAOS_MARKS": "/chaos/marks"}
         self.stack.settings.update(settings(pool, self.lease))
         self.stack.override.write_text(OVERRIDE.replace("{worker}", json.dumps(given)))
-        self.stack.make("up")
+        with one_at_a_time():
+            self.stack.make("up")
 
     def run(self, plan: Plan) -> Outcome:
         """Carry a plan out; the lease is the stack's."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack.handle import Stack, clone, environment
+from tests.stack.handle import Stack, clone, environment, one_at_a_time
 
 # An engine that answers does so within a second, beside much else within a few; after that it counts as none.
 ENGINE_SECONDS = 60
@@ -65,7 +65,9 @@ def first_stack(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -
     (directory / "services" / "broken.py").write_text('raise RuntimeError("broken on purpose")\n')
     stack = Stack(directory, f"stalk-test-{os.getpid()}", **SETTINGS)
     try:
-        yield stack, stack.make("up").stdout
+        with one_at_a_time():
+            said = stack.make("up").stdout
+        yield stack, said
     finally:
         stack.override.unlink(missing_ok=True)
         stack.make("clean", check=False, YES="1")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,6 +105,14 @@ class Answer:
 
     def json(self) -> Any:
         return json.loads(self.text)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Keep the other workers of this session, and other sessions, from their first `make up`: it builds base images."""
+    with (Path(tempfile.gettempdir()) / f"stalk-test-{os.getuid()}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Stack:

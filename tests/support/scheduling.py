@@ -15,13 +15,13 @@ from tests.support.every_redis import build_of
 # Tests wait for other processes most of the time: so many workers keep a core busy.
 WORKERS_PER_CORE = 3
 # Fixtures that own something of which there is one: the containers, and the stack as processes.
-OWNERS = {"first_stack": "containers", "harbour": "containers", "first_up": "processes"}
+OWNERS = {"first_stack": "containers", "harbour": "containers of faults", "first_up": "processes"}
 # Files whose tests take a second stack of processes, because the first one alone would take longest of all.
 SECOND_HALF = frozenset({"test_dead_letters.py", "test_dev.py", "test_new_task.py", "test_faults.py"})
 # Fixtures that each worker may make for itself, because they only copy files or ask a question.
 CHEAP = frozenset({"checkout", "docker_engine", "tmp_path_factory", "bridge", "redis_build"})
 # Whatever takes longest begins first, so that the end does not wait for it alone.
-ORDER = ("containers", "processes", "processes 2")
+ORDER = ("containers", "containers of faults", "processes", "processes 2")
 
 
 @pytest.hookimpl(optionalhook=True)

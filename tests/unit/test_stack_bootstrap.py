@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,8 @@ def test_where_venv_is_a_package_of_its_own_that_is_named(host: Path, missing: s
     # The real Python, without the module that Debian splits off.
     (host / "split-off").mkdir()
     (host / "split-off" / f"{missing}.py").write_text("raise ModuleNotFoundError")
-    give(host, "python3", f'PYTHONPATH={host / "split-off"} exec {sys.executable} "$@"\n')
+    path, python = shlex.quote(str(host / "split-off")), shlex.quote(sys.executable)
+    give(host, "python3", f'PYTHONPATH={path} exec {python} "$@"\n')
     sentence = only_sentence(bootstrap(host))
     assert sentence == (
         f"error: {host / 'bin' / 'python3'} cannot make virtual environments, because Debian split that off; "
@@ -96,7 +98,7 @@ def test_without_a_way_to_the_package_index_that_is_said(host: Path) -> None:
         (host / "bin" / tool).symlink_to(found)
     (host / "requirements").mkdir()
     shutil.copy2(ROOT / "requirements" / "uv.lock", host / "requirements" / "uv.lock")
-    give(host, "python3", f'exec {sys.executable} "$@"\n')
+    give(host, "python3", f'exec {shlex.quote(sys.executable)} "$@"\n')
     # Port 9 throws away what it gets, where anybody listens there at all.
     nowhere = {
         "PATH": str(host / "bin"),
