@@ -152,7 +152,7 @@ def test_a_client_without_stalk_gets_the_reason_too(stack: Stack, tmp_path: Path
     failure(sent)
     program = (
         "import sys; from celery import Celery; app = Celery(backend=sys.argv[1])\n"
-        "try: app.AsyncResult(sys.argv[2]).get(timeout=20)\n"
+        "try: app.AsyncResult(sys.argv[2]).get(timeout=100)\n"
         "except Exception as error: print(type(error).__module__, type(error).__name__, error.args[0])"
     )
 

@@ -22,10 +22,12 @@ from tests.support.redis_builds import copy_server
 from tests.support.waiting import wait_until
 
 # A server on an empty directory answers within milliseconds, on a busy machine within a second or two.
-START_SECONDS = 20
+START_SECONDS = 120
 # Safe to be a broker; a test that wants it otherwise says so in lines of its own, which come later and win.
 SAFE = ("appendonly yes", 'save ""', "maxmemory-policy noeviction", "timeout 0")
 PORT_ATTEMPTS = 5
+# It is gone within milliseconds, or when it has written its file.
+STOP_SECONDS = 120
 
 
 @cache
@@ -112,12 +114,12 @@ class RedisServer:
     def kill(self) -> None:
         """kill -9: nothing is written, nobody is told."""
         self.process.signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(STOP_SECONDS)
 
     def stop(self) -> None:
         """An orderly end, as a restart of the container makes it."""
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(STOP_SECONDS)
 
     def freeze(self) -> None:
         """It stays connected and answers nobody."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from services.tasks.words import count_document, count_words, merge_counts, word_count
 
 # Seconds: what takes longer than this in one process, with no network, hangs.
-PATIENCE = 20
+PATIENCE = 120
 
 
 @pytest.fixture(scope="module")
