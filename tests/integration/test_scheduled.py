@@ -200,7 +200,8 @@ def test_inspect_shows_as_many_as_somebody_reads(stack: Stack) -> None:
 
     (found,) = stack.client.control.inspect([f"node0@{os.uname().nodename}"], timeout=5).scheduled().values()
 
-    assert len(found) == 1000
+    # Whichever comes first: a thousand, or a MiB of messages, each about a KiB by the length of the host's name.
+    assert 900 < len(found) <= 1000
 
 
 def test_query_task_finds_what_waits_in_redis(stack: Stack) -> None:
