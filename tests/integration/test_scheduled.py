@@ -200,7 +200,7 @@ def test_inspect_shows_as_many_as_somebody_reads(stack: Stack) -> None:
 
     (found,) = stack.client.control.inspect([f"node0@{os.uname().nodename}"], timeout=5).scheduled().values()
 
-    # Whichever comes first: a thousand, or a megabyte of messages, each a kilobyte or more by the length of the host's name.
+    # Whichever comes first: a thousand, or a megabyte of messages, which are the longer the longer the host's name is.
     assert 900 < len(found) <= 1000
 
 

@@ -31,8 +31,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Name the test's group for `--dist loadgroup`."""
-    if name := group(item):
+    """Name the test's group for `--dist loadgroup`, unless it has named one itself: a second name makes another group."""
+    if not item.get_closest_marker("xdist_group") and (name := group(item)):
         item.add_marker(pytest.mark.xdist_group(name))
 
 
