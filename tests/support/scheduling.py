@@ -31,7 +31,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Name the test's group for `--dist loadgroup`, unless it has named one itself: a second name makes another group."""
+    """Name the test's group for `--dist loadgroup`, unless it names one itself: two names make a third group."""
     if not item.get_closest_marker("xdist_group") and (name := group(item)):
         item.add_marker(pytest.mark.xdist_group(name))
 
