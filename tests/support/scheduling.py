@@ -15,13 +15,14 @@ from tests.support.every_redis import build_of
 # Tests wait for other processes most of the time: so many workers keep a core busy.
 WORKERS_PER_CORE = 3
 # Fixtures that own something of which there is one: the containers, and the stack as processes.
-OWNERS = {"first_stack": "containers", "harbour": "containers of faults", "first_up": "processes"}
+PROCESSES = "processes"
+OWNERS = {"first_stack": "containers", "harbour": "containers of faults", "first_up": PROCESSES}
 # Files whose tests take a second stack of processes, because the first one alone would take longest of all.
 SECOND_HALF = frozenset({"test_dead_letters.py", "test_dev.py", "test_new_task.py", "test_faults.py"})
 # Fixtures that each worker may make for itself, because they only copy files or ask a question.
 CHEAP = frozenset({"checkout", "docker_engine", "tmp_path_factory", "bridge", "redis_build"})
 # Whatever takes longest begins first, so that the end does not wait for it alone.
-ORDER = ("containers", "containers of faults", "processes", "processes 2")
+ORDER = ("containers", "containers of faults", PROCESSES, f"{PROCESSES} 2")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -45,7 +46,7 @@ def group(item: pytest.Item) -> str:
     """The tests that have to run in the same worker as this one; "" when it may run anywhere."""
     for fixture, owner in OWNERS.items():
         if fixture in fixtures(item):
-            return f"{owner} 2" if item.path.name in SECOND_HALF else owner
+            return f"{owner} 2" if owner == PROCESSES and item.path.name in SECOND_HALF else owner
     path = str(item.path.relative_to(item.config.rootpath))
     # A unit test takes less than it costs to hand it out alone.
     return f"{path} {build_of(item)}".rstrip() if part(item) == "unit" or shares(item) else ""

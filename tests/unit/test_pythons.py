@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,9 +33,16 @@ def find_python(version: str) -> str | None:
     return None
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a short name: below pytest's own the path of a socket would be too long."""
+    with tempfile.TemporaryDirectory(prefix="stalk-") as name:
+        yield Path(name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("version", PYTHONS)
-def test_the_tests_pass_on_another_python(version: str, tmp_path: Path) -> None:
+def test_the_tests_pass_on_another_python(version: str, place: Path) -> None:
     if version == f"{sys.version_info[0]}.{sys.version_info[1]}":
         pytest.skip(f"Python {version} runs all other tests here")
     found, uv = find_python(version), find_uv()
@@ -42,15 +51,15 @@ def test_the_tests_pass_on_another_python(version: str, tmp_path: Path) -> None:
     environment = {
         # Otherwise pytest would take itself for a worker of the pytest that runs this.
         **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
-        "VIRTUAL_ENV": str(tmp_path / "venv"),
+        "VIRTUAL_ENV": str(place / "venv"),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    python = tmp_path / "venv" / "bin" / "python"
+    python = place / "venv" / "bin" / "python"
     # fmt: off
-    run([uv, "venv", "--quiet", "--python", found, str(tmp_path / "venv")], environment, INSTALL_SECONDS)
+    run([uv, "venv", "--quiet", "--python", found, str(place / "venv")], environment, INSTALL_SECONDS)
     run([uv, "pip", "sync", "--quiet", "--require-hashes", "requirements/dev.lock"], environment, INSTALL_SECONDS)
-    run([str(python), "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider",
-         f"--basetemp={tmp_path / 't'}", *TESTS], environment, TEST_SECONDS)
+    run([str(python), "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup",
+         f"--basetemp={place / 't'}", *TESTS], environment, TEST_SECONDS)
     # fmt: on
 
 
