@@ -58,8 +58,8 @@ def test_the_tests_pass_on_another_python(version: str, place: Path) -> None:
     # fmt: off
     run([uv, "venv", "--quiet", "--python", found, str(place / "venv")], environment, INSTALL_SECONDS)
     run([uv, "pip", "sync", "--quiet", "--require-hashes", "requirements/dev.lock"], environment, INSTALL_SECONDS)
-    run([str(python), "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup",
-         f"--basetemp={place / 't'}", *TESTS], environment, TEST_SECONDS)
+    run([str(python), "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "-m", "not slow",
+         "-p", "no:cacheprovider", f"--basetemp={place / 't'}", *TESTS], environment, TEST_SECONDS)
     # fmt: on
 
 
