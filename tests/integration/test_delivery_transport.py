@@ -340,6 +340,7 @@ def test_news_wake_an_idle_consumer_for_each_queue_and_priority(broker: Broker) 
     assert listener.bodies == sent
 
 
+@pytest.mark.usefixtures("no_looks")
 def test_idle_consumers_are_woken_once_for_a_message(broker: Broker) -> None:
     consumers, messages = 20, 10
     connections = [broker.connect() for _ in range(consumers)]

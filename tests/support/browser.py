@@ -11,6 +11,7 @@ from playwright.sync_api import (
     Browser,
     BrowserContext,
     ConsoleMessage,
+    Error,
     HttpCredentials,
     Page,
     Request,
@@ -64,6 +65,12 @@ def session(browser: Browser, login: str, window: ViewportSize = DESKTOP) -> Ite
         context.close()
 
 
+# What Chromium breaks off when an interface of the host comes or goes, as with any container.
+NETWORK_CHANGED = "net::ERR_NETWORK_CHANGED"
+# As many containers as other tests may start while one page is loaded.
+RELOADS = 20
+
+
 class Visitor:
     """A person before a page, and a record of what it asked for and complained about."""
 
@@ -71,23 +78,37 @@ class Visitor:
         self.page, self.url = page, url
         self.asked: list[str] = []
         self.complaints: list[str] = []
+        self._interrupted = False
         page.on("request", lambda request: self.asked.append(request.url))
         page.on("requestfailed", self._failed)
         page.on("console", self._said)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
     def _failed(self, request: Request) -> None:
+        if request.failure == NETWORK_CHANGED:
+            self._interrupted = True
+            return
         # Leaving a page breaks off what it was just asking for.
         if request.failure != "net::ERR_ABORTED":
             self.complaints.append(f"{request.url}: {request.failure}")
 
     def _said(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
+        if message.type in ("error", "warning") and NETWORK_CHANGED not in message.text:
             self.complaints.append(f"{message.text} ({message.location['url']})")
 
     def go(self, path: str) -> None:
-        """Open a page under the site's address."""
-        self.page.goto(self.url + path)
+        """Open a page under the site's address, again where the host's network has changed meanwhile."""
+        for _ in range(RELOADS):
+            self._interrupted = False
+            try:
+                self.page.goto(self.url + path)
+            except Error as error:
+                if NETWORK_CHANGED not in str(error):
+                    raise
+                self._interrupted = True
+            if not self._interrupted:
+                return
+        raise AssertionError(f"the network has changed {RELOADS} times while {path} was loaded")
 
     def strangers(self) -> list[str]:
         """What was asked for elsewhere than under the site's address; data: is part of the page itself."""
