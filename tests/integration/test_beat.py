@@ -23,8 +23,6 @@ from tests.support.world import Node, Stack, World
 PATIENCE = 120
 # Each second, which is the shortest period there is.
 SCHEDULE = "report-free-space=1"
-# What keeps a beat from sending keeps it for a socket's time-out at least, which is 10 s as shipped.
-HELD_UP_SECONDS = 10
 # A beat that stands by takes over within this time of its predecessor's death; what the README promises.
 PROMISED_SECONDS = 30
 ENTRY = "redbeat:report-free-space"
@@ -74,6 +72,16 @@ def ticks(beat: Node, times: int) -> None:
     for _ in range(times):
         before = path.stat().st_mtime_ns
         beat.world.wait_until(lambda: path.stat().st_mtime_ns > before, PATIENCE, "beat ticks")  # noqa: B023
+
+
+@pytest.fixture
+def held_up_for_long(world: World, own_checkout: Checkout) -> Checkout:
+    """Code in which whatever holds a beat up for a socket's time-out does so for longer than any test waits."""
+    own_checkout.replace(
+        "config/celery.py", "\nSOCKET_TIMEOUT_SECONDS = 10", f"\nSOCKET_TIMEOUT_SECONDS = {5 * PATIENCE}"
+    )
+    world.checkout = own_checkout
+    return own_checkout
 
 
 def word(beat: Node) -> str:
@@ -178,10 +186,10 @@ def succession(shared_world: World) -> Succession:
     return Succession(stack, heir, words, times, time())
 
 
-def test_an_entry_is_sent_on_time_and_once_by_two_beats(succession: Succession) -> None:
+def test_an_entry_is_sent_once_by_two_beats_of_which_one_stands_by(succession: Succession) -> None:
     assert succession.words_before == {"ticking", "standby"}
-    assert max(gaps(succession.sent_before)) < HELD_UP_SECONDS
     # That no run is sent twice is seen at the end, of all of them.
+    assert len(succession.sent_before) >= WATCHED
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +252,7 @@ def test_a_schedule_that_could_not_be_written_is_written_later(world: World) -> 
     assert word(beat) == "ticking"
 
 
+@pytest.mark.usefixtures("held_up_for_long")
 def test_a_worker_with_beat_inside_sends_the_schedule_and_doubles_nobody(world: World) -> None:
     stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
     # On a queue of its own, so that what beat sends stays where it can be counted.
@@ -252,10 +261,9 @@ def test_a_worker_with_beat_inside_sends_the_schedule_and_doubles_nobody(world: 
     beat = stack.beat()
     world.wait_until(lambda: word(beat) == "standby", PATIENCE, "the second beat stands by")
 
-    times = sends(stack, WATCHED)
+    sends(stack, WATCHED)
 
     assert_once(stack)
-    assert max(gaps(times)) < HELD_UP_SECONDS
     assert word(worker) == "ticking"
 
 
@@ -364,6 +372,7 @@ def test_a_beat_that_stood_still_does_not_send_again_what_its_successor_has_sent
     assert min(sent(stack.redis)) > taken_over
 
 
+@pytest.mark.usefixtures("held_up_for_long")
 def test_beat_needs_no_redis_for_results(world: World) -> None:
     results = world.redis()
     stack = world.stack(world.redis(), BEAT_SCHEDULE=SCHEDULE, CELERY_RESULT_BACKEND=results.url(1, password=""))
@@ -372,33 +381,31 @@ def test_beat_needs_no_redis_for_results(world: World) -> None:
 
     results.kill()
 
-    assert max(gaps(sends(stack, 4))) < HELD_UP_SECONDS
+    sends(stack, 4)
 
 
-def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, own_checkout: Checkout) -> None:
+def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, held_up_for_long: Checkout) -> None:
     other = '    "other": {"task": "t", "schedule": 1.0, "options": {"queue": "forbidden"}},'
-    own_checkout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{other}\n")
-    world.checkout = own_checkout
+    held_up_for_long.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{other}\n")
     stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
     stack.redis.ask("ACL", "SETUSER", "default", "resetkeys", "~redbeat:*", "~celery*", "~_kombu.binding*")
     beat = stack.beat()
 
-    times = sends(stack, 4)
+    sends(stack, 4)
 
-    assert max(gaps(times)) < HELD_UP_SECONDS
     beat.says("other could not be sent .*NOPERM", times=1)
 
 
-def test_an_entry_that_can_never_be_sent_is_reported_and_keeps_no_other(world: World, own_checkout: Checkout) -> None:
+def test_an_entry_that_can_never_be_sent_is_reported_and_keeps_no_other(
+    world: World, held_up_for_long: Checkout
+) -> None:
     broken = '    "broken": {"task": "t", "schedule": 1.0, "options": {"serializer": "none"}},'
-    own_checkout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{broken}\n")
-    world.checkout = own_checkout
+    held_up_for_long.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{broken}\n")
     stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
     beat = stack.beat()
 
-    times = sends(stack, 4)
+    sends(stack, 4)
 
-    assert max(gaps(times)) < HELD_UP_SECONDS
     assert beat.process.count("broken could not be sent") == 1
     assert word(beat) == "ticking"
 

@@ -365,6 +365,8 @@ def events(stack: Stack) -> Iterator[list[dict[str, Any]]]:
         stack.world.wait_until(lambda: seen, PATIENCE, "the first event")
         yield seen
         receiver.should_stop = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
 
 
 def test_flower_is_told_once(stack: Stack) -> None:

@@ -35,7 +35,7 @@ from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.redis_server import RedisServer, make_certificates, require_tls
-from tests.support.world import World
+from tests.support.world import World, forget_results
 
 # Of whatever comes in any case: Flower looks at most things once a second.
 PATIENCE = 120
@@ -268,6 +268,7 @@ def run_task(broker: str) -> str:
         first = app.signature("shop.add", (1, 2))
         result = (first | app.signature("shop.add", (3,))).apply_async()
         assert result.get(timeout=PATIENCE) == 6
+        forget_results(app)
         return str(result.id)
 
 

@@ -20,8 +20,10 @@ PATIENCE = 120
 # The shipped lower bound is 45 s, because a reconnect pauses up to 30 s. After an outage of 11 s it pauses 6 s.
 TIMEOUT = 8
 OUTAGE = 11
-# A heartbeat comes every 2 s; on a busy machine a thread may have to wait for its turn.
-FRESH = 7
+# Heartbeats that a node has to give while it is in trouble: the first may have been on its way before.
+BEATS = 3
+# What its heartbeat is about, whatever the trouble.
+BEATING = ("idle", "solo-at-work", "redis-killed", "redis-killed-solo", "redis-frozen")
 HANGING = """
 import time
 from pathlib import Path
@@ -45,7 +47,7 @@ class Patient:
     stack: Stack
     worker: Node
     pid: int = 0
-    oldest: float = 0.0
+    beats: set[int] = field(default_factory=set)
     words: set[str] = field(default_factory=set)
 
     @property
@@ -56,7 +58,7 @@ class Patient:
 
     def look(self) -> None:
         path = self.worker.heartbeat()
-        self.oldest = max(self.oldest, time() - path.stat().st_mtime)
+        self.beats.add(path.stat().st_mtime_ns)
         self.words.add(path.read_text().strip())
 
 
@@ -100,9 +102,9 @@ def patients(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> d
     def over() -> bool:
         for patient in found.values():
             patient.look()
-        return monotonic() > end
+        return monotonic() > end and all(len(found[kind].beats) >= BEATS for kind in BEATING)
 
-    world.wait_until(over, 2 * OUTAGE, "the outage is over")
+    world.wait_until(over, PATIENCE, "the outage is over, and all hearts have beaten in it")
     killed.redis.start()
     frozen.redis.thaw()
     return found
@@ -118,11 +120,11 @@ def patient_code(directory: Path) -> Checkout:
     return checkout
 
 
-@pytest.mark.parametrize("kind", ["idle", "solo-at-work", "redis-killed", "redis-killed-solo", "redis-frozen"])
-def test_a_heartbeat_stays_fresh(patients: dict[str, Patient], kind: str) -> None:
+@pytest.mark.parametrize("kind", BEATING)
+def test_a_heart_beats_on(patients: dict[str, Patient], kind: str) -> None:
     patient = patients[kind]
 
-    assert patient.oldest < FRESH
+    assert len(patient.beats) >= BEATS
     assert "stuck" not in patient.words
 
 
