@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 
+import pytest
+
 from tests.stack.handle import MAKE_SECONDS, Stack
 from tests.support.documents import block, commands
 
@@ -29,6 +31,8 @@ def do(stack: Stack, command: str) -> str:
     return done.stdout
 
 
+# The local stack shows the same with `make new-task` each time; a build of the image and a new start take long.
+@pytest.mark.slow
 def test_the_first_own_task_runs_as_printed(stack: Stack) -> None:
     (stack.directory / "services" / "tasks" / "greetings.py").write_text(block(DOCUMENT, "first-task"))
     up, call = commands(DOCUMENT, "first-task-call")
