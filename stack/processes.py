@@ -38,8 +38,8 @@ LONGEST_SOCKET_PATH = 107
 SOCKET_SUFFIX = ".4194304"
 # Redis' configuration has no way to write these.
 UNWRITABLE = re.compile(r'["\\\x00-\x1f]')
-# Supervisor reads its configuration and opens its socket within a second.
-START_SECONDS = 15
+# Supervisor reads its configuration and opens its socket within a second; a busy machine may keep it from that.
+START_SECONDS = 60
 # It answers within milliseconds; one that does not is frozen.
 ANSWER_SECONDS = 10
 # Once all programs have stopped, Supervisor itself leaves within a second.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -12,12 +13,16 @@ from tests.support.checkout import Checkout
 from tests.support.nursery import LIBRARIES_ALONE, Nursery
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import GaveUp
-from tests.support.world import Node, World
+from tests.support.world import World
 
 # What a shell starts in the background ignores Ctrl-C, and so would all that tests start and press it for. A CI job
 # that is cancelled gets TERM, and what tests have started must not outlive it.
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.default_int_handler)
+
+# The host's proxy, where it has one, is for what lies outside of this machine.
+direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+os.environ["no_proxy"] = f"{direct},127.0.0.1"
 
 pytest_plugins = [f"tests.support.{name}" for name in ("every_redis", "own_state", "scheduling", "summary")]
 
@@ -57,16 +62,6 @@ def shared_world(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout, r
 def redis_server(world: World) -> Callable[..., RedisServer]:
     """Starts a Redis server; see World.redis."""
     return world.redis
-
-
-@pytest.fixture
-def stack_process(world: World) -> Callable[..., Node]:
-    """Starts `python ARGUMENTS` in a given environment; see World.python."""
-
-    def start(arguments: str, environment: dict[str, str]) -> Node:
-        return Node(world, world.python("process", arguments, environment), environment)
-
-    return start
 
 
 @pytest.hookimpl(wrapper=True)

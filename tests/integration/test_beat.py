@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +14,7 @@ from time import time
 
 import pytest
 
-from services.beat import TICK_SECONDS
+from services.beat import LATE_SECONDS, TICK_SECONDS
 from services.queues import BEAT_LOCK_SECONDS
 from tests.support.checkout import Checkout
 from tests.support.nursery import LIBRARIES_ALONE
@@ -102,8 +103,14 @@ class Disturbed:
     stack: Stack
     beat: Node
     first: float = 0.0
-    mended: float = 0.0
+    failed: float = 0.0
     waiting: int = 0
+
+    def sent(self) -> tuple[list[float], list[float]]:
+        """When runs were sent: before its Redis took nothing any more, and since."""
+        times = sent(self.stack.redis, PERIOD_SECONDS)
+        before = bisect(times, self.failed)
+        return times[:before], times[before:]
 
 
 def fail(redis: RedisServer, fault: str) -> None:
@@ -148,15 +155,16 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Di
         for fault, one in found.items():
             redis = one.stack.redis
             world.wait_until(lambda redis=redis: sent(redis), PATIENCE, "the first run is sent")  # type: ignore[misc]
-            (one.first,) = sent(redis, PERIOD_SECONDS)
+            one.first = sent(redis, PERIOD_SECONDS)[0]
             fail(redis, fault)
-        last = max(one.first for one in found.values())
+            # By now it may have taken more than one.
+            one.failed = time()
+        last = max(one.failed for one in found.values())
         world.wait_until(lambda: time() > last + PERIOD_SECONDS + MENDED_SECONDS, PATIENCE, "it was due in vain")
         for fault, one in found.items():
             if fault in ("full", "refused"):
                 one.waiting = len(sent(one.stack.redis))
             mend(one.stack.redis, fault)
-            one.mended = time()
         yield found
 
 
@@ -270,19 +278,20 @@ def test_a_worker_with_beat_inside_sends_the_schedule_and_doubles_nobody(world: 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_run_that_could_not_be_sent_is_sent_late_and_once(disturbed: dict[str, Disturbed], fault: str) -> None:
     one = disturbed[fault]
-    redis, world = one.stack.redis, one.stack.world
 
-    world.wait_until(lambda: len(sent(redis)) >= 3, PATIENCE, "the late run and the next one are sent")
+    one.stack.world.wait_until(lambda: len(one.sent()[1]) >= 2, PATIENCE, "the late run and the next one are sent")
 
-    assert one.waiting in (0, 1)
-    first, late, following = sent(redis, PERIOD_SECONDS)[:3]
-    assert first == one.first
+    said = [int(seconds) for seconds in one.beat.process.matches(r"report-free-space was sent late by (\d+) s")]
+    before, since = one.sent()
+    late, following = since[:2]
+    assert one.waiting in (0, len(before))
+    assert before[0] == one.first
     # Its period counts from when it was sent: from when it was due there would be less than half of it left.
     assert following - late > PERIOD_SECONDS / 2
     assert_once(one.stack)
-    # The one time, and by about as much as it was.
-    (seconds,) = one.beat.process.matches(r"report-free-space was sent late by (\d+) s")
-    assert MENDED_SECONDS - 1 <= int(seconds) <= late - first - PERIOD_SECONDS + 1
+    # By about as much as it was, and of no other run; on a busy machine there may be more that are late.
+    assert any(MENDED_SECONDS - 1 <= seconds <= late - before[-1] - PERIOD_SECONDS + 1 for seconds in said)
+    assert len(said) <= sum(gap > PERIOD_SECONDS + LATE_SECONDS for gap in gaps([*before, *since]))
     complaints = one.beat.process.count("could not be sent|Redis refused")
     assert complaints == (1 if fault in ("full", "refused") else 0)
     assert one.beat.process.count("Traceback") == 0

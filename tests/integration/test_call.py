@@ -104,12 +104,13 @@ def test_a_module_that_cannot_be_imported_is_said_with_exit_code_2(stack: Stack,
 
 
 def test_a_task_without_a_result_in_time_is_exit_code_3(stack: Stack) -> None:
-    answer = services(stack, "call", "probe.rest", "--args", '["slow", 2]', "--wait", "0.5")
+    answer = services(stack, "call", "probe.hold", "--args", '["slow"]', "--wait", "0.5")
+    (stack.world.directory / "slow.released").touch()
 
     assert answer.code == TIMED_OUT
     assert answer.said["state"] == "PENDING"
     assert "no result after 0.5 s" in answer.said["error"]
-    assert stack.client.AsyncResult(answer.said["id"]).get(timeout=PATIENCE).startswith("node0@")
+    assert stack.client.AsyncResult(answer.said["id"]).get(timeout=PATIENCE) == "slow"
 
 
 def test_a_redis_that_is_away_is_said_with_exit_code_1(world: World) -> None:

@@ -331,7 +331,7 @@ def test_options_of_the_whole_server_need_the_login(flower: ServedFlower) -> Non
 
 
 def test_a_body_is_not_waited_for_without_the_login(flower: ServedFlower) -> None:
-    with socket.create_connection(("127.0.0.1", flower.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", flower.port), timeout=PATIENCE) as connection:
         connection.sendall(b"POST /flower/api/workers HTTP/1.1\r\nHost: x\r\nContent-Length: 90000000\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
 

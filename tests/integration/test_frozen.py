@@ -18,8 +18,8 @@ from tests.support.processes import children
 from tests.support.world import Node, Stack, World
 
 PATIENCE = 120
-# The shortest there is: nothing else passes time here.
-LEASE = 2
+# Nothing else passes time here; a node on a busy machine renews it all the same.
+LEASE = 6
 CHILDREN = 2
 # Longer than any test waits.
 ENDLESS = 600
@@ -84,8 +84,9 @@ def all_children_work(stack: Stack) -> None:
     for label in labels:
         stack.world.wait_started(label)
     stack.world.wait_until(lambda: stack.unacked() == CHILDREN, PATIENCE, "only these are held")
-    answers = stack.client.control.inspect(timeout=1).reserved()
-    assert [held for of_node in answers.values() for held in of_node] == [], stack.world.describe()
+    inspect = stack.client.control.inspect([f"frozen@{os.uname().nodename}"], timeout=PATIENCE)
+    # It hears of a start a moment after the task has written it down.
+    stack.world.wait_until(lambda: not any(inspect.reserved().values()), PATIENCE, "none waits for a child")
 
 
 def lease_is_over(stack: Stack) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
 from time import time
@@ -21,6 +22,7 @@ from services.delivery.scheduled import MOST, MOST_BYTES
 from services.queues import SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES, lists_of
 from tests.integration.test_call import services
 from tests.integration.test_dead_letters import events
+from tests.support.checkout import Checkout
 from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.processes import children, command_line
 from tests.support.world import Node, Stack, World
@@ -34,10 +36,11 @@ MANY = (500, pytest.param(10_000, marks=pytest.mark.slow))
 MANY_SECONDS = 600
 # What a worker may grow by while it puts them away.
 GROWTH_BYTES = 10 * 2**20
-# Long enough to be put away, short enough to wait for.
+# Longer than a worker takes to see that something became due, which it does three times in a lease.
 SOON_SECONDS = 3
 # How exactly the clocks of Redis and of a worker agree, which are the same machine's.
 EARLY_SECONDS = 0.01
+NODE = f"node0@{os.uname().nodename}"
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,33 @@ def later(stack: Stack, label: str, seconds: float = HOUR, **options: Any) -> An
     return stack.send("probe.mark", label, countdown=seconds, **{"ignore_result": True, **options})
 
 
+def make_due(stack: Stack, *sent: Any, seconds: float = 0.0) -> float:
+    """Let tasks that wait in Redis be due as if they had been sent so, one after another. Returns when the first is.
+
+    So it does not matter how long they took to get there. Whoever takes them looks at the time in the message as well.
+    """
+    moment = time() + seconds
+    with stack.redis.client() as client, client.pipeline() as pipe:
+        for number, one in enumerate(sent):
+            # Within less time than passes between two sweeps: all of them go back in the same one.
+            due = moment + number / 100_000
+            eta = f'"eta": "{datetime.fromtimestamp(due, UTC).isoformat()}"'
+            record, changed = re.subn('"eta": "[^"]+"', eta, str(client.hget(SCHEDULED_MESSAGES, one.id)))
+            assert changed == 1, record
+            pipe.hset(SCHEDULED_MESSAGES, one.id, record)
+            pipe.zadd(SCHEDULED, {one.id: due})
+        pipe.execute()
+    return moment
+
+
+def listening(stack: Stack) -> Node:
+    """A worker that hears what is broadcast: it says that it is ready a moment before it does."""
+    worker = stack.celery("worker --loglevel=info --pool=solo --hostname=node0@%h")
+    stack.send("probe.mark", "heard")
+    stack.world.wait_started("heard")
+    return worker
+
+
 def waiting(stack: Stack, queue: str = "celery") -> list[str]:
     """The ids of the tasks that wait in a queue, all priorities together."""
     with stack.redis.client() as client:
@@ -106,8 +136,8 @@ def test_many_of_them_are_in_nobodys_memory_and_in_nobodys_way(stack: Stack, man
             stack.send("probe.mark", f"between-{many}")
     wait_scheduled(stack, many + 1, MANY_SECONDS)
 
-    assert stack.unacked() == 0
-    assert stack.waiting() == 0
+    stack.world.wait_started(f"between-{many}")
+    stack.world.wait_until(lambda: stack.waiting() + stack.unacked() == 0, PATIENCE, "nobody holds any")
     assert stack.world.started(f"between-{many}") == 1
     assert memory(stack.nodes[0]) - before < GROWTH_BYTES
     stack.send("probe.mark", f"at-once-{many}")
@@ -116,19 +146,21 @@ def test_many_of_them_are_in_nobodys_memory_and_in_nobodys_way(stack: Stack, man
 
 
 def check_turns(stack: Stack, pool: str) -> None:
-    due = {f"{pool}-{number}": time() + SOON_SECONDS + number / 10 for number in range(10)}
-    for label, moment in due.items():
-        later(stack, label, moment - time())
-    wait_scheduled(stack, len(due))
+    sent = {f"{pool}-{number}": later(stack, f"{pool}-{number}") for number in range(10)}
+    later(stack, "far")
+    wait_scheduled(stack, len(sent) + 1)
 
-    for label, moment in due.items():
-        stack.world.wait_until(lambda label=label: stack.world.started(label), PATIENCE, f"{label} runs")  # type: ignore[misc]
+    moment = make_due(stack, *sent.values(), seconds=SOON_SECONDS)
+
+    for label in sent:
+        stack.world.wait_started(label)
         ((_, _, began),) = stack.world.notes("start", label)
         assert began > moment - EARLY_SECONDS
     # The next one of those that are due is always the one that has been due for longest.
-    started = [label for label, _, _ in stack.world.notes("start") if label in due]
-    assert started == list(due)
-    assert scheduled(stack) == 0
+    started = [label for label, _, _ in stack.world.notes("start") if label in sent]
+    assert started == list(sent)
+    # What is not due has not come along.
+    assert scheduled(stack) == 1
 
 
 def test_what_is_due_starts_in_its_turn_and_not_before(stack: Stack) -> None:
@@ -137,16 +169,18 @@ def test_what_is_due_starts_in_its_turn_and_not_before(stack: Stack) -> None:
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
 def test_what_is_due_starts_in_its_turn_in_other_pools_too(quiet: Stack, pool: str) -> None:
-    quiet.celery(f"worker --loglevel=info --pool={pool} --hostname=node0@%h").ready()
+    quiet.celery(f"worker --loglevel=info --pool={pool} --concurrency=1 --hostname=node0@%h").ready()
     check_turns(quiet, pool)
 
 
 def test_a_due_task_starts_although_every_place_of_its_first_worker_is_taken(stack: Stack) -> None:
     other = stack.celery("worker --loglevel=info --pool=solo --queues=other --hostname=other@%h")
     other.says("other@.* ready")
-    later(stack, "beside", SOON_SECONDS, queue="other")
+    beside = later(stack, "beside", queue="other")
     wait_scheduled(stack, 1)
     other.process.end()
+
+    make_due(stack, beside)
 
     # Its own worker is gone; any other puts it back, and a new one of its queue runs it.
     stack.world.wait_until(lambda: waiting(stack, "other"), PATIENCE, "it is back in its queue")
@@ -155,12 +189,12 @@ def test_a_due_task_starts_although_every_place_of_its_first_worker_is_taken(sta
 def test_a_restart_of_everything_loses_none_and_doubles_none(quiet: Stack) -> None:
     first = quiet.worker().ready()
     labels = [f"survivor-{number}" for number in range(20)]
-    for label in labels:
-        later(quiet, label, 2 * SOON_SECONDS)
+    sent = [later(quiet, label) for label in labels]
     wait_scheduled(quiet, len(labels))
     first.process.end()
     quiet.redis.kill()
     quiet.redis.start()
+    make_due(quiet, *sent)
 
     quiet.worker().ready()
 
@@ -183,26 +217,27 @@ def test_one_task_can_wait_twice(stack: Stack) -> None:
 
 
 def test_inspect_shows_what_waits_in_redis_the_next_one_first(stack: Stack) -> None:
+    sent_at = time()
     near, far = later(stack, "near", HOUR), later(stack, "far", 2 * HOUR)
     later(stack, "of-others", queue="nobody")
     wait_scheduled(stack, 2)
     stack.celery("worker --loglevel=info --pool=solo --queues=nobody --hostname=nobody@%h").says("nobody@.* ready")
     wait_scheduled(stack, 3)
 
-    (found,) = stack.client.control.inspect([f"node0@{os.uname().nodename}"], timeout=5).scheduled().values()
+    (found,) = stack.client.control.inspect([NODE], timeout=PATIENCE).scheduled().values()
 
     assert [one["request"]["id"] for one in found] == [near.id, far.id]
     one = found[0]
-    assert abs(datetime.fromisoformat(one["eta"]).timestamp() - time() - HOUR) < PATIENCE
+    assert abs(datetime.fromisoformat(one["eta"]).timestamp() - sent_at - HOUR) < PATIENCE
     assert (one["request"]["name"], one["request"]["args"], one["request"]["kwargs"]) == ("probe.mark", ["near"], {})
 
 
 def test_inspect_shows_as_many_as_somebody_reads(stack: Stack) -> None:
     for number in range(1010):
         later(stack, f"one-of-many-{number}")
-    wait_scheduled(stack, 1010)
+    wait_scheduled(stack, 1010, MANY_SECONDS)
 
-    (found,) = stack.client.control.inspect([f"node0@{os.uname().nodename}"], timeout=5).scheduled().values()
+    (found,) = stack.client.control.inspect([NODE], timeout=PATIENCE).scheduled().values()
 
     # Whichever comes first: a thousand, or the message with which there is a megabyte.
     with redis.Redis(port=stack.redis.port, password=stack.redis.password) as client:
@@ -215,9 +250,9 @@ def test_query_task_finds_what_waits_in_redis(stack: Stack) -> None:
     sent = later(stack, "asked-for")
     wait_scheduled(stack, 1)
 
-    answers = stack.client.control.inspect(timeout=5).query_task(sent.id)
+    answers = stack.client.control.inspect([NODE], timeout=PATIENCE).query_task(sent.id)
 
-    assert answers[f"node0@{os.uname().nodename}"][sent.id][0] == "scheduled"
+    assert answers[NODE][sent.id][0] == "scheduled"
 
 
 def test_a_revoked_task_leaves_redis_at_once_and_one_worker_says_so(quiet: Stack) -> None:
@@ -225,7 +260,7 @@ def test_a_revoked_task_leaves_redis_at_once_and_one_worker_says_so(quiet: Stack
         quiet.celery(f"worker --loglevel=info --pool=solo --hostname={name}@%h")
     for node, name in zip(quiet.nodes, ("one", "two", "three"), strict=True):
         node.says(f"{name}@.* ready")
-    sent, other = later(quiet, "revoked", SOON_SECONDS), later(quiet, "kept")
+    sent, other = later(quiet, "revoked"), later(quiet, "kept")
     wait_scheduled(quiet, 2)
 
     with events(quiet) as seen:
@@ -244,23 +279,27 @@ def test_a_revoked_task_leaves_redis_at_once_and_one_worker_says_so(quiet: Stack
 
 
 def test_a_revoked_task_stays_so_when_all_workers_are_started_again(quiet: Stack) -> None:
-    worker = quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
-    sent = [later(quiet, "revoked", 2 * SOON_SECONDS) for _ in range(10)]
+    worker = listening(quiet)
+    sent = [later(quiet, "revoked") for _ in range(10)]
     # As it comes: some wait in Redis already, some are on their way there, some have not arrived.
     for one in sent:
         one.revoke()
     quiet.world.wait_until(lambda: all(one.state == "REVOKED" for one in sent), PATIENCE, "all say REVOKED")
-    wait_scheduled(quiet, 0)
-    quiet.world.wait_until(lambda: quiet.waiting() + quiet.unacked() == 0, PATIENCE, "nothing is left")
+    # In the order in which a task passes through them.
+    quiet.world.wait_until(
+        lambda: quiet.waiting() + quiet.unacked() + scheduled(quiet) == 0, PATIENCE, "nothing is left"
+    )
     worker.process.end()
 
     quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
 
-    quiet.world.holds_for(lambda: not quiet.world.started("revoked"), 2 * SOON_SECONDS, "none runs")
+    quiet.world.holds_for(
+        lambda: not quiet.world.started("revoked") and not scheduled(quiet), 2 * LEASE, "none runs or waits again"
+    )
 
 
 def test_a_task_that_is_revoked_before_it_arrives_is_not_put_away(quiet: Stack) -> None:
-    quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
+    listening(quiet)
     task_id = str(uuid4())
     quiet.client.control.revoke(task_id, reply=True, timeout=PATIENCE, limit=1)
 
@@ -290,8 +329,8 @@ def test_purging_a_queue_takes_what_waits_for_its_time_along(quiet: Stack) -> No
     worker = quiet.celery("worker --loglevel=info --pool=solo --queues=mail,other --hostname=node0@%h").ready()
     for number in range(1200):
         later(quiet, f"purged-{number}", queue="mail")
-    kept = later(quiet, "kept", SOON_SECONDS, queue="other", ignore_result=False)
-    wait_scheduled(quiet, 1201)
+    kept = later(quiet, "kept", queue="other", ignore_result=False)
+    wait_scheduled(quiet, 1201, MANY_SECONDS)
     worker.process.end()
     quiet.send("probe.mark", "purged", queue="mail")
 
@@ -300,6 +339,7 @@ def test_purging_a_queue_takes_what_waits_for_its_time_along(quiet: Stack) -> No
     assert purge.exits(PATIENCE) == 0
     purge.says("Purged 1201 messages")
     assert quiet.waiting("mail") == 0
+    make_due(quiet, kept)
     quiet.celery("worker --loglevel=info --pool=solo --queues=mail,other --hostname=node0@%h")
     assert kept.get(timeout=PATIENCE) == "kept"
 
@@ -321,31 +361,36 @@ def stock_worker(stack: Stack) -> Node:
     return Node(stack.world, process, environment)
 
 
-def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(quiet: Stack) -> None:
+def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(quiet: Stack, own_checkout: Checkout) -> None:
+    # It goes on as soon as all have answered.
+    own_checkout.replace("services/to_plain.py", "\nANSWER_SECONDS = 1.0", f"\nANSWER_SECONDS = {PATIENCE / 2}")
     quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
     later(quiet, "far")
     wait_scheduled(quiet, 1)
 
-    answer = services(quiet, "to-plain")
+    answer = services(quiet, "to-plain", checkout=own_checkout)
 
     assert answer.code == 1
     stop = "stop Stalk's workers first, with 'make scale WORKERS=0' for instance"
-    assert answer.said["error"] == f"node0@{os.uname().nodename} would take it in again: {stop}"
+    assert answer.said["error"] == f"{NODE} would take it in again: {stop}"
     assert scheduled(quiet) == 1
 
 
 def test_stock_workers_go_on_with_all_that_was_left(quiet: Stack) -> None:
     worker = quiet.celery("worker --loglevel=info --pool=threads --concurrency=2 --hostname=node0@%h").ready()
-    quiet.send("probe.rest", "cut-off", 2 * LEASE)
+    quiet.send("probe.hold", "cut-off")
     quiet.world.wait_started("cut-off")
-    soon, urgent = later(quiet, "soon", 3 * LEASE), later(quiet, "urgent", HOUR, priority=9)
+    soon, urgent = later(quiet, "soon"), later(quiet, "urgent", HOUR, priority=9)
     far = [later(quiet, f"far-{number}", HOUR + number) for number in range(3)]
     wait_scheduled(quiet, 5)
     worker.process.end()
+    make_due(quiet, soon)
+    client: Any = quiet.redis.client()
+    (held,) = client.zrange(UNACKED_LEASES, 0, -1)
+    # A lease that runs out when the test wants it.
+    client.zadd(UNACKED_LEASES, {held: time() + HOUR})
     early = services(quiet, "to-plain")
-    quiet.world.wait_until(
-        lambda: quiet.redis.client().zcount(UNACKED_LEASES, "-inf", time()) == 1, PATIENCE, "its lease has run out"
-    )
+    client.zadd(UNACKED_LEASES, {held: time()})
 
     late = services(quiet, "to-plain")
 
@@ -353,10 +398,11 @@ def test_stock_workers_go_on_with_all_that_was_left(quiet: Stack) -> None:
     assert (early.code, early.said["scheduled"], early.said["restored"]) == (1, 5, 0)
     assert early.said["error"].startswith("1 tasks still belong to workers that do not answer")
     assert (late.code, late.said) == (0, {"scheduled": 0, "restored": 1})
-    assert quiet.redis.client().exists(SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES) == 0
+    assert client.exists(SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES) == 0
     # The right end is taken first: what was cut off, then what is due first.
     assert waiting(quiet)[:-2] == [one.id for one in (*far[::-1], soon)][: len(waiting(quiet)) - 2]
     assert urgent.id in waiting(quiet)
+    (quiet.world.directory / "cut-off.released").touch()
     stock_worker(quiet)
     quiet.world.wait_until(lambda: quiet.world.started("cut-off") == 2, PATIENCE, "a stock worker runs it again")
     quiet.world.wait_until(lambda: quiet.world.ended("soon") == 1, PATIENCE, "and what is due")

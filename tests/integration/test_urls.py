@@ -78,15 +78,19 @@ def test_two_stacks_on_one_server_do_not_hear_each_other(world: World) -> None:
     workers = [stack.celery("worker --pool=solo --hostname=node0@%h --loglevel=debug") for stack in (ours, theirs)]
     for worker in workers:
         worker.ready()
+    for stack in (ours, theirs):
+        # A worker hears what is broadcast a moment after it has said that it is ready.
+        assert stack.send("services.tasks.arithmetic.add", 4, 3).get(timeout=PATIENCE) == 7
 
     for stack in (ours, theirs):
-        assert len(stack.client.control.ping(timeout=1)) == 1
+        assert len(stack.client.control.ping(timeout=PATIENCE, limit=1)) == 1
     # A stop that is meant for one stack would end the other too.
     ours.client.control.shutdown()
 
     assert workers[0].exits(PATIENCE) == 0
-    assert len(theirs.client.control.ping(timeout=1)) == 1
-    assert workers[1].process.count("pidbox received method ping") == 2
+    assert len(theirs.client.control.ping(timeout=PATIENCE, limit=1)) == 1
+    # Each has heard its own stack's, and no more.
+    assert [worker.process.count("pidbox received method ping") for worker in workers] == [1, 2]
     assert workers[1].process.alive
 
 

@@ -10,10 +10,12 @@ import pytest
 
 from tests.support.checkout import Checkout
 from tests.support.processes import children, command_line
-from tests.support.world import PASSWORD, Node, Stack, World
+from tests.support.world import PASSWORD, READY_LINE, Node, Stack, World
 
 PATIENCE = 120
 NODES = ("node0", "node1")
+# It takes so long only when one of them has not heard the question, a moment after it said that it is ready.
+ANSWER_SECONDS = 20
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +45,16 @@ def node_process(worker: Node, name: str) -> int:
 
 def names(stack: Stack) -> list[str]:
     """The nodes that answer."""
-    return sorted(name for answer in stack.client.control.ping(timeout=0.5) for name in answer)
+    answers = stack.client.control.ping(timeout=ANSWER_SECONDS, limit=len(NODES))
+    return sorted(name for answer in answers for name in answer)
 
 
 def test_each_node_has_a_name_of_its_own(stack: Stack) -> None:
     host = os.uname().nodename
 
-    assert names(stack) == [f"{node}@{host}" for node in NODES]
+    stack.world.wait_until(
+        lambda: names(stack) == [f"{node}@{host}" for node in NODES], PATIENCE, "both nodes answer to their names"
+    )
     stack.world.wait_until(
         lambda: [stack.nodes[0].heartbeat(node).read_text() for node in NODES] == ["ready\n", "ready\n"],
         PATIENCE,
@@ -63,24 +68,26 @@ def test_a_task_that_is_not_safe_from_the_death_of_its_worker_is_named(stack: St
 
 def test_a_node_that_is_killed_is_started_again(stack: Stack) -> None:
     worker = stack.nodes[0]
-    killed = node_process(worker, "node0")
+    killed, ready = node_process(worker, "node0"), worker.process.count(READY_LINE)
 
     os.kill(killed, signal.SIGKILL)
 
     stack.world.wait_until(
         lambda: node_process(worker, "node0") not in (0, killed), PATIENCE, "node0 has a new process"
     )
+    worker.ready(ready + 1)
     stack.world.wait_until(lambda: len(names(stack)) == 2, PATIENCE, "both nodes answer")
 
 
 def test_a_node_that_exits_with_0_is_started_again(stack: Stack) -> None:
     worker = stack.nodes[0]
-    left = node_process(worker, "node1")
+    left, ready = node_process(worker, "node1"), worker.process.count(READY_LINE)
 
     stack.client.control.shutdown(destination=[f"node1@{os.uname().nodename}"])
 
     worker.says(r"exited: node1 \(exit status 0; expected\)")
     stack.world.wait_until(lambda: node_process(worker, "node1") not in (0, left), PATIENCE, "node1 has a new process")
+    worker.ready(ready + 1)
     stack.world.wait_until(lambda: len(names(stack)) == 2, PATIENCE, "both nodes answer")
 
 

@@ -60,7 +60,7 @@ def test_a_closed_terminal_ends_nothing(local: Local) -> None:
     if pid == 0:
         # A session of its own, which hangs up with its terminal.
         os.chdir(local.directory)
-        os.execvpe("sh", ["sh", "-c", "make --old-file=.venv/ready up; read line"], local.environment())
+        os.execvpe("sh", ["sh", "-c", "make --old-file=.venv/ready up && read line"], local.environment())
     said = b""
     while b"The stack works" not in said:
         said += os.read(terminal, 4096)
@@ -86,7 +86,9 @@ def test_ctrl_c_ends_the_logs_and_nothing_else(local: Local) -> None:
     assert logs.stdout
     seen = ""
     while "ready." not in seen:
-        seen += logs.stdout.readline()
+        line = logs.stdout.readline()
+        assert line, seen
+        seen += line
     os.killpg(logs.pid, signal.SIGINT)
     rest, _ = logs.communicate(timeout=MAKE_SECONDS)
     assert "Traceback" not in seen + rest

@@ -1,10 +1,12 @@
 """The tests marked `each_redis` once more on every other Redis that can be had: `--redis each`, as `make test-slow`.
 
-`--redis NAME` runs all tests on one build instead of the machine's own. The names are in redis_builds.py.
+`--redis NAME` runs all tests on one build instead of the machine's own. The names are in redis_builds.py. With
+STALK_REQUIRE_REDIS=1 a build that cannot be had ends the session.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -39,8 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
                 except CannotBeHad as error:
                     reasons[build.name] = str(error)
     config.stash[PROGRAMS], config.stash[REASONS] = programs, reasons
-    if wanted in reasons:
-        raise pytest.UsageError(reasons[wanted])
+    if wanted in reasons or (reasons and os.environ.get("STALK_REQUIRE_REDIS") == "1"):
+        raise pytest.UsageError("; ".join(reasons.values()))
     if wanted in programs:
         redis_server.use(programs[wanted])
 

@@ -12,14 +12,16 @@ import pytest
 from tests.support.checkout import ROOT
 
 STATE = str(ROOT / ".stalk")
-FILES = tuple(str(ROOT / name) for name in (".env", ".env.tasks"))
+FILES = tuple(str(ROOT / name) for name in (".env", ".env.new", ".env.tasks", "compose.override.yaml"))
 # Flower's.
 PORT = 8080
-# Audit events whose first argument is a path that is about to be used, and those whose second is an address.
+# Audit events about a path that is about to be used; those about two; those about an address, their second argument.
 USES = frozenset(
-    {"open", "os.chmod", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.scandir", "os.truncate"}
+    {"open", "os.chmod", "os.chown", "os.listdir", "os.mkdir", "os.remove", "os.rmdir", "os.scandir", "os.truncate"}
 )
+USES_TWO = frozenset({"os.link", "os.rename", "os.symlink"})
 CONNECTS = frozenset({"socket.bind", "socket.connect"})
+STARTS = "subprocess.Popen"
 # What this process has tried to use; code under test may swallow the refusal.
 tried: list[str] = []
 
@@ -31,14 +33,23 @@ def is_own(path: str) -> bool:
 
 def own(event: str, arguments: tuple[object, ...]) -> str:
     """What of the checkout's own an event is about; "" for nothing."""
-    if event in CONNECTS:
-        address = arguments[1]
-        return f"port {PORT}" if isinstance(address, tuple) and address[1:2] == (PORT,) else ""
-    if event not in USES or not isinstance(arguments[0], str | bytes | os.PathLike):
-        return ""
+    if event == STARTS:
+        return composed(*arguments[1:3])
+    if event in CONNECTS and isinstance(arguments[1], tuple):
+        return f"port {PORT}" if arguments[1][1:2] == (PORT,) else ""
+    paths = arguments[1:2] * (event in CONNECTS) + arguments[:1] * (event in USES) + arguments[:2] * (event in USES_TWO)
     # Our code names all files in full. A relative path may be below any directory: events do not tell which.
-    path = os.path.normpath(os.fsdecode(arguments[0]))
-    return path if is_own(path) else ""
+    named = [os.path.normpath(os.fsdecode(path)) for path in paths if isinstance(path, str | bytes | os.PathLike)]
+    return next(filter(is_own, named), "")
+
+
+def composed(command: object, directory: object) -> str:
+    """What a command is about: Docker Compose takes its project from where it runs, unless it is given a file."""
+    words = [command] if isinstance(command, str | bytes | os.PathLike) else list(command)  # type: ignore[call-overload]
+    named = [os.fsdecode(word) for word in words]
+    here = Path(os.fsdecode(directory)) if isinstance(directory, str | bytes | os.PathLike) else Path.cwd()
+    is_compose = Path(named[0]).name == "docker" and named[1:2] == ["compose"]
+    return "the Compose project" if is_compose and here == ROOT and not {"-f", "version"} & {*named} else ""
 
 
 def refuse(event: str, arguments: tuple[object, ...]) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from celery import Task, shared_task
-from celery.exceptions import Reject, SoftTimeLimitExceeded
+from celery.exceptions import Reject
 
 from config import variable
 
@@ -36,15 +35,20 @@ def rest(self: Task, label: str, seconds: float) -> str:
     return str(self.request.hostname)
 
 
-@shared_task
-def hold(label: str) -> str:
-    """Wait until there is a file LABEL.released beside the log."""
+def wait_released(label: str) -> None:
+    """Wait, and write that down, until there is a file LABEL.released beside the log."""
     note("start", label)
     released = Path(variable("PROBE_LOG")).with_name(f"{label}.released")
     end = time.monotonic() + HELD_SECONDS
     while not released.exists() and time.monotonic() < end:
         time.sleep(0.05)
     note("end", label)
+
+
+@shared_task
+def hold(label: str) -> str:
+    """Run until the test releases it."""
+    wait_released(label)
     return label
 
 
@@ -59,14 +63,12 @@ def burn(label: str, seconds: float) -> str:
     return label
 
 
-@shared_task(soft_time_limit=1, time_limit=2)
-def overrun(label: str, seconds: float) -> None:
+# Seconds, in which a busy machine has to get to the first line.
+@shared_task(soft_time_limit=4, time_limit=5)
+def overrun(label: str) -> None:
     """Do not end when asked to by the soft time limit."""
-    note("start", label)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with suppress(SoftTimeLimitExceeded):
-            time.sleep(0.1)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    wait_released(label)
 
 
 @shared_task
@@ -96,11 +98,10 @@ def grip(label: str, seconds: float) -> str:
 
 
 @shared_task(bind=True, max_retries=1, default_retry_delay=0)
-def end(self: Task, label: str, seconds: float, how: str) -> str:
-    """Wait, then end in one of the ways that a task can."""
-    note("start", label)
-    time.sleep(seconds)
-    note("end", label)
+def end(self: Task, label: str, how: str) -> str:
+    """Wait until released, then end in one of the ways that a task can; a second try is called LABEL-again."""
+    label += "-again" * self.request.retries
+    wait_released(label)
     if how == "raises":
         raise ValueError(label)
     if how == "retries" and not self.request.retries:
@@ -116,11 +117,9 @@ def deliver(label: str, kind: str) -> object:
 
 
 @shared_task(reject_on_worker_lost=False)
-def vanish(label: str, seconds: float) -> None:
-    """Wait, then die with the process, as for want of memory; the task is not to be tried again."""
-    note("start", label)
-    time.sleep(seconds)
-    note("end", label)
+def vanish(label: str) -> None:
+    """Wait until released, then die with the process, as for want of memory; the task is not to be tried again."""
+    wait_released(label)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

