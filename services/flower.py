@@ -404,12 +404,18 @@ class Events(events.Events):  # type: ignore[misc]
     def gone(self, inspected: set[str]) -> set[str]:
         """The names to forget: silent for too long, and the most silent where there are too many."""
         now, state = monotonic(), self.state
-        for name in {*state.workers, *state.counter, *inspected}:
+        # Of those that an earlier Flower has known the last heartbeat tells who is more silent.
+        for name in sorted({*state.workers, *state.counter, *inspected}, key=self.last_heartbeat):
             self.seen.setdefault(name, now)
         silent = sorted(self.seen, key=self.seen.__getitem__)
         excess = set(silent[: max(0, len(silent) - options.max_workers)])
         late = {name for name in silent if now - self.seen[name] >= options.purge_offline_workers}
         return {name for name in excess | late if not self.is_alive(name)}
+
+    def last_heartbeat(self, name: str) -> float:
+        """When a worker said so, in its own time; 0 when nothing is known of it."""
+        worker = self.state.workers.data.get(name)
+        return max(worker.heartbeats, default=0.0) if worker else 0.0
 
     def is_alive(self, name: str) -> bool:
         worker = self.state.workers.data.get(name)
