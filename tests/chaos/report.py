@@ -22,8 +22,8 @@ Redis. *Never kept*: the publish, or the end of its transaction, was behind the 
 *Twice*: started again, and why. *Recorded*: of those, the starts whose `delivery_count` was higher than that of the
 start before; the others were too short for Redis to hear of their first start. *Worst recovery*: the longest that a
 task took from its publish to its end, beyond its own length, outages included, and what it waited for a processor:
-runs go on side by side. Where stock workers take part, what is lost is what a killed one of them had taken, and at most that. One in {CHORD_EACH} things sent is a chord. Containers
-are the shipped ones, with the Redis of their image.
+runs go on side by side. Where stock workers take part, what is lost is what a killed one of them had taken, and at most
+that. One in {CHORD_EACH} things sent is a chord. Containers are the shipped ones, with the Redis of their image.
 The last columns are kombu's own transport under the same fault, with the lease as its visibility timeout; what it does
 shows after few strikes. They are of a run of their own, `make chaos-stock`, and stand until Celery or kombu changes.
 """
