@@ -175,7 +175,7 @@ class Process:
     name: int
     holder: Holder
     keeper: StillKeeper
-    claims: Claims = field(default_factory=Claims)
+    claims: Claims
     # What it claimed and has not said anything about, and whether it has started that.
     held: dict[str, bool] = field(default_factory=dict)
     # Those whose lease has ended while it stood still.
@@ -232,6 +232,7 @@ class Deliveries(RuleBasedStateMachine):
         self.untold: set[int] = set()
         self.telling: set[int] = set()
         self.tries: dict[int, tuple[list[Any], list[Any]]] = {}
+        self.names = count(1)
         self.processes = [self._process(number) for number in range(PROCESSES)]
 
     def _process(self, number: int) -> Process:
@@ -239,7 +240,10 @@ class Deliveries(RuleBasedStateMachine):
         keeper = StillKeeper(holder, self.client, self.letters.extend)
         # As its connection for marks does it, but with an answer: a test has to know when it is there.
         holder.mark_started = lambda tag, acks: self.client.sadd(UNACKED_STARTED, tag)
-        return Process(number, holder, keeper)
+        claims = Claims()
+        # Of what is due at the same moment the names decide: an example that is tried again has to have the same.
+        claims._prefix = f"{next(self.names):016x}"
+        return Process(number, holder, keeper, claims)
 
     # Choices.
 
