@@ -75,13 +75,16 @@ def ticks(beat: Node, times: int) -> None:
         beat.world.wait_until(lambda: path.stat().st_mtime_ns > before, PATIENCE, "beat ticks")  # noqa: B023
 
 
+def hold_up_for_long(checkout: Checkout) -> Checkout:
+    """Let whatever holds a beat up for a socket's time-out do so for longer than any test waits."""
+    longer = f"\nSOCKET_TIMEOUT_SECONDS = {5 * PATIENCE}"
+    checkout.replace("config/celery.py", "\nSOCKET_TIMEOUT_SECONDS = 10", longer)
+    return checkout
+
+
 @pytest.fixture
 def held_up_for_long(world: World, own_checkout: Checkout) -> Checkout:
-    """Code in which whatever holds a beat up for a socket's time-out does so for longer than any test waits."""
-    own_checkout.replace(
-        "config/celery.py", "\nSOCKET_TIMEOUT_SECONDS = 10", f"\nSOCKET_TIMEOUT_SECONDS = {5 * PATIENCE}"
-    )
-    world.checkout = own_checkout
+    world.checkout = hold_up_for_long(own_checkout)
     return own_checkout
 
 
@@ -180,8 +183,9 @@ class Succession:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def succession(shared_world: World) -> Succession:
+def succession(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Succession:
     """Two beats on one Redis; the one that has the lock is killed. Early, so that other tests run meanwhile."""
+    shared_world.checkout = hold_up_for_long(Checkout(tmp_path_factory.mktemp("succession") / "code"))
     stack = shared_world.stack(BEAT_SCHEDULE=SCHEDULE)
     beats = [stack.beat(), stack.beat()]
     shared_world.wait_until(
