@@ -160,10 +160,7 @@ def fault(strike: Strike) -> Strike:
 @fault
 def container_redis_kill(fleet: Fleet) -> None:
     """Redis's container killed and started again."""
-    (redis,) = fleet.stack.ids("redis")
-    fleet.stack.docker("kill", redis)
-    assert fleet.stack.inspect(redis)["State"]["ExitCode"] == KILLED
-    fleet.stack.docker("start", redis)
+    fleet.stack.docker("start", fleet.stack.kill_redis())
     fleet.stack.wait_healthy("redis")
 
 

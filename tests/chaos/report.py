@@ -19,6 +19,7 @@ HEAD = f"""# Faults, and what became of the tasks
 Written by `make chaos`; not by hand. Each line is one run: two nodes, one Redis, tasks that leave a mark outside Redis
 when they start and end, and a fault that strikes while they come. *Lost*: sent, and neither executed nor anywhere in
 Redis. *Never kept*: the publish, or the end of its transaction, was behind the byte where Redis's own file was torn.
+Redis is killed when its file has all that it has answered, which is more than it promises (delivery.md).
 *Twice*: started again, and why. *Recorded*: of those, the starts whose `delivery_count` was higher than that of the
 start before; the others were too short for Redis to hear of their first start. *Worst recovery*: the longest that a
 task took from its publish to its end, beyond its own length, outages included, and what it waited for a processor:

@@ -23,11 +23,7 @@ def test_a_restart_of_redis_loses_no_task(stack: Stack) -> None:
 def test_a_kill_of_redis_loses_no_task_that_is_queued(stack: Stack) -> None:
     stack.compose("stop", "worker")
     marks = stack.send_marks(*[[0]] * 20)
-    stack.save_redis()
-    redis = stack.ids("redis")[0]
-    stack.docker("kill", "--signal=KILL", redis)
-    # 128 and the signal's number.
-    assert stack.inspect(redis)["State"]["ExitCode"] == 137
+    stack.kill_redis()
     stack.compose("up", "--detach")
     marks.wait_finished()
     assert len(marks.all("started")) == 20
