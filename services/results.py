@@ -155,6 +155,16 @@ class Stored:
         with patience(f"the chord's part of {_name(request)}[{request.id}]"), dispatching():
             super().on_chord_part_return(request, state, result, **options)  # type: ignore[misc]
 
+    def apply_chord(self, *arguments: Any, **options: Any) -> None:
+        """Save what a chord needs of its header; a chord that a task sends is part of it, and waits."""
+        with patience("a chord's header"):
+            super().apply_chord(*arguments, **options)  # type: ignore[misc]
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Save how many parts a chord has; in a worker, return when Redis has it."""
+        with patience(f"the size of chord {group_id}"):
+            super().set_chord_size(group_id, chord_size)  # type: ignore[misc]
+
     def ensure(self, fun: Callable[..., Any], args: Any, **policy: Any) -> Any:
         """Celery's own twenty tries; one where the client has patience, whose last word is the last."""
         if asked():

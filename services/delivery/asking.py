@@ -1,7 +1,7 @@
 """Asking nodes: whoever asks all of them goes on as soon as all have answered, not when the time for answers is over.
 
-Redis says how many nodes hear a question. One that hears and does not answer, because its pool is solo and runs a
-task, is waited for as long as with Celery.
+Redis says how many nodes hear a question; where none does, nobody is waited for. One that hears and does not answer,
+because its pool is solo and runs a task, is waited for as long as with Celery.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ class Mailbox(pidbox.Mailbox):  # type: ignore[misc]
     def _collect(
         self, ticket: Any, limit: int | None = None, timeout: float | None = 1, channel: Any = None, **options: Any
     ) -> Any:
-        limit = limit or getattr(channel, "heard", 0) or None
-        return super()._collect(ticket, limit=limit, timeout=timeout, channel=channel, **options)
+        heard = getattr(channel, "heard", None)
+        timeout = 0 if heard == 0 else timeout
+        return super()._collect(ticket, limit=limit or heard, timeout=timeout, channel=channel, **options)
 
 
 class Control(control.Control):  # type: ignore[misc]

@@ -8,6 +8,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from queue import Empty
 from typing import Any
@@ -112,8 +113,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     dead_letters: tuple[str, ...] | list[str] = (RETRIES, REJECTS)
     dead_letters_max = 10_000
     _numbers = count(1)
-    # How many heard what this channel broadcast last.
-    heard = 0
+    # How many heard what this channel broadcast last; None: it has broadcast nothing.
+    heard: int | None = None
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self.number = next(self._numbers)
@@ -332,7 +333,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         waiting = scheduled.purge(self._commands, queue)
         return waiting + int(super()._purge(queue))
 
-    # Publishing.
+    # Publishing: the whole way of a message waits for a Redis that takes nothing, where somebody has patience.
+
+    def queue_declare(self, *arguments: Any, **options: Any) -> Any:
+        return insist(partial(super().queue_declare, *arguments, **options), self._answers)
+
+    def queue_bind(self, *arguments: Any, **options: Any) -> Any:
+        return insist(partial(super().queue_bind, *arguments, **options), self._answers)
 
     def _inplace_augment_message(self, message: dict[str, Any], exchange: str, routing_key: str) -> None:
         before = message["properties"].get("delivery_tag")
@@ -350,7 +357,6 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         mark = f"{PUBLISHED}{name or f'{_Producer.id}-{threading.get_ident():x}'}:{key}"
         # That there is such a name says enough.
         arguments = [dumps(message), "1" if name else message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
-        # What a task sends is part of it: it waits for a Redis that is away or full, as its result does.
         with patience(f"a message for {queue}"):
             insist(lambda: scripts.PUBLISH(self._commands, [key, mark], arguments), self._answers)
 
@@ -365,7 +371,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
         Raises InconsistencyError when there are none: kombu 5.7 would take the message and put it nowhere.
         """
-        queues: list[str] = super()._lookup(exchange, routing_key, default)
+        look = partial(super()._lookup, exchange, routing_key, default)
+        queues: list[str] = insist(look, self._answers)
         if not queues:
             raise InconsistencyError(f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r}")
         return queues

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import kombu
@@ -13,6 +14,7 @@ from kombu import connection
 from kombu.transport import redis as kombu_redis
 
 from services.delivery.transport import SentinelTransport, Transport
+from services.patience import Patience, patience
 
 TRANSPORTS = {kombu_redis.Transport: Transport, kombu_redis.SentinelTransport: SentinelTransport}
 
@@ -44,3 +46,22 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]
     """What an application publishes and consumes with."""
 
     Connection = Connection
+
+    def _create_task_sender(self) -> Callable[..., Any]:
+        send = super()._create_task_sender()
+
+        def send_task(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            # What a task sends is part of it: it waits for a Redis that is away or full, as its result does.
+            with patience(f"a message for {name}"):
+                return send(producer, name, message, **options)
+
+        return send_task
+
+    def _retry_publish(self, publish: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Publish what follows a task: its callbacks, the next link of its chain, the body of its chord.
+
+        Celery tries three times, for less than a second, and then fails the task or the chord (celery 5.7).
+        """
+        if Patience.in_worker:
+            return publish(*arguments, **options)
+        return super()._retry_publish(publish, *arguments, **options)

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from celery import Task, shared_task
+from celery import Task, chord, shared_task
 from celery.exceptions import Reject
 
 from config import variable
@@ -64,7 +64,7 @@ def burn(label: str, seconds: float) -> str:
 
 
 # Seconds, in which a busy machine has to get to the first line.
-@shared_task(soft_time_limit=4, time_limit=5)
+@shared_task(soft_time_limit=10, time_limit=12)
 def overrun(label: str) -> None:
     """Do not end when asked to by the soft time limit."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -107,6 +107,20 @@ def end(self: Task, label: str, how: str) -> str:
     if how == "retries" and not self.request.retries:
         raise self.retry(exc=ValueError(label))
     return label
+
+
+@shared_task
+def pass_on(label: str, queue: str) -> None:
+    """Wait until released, then send a task to a queue."""
+    wait_released(label)
+    mark.apply_async((f"{label}-passed-on",), queue=queue)
+
+
+@shared_task
+def pass_on_chord(label: str, queue: str) -> None:
+    """Wait until released, then send a chord to a queue."""
+    wait_released(label)
+    chord(mark.s(f"{label}-{number}").set(queue=queue) for number in range(2))(collect.s(label).set(queue=queue))
 
 
 @shared_task
