@@ -410,8 +410,9 @@ def torn_append_only_file(arena: Arena) -> None:
     before = path.read_bytes()
     others = b"".join(each.read_bytes() for each in path.parent.iterdir() if each.is_file() and each != path)
     os.truncate(path, len(before) - TORN_BYTES)
+    said = arena.redis.process.log()
     arena.redis.start()
-    kept = truncated_at(arena.redis.process.log())
+    kept = truncated_at(arena.redis.process.log().removeprefix(said), len(before) - TORN_BYTES)
     assert 0 < kept < len(before), f"{path.name} had {len(before)} bytes, and Redis kept {kept}"
     # The beginning of a transaction without its end stays in the file, and nothing of it in Redis.
     kept = min(kept, unfinished(before[:kept]))
@@ -452,9 +453,10 @@ def newest_increment(directory: Path) -> Path:
     return max(increments, key=lambda path: path.stat().st_mtime, default=directory / "appendonly.aof")
 
 
-def truncated_at(log: str) -> int:
-    """Where Redis says that it has cut the file off."""
-    return int(re.findall(r"Truncating the AOF .*at offset (\d+)", log)[-1])
+def truncated_at(log: str, end: int) -> int:
+    """Where Redis says that it has cut the file off; its end where it was torn between two commands."""
+    found = re.findall(r"Truncating the AOF .*at offset (\d+)", log)
+    return int(found[-1]) if found else end
 
 
 # A message as a plain producer writes it, and a command behind it that no worker gets in between.

@@ -31,7 +31,7 @@ from tests.support.world import Stack, World
 pytestmark = pytest.mark.each_redis
 
 PATIENCE = 120
-LEASE = 3
+LEASE = 6
 DELIVERIES = 2
 NOBODY = "nobody-listens"
 # A letter that is told by the sweep of another process waits for the next one.

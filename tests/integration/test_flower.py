@@ -133,6 +133,16 @@ class ServedFlower:
         except OSError:
             return 0
 
+    def healthy(self, method: str = "GET", host: str = "127.0.0.1") -> Answer:
+        """What somebody without a login hears from the health check once all is well: a busy Redis may answer late."""
+
+        def look() -> Answer | None:
+            answer = self.ask("/healthcheck", method, login=None, host=host)
+            return answer if answer.status == 200 else None
+
+        found: Answer = self.until(look, PATIENCE, "the health check says that all is well")
+        return found
+
     def ask(
         self,
         path: str,
@@ -337,9 +347,8 @@ def test_a_body_is_not_waited_for_without_the_login(flower: ServedFlower) -> Non
 
 
 def test_the_health_check_is_free(flower: ServedFlower) -> None:
-    answer = flower.ask("/healthcheck", login=None)
-    assert (answer.status, answer.text) == (200, "OK")
-    assert flower.ask("/healthcheck", "HEAD", login=None).status == 200
+    assert flower.healthy().text == "OK"
+    assert flower.healthy("HEAD").text == ""
     assert flower.ask("/healthcheck", "OPTIONS", login=None).status == 405
     assert flower.ask("/healthcheck", "POST", login=None).status in (403, 405)
 
@@ -351,7 +360,7 @@ def test_another_site_cannot_press_buttons_with_the_browsers_login(flower: Serve
 
 
 def test_flower_listens_on_every_address(flower: ServedFlower) -> None:
-    assert flower.ask("/healthcheck", login=None, host="127.0.0.2").status == 200
+    flower.healthy(host="127.0.0.2")
 
 
 def test_flower_refuses_to_start_without_a_login(serve: Callable[..., ServedFlower]) -> None:
@@ -575,7 +584,7 @@ def test_the_health_check_is_cheap(world: World, serve: Callable[..., ServedFlow
     client = redis.client()
     before = client.info("stats")["total_connections_received"]
     for _ in range(200):
-        assert served.health() == 200
+        served.healthy()
     # Flower's timers may open some of their own meanwhile.
     assert client.info("stats")["total_connections_received"] - before < 100
 
@@ -778,10 +787,15 @@ def test_a_process_that_sent_tasks_is_forgotten(world: World, serve: Callable[..
     # Each has counters of its own, and a command line tool is another process every time.
     redis = world.redis(REDIS_PASSWORD)
     served = serve(redis, FLOWER_PURGE_OFFLINE_WORKERS="3").ready()
-    send_sent_event(redis.url(), "gen7@laptop")
-    served.until(lambda: "gen7@laptop" in served.ask("/metrics").text, PATIENCE, "the sender is counted")
+
+    def counted() -> bool:
+        # Again and again: it may be forgotten before a busy machine looks.
+        send_sent_event(redis.url(), "gen7@laptop")
+        return "gen7@laptop" in served.ask("/metrics").text
+
+    served.until(counted, PATIENCE, "the sender is counted")
     served.until(lambda: "gen7@laptop" not in served.ask("/metrics").text, PATIENCE, "the sender is forgotten")
-    assert len(served.tasks()) == 1
+    assert served.tasks()
 
 
 # ── the broker ─────────────────────────────────────────────────────────────────────────────────────────────────────

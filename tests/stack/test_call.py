@@ -67,7 +67,7 @@ def test_make_status_shows_containers_nodes_queues_and_beat_on_one_screen(stack:
     stack.send(ADD, [1, 2], [3, 4], queue="one")
 
     def nodes_answer() -> list[str]:
-        # They have a second to do so; on a busy machine that may not be enough.
+        # One that connects again just now hears nothing.
         lines = stack.make("status").stdout.splitlines()
         return lines if any(line.startswith("node0@") for line in lines) else []
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 from tests.stack.handle import Stack
 from tests.stack.test_workers import SOLO
 
+# On a machine that is busy with much else.
+IN_NO_HURRY = """
+  beat: {stop_grace_period: 120s}
+  flower: {stop_grace_period: 120s}
+"""
+
 
 def test_running_tasks_finish_before_make_stop_and_queued_ones_survive_make_down(stack: Stack) -> None:
     # A node with a task in its solo pool answers nobody.
-    stack.override.write_text("services:" + SOLO)
+    stack.override.write_text("services:" + SOLO + IN_NO_HURRY)
     stack.compose("up", "--detach")
     stack.wait_healthy()
     marks, solo = stack.send_marks([None], [None], *[[0]] * 5), stack.send_marks([None], queue="one")

@@ -16,6 +16,7 @@ from playwright.sync_api import (
     Page,
     Request,
     ViewportSize,
+    expect,
     sync_playwright,
 )
 
@@ -34,6 +35,8 @@ DESKTOP: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 # The pages come from this machine and are small; one that is busy with much else takes its time.
 WAIT_SECONDS = 120
+# What a test expects to see comes with the pages.
+expect.set_options(timeout=WAIT_SECONDS * 1000)
 
 
 def executable() -> str | None:

@@ -6,8 +6,9 @@ import os
 import random
 import socket
 
-# Below those that the kernel takes for connections (ip_local_port_range): tests make thousands of these.
-PORTS = range(20_000, 32_768)
+# Below those that the kernel takes for connections (ip_local_port_range): tests make thousands of these. Tests that run
+# inside a test have a range of their own.
+PORTS = range(*map(int, os.environ.get("STALK_TEST_PORTS", "20000-32768").split("-")))
 # Each once, and only those of this worker of pytest-xdist: whoever has got one may stop, and start on it again.
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 left = list(PORTS[WORKER :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))])

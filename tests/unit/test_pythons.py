@@ -15,7 +15,8 @@ import pytest
 from tests.support.redis_builds import find_uv
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+# Each with the ports that its tests take: the tests that run beside these take others.
+PYTHONS = {"3.11": "10000-12500", "3.12": "12500-15000", "3.13": "15000-17500", "3.14": "17500-20000"}
 TESTS = ("tests/unit", "tests/integration/test_delivery_transport.py", "tests/integration/test_preflight.py")
 # Fetching all packages into an empty cache, on a slow line; and a minute of tests on a machine with much else to do.
 INSTALL_SECONDS = 300
@@ -53,6 +54,7 @@ def test_the_tests_pass_on_another_python(version: str, place: Path) -> None:
         **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         "VIRTUAL_ENV": str(place / "venv"),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "STALK_TEST_PORTS": PYTHONS[version],
     }
     python = place / "venv" / "bin" / "python"
     # fmt: off
