@@ -24,6 +24,9 @@ class Mailbox(pidbox.Mailbox):  # type: ignore[misc]
     def _collect(
         self, ticket: Any, limit: int | None = None, timeout: float | None = 1, channel: Any = None, **options: Any
     ) -> Any:
+        if channel is not None and channel.connection is None:
+            # It was closed with its connection, and the question asked again over another one.
+            channel = self.connection.default_channel
         heard = getattr(channel, "heard", None)
         timeout = 0 if heard == 0 else timeout
         return super()._collect(ticket, limit=limit or heard, timeout=timeout, channel=channel, **options)

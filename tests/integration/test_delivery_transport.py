@@ -20,6 +20,7 @@ from kombu.exceptions import InconsistencyError
 from config import load
 from config.celery import celery_configuration
 from services.delivery import claim, restore
+from services.delivery.asking import Mailbox
 from services.delivery.connection import Connection
 from services.queues import DEAD_LETTERS, PRIORITY_STEPS, SWEEPS, UNACKED, UNACKED_LEASES
 from tests.integration.test_urls import FORMS, served
@@ -272,6 +273,13 @@ def test_a_publish_whose_answer_is_lost_is_enqueued_once(broker: Broker, proxy: 
         producer.publish(number, routing_key="one", retry=True, retry_policy={"max_retries": 3, "interval_start": 0})
         trap.wait()
     assert broker.waiting("one") == list(range(5))
+
+
+def test_a_question_whose_connection_is_cut_is_asked_again(broker: Broker, proxy: Proxy) -> None:
+    connection = broker.connect(f"redis://127.0.0.1:{proxy.port}/0")
+    trap = proxy.drop_reply(has_word(b"/0.everybody.pidbox"))
+    assert Mailbox("everybody", "fanout", connection)._broadcast("ping", reply=True, timeout=PATIENCE) == []
+    trap.wait()
 
 
 def test_a_message_that_is_sent_on_with_its_own_properties_is_another_message(broker: Broker) -> None:
