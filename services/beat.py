@@ -82,6 +82,8 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
                 return STANDBY_SECONDS
             seconds = super().tick(**options)
         except AWAY as error:
+            # This tick has not got to all entries: what was said of them is not news at the next.
+            self._unsent = self._unsent_before | self._unsent
             self._say(WAITING, f"waiting for Redis ({error})")
             return RETRY_SECONDS
         except RedisError as error:
