@@ -357,6 +357,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         mark = f"{PUBLISHED}{name or f'{_Producer.id}-{threading.get_ident():x}'}:{key}"
         # That there is such a name says enough.
         arguments = [dumps(message), "1" if name else message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
+        # Also what a task publishes without Celery.
         with patience(f"a message for {queue}"):
             insist(lambda: scripts.PUBLISH(self._commands, [key, mark], arguments), self._answers)
 

@@ -34,6 +34,8 @@ OUTAGE_SECONDS = 1.5
 FULL_SECONDS = 2.0
 # After this long a client that hears nothing gives its connection up (config/celery.py, and stock_app.py).
 SOCKET_TIMEOUT = 10
+# Of a strike in which no stock node was waiting for the message.
+NOBODY_WAITED = "no stock node was waiting for a message"
 # Cut off the end of the append-only file: a part of its last command.
 TORN_BYTES = 50
 # WORKER_MAX_DELIVERIES, and the signals that the poison tasks send themselves.
@@ -343,7 +345,7 @@ def proxy(arena: Arena) -> Proxy:
 def kill_clients_with_publish(arena: Arena) -> None:
     """CLIENT KILL of every worker's connections in the same packet as a publish."""
     answers = in_one_packet(arena, ["CLIENT", "KILL", "SKIPME", "yes"])
-    assert int(answers[1][1:]) > 0, answers
+    assert int(answers[-1][1:]) > 0, answers
 
 
 # Redis.
@@ -412,7 +414,7 @@ def torn_append_only_file(arena: Arena) -> None:
     os.truncate(path, len(before) - TORN_BYTES)
     said = arena.redis.process.log()
     arena.redis.start()
-    kept = truncated_at(arena.redis.process.log().removeprefix(said), len(before) - TORN_BYTES)
+    kept = truncated_at(arena.redis.process.log().removeprefix(said), before, len(before) - TORN_BYTES)
     assert 0 < kept < len(before), f"{path.name} had {len(before)} bytes, and Redis kept {kept}"
     # The beginning of a transaction without its end stays in the file, and nothing of it in Redis.
     kept = min(kept, unfinished(before[:kept]))
@@ -453,10 +455,12 @@ def newest_increment(directory: Path) -> Path:
     return max(increments, key=lambda path: path.stat().st_mtime, default=directory / "appendonly.aof")
 
 
-def truncated_at(log: str, end: int) -> int:
-    """Where Redis says that it has cut the file off; its end where it was torn between two commands."""
-    found = re.findall(r"Truncating the AOF .*at offset (\d+)", log)
-    return int(found[-1]) if found else end
+def truncated_at(log: str, before: bytes, end: int) -> int:
+    """Where Redis says that it has cut the file off, or where it was torn between two commands and says nothing."""
+    if found := re.findall(r"Truncating the AOF .*at offset (\d+)", log):
+        return int(found[-1])
+    assert re.match(rb"\r\n\*\d+\r\n", before[end - 2 :]), f"Redis does not say that it has cut a file off:\n{log}"
+    return end
 
 
 # A message as a plain producer writes it, and a command behind it that no worker gets in between.
@@ -471,9 +475,11 @@ def in_one_packet(arena: Arena, command: list[str]) -> list[bytes]:
         reader = connection.makefile("rb")
         connection.sendall(encoded("AUTH", arena.redis.password))
         assert reader.readline() == b"+OK\r\n"
-        connection.sendall(encoded("LPUSH", "celery", message) + encoded(*command))
-        answers = [reader.readline(), reader.readline()]
+        connection.sendall(encoded("LPUSH", "celery", message) + encoded("LLEN", "celery") + encoded(*command))
+        answers = [reader.readline() for _ in range(3)]
     assert answers[0].startswith(b":"), answers
+    if arena.plan.subject == STOCK and answers[1] != b":0\r\n":
+        arena.remarks.append(NOBODY_WAITED)
     os.environ["CHAOS_MARKS"] = str(arena.marks.directory)
     note("sent", name)
     return answers

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.arena import Plan
-from tests.chaos.faults import DELIVERIES, FAULTS, POISONS
+from tests.chaos.faults import DELIVERIES, FAULTS, NOBODY_WAITED, POISONS
 from tests.chaos.marks import NO_CAUSE
 from tests.chaos.run import Outcome, run
 from tests.chaos.subjects import POOLS, STALK, STOCK, Subject
@@ -65,11 +65,17 @@ def test_nothing_is_lost_and_nothing_runs_twice_without_a_cause(
 # The same operations find what kombu's own transport loses and doubles, so they would find it in Stalk.
 
 
+def popped(found: Outcome, strikes: int) -> int:
+    """In how many strikes a stock node had popped the message: on a busy machine both may miss one."""
+    had = strikes - found.remarks.count(NOBODY_WAITED)
+    assert had > 0, found
+    return had
+
+
 @pytest.mark.slow
 def test_stock_loses_what_is_published_in_the_packet_that_cuts_its_consumer_off(tmp_path: Path) -> None:
     found = outcome("kill_clients_with_publish", "prefork", STOCK, tmp_path, times=2)
-    # On a busy machine no consumer may be there to lose one of them.
-    assert (found.sent, len(found.lost) in (1, 2)) == (2, True), found
+    assert (found.sent, len(found.lost)) == (2, popped(found, 2)), found
 
 
 @pytest.mark.slow
@@ -84,8 +90,7 @@ def test_stock_loses_a_task_whose_way_to_the_worker_is_cut(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_stock_loses_what_it_has_popped_when_redis_is_full(tmp_path: Path) -> None:
     found = outcome("redis_full_at_pop", "solo", STOCK, tmp_path, times=2)
-    # On a busy machine no consumer may be there to lose one of them.
-    assert (found.sent, len(found.lost) in (1, 2)) == (2, True), found
+    assert (found.sent, len(found.lost)) == (2, popped(found, 2)), found
 
 
 @pytest.mark.slow

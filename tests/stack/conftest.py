@@ -65,7 +65,9 @@ def first_stack(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -
     (directory / "services" / "broken.py").write_text('raise RuntimeError("broken on purpose")\n')
     # A busy machine needs more to answer; a node whose solo pool is at work never does.
     status = directory / "services" / "status.py"
-    status.write_text(status.read_text().replace("\nANSWER_SECONDS = 1.0", "\nANSWER_SECONDS = 20.0"))
+    before, text, after = status.read_text().partition("\nANSWER_SECONDS = 1.0")
+    assert text, "services/status.py has no ANSWER_SECONDS = 1.0"
+    status.write_text(f"{before}\nANSWER_SECONDS = 20.0{after}")
     stack = Stack(directory, f"stalk-test-{os.getpid()}", **SETTINGS)
     try:
         with one_at_a_time():
