@@ -57,6 +57,7 @@ def _transport(settings: Settings) -> dict[str, Any]:
             "visibility_timeout": settings.broker.visibility_timeout,
             "lease": settings.worker.lease,
             "max_deliveries": settings.worker.max_deliveries,
+            "max_requeues": settings.worker.max_requeues,
             "dead_letters": list(settings.worker.dead_letters),
             "dead_letters_max": settings.worker.dead_letters_max,
             # Broadcasts carry the database number, so two stacks on one server do not hear each other.
@@ -88,8 +89,6 @@ def _delivery(settings: Settings) -> dict[str, Any]:
         "worker_enable_prefetch_count_reduction": False,
         "worker_consumer": "services.delivery.worker:Consumer",
         "worker_prefetch_multiplier": settings.worker.prefetch_multiplier,
-        "task_time_limit": settings.tasks.time_limit,
-        "task_soft_time_limit": soft_limit(settings.tasks),
         "result_expires": settings.results.expires,
     }
 

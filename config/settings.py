@@ -227,8 +227,8 @@ class TaskSettings(Group):
     time_limit: Whole = setting(
         "CELERY_TASK_TIME_LIMIT",
         1800,
-        "A task that runs longer is killed: one that hangs must not hold its place for ever. "
-        "Enforced by the prefork pool only.",
+        "A task that runs longer is killed: one that hangs must not hold its place for ever. For tasks and calls that "
+        "give no limit of their own. Enforced by the prefork pool only.",
         "whole seconds, 2 or more",
         unit="seconds",
         ge=2,
@@ -237,7 +237,8 @@ class TaskSettings(Group):
         "CELERY_TASK_SOFT_TIME_LIMIT",
         None,
         "A task that runs longer gets SoftTimeLimitExceeded and can clean up. Unset: a thirtieth of "
-        "CELERY_TASK_TIME_LIMIT before it is killed, which is a minute of 30. Enforced by the prefork pool only.",
+        "CELERY_TASK_TIME_LIMIT before it is killed, which is a minute of 30. For tasks and calls that give no limit "
+        "of their own; one that gives a soft limit alone is killed as much later. Enforced by the prefork pool only.",
         "whole seconds, 1 or more, below CELERY_TASK_TIME_LIMIT",
         unit="seconds",
         ge=1,
@@ -340,10 +341,20 @@ class WorkerSettings(Group):
     max_deliveries: Whole = setting(
         "WORKER_MAX_DELIVERIES",
         5,
-        "How often a task is started whose worker dies while it runs. Then it becomes a dead letter.",
+        "How often a task is started whose worker or child dies while it runs, or that runs into its hard time limit "
+        "with acks_on_timeout=False. Then it becomes a dead letter.",
         "a whole number from 1 to 100",
         ge=1,
         le=100,
+    )
+    max_requeues: Whole = setting(
+        "WORKER_MAX_REQUEUES",
+        100,
+        "How often a task may ask to be run later (Reject with requeue=True): after 0.1 s, each time twice as late, up "
+        "to a minute. Then it becomes a dead letter. 100 take an hour and a half, longer than most outages.",
+        "a whole number from 0 to 10000",
+        ge=0,
+        le=10000,
     )
     dead_letters: Annotated[tuple[str, ...], BeforeValidator(parse_dead_letters)] = setting(
         "WORKER_DEAD_LETTERS",

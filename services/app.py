@@ -7,8 +7,9 @@ import sys
 from celery import Celery
 
 from config import ConfigError, Settings, load
-from config.celery import celery_configuration
+from config.celery import celery_configuration, soft_limit
 from services import heartbeat, memory, results, shutdown
+from services.delivery.limits import Limits
 from services.delivery.telling import TellStep
 from services.delivery.worker import Stalk
 from services.modules import task_modules
@@ -40,6 +41,8 @@ def create_app(settings: Settings) -> Celery:
     for step in (heartbeat.HeartbeatStep, results.ResultsStep, shutdown.HandBackStep, TellStep, memory.FreezeStep):
         app.steps["worker"].add(step)
     app.settings = settings
+    # Not as Celery's settings: it would give both to a task that has one of its own, and refuse the pair (celery 5.7).
+    app.time_limits = Limits(settings.tasks.time_limit, soft_limit(settings.tasks))
     return app
 
 

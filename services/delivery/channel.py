@@ -33,7 +33,9 @@ logger = get_logger(__name__)
 PUBLISHED_SECONDS = 3600
 # A claim under way when its channel closes has been answered by then, or will not be.
 LAST_ANSWER_SECONDS = 1.0
-OPTIONS = ("lease", "max_deliveries", "dead_letters", "dead_letters_max")
+OPTIONS = ("lease", "max_deliveries", "max_requeues", "dead_letters", "dead_letters_max")
+# What the scripts write first into a message (lua/record.lua).
+COUNTS = ("delivery_count", "requeue_count")
 
 
 class PublishTag(str):
@@ -110,6 +112,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     from_transport_options = kombu_redis.Channel.from_transport_options + OPTIONS
     lease = 60
     max_deliveries = 5
+    max_requeues = 100
     dead_letters: tuple[str, ...] | list[str] = (RETRIES, REJECTS)
     dead_letters_max = 10_000
     _numbers = count(1)
@@ -120,7 +123,6 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self.number = next(self._numbers)
         # Whether this channel consumes anything that is acknowledged.
         self.delivers = False
-        self._no_ack_queues: set[str] = set()
         self._backlog: deque[Claimed] = deque()
         self._line: ClaimLine | None = None
         super().__init__(*arguments, **keywords)
@@ -179,15 +181,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         answer = super().basic_consume(queue, no_ack, callback, *args, **kwargs)
         if queue in self._fanout_queues:
             return answer
-        if no_ack:
-            self._no_ack_queues.add(queue)
-        else:
+        if not no_ack:
             self.delivers = True
             holders.keep(self)
-        self.connection._callbacks[queue] = self._receiver(callback)
+        self.connection._callbacks[queue] = self._receiver(callback, no_ack)
         return answer
 
-    def _receiver(self, callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def _receiver(self, callback: Callable[[Any], Any], no_ack: bool) -> Callable[[Any], Any]:
         def receive(raw: Any) -> Any:
             try:
                 message = self.Message(raw, channel=self)
@@ -198,6 +198,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                     raise
                 self.holder.reject(tag, UNDECODABLE, repr(error))
                 return None
+            if no_ack and self.holder.holds(message.delivery_tag):
+                # From now on it is under no lease.
+                self.holder.ack(message.delivery_tag)
+                message.delivery_tag = str(message.delivery_tag)
             return callback(message)
 
         return receive
@@ -287,8 +291,6 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             self.holder.reject(one.tag, UNDECODABLE, f"not a message: {error!r}")
             return
         self.connection._deliver(payload, one.queue)
-        if one.queue in self._no_ack_queues:
-            self.holder.ack(one.tag)
 
     @property
     def patience(self) -> float | None:
@@ -416,12 +418,21 @@ def _payload(one: Claimed) -> dict[str, Any]:
     for name, value in (("headers", headers), ("delivery_info", properties.get("delivery_info"))):
         if not isinstance(value, dict | None):
             raise TypeError(f"{name} is not an object but {type(value).__name__}")
+    count, requeues = (_number(payload, name) for name in COUNTS)
     if headers is not None:
-        count = payload.get("delivery_count", 1)
-        headers["delivery_count"] = count if isinstance(count, int) else 1
+        headers["delivery_count"] = max(1, count) + requeues
+        headers["requeue_count"] = requeues
+    if count:
+        # Somebody had started it, or had held it when he died.
+        properties["delivery_info"] = (properties.get("delivery_info") or {}) | {"redelivered": True}
     # The tag of this delivery; the one inside belongs to the publish.
     properties["delivery_tag"] = one.tag
     return payload
+
+
+def _number(of: dict[str, Any], name: str) -> int:
+    value = of.get(name)
+    return value if isinstance(value, int) else 0
 
 
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]

@@ -14,7 +14,9 @@ from celery.concurrency.prefork import TaskPool
 from celery.exceptions import Reject
 
 from services.delivery.board import Board
+from services.delivery.failures import run_here
 from services.delivery.holder import Holder, clock
+from services.delivery.unleased import Unleased
 
 
 class LeaseRanOut(Reject):  # type: ignore[misc]
@@ -32,21 +34,13 @@ def prepare() -> None:
     _Shared.board = Board()
 
 
-def guarded(pool: Any, holder: Holder, tag: str) -> Any:
-    """What to run `tag` in: the pool itself when it runs tasks in this process, which can ask the holder."""
-    if _Shared.board is None or not isinstance(pool, TaskPool):
-        return pool
-    return _Guarded(pool, holder.show(tag, _Shared.board))
-
-
-class _Guarded:
-    """A pool for one task, which its child starts only while it is ours."""
-
-    def __init__(self, pool: TaskPool, number: int) -> None:
-        self._pool, self._number = pool, number
-
-    def apply_async(self, run: Callable[..., Any], args: tuple[Any, ...], **options: Any) -> Any:
-        return self._pool.apply_async(start_if_ours, (self._number, run, *args), **options)
+def guard(pool: Any, holder: Holder | Unleased, tag: str) -> tuple[Any, ...]:
+    """What a pool is to run in front of a task: a function, and its first arguments."""
+    if not isinstance(pool, TaskPool):
+        return (run_here,)
+    if _Shared.board is None or isinstance(holder, Unleased):
+        return ()
+    return start_if_ours, holder.show(tag, _Shared.board)
 
 
 def start_if_ours(number: int, run: Callable[..., Any], *arguments: Any) -> Any:

@@ -51,11 +51,17 @@ class Claim:
     since: float
 
 
+class Tag(str):
+    """The tag of a delivery that is under a lease. A message that has another one is under none, as a broadcast."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Claimed:
     """A message and the tag of its delivery."""
 
-    tag: str
+    tag: Tag
     queue: str
     message: bytes
 
@@ -92,7 +98,7 @@ def claimed(claim: Claim, answer: list[Any]) -> list[Claimed]:
     """What the script has answered. Raises Refused."""
     refusal, *rest = answer
     found = [
-        Claimed(f"{claim.id}:{number}", claim.queues[int(queue) - 1], message)
+        Claimed(Tag(f"{claim.id}:{number}"), claim.queues[int(queue) - 1], message)
         for number, (queue, message) in enumerate(zip(rest[::2], rest[1::2], strict=True), 1)
     ]
     if refusal and not found:

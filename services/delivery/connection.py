@@ -11,6 +11,7 @@ from typing import Any
 import kombu
 from celery.app import amqp
 from kombu import connection
+from kombu.common import Broadcast
 from kombu.transport import redis as kombu_redis
 
 from services.delivery.transport import SentinelTransport, Transport
@@ -51,6 +52,11 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]
         send = super()._create_task_sender()
 
         def send_task(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            queue = options.get("queue")
+            if isinstance(queue, Broadcast) and options.get("declare") is None:
+                # Celery declares nothing then, and kombu takes an exchange that it does not know for a direct one: the
+                # message would go to lists that nobody reads (celery 5.7, kombu 5.7).
+                options["declare"] = [queue.exchange]
             # What a task sends is part of it: it waits for a Redis that is away or full, as its result does.
             with patience(f"a message for {name}"):
                 return send(producer, name, message, **options)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from celery import signals
+from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
 from celery.worker import control as celery_control
@@ -13,8 +14,9 @@ from celery.worker.control import control_command, inspect_command
 from redis import Redis
 
 from services.connections import connect
-from services.delivery import holders, messages, scheduled
+from services.delivery import holders, limits, messages, scheduled
 from services.delivery.holder import Holder
+from services.delivery.limits import Limits
 
 logger = get_logger(__name__)
 
@@ -63,10 +65,28 @@ def _info(message: messages.Read, hostname: str) -> dict[str, Any]:
         "delivery_info": {
             **(info if isinstance(info, dict) else {}),
             "priority": message.properties.get("priority"),
-            "redelivered": False,
+            "redelivered": message.redelivered,
         },
         "worker_pid": None,
     }
+
+
+@control_command(  # type: ignore[untyped-decorator]
+    args=[("task_name", str), ("soft", float), ("hard", float)], signature="<task_name> <soft_secs> [hard_secs]"
+)
+def time_limit(
+    state: Any, task_name: str = "", hard: float | None = None, soft: float | None = None, **_: Any
+) -> dict[str, str]:
+    """Tell worker(s) to modify the time limit for task by type."""
+    if (task := state.app.tasks.get(task_name)) is None:
+        return celery_control.nok(f"unknown task {task_name}")
+    if not isinstance(state.consumer.pool, PreforkPool):
+        return celery_control.nok("time limits are not enforced in this pool: only prefork enforces them")
+    if problem := limits.problem_with(Limits(hard, soft)):
+        return celery_control.nok(problem)
+    limits.change(task, Limits(hard, soft))
+    logger.info("New time limits for tasks of type %s: soft=%s hard=%s", task_name, soft, hard)
+    return celery_control.ok("time limits set successfully")
 
 
 @inspect_command(variadic="ids", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]

@@ -48,6 +48,7 @@ class Rules:
     priority_steps: tuple[int, ...]
     dead_letters: tuple[str, ...] = (RETRIES, REJECTS)
     dead_letters_max: int = 10_000
+    max_requeues: int = 100
 
 
 @dataclass(slots=True)
@@ -82,6 +83,14 @@ class Crash:
 
 
 @dataclass(frozen=True)
+class Requeue:
+    """The task that `tag` stands for asks to be run later."""
+
+    tag: str
+    task_id: str
+
+
+@dataclass(frozen=True)
 class Rejection:
     """`tag` goes no further. `told`: its task says FAILURE already."""
 
@@ -107,6 +116,7 @@ class Work:
     acks: list[str] = field(default_factory=list)
     returns: list[str] = field(default_factory=list)
     crashes: list[Crash] = field(default_factory=list)
+    requeues: list[Requeue] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     postponements: list[Postponement] = field(default_factory=list)
 
@@ -115,11 +125,12 @@ class Work:
         self.acks += other.acks
         self.returns += other.returns
         self.crashes += other.crashes
+        self.requeues += other.requeues
         self.rejections += other.rejections
         self.postponements += other.postponements
 
     def __bool__(self) -> bool:
-        return any((self.acks, self.returns, self.crashes, self.rejections, self.postponements))
+        return any((self.acks, self.returns, self.crashes, self.requeues, self.rejections, self.postponements))
 
 
 class Holder:
@@ -233,7 +244,7 @@ class Holder:
             return None
         return held
 
-    # The end of a delivery, in five ways.
+    # The end of a delivery, in six ways.
 
     def ack(self, tag: str) -> None:
         """It is done. Waits while the buffer of acknowledgements is full."""
@@ -266,9 +277,20 @@ class Holder:
                 self._work.crashes.append(Crash(tag, detail))
                 self.changed.notify_all()
 
+    def requeue(self, tag: str, task_id: str) -> None:
+        """Its task wants to be run later."""
+        with self.changed:
+            if self._drop(tag):
+                self._work.requeues.append(Requeue(tag, task_id))
+                self.changed.notify_all()
+
+    def keeps(self, kind: str) -> bool:
+        """Whether such failures become dead letters: RETRIES or REJECTS."""
+        return kind in self.rules.dead_letters
+
     def reject(self, tag: str, reason: str, detail: str, *, told: bool = False) -> None:
         """It becomes a dead letter, unless that is switched off for such a reason."""
-        if reason == REJECTED and REJECTS not in self.rules.dead_letters:
+        if reason == REJECTED and not self.keeps(REJECTS):
             self.ack(tag)
             return
         with self.changed:

@@ -71,6 +71,7 @@ def _of(channel: Any) -> Kept:
                 tuple(channel.priority_steps),
                 tuple(channel.dead_letters),
                 channel.dead_letters_max,
+                channel.max_requeues,
             )
             _kept[key] = Kept(Holder(rules))
         return _kept[key]

@@ -35,6 +35,10 @@ SLACK_SECONDS = 0.002
 AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 # So long a Redis that answers with errors keeps a thread from saying so again.
 QUIET_SECONDS = 60.0
+# A task that asks to be run later waits twice as long each time: first as long as whoever has to give way needs, at
+# last as seldom as costs nothing.
+FIRST_REQUEUE_SECONDS = 0.1
+LONGEST_REQUEUE_SECONDS = 60
 # What lua/reject.lua answers when there are too many dead letters.
 NOT_KEPT = -1
 
@@ -145,7 +149,11 @@ class Keeper:
                 problem = answer
                 continue
             done.add(part)
-            if answer == NOT_KEPT and part.rejections:
+            if part.requeues:
+                letter, seconds = answer
+                self._sweep_at = min(self._sweep_at, clock() + float(seconds) + SLACK_SECONDS)
+                letters += [int(letter)] if letter else []
+            elif answer == NOT_KEPT and part.rejections:
                 self._say_not_kept(part.rejections[0])
             elif answer and (part.crashes or (part.rejections and not part.rejections[0].told)):
                 letters.append(int(answer))
@@ -176,6 +184,11 @@ class Keeper:
         for crash in work.crashes:
             arguments = [self._steps, most, DEAD_LETTER, crash.tag, _bytes(crash.detail)]
             news.append((scripts.CRASH, [*HELD, *DEAD], arguments, Work(crashes=[crash])))
+        for asked in work.requeues:
+            most_requeues, fields = self._holder.rules.max_requeues, scheduled_fields(asked.task_id)
+            arguments = [most_requeues, DEAD_LETTER, asked.tag, FIRST_REQUEUE_SECONDS, LONGEST_REQUEUE_SECONDS, *fields]
+            keys = [*HELD, *DEAD, SCHEDULED, SCHEDULED_MESSAGES]
+            news.append((scripts.REQUEUE, keys, arguments, Work(requeues=[asked])))
         for one in work.rejections:
             most_letters = self._holder.rules.dead_letters_max
             arguments = [one.tag, one.reason, _bytes(one.detail), DEAD_LETTER, int(one.told), most_letters]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery.app.task import Context
@@ -24,6 +24,8 @@ class Read:
     kwargs: Any = None
     embed: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
+    # Whether somebody had started it, or had held it when he died (lua/record.lua).
+    redelivered: bool = False
 
     @property
     def task(self) -> str | None:
@@ -59,7 +61,7 @@ def read(raw: bytes, accept: Iterable[str], *, body: bool = True) -> Read:
         payload = _payload(message, headers, properties, accept)
     except Exception as error:  # as above
         return Read(properties, headers, problem=f"its body cannot be decoded: {error!r}")
-    return _task(headers, properties, payload)
+    return replace(_task(headers, properties, payload), redelivered="delivery_count" in message)
 
 
 def _payload(message: dict[str, Any], headers: dict[str, Any], properties: dict[str, Any], accept: Any) -> Any:

@@ -43,6 +43,7 @@ RENEW = _script("renew", "record")
 RESTORE = _script("restore", "record")
 RESTORE_STOCK = _script("restore_stock", "record")
 CRASH = _script("crash", "record", "park")
+REQUEUE = _script("requeue", "record", "park", "schedule")
 REJECT = _script("reject", "record", "park")
 SWEEP = _script("sweep", "record", "park", "schedule")
 POSTPONE = _script("postpone", "record", "schedule")
@@ -56,4 +57,4 @@ PURGE_SCHEDULED = _script("purge_scheduled", "record")
 TO_PLAIN = _script("to_plain", "record")
 
 # What the keeper sends without looking whether Redis knows it.
-ALL = (CLAIM, ACK, RENEW, RESTORE, RESTORE_STOCK, CRASH, REJECT, SWEEP, POSTPONE, PUBLISH)
+ALL = (CLAIM, ACK, RENEW, RESTORE, RESTORE_STOCK, CRASH, REQUEUE, REJECT, SWEEP, POSTPONE, PUBLISH)

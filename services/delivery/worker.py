@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import Celery, signals
+from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.apps.worker import Worker as CeleryWorker
+from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.exceptions import Ignore as IgnoreTask
-from celery.exceptions import MaxRetriesExceededError, Reject, Retry, TaskRevokedError, WorkerLostError
+from celery.exceptions import (
+    MaxRetriesExceededError,
+    Reject,
+    Retry,
+    TaskRevokedError,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_iso8601, maybe_make_aware
@@ -24,8 +34,11 @@ from kombu.utils.objects import cached_property
 
 from config import Settings
 from services.connections import require_set
-from services.delivery import children, control, holders  # noqa: F401 - the commands in control register themselves
+from services.delivery import children, control, failures, holders, limits  # noqa: F401 - control registers commands
+from services.delivery.claim import Tag
 from services.delivery.holder import REJECTED, RETRIES, RETRIES_EXHAUSTED, UNDECODABLE, UNKNOWN_TASK, Holder
+from services.delivery.limits import Limits
+from services.delivery.unleased import Unleased
 
 logger = get_logger(__name__)
 
@@ -44,6 +57,8 @@ class Stalk(Celery):  # type: ignore[misc]
 
     # None in an application that is configured by hand.
     settings: Settings | None = None
+    # Of a run for which neither task nor message has any.
+    time_limits = Limits()
 
     @cached_property  # type: ignore[untyped-decorator]
     def Worker(self) -> Any:  # noqa: N802 - Celery's name
@@ -73,6 +88,25 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         # Before the pool forks.
         children.prepare()
 
+    def setup_defaults(
+        self, time_limit: float | None = None, soft_time_limit: float | None = None, **options: Any
+    ) -> None:
+        super().setup_defaults(**options)
+        # A pool that had limits of its own would put them beside those of a task that gives one of them.
+        self.app.time_limits = limits.complete(Limits(time_limit, soft_time_limit), self.app.time_limits)
+
+    def setup_includes(self, includes: Any) -> None:
+        super().setup_includes(includes)
+        # All tasks are there now, and the pool has not forked.
+        failures.guard(self.app.tasks.values())
+
+    def stats(self) -> dict[str, Any]:
+        found: dict[str, Any] = super().stats()
+        if isinstance(self.pool, PreforkPool):
+            hard, soft = self.app.time_limits
+            found["pool"]["timeouts"] = (soft or 0, hard or 0)
+        return found
+
     def _process_task(self, req: Any) -> None:
         if not req.holder.hand_over(req.tag):
             logger.warning("%s[%s] is not started: it was given back, or its lease was lost", req.name, req.id)
@@ -83,17 +117,17 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             result = req.execute_guarded(self.pool)
         except TaskRevokedError:
             self._release_place()
-        except BaseException as error:
-            if not isinstance(error, UNUSABLE):
-                # A solo task ran in there, and Celery has no end for it.
-                _escaped(req, error)
-                raise
+        except UNUSABLE as error:
             if req.holder.started(req.tag):
                 _escaped(req, error)
             else:
                 _forget(req)
                 req.holder.reject(req.tag, UNDECODABLE, f"it cannot be run: {error!r}")
             self._release_place()
+        except BaseException as error:
+            # A solo task ran in there, and Celery has no end for it.
+            _escaped(req, error)
+            raise
         else:
             future = getattr(result, "f", None)
             if isinstance(future, Future):
@@ -114,11 +148,22 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     pool: Any
 
     def update_strategies(self) -> None:
+        if not self.restart_count:
+            self._say_what_is_not_kept()
         for task in self.app.tasks.values():
-            if not task.acks_late and not self.restart_count:
-                logger.warning("%s has acks_late=False: what runs of it is lost when its worker dies", task.name)
             task.Request = _request_class(task.Request)
         super().update_strategies()
+
+    def _say_what_is_not_kept(self) -> None:
+        tasks = self.app.tasks.values()
+        for name in sorted(task.name for task in tasks if not task.acks_late):
+            logger.warning("%s has acks_late=False: what runs of it is lost when its worker dies", name)
+        if not isinstance(self.pool, PreforkPool):
+            own = sorted(task.name for task in tasks if task.time_limit or task.soft_time_limit)
+            logger.warning(
+                "time limits are not enforced in this pool (prefork enforces them); tasks with limits of their own: %s",
+                ", ".join(own) or "none",
+            )
 
     def create_task_handler(self, *arguments: Any, **keywords: Any) -> Any:
         handle = super().create_task_handler(*arguments, **keywords)
@@ -126,13 +171,13 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         def on_task_received(message: Any) -> Any:
             if problem := _problem(message):
                 return self._dead_letter(message, UNDECODABLE, problem)
-            headers = message.headers
+            headers, holder = message.headers, _holder(message)
             if (count := headers.get("delivery_count", 1)) > 1:
                 logger.warning("%s[%s]: delivery %s", headers.get("task"), headers.get("id"), count)
             # A task that has been revoked is Celery's at once: nobody would remember it when it is due.
             here_to_stay = headers.get("task") not in self.strategies or headers["id"] in worker_state.revoked
-            if not here_to_stay and (due := _due_later(message, self.app)):
-                return message.channel.holder.postpone(message.delivery_tag, due, headers["id"])
+            if not here_to_stay and isinstance(holder, Holder) and (due := _due_later(message, self.app)):
+                return holder.postpone(message.delivery_tag, due, headers["id"])
             return self._handled(handle, message)
 
         return on_task_received
@@ -148,7 +193,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         try:
             return handle(message)
         except UNUSABLE as error:
-            if message.channel.holder.handed(message.delivery_tag):
+            if _holder(message).handed(message.delivery_tag):
                 # A solo pool has run it in there.
                 raise
             return self._dead_letter(message, UNDECODABLE, f"no task can be made of it: {error!r}")
@@ -180,7 +225,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         signals.task_unknown.send(sender=self, message=message, exc=exc, name=fields["task"], id=fields["id"])
 
     def _dead_letter(self, message: Any, reason: str, detail: str) -> None:
-        message.channel.holder.reject(message.delivery_tag, reason, detail)
+        _holder(message).reject(message.delivery_tag, reason, detail)
 
 
 class LeaseLostError(TaskRevokedError):  # type: ignore[misc]
@@ -191,22 +236,44 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
     """Mixed into the class of a task's requests, between it and Celery's."""
 
     acknowledged: bool
-    _lost = False
     _exhausted = ""
+    # How the process that ran it has died; "" when it has not, or when this is no death that counts.
+    _death = ""
+    _recalled = False
 
-    @property
-    def holder(self) -> Holder:
-        holder: Holder = self.message.channel.holder
-        return holder
+    @cached_property  # type: ignore[untyped-decorator]
+    def holder(self) -> Holder | Unleased:
+        return _holder(self.message)
 
     @property
     def tag(self) -> str:
         return str(self.message.delivery_tag)
 
     def execute_guarded(self, pool: Any) -> Any:
-        """Have the pool run it; a child starts it only while it is still ours."""
-        # Not as the class does that Celery makes of this one: that has its own pool, and differs in nothing else.
-        return CeleryRequest.execute_using_pool(self, children.guarded(pool, self.holder, self.tag))
+        """Have the pool run it; a child starts it only while it is still ours.
+
+        In place of execute_using_pool, which Celery makes for each task with the limits that it had at the node's
+        start. Raises TaskRevokedError.
+        """
+        if self.revoked():
+            raise TaskRevokedError(self.id)
+        hard, soft = limits.effective(Limits(*self.time_limits), self.task, self.app.time_limits)
+        trace = fast_trace_task if self.app.use_fast_trace_task else trace_task_ret
+        target, *first = *children.guard(pool, self.holder, self.tag), trace
+        result = pool.apply_async(
+            target,
+            args=(*first, self.type, self.id, self.request_dict, self.body, self.content_type, self.content_encoding),
+            accept_callback=self.on_accepted,
+            timeout_callback=self.on_timeout,
+            callback=self.on_returned,
+            error_callback=self.on_failure,
+            soft_timeout=soft,
+            timeout=hard,
+            correlation_id=self.id,
+        )
+        # Celery's terminate() asks for it.
+        self._apply_result = weakref.ref(result) if result is not None else None
+        return result
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Its task is about to run in process `pid`. Raises LeaseLostError when it must not and can be kept from it."""
@@ -216,30 +283,50 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
             raise LeaseLostError(f"{self.name}[{self.id}] is not started: its lease was lost")
         super().on_accepted(pid, time_accepted)
 
+    def on_returned(self, answer: Any) -> None:
+        """It has run, or an error of Celery's own or of a hook's has ended its run."""
+        if isinstance(answer, ExceptionInfo):
+            self.on_failure(answer)
+        else:
+            self.on_success(answer)
+
     def on_failure(self, exc_info: Any, *arguments: Any, **keywords: Any) -> Any:
         error = exc_info.exception
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
-        self._lost = isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt)
-        if isinstance(error, children.LeaseRanOut):
+        if isinstance(error, WorkerLostError):
+            self._death = "the process that ran it died"
+        elif isinstance(error, TimeLimitExceeded):
+            self._death = f"it ran into its hard time limit: {error!r}"
+        elif isinstance(error, children.LeaseRanOut):
+            self._recalled = True
             logger.warning("%s[%s] is not started: its lease ran out before a child got to it", self.name, self.id)
+        elif not self._already_cancelled and not self._already_revoked:
+            # A child has reported it before it left, so it is the task's own (billiard 4.3).
+            error = exc_info.exception = failures.as_failure(error)
         if _retries_exhausted(self, error):
             self._exhausted = repr(error)
         return super().on_failure(exc_info, *arguments, **keywords)
 
     def acknowledge(self) -> None:
         """It is done; or its last retry has failed, and it becomes a dead letter."""
-        if self._exhausted and not self.acknowledged and RETRIES in self.holder.rules.dead_letters:
+        if self._exhausted and not self.acknowledged and self.holder.keeps(RETRIES):
             self.holder.reject(self.tag, RETRIES_EXHAUSTED, self._exhausted, told=True)
             self.acknowledged = True
             return
         super().acknowledge()
 
     def reject(self, requeue: bool = False) -> None:
-        """Its process has died, which counts, or the task itself has rejected it."""
-        if requeue and self._lost and worker_state.should_terminate is None and not self.acknowledged:
-            self.holder.crash(self.tag, "the process that ran it died")
-        elif not requeue and not self.acknowledged:
+        """It was not done: its process has died, it was recalled or stopped, or its task has rejected it."""
+        if self.acknowledged:
+            return
+        if not requeue:
             self.holder.reject(self.tag, REJECTED, "rejected by its task", told=True)
+        elif worker_state.should_terminate is None and not self._recalled:
+            if self._death:
+                self.holder.crash(self.tag, self._death)
+            else:
+                self.holder.requeue(self.tag, self.id)
+        # What is left goes back, and does not count.
         super().reject(requeue)
 
 
@@ -253,7 +340,7 @@ def _request_class(given: Any) -> type:
 
 def _retries_exhausted(request: Any, error: BaseException) -> bool:
     """Whether a task has failed for the last time that its max_retries allows."""
-    if isinstance(error, Retry | Reject | IgnoreTask | WorkerLostError | SystemExit | KeyboardInterrupt):
+    if isinstance(error, Retry | Reject | IgnoreTask | WorkerLostError):
         return False
     retries, most = request.request_dict.get("retries") or 0, request.task.max_retries
     return isinstance(error, MaxRetriesExceededError) or (most is not None and 0 < retries >= most)
@@ -268,11 +355,16 @@ def _look_after(request: Any, future: Future[Any]) -> None:
 def _escaped(request: Any, error: BaseException) -> None:
     """An error has left a task's run without an end that Celery knows of: the result could not be stored, for one."""
     _forget(request)
-    if isinstance(error, SystemExit | KeyboardInterrupt):
+    if isinstance(error, failures.STOPS):
         request.holder.give_back([request.tag])
     elif not isinstance(error, LeaseLostError):
         logger.error("%s[%s] ended with an error of Celery's own: %r", request.name, request.id, error)
         request.holder.crash(request.tag, repr(error))
+
+
+def _holder(message: Any) -> Holder | Unleased:
+    """Who keeps the lease of a message."""
+    return message.channel.holder if isinstance(message.delivery_tag, Tag) else Unleased()
 
 
 def _forget(request: Any) -> None:

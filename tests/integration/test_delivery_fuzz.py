@@ -86,6 +86,9 @@ GOOD = {
     "a count that is none": b'{"delivery_count":1.5,' + kombus()[1:],
     "a count that is text": b'{"delivery_count":"7",' + kombus()[1:],
     "a large count": b'{"delivery_count":%d,' % 10**15 + kombus()[1:],
+    "two counts": b'{"delivery_count":2,"requeue_count":3,' + kombus()[1:],
+    "two counts and spaces": b' { "delivery_count": 2 , "requeue_count" : 1000 , ' + kombus()[1:],
+    "a second count that is none": b'{"delivery_count":1,"requeue_count":"3",' + kombus()[1:],
     "a count at its end": kombus()[:-1] + b',"delivery_count":7}',
     "spaces": b' \n{ "delivery_count" : 2 , ' + kombus()[1:] + b"\t\n",
     "no headers": kombus(headers=None),
@@ -195,26 +198,40 @@ def postpone(client: Any, tag: str) -> None:
     assert restore.sweep(client, RULES).promoted == 1
 
 
+def requeue(client: Any, tag: str) -> None:
+    rules = [RULES.max_requeues, DEAD_LETTER, tag, 1, 60, "id"]
+    letter, _ = scripts.REQUEUE(client, [*HELD, *DEAD, SCHEDULED, SCHEDULED_MESSAGES], rules)
+    if not letter:
+        # Its time has come.
+        client.zadd(SCHEDULED, {"id": 1}, xx=True)
+        assert restore.sweep(client, RULES).promoted == 1
+
+
 def reject(client: Any, tag: str) -> None:
     assert scripts.REJECT(client, [*HELD, *DEAD], [tag, "reason", "detail", DEAD_LETTER, "0"]) == 1
 
 
 Way = Callable[[Any, str], None]
-UNCHANGED: tuple[Way, ...] = (give_back, sweep, postpone)
+UNCHANGED: tuple[Way, ...] = (give_back, postpone)
 COUNTED: tuple[Way, ...] = (sweep_started, crash)
-WAYS: tuple[Way, ...] = (*UNCHANGED, *COUNTED, reject)
+WAYS: tuple[Way, ...] = (*UNCHANGED, *COUNTED, sweep, requeue, reject)
+COUNTS = re.compile(
+    rb'[ \t\n\v\f\r]*\{\s*"delivery_count"\s*:\s*(\d+)\s*'
+    rb'(?:,\s*"requeue_count"\s*:\s*(\d+)\s*(?=[,}]))?(?:,\s*|(?=\}))'
+)
 
 
-def counted(message: bytes) -> tuple[bytes, int]:
-    """A message after the death of its worker, and how often it has been started before."""
-    found = re.match(rb'[ \t\n\v\f\r]*\{\s*"delivery_count"\s*:\s*(\d+)\s*(?:,\s*|(?=\}))', message)
-    opened = re.match(rb"[ \t\n\v\f\r]*\{", message)
-    count = int(found[1]) if found else 1
+def counted(message: bytes, starts: int, requeues: int) -> tuple[bytes, int, int]:
+    """A message with so many more starts and requeues, and how many of each there were before."""
+    found, opened = COUNTS.match(message), re.match(rb"[ \t\n\v\f\r]*\{", message)
+    count, asked = (int(found[1]), int(found[2] or 0)) if found else (1, 0)
     if not opened:
-        return message, count
+        return message, count, asked
     rest = message[(found or opened).end() :]
-    comma = b"" if re.match(rb"\s*\}", rest) else b","
-    return b'{"delivery_count":%d%s%s' % (count + 1, comma, rest), count
+    counts = b'{"delivery_count":%d' % (count + starts)
+    if asked + requeues:
+        counts += b',"requeue_count":%d' % (asked + requeues)
+    return counts + (b"" if re.match(rb"\s*\}", rest) else b",") + rest, count, asked
 
 
 def check(client: Any, queue: str, message: bytes, way: Way) -> None:
@@ -227,11 +244,12 @@ def check(client: Any, queue: str, message: bytes, way: Way) -> None:
         client.hmget(f"{DEAD_LETTER}{number.decode()}", "message", "queue")
         for number in client.zrange(DEAD_LETTERS, 0, -1)
     ]
-    after, count = counted(message)
-    if way is reject or (way in COUNTED and count >= RULES.max_deliveries):
+    after, count, asked = counted(message, way in COUNTED, way is requeue)
+    too_often = (way in COUNTED and count >= RULES.max_deliveries) or (way is requeue and asked >= RULES.max_requeues)
+    if way is reject or too_often:
         assert (lists, letters) == ([], [[message, queue.encode()]])
     else:
-        assert (lists, letters) == ([after if way in COUNTED else message], [])
+        assert (lists, letters) == ([message if way in UNCHANGED else after], [])
     for key in (UNACKED, UNACKED_INDEX, UNACKED_LEASES, UNACKED_STARTED, SCHEDULED, SCHEDULED_MESSAGES):
         assert not client.exists(key), key
 
@@ -251,7 +269,8 @@ def test_a_message_finds_back_to_a_queue_of_any_name(broker: Broker, queue: str,
 
 PIECES = st.sampled_from([
     b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b" ", b"\n", b"\x00", b"\xff", b'"delivery_count"', b"7", b"1.5",
-    b"1e400", b',"","x"]', b'{"delivery_count":7,', b'"properties"', b'{"priority":', b"null", b'"__type__"',
+    b"1e400", b',"","x"]', b'{"delivery_count":7,', b'"requeue_count":2', b'"properties"', b'{"priority":', b"null",
+    b'"__type__"',
 ])  # fmt: skip
 MESSAGES = st.binary(max_size=60) | st.lists(PIECES, max_size=12).map(b"".join)
 QUEUE_NAMES = st.text(st.characters(codec="utf-8", exclude_characters=PRIORITY_SEPARATOR), min_size=1, max_size=20)
@@ -322,12 +341,16 @@ def test_a_consumer_gets_what_can_be_read_and_survives_the_rest(broker: Broker) 
 def assert_is_unchanged(message: Any, sent: bytes) -> None:
     """What a consumer got is what was sent, apart from what a delivery adds."""
     fields = json.loads(sent)
-    count = fields.pop("delivery_count", 1)
+    counts = [fields.pop(name, 0) for name in ("delivery_count", "requeue_count")]
+    count, asked = (value if isinstance(value, int) else 0 for value in counts)
     assert message.body == (b"x" * LARGE if len(sent) > LARGE else b"the body")
     headers = dict(message.headers)
     if fields["headers"] is not None:
-        assert headers.pop("delivery_count") == (count if isinstance(count, int) else 1)
+        assert (headers.pop("delivery_count"), headers.pop("requeue_count")) == (max(1, count) + asked, asked)
     assert repr(headers) == repr(fields["headers"] or {})
+    if count:
+        info = fields["properties"].get("delivery_info") or {}
+        fields["properties"]["delivery_info"] = info | {"redelivered": True}
     ours = {"delivery_tag"}
     assert {k: v for k, v in message.properties.items() if k not in ours} == {
         k: v for k, v in fields["properties"].items() if k not in ours
@@ -472,6 +495,7 @@ ODD_HEADERS: dict[str, list[Any]] = {
     "task": ["", 5, None, [], "\ud800", "services.tasks.arithmetic", "no.such.task"],
     "compression": ["gzip", "none", 5],
     "delivery_count": ["a", -1],
+    "requeue_count": ["a", -1],
 }
 ODD_BODIES: list[Any] = [
     None, 5, "a", [], {}, [[], {}], [5, {}, {}], [[], 5, {}], [[], {}, 5], [[4, 3], {}, {"callbacks": 5}],

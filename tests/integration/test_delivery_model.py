@@ -59,7 +59,11 @@ pytestmark = pytest.mark.each_redis
 T = TypeVar("T")
 
 # So long that no lease ends by itself during an example.
-RULES = Rules(lease=3600, max_deliveries=4, visibility_timeout=7200, priority_steps=PRIORITY_STEPS)
+RULES = Rules(lease=3600, max_deliveries=4, visibility_timeout=7200, priority_steps=PRIORITY_STEPS, max_requeues=2)
+# The counts that stand first in a message.
+COUNTS = re.compile(
+    rb'\s*\{\s*"delivery_count"\s*:\s*(\d+)\s*(?:,\s*"requeue_count"\s*:\s*(\d+)\s*(?=[,}]))?(,\s*|(?=\}))'
+)
 # Names that need care between the quotes of a record.
 QUEUES = ("celery", 'quo"te,d', "schön\\")
 # All postponed tasks have the same id, in which there is half a character.
@@ -81,6 +85,8 @@ SHAPES = (
     '{{"delivery_count":2,"body":"{mark}","properties":{{"priority":{priority}}},"headers":{{"id":"same"}}}}',
     '{{"delivery_count":3,"body":"{mark}","properties":{{"priority":{priority}}}}}',
     ' {{ "delivery_count" : 1 , "body":"{mark}","properties":{{"priority":{priority}}}}}',
+    '{{ "delivery_count": 2, "requeue_count" : 1 , "body":"{mark}","properties":{{"priority":{priority}}}}}',
+    '{{"delivery_count":1,"requeue_count":1.5,"body":"{mark}","properties":{{"priority":{priority}}}}}',
     '{{"delivery_count":1.5,"body":"{mark}","properties":{{"priority":{priority}}}}}',
     '{{"body":"{mark}","f":1e400,"g":0.1000000000000000055,"e":{{}},"l":[],"properties":{{"priority":{priority}}}}}',
     '{{"body":"{mark} ,\\"\\",\\"x\\"]","properties":{{"priority":{priority}}}}}',
@@ -136,22 +142,28 @@ class Message:
 
     @property
     def count(self) -> int:
-        """How often it has been started, as the message says."""
-        found = re.match(rb'\s*\{\s*"delivery_count"\s*:\s*(\d+)\s*[,}]', self.raw)
+        """How often it has been started without asking to be run later, as the message says."""
+        found = COUNTS.match(self.raw)
         return int(found[1]) if found else 1
 
-    def counted(self) -> None:
-        """One more start: the only change of its bytes that there is."""
-        found = re.match(rb'\s*\{\s*"delivery_count"\s*:\s*\d+\s*(,\s*|(?=\}))', self.raw)
-        opened = re.match(rb"\s*\{", self.raw)
+    @property
+    def requeues(self) -> int:
+        """How often its task has asked to be run later."""
+        found = COUNTS.match(self.raw)
+        return int(found[2] or 0) if found else 0
+
+    def counted(self, starts: int = 1, requeues: int = 0) -> None:
+        """More starts, or requeues, or the mark that somebody had it: the only change of its bytes that there is."""
+        asked = self.requeues + requeues
+        counts = b'{"delivery_count":%d' % (self.count + starts) + (b',"requeue_count":%d' % asked if asked else b"")
+        opened = COUNTS.match(self.raw) or re.match(rb"\s*\{", self.raw)
         if opened:
-            rest = self.raw[(found or opened).end() :]
-            comma = b"" if re.match(rb"\s*\}", rest) else b","
-            self.raw = b'{"delivery_count":%d%s%s' % (self.count + 1, comma, rest)
+            rest = self.raw[opened.end() :]
+            self.raw = counts + (b"" if re.match(rb"\s*\}", rest) else b",") + rest
 
     def uncounted(self) -> None:
         """As if it had never been started."""
-        if found := re.match(rb'\s*\{\s*"delivery_count"\s*:\s*\d+\s*(,\s*|(?=\}))', self.raw):
+        if found := COUNTS.match(self.raw):
             self.raw = b"{" + self.raw[found.end() :]
 
     @property
@@ -184,6 +196,7 @@ class Process:
     acks: list[str] = field(default_factory=list)
     returns: list[str] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
+    requeues: list[str] = field(default_factory=list)
     rejections: list[str] = field(default_factory=list)
     postponements: list[tuple[str, float, str]] = field(default_factory=list)
 
@@ -193,7 +206,7 @@ class Process:
         self.frozen.discard(tag)
 
     def __repr__(self) -> str:
-        told = (self.acks, self.returns, self.crashes, self.rejections, self.postponements)
+        told = (self.acks, self.returns, self.crashes, self.requeues, self.rejections, self.postponements)
         return f"<process {self.name} holds {self.held}, has to tell {told}>"
 
 
@@ -389,9 +402,9 @@ class Deliveries(RuleBasedStateMachine):
         self._say(data, way, told)
 
     @precondition(lambda self: self._someone_holds())
-    @rule(data=st.data(), way=st.sampled_from(["crash", "crash", "reject"]), told=MOSTLY)
+    @rule(data=st.data(), way=st.sampled_from(["crash", "crash", "reject", "ask_later", "ask_later"]), told=MOSTLY)
     def fail(self, data: st.DataObject, way: str, told: bool) -> None:
-        """A child of a process has died, or there is nothing to be done with a message."""
+        """A child of a process has died, there is nothing to be done with a message, or its task wants to run later."""
         self._say(data, way, told)
 
     @precondition(lambda self: self._someone_holds())
@@ -425,6 +438,11 @@ class Deliveries(RuleBasedStateMachine):
         process.holder.crash(tag, "signal 9")
         process.drop(tag)
         process.crashes.append(tag)
+
+    def _ask_later(self, process: Process, tag: str) -> None:
+        process.holder.requeue(tag, TASK)
+        process.drop(tag)
+        process.requeues.append(tag)
 
     def _reject(self, process: Process, tag: str) -> None:
         process.holder.reject(tag, UNKNOWN_TASK, "nobody knows it")
@@ -476,17 +494,22 @@ class Deliveries(RuleBasedStateMachine):
         for tag in process.crashes:
             if message := self._take(tag):
                 self._crashed(message)
+        for tag in process.requeues:
+            if message := self._take(tag):
+                self._asked(message, tag)
         for tag in process.rejections:
             if message := self._take(tag):
                 self._park(message, UNKNOWN_TASK)
-        for tag, due, task in process.postponements:
-            names = (*scheduled_fields(task), tag.encode())
+        for tag, due, _ in process.postponements:
             message = self._take(tag)
             process.drop(tag)
             if message:
-                free = next(name for name in names if name not in self.scheduled)
-                self.scheduled[free] = (due, message)
+                self.scheduled[self._free_name(tag)] = (due, message)
         process.acks, process.returns, process.crashes, process.rejections, process.postponements = [], [], [], [], []
+        process.requeues = []
+
+    def _free_name(self, tag: str) -> bytes:
+        return next(name for name in (*scheduled_fields(TASK), tag.encode()) if name not in self.scheduled)
 
     # Leases.
 
@@ -519,7 +542,8 @@ class Deliveries(RuleBasedStateMachine):
         """A process is killed: what it has not told is never told; another one is started in its place."""
         process = self._pick(data, self.processes, "process")
         owed = [tag for tag, _, _ in process.postponements]
-        tags = {*process.held, *process.acks, *process.returns, *process.crashes, *process.rejections, *owed}
+        said = (process.acks, process.returns, process.crashes, process.requeues, process.rejections, owed)
+        tags = {*process.held}.union(*said)
         self._end_leases(sorted(tags & self.unacked.keys()))
         self.processes[process.name] = self._process(process.name)
         if swept:
@@ -545,6 +569,8 @@ class Deliveries(RuleBasedStateMachine):
             message = self._take(tag)
             assert message, f"the lease of {tag} has ended, and nobody holds it"
             if not started:
+                # Its holder has died, and nobody has started it.
+                message.counted(0)
                 self._requeue(message)
             elif RULES.max_deliveries - 2 <= message.count < RULES.max_deliveries:
                 suspects[tag] = message
@@ -745,10 +771,24 @@ class Deliveries(RuleBasedStateMachine):
         self._requeue(message)
         return []
 
+    def _asked(self, message: Message, tag: str) -> None:
+        if message.requeues >= RULES.max_requeues:
+            self._park(message, "requeued")
+            return
+        before = message.requeues
+        message.counted(0, 1)
+        name = self._free_name(tag)
+        waits = self.client.zscore(SCHEDULED, name) - self._now()
+        assert 0 < 0.1 * 2**before - waits < LONG_AGO
+        # It would be due in between: here it is what the test says, in the past or in the future.
+        due = self._now() + (LONG_AGO if message.number % 2 else -LONG_AGO) + next(self.moments)
+        self.client.zadd(SCHEDULED, {name: due}, xx=True)
+        self.scheduled[name] = (due, message)
+
     def _park(self, message: Message, reason: str) -> int:
         number = next(self.parked)
         self.untold.add(number)
-        self.dead[number] = (message, reason, message.raw, message.count)
+        self.dead[number] = (message, reason, message.raw, message.count + message.requeues)
         return number
 
     # What has to be true after each step.
@@ -787,9 +827,8 @@ class Deliveries(RuleBasedStateMachine):
     def processes_hold_what_the_model_says(self) -> None:
         for process in self.processes:
             assert sorted(process.holder._held) == sorted(process.held)
-            assert process.holder.idle == (
-                not any((process.acks, process.returns, process.crashes, process.rejections, process.postponements))
-            )
+            said = (process.acks, process.returns, process.crashes, process.requeues, process.rejections)
+            assert process.holder.idle == (not any((*said, process.postponements)))
 
     def _lists(self) -> dict[str, list[bytes]]:
         names = [name for queue in QUEUES for name in lists_of(queue)]

@@ -32,8 +32,6 @@ def test_every_transport_option_is_one_that_kombu_reads() -> None:
 @pytest.mark.parametrize(
     ("variable", "text", "name", "value"),
     [
-        ("CELERY_TASK_TIME_LIMIT", "1799", "task_time_limit", 1799),
-        ("CELERY_TASK_SOFT_TIME_LIMIT", "60", "task_soft_time_limit", 60),
         ("CELERY_RESULT_EXPIRES", "60", "result_expires", 60),
         ("CELERY_TIMEZONE", "Europe/Berlin", "timezone", "Europe/Berlin"),
         ("WORKER_PREFETCH_MULTIPLIER", "4", "worker_prefetch_multiplier", 4),

@@ -15,13 +15,13 @@ if not record then
     return 0
 end
 local message, queue = parts(record)
-local count = count_of(message)
+local count, requeues = counts_of(message)
 local id = 0
 if count >= tonumber(ARGV[2]) then
     local keys = { letters = KEYS[5], next = KEYS[6], untold = KEYS[7], letter = ARGV[3] }
-    id = park(message, queue, 'crashed', ARGV[5], count, false, keys, now())
+    id = park(message, queue, 'crashed', ARGV[5], count + requeues, false, keys, now())
 else
-    requeue(with_count(message, count + 1), queue, cjson.decode(ARGV[1]))
+    requeue(with_counts(message, count + 1, requeues), queue, cjson.decode(ARGV[1]))
 end
 forget(ARGV[4])
 return id

@@ -47,34 +47,42 @@ local function list_of(message, queue, steps)
     return queue .. SEPARATOR .. string.format('%d', step)
 end
 
--- How often a message has been started, as the count that stands first in it says, and what follows the count.
+-- The counts that stand first in a message that somebody has started, or has held when he died: the starts that did not
+-- end in a requeue, and the requeues; and what follows them.
 local function counted(message)
-    local count, rest = message:match('^%s*{%s*"delivery_count"%s*:%s*(%d+)%s*(.*)$')
-    if count and rest:match('^[,}]') then
-        return tonumber(count), rest
+    local deliveries, rest = message:match('^%s*{%s*"delivery_count"%s*:%s*(%d+)%s*(.*)$')
+    if not deliveries or not rest:match('^[,}]') then
+        return
     end
+    local requeues, last = rest:match('^,%s*"requeue_count"%s*:%s*(%d+)%s*(.*)$')
+    if requeues and last:match('^[,}]') then
+        return tonumber(deliveries), tonumber(requeues), last
+    end
+    return tonumber(deliveries), 0, rest
 end
 
--- How often a message has been started: once, unless it says otherwise.
-local function count_of(message)
-    return counted(message) or 1
+-- Both counts: one start and no requeue, unless the message says otherwise.
+local function counts_of(message)
+    local deliveries, requeues = counted(message)
+    return deliveries or 1, requeues or 0
 end
 
--- The same message as it was before anybody counted. A stock worker keeps the count, wherever its own encoder puts
+-- The same message as it was before anybody counted. A stock worker keeps the counts, wherever its own encoder puts
 -- spaces.
-local function without_count(message)
-    local _, rest = counted(message)
+local function without_counts(message)
+    local _, _, rest = counted(message)
     return rest and '{' .. rest:match('^,?%s*(.*)$') or message
 end
 
--- The same message with another count.
-local function with_count(message, count)
-    local rest = without_count(message):match('^%s*{(.*)$')
+-- The same message with other counts.
+local function with_counts(message, deliveries, requeues)
+    local rest = without_counts(message):match('^%s*{(.*)$')
     if not rest then
         return message
     end
+    local asked = requeues > 0 and string.format(',"requeue_count":%d', requeues) or ''
     local comma = rest:match('^%s*}') and '' or ','
-    return '{"delivery_count":' .. string.format('%d', count) .. comma .. rest
+    return string.format('{"delivery_count":%d', deliveries) .. asked .. comma .. rest
 end
 
 -- Redis at maxmemory refuses whatever could take memory, unless the script has written something before: then it

@@ -12,8 +12,9 @@ if record and ARGV[5] == '1' and redis.call('ZCARD', KEYS[5]) >= tonumber(ARGV[6
     id = -1
 elseif record then
     local message, queue = parts(record)
+    local deliveries, requeues = counts_of(message)
     local keys = { letters = KEYS[5], next = KEYS[6], untold = KEYS[7], letter = ARGV[4] }
-    id = park(message, queue, ARGV[2], ARGV[3], count_of(message), ARGV[5] == '1', keys, now())
+    id = park(message, queue, ARGV[2], ARGV[3], deliveries + requeues, ARGV[5] == '1', keys, now())
 end
 forget(ARGV[1])
 return id

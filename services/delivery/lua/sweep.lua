@@ -47,17 +47,18 @@ local function take_back(tag)
     local record = redis.call('HGET', KEYS[1], tag)
     if record then
         local message, queue = parts(record)
-        local count = count_of(message)
+        local count, requeues = counts_of(message)
         if redis.call('SISMEMBER', KEYS[4], tag) == 0 then
-            requeue(message, queue, steps)
+            -- That there is a count says that somebody had it, and it says that nobody has started it.
+            requeue(with_counts(message, count, requeues), queue, steps)
         elseif count >= most then
             local keys = { letters = KEYS[5], next = KEYS[6], untold = KEYS[7], letter = ARGV[3] }
             local detail = 'its worker died or was cut off while it ran'
-            parked[#parked + 1] = park(message, queue, 'crashed', detail, count, false, keys, time)
+            parked[#parked + 1] = park(message, queue, 'crashed', detail, count + requeues, false, keys, time)
         elseif count + 1 < most - 1 then
-            requeue(with_count(message, count + 1), queue, steps)
+            requeue(with_counts(message, count + 1, requeues), queue, steps)
         else
-            local again = with_count(message, count + 1)
+            local again = with_counts(message, count + 1, requeues)
             -- What follows the message in its record names the queue.
             local ending = record:sub(#message + 2)
             suspects[#suspects + 1] = { tag = tag, message = again, queue = queue, ending = ending }

@@ -33,7 +33,8 @@ for position = #ended, 1, -1 do
     if record then
         local message, queue = parts(record)
         if redis.call('SISMEMBER', KEYS[4], tag) == 1 then
-            message = with_count(message, count_of(message) + 1)
+            local deliveries, requeues = counts_of(message)
+            message = with_counts(message, deliveries + 1, requeues)
         end
         requeue(message, queue, steps)
         restored = restored + 1

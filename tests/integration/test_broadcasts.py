@@ -1,0 +1,155 @@
+"""A broadcast is run by every node that listens, of its own stack; what is under no lease is asked for none."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.odd_checkout import odd_checkout
+from tests.support.world import Node, Stack, World
+
+PATIENCE = 120
+POOLS = ("prefork", "threads", "solo")
+READY = r"\S+@\S+ ready\."
+
+
+@pytest.fixture(scope="module")
+def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """A node of each pool that hears broadcasts, with the name of its pool."""
+    shared_world.checkout = odd_checkout(tmp_path_factory.mktemp("broadcasts") / "code")
+    stack = shared_world.stack(CELERY_IMPORTS="probe,odd_tasks,odd_broadcast", WORKER_LEASE="6")
+    for pool in POOLS:
+        start(stack, pool)
+    for node in stack.nodes:
+        node.says(READY)
+    return stack
+
+
+def start(stack: Stack, pool: str, name: str = "", queues: str = "everybody") -> Node:
+    name = name or pool
+    return stack.celery(f"worker -P {pool} -Q {name},{queues} -n {name}@%h -c 2 -l info -f /dev/stderr")
+
+
+def publish(stack: Stack, label: str, task: str = "tell", queue: str = "everybody", **options: object) -> None:
+    """Send a task from a process of the application, as a web server does."""
+    arguments = f"'odd_tasks.{task}', ({label!r},), queue={queue!r}, **{options!r}"
+    code = (
+        "from services.app import app; app.loader.import_default_modules(); "
+        f"print('sent', app.send_task({arguments}).id)"
+    )
+    answer = stack.world.answer(["-c", code], stack.environment(), PATIENCE)
+    assert answer.stdout.startswith("sent "), answer.stderr
+
+
+def wait_for_all(stack: Stack, label: str, times: int = len(POOLS)) -> None:
+    stack.world.wait_until(lambda: stack.world.started(label) == times, PATIENCE, f"{times} nodes have run {label}")
+
+
+def no_lease_was_missed(stack: Stack) -> None:
+    for node in stack.nodes:
+        assert "its lease was lost" not in node.process.log()
+        assert "Traceback" not in node.process.log()
+
+
+def test_every_node_runs_a_broadcast(stack: Stack) -> None:
+    publish(stack, "hello")
+
+    wait_for_all(stack, "hello")
+    for node in stack.nodes:
+        node.says(r"Task odd_tasks\.tell\[\S+\] succeeded")
+    no_lease_was_missed(stack)
+    assert stack.unacked() == 0
+
+
+def test_every_node_runs_a_broadcast_at_its_time(stack: Stack) -> None:
+    publish(stack, "later", countdown=3)
+
+    wait_for_all(stack, "later")
+    no_lease_was_missed(stack)
+
+
+@pytest.mark.parametrize("how", ["exit", "value"])
+def test_a_broadcast_that_fails_is_run_once_by_each(stack: Stack, how: str) -> None:
+    code = (
+        "from services.app import app; app.loader.import_default_modules(); "
+        f"app.send_task('odd_tasks.end_with', ('fails-{how}', {how!r}), queue='everybody')"
+    )
+    answer = stack.world.answer(["-c", code], stack.environment(), PATIENCE)
+    assert answer.returncode == 0, answer.stderr
+
+    wait_for_all(stack, f"fails-{how}")
+    publish(stack, f"after-{how}")
+    wait_for_all(stack, f"after-{how}")
+    assert stack.world.started(f"fails-{how}") == len(POOLS)
+
+
+def test_a_broadcast_that_asks_to_be_run_later_is_not_and_the_log_says_so(stack: Stack) -> None:
+    publish(stack, "asks", task="until_redelivered")
+
+    for node in stack.nodes:
+        node.says("is not run again, although its task asks for it: it was a broadcast")
+    assert stack.world.started("asks") == len(POOLS)
+
+
+def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(stack: Stack) -> None:
+    code = (
+        "from services.app import app; app.loader.import_default_modules(); "
+        "app.send_task('probe.die', ('kills',), queue='everybody')"
+    )
+    own = start(stack, "prefork", "mortal").says(READY)
+    others = stack.nodes[1:3]
+    # The other pools would die of it.
+    for node in others:
+        node.process.signal(signal.SIGSTOP)
+    try:
+        assert stack.world.answer(["-c", code], stack.environment(), PATIENCE).returncode == 0
+        own.says("is not run again, because it was a broadcast: the process that ran it died")
+    finally:
+        for node in others:
+            os.kill(node.process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_queue_without_acknowledgements_is_run(stack: Stack, pool: str) -> None:
+    """It is off Redis when it is received, and nobody asks for its lease."""
+    own = start(stack, pool, f"{pool}-noack", "unacknowledged").says(READY)
+
+    publish(stack, f"noack-{pool}", queue="unacknowledged")
+
+    stack.world.wait_started(f"noack-{pool}")
+    own.says(r"Task odd_tasks\.tell\[\S+\] succeeded")
+    assert "its lease was lost" not in own.process.log()
+    own.process.terminate()
+    own.exits(PATIENCE)
+
+
+def test_two_stacks_on_one_server_do_not_hear_each_others_broadcasts(world: World, tmp_path: Path) -> None:
+    world.checkout = odd_checkout(tmp_path / "code")
+    redis = world.redis()
+    stacks = [
+        world.stack(
+            redis,
+            CELERY_IMPORTS="probe,odd_tasks,odd_broadcast",
+            CELERY_BROKER_URL=redis.url(database, password=""),
+            CELERY_RESULT_BACKEND=redis.url(database + 8, password=""),
+        )
+        for database in (2, 3)
+    ]
+    for number, stack in enumerate(stacks):
+        start(stack, "threads", f"threads-{number}").says(READY)
+
+    for number, stack in enumerate(stacks):
+        publish(stack, f"to-{number}")
+        # Sent after it, on the same connection's channel of the same server.
+        publish(stack, f"and-to-{number}")
+
+    for number, stack in enumerate(stacks):
+        wait_for_all(stack, f"and-to-{number}", 1)
+        ran = [line for line in stack.nodes[0].process.log().splitlines() if "succeeded" in line]
+        assert len(ran) == 2
+    assert [world.started(f"to-{number}") for number in (0, 1)] == [1, 1]
+    assert json.dumps([stack.unacked() for stack in stacks]) == "[0, 0]"

@@ -1,0 +1,143 @@
+"""What comes back is counted for what it is: requeues by the task, time-outs and deaths; nothing else is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from services.queues import DEAD_LETTER, DEAD_LETTERS, SCHEDULED
+from tests.support.odd_checkout import odd_checkout
+from tests.support.world import Stack, World
+
+PATIENCE = 120
+POOLS = ("prefork", "threads", "solo")
+DELIVERIES, REQUEUES = 2, 3
+LEASE = 6
+
+
+@pytest.fixture(scope="module")
+def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """A worker of each pool, on the queue of its name."""
+    shared_world.checkout = odd_checkout(tmp_path_factory.mktemp("requeues") / "code")
+    stack = shared_world.stack(
+        CELERY_IMPORTS="probe,odd_tasks",
+        WORKER_MAX_DELIVERIES=str(DELIVERIES),
+        WORKER_MAX_REQUEUES=str(REQUEUES),
+        WORKER_LEASE=str(LEASE),
+    )
+    for pool in POOLS:
+        stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool)
+    for node in stack.nodes:
+        node.ready()
+    return stack
+
+
+def letter_of(stack: Stack, task_id: str) -> dict[str, str]:
+    """The dead letter of a task, once there is one."""
+
+    def found() -> dict[str, str] | None:
+        client = stack.redis.client()
+        letters = [client.hgetall(f"{DEAD_LETTER}{number}") for number in client.zrange(DEAD_LETTERS, 0, -1)]
+        return next((letter for letter in letters if task_id in letter["message"]), None)
+
+    return stack.world.wait_until(found, PATIENCE, f"a dead letter of {task_id}")
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_that_is_run_for_the_first_time_is_not_redelivered(stack: Stack, pool: str) -> None:
+    told = stack.send("odd_tasks.tell", f"first-{pool}", queue=pool).get(timeout=PATIENCE)
+
+    assert (told["redelivered"], told["delivery_count"]) == (False, 1)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_that_waits_to_be_redelivered_runs_twice(stack: Stack, pool: str) -> None:
+    label = f"until-{pool}"
+
+    assert stack.send("odd_tasks.until_redelivered", label, queue=pool).get(timeout=PATIENCE) == 2
+    assert stack.world.started(label) == 2
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_requeued_task_comes_back_later_and_later_and_knows_how_often(stack: Stack, pool: str) -> None:
+    label = f"asks-{pool}"
+
+    seen = stack.send("odd_tasks.requeue", label, REQUEUES, queue=pool).get(timeout=PATIENCE)
+
+    assert seen == {"delivery_count": REQUEUES + 1, "requeue_count": REQUEUES, "redelivered": True}
+    starts = [at for _, _, at in stack.world.notes("start", label)]
+    for number, (before, after) in enumerate(pairwise(starts)):
+        assert after - before >= 0.1 * 2**number
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_that_is_requeued_too_often_becomes_a_dead_letter(stack: Stack, pool: str) -> None:
+    label = f"never-{pool}"
+
+    result = stack.send("odd_tasks.requeue", label, 1000, queue=pool)
+
+    letter = letter_of(stack, result.id)
+    assert (letter["reason"], letter["deliveries"]) == ("requeued", str(REQUEUES + 1))
+    stack.world.wait_until(lambda: result.state == "FAILURE", PATIENCE, "its caller is told")
+    assert stack.world.started(label) == REQUEUES + 1
+
+
+def test_a_requeued_task_waits_in_redis_and_is_told_of_as_redelivered(stack: Stack) -> None:
+    """A node that is asked for what is scheduled says so; no node is busy with it meanwhile."""
+    with_requeues = stack.send("odd_tasks.requeue", "waits", 1000, queue="threads")
+    letter_of(stack, with_requeues.id)
+
+    assert stack.redis.client().zscore(SCHEDULED, with_requeues.id) is None
+    assert stack.unacked() == 0
+
+
+def test_a_task_that_runs_into_its_time_limit_and_is_not_done_by_that_ends_as_a_dead_letter(stack: Stack) -> None:
+    result = stack.send("odd_tasks.timed_out_again", "limit", queue="prefork")
+
+    letter = letter_of(stack, result.id)
+    assert (letter["reason"], letter["deliveries"]) == ("crashed", str(DELIVERIES))
+    assert "hard time limit" in letter["detail"]
+    assert stack.world.started("limit") == DELIVERIES
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_whose_holder_died_before_it_was_started_is_redelivered_and_not_counted(stack: Stack, pool: str) -> None:
+    """It lay in a worker behind another task."""
+    queue = f"{pool}-dies"
+    stack.send("probe.hold", f"before-{pool}", queue=queue)
+    behind = stack.send("odd_tasks.tell", f"behind-{pool}", queue=queue)
+    worker = stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue, WORKER_PREFETCH_MULTIPLIER="2")
+    stack.world.wait_started(f"before-{pool}")
+    stack.world.wait_until(lambda: stack.waiting(queue) == 0, PATIENCE, "the worker has got both")
+
+    for pid in worker.process.family():
+        os.kill(pid, signal.SIGKILL)
+
+    stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue, WORKER_PREFETCH_MULTIPLIER="2")
+    (stack.world.directory / f"before-{pool}.released").touch()
+    told = behind.get(timeout=PATIENCE)
+    assert (told["redelivered"], told["delivery_count"]) == (True, 1)
+
+
+def test_what_is_given_back_at_a_stop_counts_as_nothing(stack: Stack) -> None:
+    worker = stack.worker(WORKER_POOL="prefork", WORKER_QUEUES="stops", WORKER_SOFT_SHUTDOWN="1").ready()
+    stack.send("probe.hold", "stopped", queue="stops")
+    stack.world.wait_started("stopped")
+
+    os.kill(worker.process.pid, signal.SIGTERM)
+    worker.exits(PATIENCE)
+
+    [raw] = stack.redis.client().lrange("stops", 0, -1)
+    assert "delivery_count" not in json.loads(raw)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_that_waits_for_its_time_is_not_redelivered(stack: Stack, pool: str) -> None:
+    told: dict[str, Any] = stack.send("odd_tasks.tell", f"eta-{pool}", queue=pool, countdown=2).get(timeout=PATIENCE)
+
+    assert (told["redelivered"], told["delivery_count"]) == (False, 1)

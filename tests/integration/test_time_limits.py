@@ -1,0 +1,182 @@
+"""Time limits: what a task, a call or an operator gives replaces the pair that all tasks have, and is enforced."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from celery.exceptions import TimeLimitExceeded
+
+from tests.support.odd_checkout import odd_checkout
+from tests.support.world import Node, Stack, World
+
+PATIENCE = 120
+# All tasks': so soon that a test can wait for them, and three seconds apart.
+SOFT, HARD = 2, 5
+IN_PROCESS = ("threads", "solo")
+READY = r"\S+@\S+ ready\."
+
+
+@pytest.fixture(scope="module")
+def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """A node of each pool, on the queue of its name and with that name."""
+    shared_world.checkout = odd_checkout(tmp_path_factory.mktemp("limits") / "code")
+    stack = shared_world.stack(
+        CELERY_IMPORTS="probe,odd_tasks",
+        CELERY_TASK_SOFT_TIME_LIMIT=str(SOFT),
+        CELERY_TASK_TIME_LIMIT=str(HARD),
+    )
+    for pool, size in (("prefork", 8), *((pool, 1) for pool in IN_PROCESS)):
+        start(stack, pool, f"--pool {pool} --concurrency {size}")
+    for node in stack.nodes:
+        node.says(READY)
+    return stack
+
+
+def start(stack: Stack, name: str, options: str) -> Node:
+    return stack.celery(f"worker --queues {name} --hostname {name}@%h --loglevel info {options}")
+
+
+def send(stack: Stack, task: str, label: str, queue: str = "prefork", **limits: float) -> Any:
+    return stack.send(f"odd_tasks.{task}", label, queue=queue, **limits)
+
+
+def soft_limits(stack: Stack, label: str) -> int:
+    """How often a task was asked to end."""
+    return len(stack.world.notes("soft", label))
+
+
+# What a worker's log says of the limit that came.
+@pytest.mark.parametrize(
+    ("task", "limits", "said"),
+    [
+        ("limitless", {}, f"Soft time limit ({SOFT}s)"),
+        ("soft_alone", {}, "Soft time limit (3s)"),
+        ("limitless", {"soft_time_limit": 1}, "Soft time limit (1s)"),
+        ("limitless", {"soft_time_limit": 1, "time_limit": 30}, "Soft time limit (1s)"),
+        ("limitless", {"time_limit": 1}, "Hard time limit (1s)"),
+        ("hard_alone", {"time_limit": 1}, "Hard time limit (1s)"),
+        # A soft limit that is not below the hard one never comes.
+        ("soft_alone", {"time_limit": 1}, "Hard time limit (1s)"),
+        ("limitless", {"soft_time_limit": 9, "time_limit": 1}, "Hard time limit (1s)"),
+        # As long after the soft one as for all tasks.
+        ("stubborn", {}, f"Hard time limit ({1 + HARD - SOFT}s)"),
+    ],
+)
+def test_the_limit_that_was_given_comes(stack: Stack, task: str, limits: dict[str, float], said: str) -> None:
+    label = f"{task}-{'-'.join(f'{name}{value}' for name, value in limits.items())}"
+
+    result = send(stack, task, label, **limits)
+
+    if said.startswith("Soft"):
+        result.get(timeout=PATIENCE)
+        assert soft_limits(stack, label) == 1
+    else:
+        with pytest.raises(TimeLimitExceeded):
+            result.get(timeout=PATIENCE)
+        assert soft_limits(stack, label) == 0
+    pattern = said.replace("(", r"\(").replace(")", r"\)")
+    stack.nodes[0].says(rf"{pattern} exceeded for odd_tasks\.{task}\[{result.id}\]")
+    assert stack.world.started(label) == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "limits"), [("hard_alone", {}), ("soft_beyond", {}), ("limitless", {"time_limit": 7200})]
+)
+def test_a_task_with_a_longer_limit_runs_on_after_that_of_all_tasks(
+    stack: Stack, task: str, limits: dict[str, float]
+) -> None:
+    long, measure = f"long-{task}", f"measure-{task}"
+    running = send(stack, task, long, **limits)
+    stack.world.wait_started(long)
+
+    # It begins later, and its two limits come and go.
+    with pytest.raises(TimeLimitExceeded):
+        send(stack, "stubborn", measure, soft_time_limit=SOFT, time_limit=HARD).get(timeout=PATIENCE)
+
+    assert soft_limits(stack, long) == 0
+    assert running.state == "PENDING"
+    assert stack.world.started(long) == 1
+    stack.client.control.revoke(running.id, terminate=True, signal="KILL")
+
+
+def test_a_task_with_a_limit_of_its_own_can_be_called(stack: Stack) -> None:
+    """By whoever has its code: in a worker, in beat, in Flower."""
+    call = (
+        "from services.app import app; app.loader.import_default_modules(); "
+        "print([app.tasks['odd_tasks.' + name].apply_async((name,), queue='nobody').id and 'sent' "
+        "for name in ('hard_alone', 'soft_beyond', 'quick')])"
+    )
+
+    answer = stack.world.answer(["-c", call], stack.environment(), PATIENCE)
+
+    assert answer.stdout.strip() == "['sent', 'sent', 'sent']", answer.stderr
+
+
+@pytest.mark.parametrize("pool", IN_PROCESS)
+def test_a_pool_that_enforces_no_limits_says_so_at_its_start(stack: Stack, pool: str) -> None:
+    node = stack.nodes[1 + IN_PROCESS.index(pool)]
+
+    node.says(r"time limits are not enforced in this pool.*odd_tasks\.hard_alone, odd_tasks\.quick")
+    assert send(stack, "quick", f"quick-{pool}", queue=pool).get(timeout=PATIENCE) == f"quick-{pool}"
+
+
+def change(stack: Stack, queue: str, *, soft: float | None = None, hard: float | None = None, task: str) -> Any:
+    """What the worker of a queue answers to `control.time_limit`."""
+    node = f"{queue}@{os.uname().nodename}"
+    [answer] = stack.client.control.time_limit(
+        f"odd_tasks.{task}", soft=soft, hard=hard, reply=True, timeout=PATIENCE, destination=[node], limit=1
+    )
+    return answer[node]
+
+
+@pytest.mark.parametrize("task", ["limitless", "hard_alone"])
+def test_an_operators_limit_takes_effect_and_is_taken_back(stack: Stack, task: str) -> None:
+    """Also for a task whose author's limits come along with each message; a call's own limit goes before it."""
+    authored = {"time_limit": 3600} if task == "hard_alone" else {}
+
+    assert change(stack, "prefork", hard=1, task=task) == {"ok": "time limits set successfully"}
+    with pytest.raises(TimeLimitExceeded):
+        send(stack, task, f"changed-{task}", **authored).get(timeout=PATIENCE)
+    assert send(stack, task, f"called-{task}", soft_time_limit=3, time_limit=30).get(timeout=PATIENCE)
+    assert soft_limits(stack, f"called-{task}") == 1
+
+    assert "ok" in change(stack, "prefork", task=task)
+    assert send(stack, task, f"back-{task}").get(timeout=PATIENCE)
+    assert soft_limits(stack, f"back-{task}") == 1
+
+
+@pytest.mark.parametrize(
+    ("queue", "limits", "reason"),
+    [
+        ("threads", {"hard": 5}, "not enforced in this pool"),
+        ("solo", {"soft": 5}, "not enforced in this pool"),
+        ("prefork", {"soft": 5, "hard": 5}, r"must be below the hard one"),
+        ("prefork", {"hard": -1}, "must be a number of seconds above 0"),
+        ("prefork", {"soft": "5"}, "must be a number of seconds above 0"),
+    ],
+)
+def test_a_limit_that_cannot_take_effect_is_refused(
+    stack: Stack, queue: str, limits: dict[str, Any], reason: str
+) -> None:
+    answer = change(stack, queue, task="quick", **limits)
+
+    assert reason in answer["error"]
+
+
+def test_the_limits_of_all_tasks_are_what_a_node_says_of_its_pool(stack: Stack) -> None:
+    node = f"prefork@{os.uname().nodename}"
+    [stats] = stack.client.control.inspect([node], timeout=PATIENCE, limit=1).stats().values()
+
+    assert stats["pool"]["timeouts"] == [SOFT, HARD]
+
+
+def test_limits_on_the_command_line_are_those_of_all_tasks(stack: Stack) -> None:
+    node = start(stack, "by-hand", "--concurrency 1 --time-limit 1").says(READY)
+
+    with pytest.raises(TimeLimitExceeded):
+        send(stack, "limitless", "by-hand", queue="by-hand").get(timeout=PATIENCE)
+
+    node.says(r"Hard time limit \(1(\.0)?s\) exceeded")
+    assert soft_limits(stack, "by-hand") == 0

@@ -1,0 +1,169 @@
+"""Tasks that end, or are called, as public bug reports have it. Named by CELERY_IMPORTS beside probe."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from celery import Task, shared_task
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from probe import note, wait_released
+
+
+class OwnError(BaseException):
+    """An error that is no Exception, of somebody's own."""
+
+
+ERRORS = {
+    "exit": lambda: sys.exit("no more"),
+    "exit-0": lambda: sys.exit(0),
+    "interrupt": lambda: raise_(KeyboardInterrupt("pressed")),
+    "cancelled": lambda: raise_(asyncio.CancelledError("by a loop")),
+    "own": lambda: raise_(OwnError("something", 3)),
+    "generator": lambda: raise_(GeneratorExit("closed")),
+    "memory": lambda: raise_(MemoryError("too much")),
+    "value": lambda: raise_(ValueError("plain")),
+}
+
+
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+@shared_task
+def end_with(label: str, how: str) -> None:
+    """End with an error."""
+    note("start", label)
+    ERRORS[how]()
+
+
+class Hooked(Task):
+    """A task whose hook is called when it has failed."""
+
+    def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        note(f"hook-{type(exc).__name__}", str(args[0]))
+
+
+@shared_task(base=Hooked)
+def end_hooked(label: str, how: str) -> None:
+    """End with an error that a hook sees."""
+    note("start", label)
+    ERRORS[how]()
+
+
+class EndsInItsHook(Task):
+    """A task that exits before it has begun."""
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        note("start", str(args[0]))
+        sys.exit("before it began")
+
+
+@shared_task(base=EndsInItsHook)
+def end_in_hook(label: str) -> None:
+    """Never run."""
+
+
+@shared_task
+def call_inside(label: str) -> str:
+    """Call a task as a function, and see the error that it raises."""
+    note("start", label)
+    try:
+        end_with(f"{label}-inside", "exit")
+    except SystemExit as error:
+        return f"exit {error.code}"
+    return "nothing"
+
+
+def wait_for_limit(label: str) -> str:
+    """Wait until released; say which soft limit came."""
+    note("start", label)
+    try:
+        while True:
+            time.sleep(60)
+    except SoftTimeLimitExceeded as error:
+        note("soft", label)
+        return str(error)
+
+
+@shared_task
+def limitless(label: str) -> str:
+    return wait_for_limit(label)
+
+
+@shared_task(time_limit=3600)
+def hard_alone(label: str) -> str:
+    return wait_for_limit(label)
+
+
+@shared_task(soft_time_limit=3)
+def soft_alone(label: str) -> str:
+    return wait_for_limit(label)
+
+
+@shared_task(soft_time_limit=7200)
+def soft_beyond(label: str) -> str:
+    return wait_for_limit(label)
+
+
+@shared_task(soft_time_limit=1)
+def stubborn(label: str) -> None:
+    """Do not end when asked to."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    wait_released(label)
+
+
+@shared_task(time_limit=7200)
+def quick(label: str) -> str:
+    """End at once, with a limit of its own that nobody needs."""
+    note("start", label)
+    return label
+
+
+@shared_task(time_limit=1, acks_on_timeout=False)
+def timed_out_again(label: str) -> None:
+    """Run into its limit each time that it is started."""
+    note("start", label)
+    time.sleep(600)
+
+
+@shared_task(bind=True)
+def requeue(self: Task, label: str, times: int) -> dict[str, Any]:
+    """Ask to be run later, until it has been so often."""
+    note("start", label)
+    seen = {name: self.request.get(name) for name in ("delivery_count", "requeue_count")}
+    seen["redelivered"] = self.request.delivery_info["redelivered"]
+    if seen["requeue_count"] < times:
+        raise Reject("not now", requeue=True)
+    return seen
+
+
+@shared_task(bind=True)
+def until_redelivered(self: Task, label: str) -> int:
+    """Ask to be run later until this is no first delivery."""
+    note("start", label)
+    if not self.request.delivery_info["redelivered"]:
+        raise Reject("not the first time", requeue=True)
+    return int(self.request.get("delivery_count"))
+
+
+@shared_task(bind=True)
+def tell(self: Task, label: str) -> dict[str, Any]:
+    """What it is told of its own delivery, and by which process."""
+    note("start", label)
+    return {
+        "redelivered": self.request.delivery_info["redelivered"],
+        "delivery_count": self.request.get("delivery_count"),
+        "hostname": self.request.hostname,
+        "pid": os.getpid(),
+    }
+
+
+@shared_task
+def ignore(label: str) -> None:
+    note("start", label)
+    raise Ignore
