@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from config.redis_url import RedisUrl
 from config.settings import Settings, TaskSettings
 
 # Redis answers in milliseconds; a server that is silent for 10 s is gone, and its socket with it.
@@ -13,8 +14,8 @@ CONNECT_TIMEOUT_SECONDS = 5
 HEALTH_CHECK_SECONDS = 30
 
 
-def connection_options(settings: Settings) -> dict[str, Any]:
-    """Options that broker and result connections share."""
+def connection_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
+    """Options that broker and result connections share; `url` is the one's or the other's."""
     options: dict[str, Any] = {
         "socket_timeout": SOCKET_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -23,15 +24,17 @@ def connection_options(settings: Settings) -> dict[str, Any]:
     }
     if settings.broker.sentinel_master:
         options["master_name"] = settings.broker.sentinel_master
-        options["sentinel_kwargs"] = sentinel_options(settings)
+        options["sentinel_kwargs"] = sentinel_options(settings, url)
     return options
 
 
-def sentinel_options(settings: Settings) -> dict[str, Any]:
+def sentinel_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
     """How to talk to the sentinels themselves, whose password is not the master's."""
     options: dict[str, Any] = {
         "socket_timeout": CONNECT_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        **({"ssl": True} if url.uses_tls else {}),
+        **url.tls_options,
     }
     password = settings.broker.sentinel_password.get_secret_value()
     return options | ({"password": password} if password else {})
@@ -48,11 +51,10 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
 
 
 def _transport(settings: Settings) -> dict[str, Any]:
-    shared = connection_options(settings)
     return {
         "broker_url": settings.broker_url.text(),
         "result_backend": settings.result_url.text(),
-        "broker_transport_options": shared
+        "broker_transport_options": connection_options(settings, settings.broker_url)
         | {
             "visibility_timeout": settings.broker.visibility_timeout,
             "lease": settings.worker.lease,
@@ -64,7 +66,9 @@ def _transport(settings: Settings) -> dict[str, Any]:
             "fanout_prefix": True,
             "fanout_patterns": True,
         },
-        "result_backend_transport_options": shared,
+        "result_backend_transport_options": connection_options(settings, settings.result_url),
+        # Celery reads them in every URL but those of sentinels (celery 5.7).
+        "redis_backend_use_ssl": settings.result_url.tls_options if settings.result_url.scheme == "sentinel" else None,
         "redis_socket_timeout": SOCKET_TIMEOUT_SECONDS,
         "redis_socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
         # A Unix socket has no keep-alive, and Celery passes the option on all the same (celery 5.7).

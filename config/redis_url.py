@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from ssl import TLSVersion
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -18,6 +20,16 @@ CERTIFICATE_CHECKS = {
     "none": "none",
     "cert_none": "none",
 }
+TLS_VERSIONS = {"TLSv1.2": TLSVersion.TLSv1_2, "TLSv1.3": TLSVersion.TLSv1_3}
+# What may be written, in small letters, and what it means.
+TLS_CHOICES = {
+    "ssl_cert_reqs": CERTIFICATE_CHECKS,
+    "ssl_check_hostname": {"true": "true", "false": "false"},
+    # By its number too: Celery takes it in no other way, because redis-py reads it for Celery (redis-py 8.1).
+    "ssl_min_version": {
+        written: name for name, number in TLS_VERSIONS.items() for written in (name.lower(), str(int(number)))
+    },
+}
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
@@ -31,11 +43,22 @@ class RedisUrl:
     socket_path: str = ""
     username: str = ""
     password: str = field(default="", repr=False)
+    # Options by their names; none without TLS. With sentinel:// they are for the sentinels and for the master.
     tls: tuple[tuple[str, str], ...] = ()
 
     @property
     def uses_tls(self) -> bool:
-        return self.scheme == "rediss"
+        return bool(self.tls)
+
+    @property
+    def tls_options(self) -> dict[str, Any]:
+        """The options of TLS as redis-py's connections take them."""
+        options: dict[str, Any] = dict(self.tls)
+        if checked := options.get("ssl_check_hostname"):
+            options["ssl_check_hostname"] = checked == "true"
+        if version := options.get("ssl_min_version"):
+            options["ssl_min_version"] = TLS_VERSIONS[version]
+        return options
 
     @property
     def server(self) -> tuple[object, ...]:
@@ -48,17 +71,19 @@ class RedisUrl:
 
     def text(self) -> str:
         """The URL as kombu and Celery read it, password percent-encoded."""
-        return self._render(quote(self.password, safe=""))
+        numbers = {name: str(int(number)) for name, number in TLS_VERSIONS.items()}
+        tls = [(name, numbers[value] if name == "ssl_min_version" else value) for name, value in self.tls]
+        return self._render(quote(self.password, safe=""), tls)
 
     def masked(self) -> str:
         """The URL for people to read: no password in it."""
-        return self._render(MASK if self.password else "")
+        return self._render(MASK if self.password else "", self.tls)
 
-    def _render(self, password: str) -> str:
+    def _render(self, password: str, tls: Sequence[tuple[str, str]]) -> str:
         login = f"{quote(self.username, safe='')}:{password}@" if self.username or password else ""
         if self.socket_path:
             return f"{self.scheme}://{login}{quote(self.socket_path)}?virtual_host={self.database}"
-        query = "?" + urlencode(self.tls) if self.tls else ""
+        query = "?" + urlencode(tls) if tls else ""
         return ";".join(
             f"{self.scheme}://{login}{_bracket(host)}:{port}/{self.database}{query}" for host, port in self.hosts
         )
@@ -81,7 +106,11 @@ def parse(text: str) -> RedisUrl:
         return first
     if any(url.scheme != "sentinel" for url in urls):
         raise ValueError("every URL of a sentinel:// list must start with sentinel://")
-    return replace(first, hosts=tuple(host for url in urls for host in url.hosts))
+    # Once, at the end of the list for instance, is for all of them.
+    tls = {url.tls for url in urls if url.tls}
+    if len(tls) > 1:
+        raise ValueError("the URLs of a sentinel:// list must have the same ssl_ options, or one of them have all")
+    return replace(first, hosts=tuple(host for url in urls for host in url.hosts), tls=next(iter(tls), ()))
 
 
 def _parse_one(text: str) -> RedisUrl:
@@ -130,13 +159,28 @@ def _database(text: str) -> int:
 
 def _tls(scheme: str, query: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """Take the TLS options out of `query`; certificates are checked unless the URL says otherwise."""
-    if scheme != "rediss":
+    if scheme not in ("rediss", "sentinel"):
         return ()
-    given = query.pop("ssl_cert_reqs", "required")
-    checks = CERTIFICATE_CHECKS.get(given.lower())
-    if checks is None:
-        raise ValueError(f"ssl_cert_reqs is {given!r}; allowed are required, optional and none")
-    return (("ssl_cert_reqs", checks), *((name, query.pop(name)) for name in TLS_FILES if name in query))
+    given = {name: query.pop(name) for name in (*TLS_CHOICES, *TLS_FILES) if name in query}
+    if scheme == "sentinel" and not given:
+        return ()
+    tls = {name: _tls_value(name, value) for name, value in ({"ssl_cert_reqs": "required"} | given).items()}
+    if tls["ssl_cert_reqs"] == "none" and tls.get("ssl_check_hostname") == "true":
+        raise ValueError("ssl_check_hostname is true, but with ssl_cert_reqs=none nobody looks at the certificate")
+    if "ssl_keyfile" in tls and "ssl_certfile" not in tls:
+        raise ValueError("ssl_keyfile is the key of a certificate, and ssl_certfile names none")
+    return tuple(tls.items())
+
+
+def _tls_value(name: str, value: str) -> str:
+    if choices := TLS_CHOICES.get(name):
+        if value.lower() not in choices:
+            *others, last = dict.fromkeys(choices.values())
+            raise ValueError(f"{name} is {value!r}; allowed are {', '.join(others)} and {last}")
+        return choices[value.lower()]
+    if not value:
+        raise ValueError(f"{name} names no file")
+    return value
 
 
 def _refuse_unknown(query: dict[str, str]) -> None:

@@ -124,10 +124,20 @@ what is in force, secrets masked.
 A Redis URL has one of these forms; a password without percent-encoding goes into `REDIS_PASSWORD` instead:
 
 - `redis://[user]:password@host:port/db`
-- `rediss://[user]:password@host:port/db?ssl_ca_certs=/path/ca.pem`: TLS; also `ssl_cert_reqs` (`required`,
-  `optional`, `none`), `ssl_certfile` and `ssl_keyfile`
+- `rediss://[user]:password@host:port/db?ssl_ca_certs=/path/ca.pem`: TLS
 - `redis+socket://[user]:password@/path/to/socket?virtual_host=db`
-- `sentinel://[user]:password@host:port/db;sentinel://host:port/db`, with `CELERY_SENTINEL_MASTER`
+- `sentinel://[user]:password@host:port/db;sentinel://host:port/db`, with `CELERY_SENTINEL_MASTER`; with any option of
+  TLS at one of the URLs, or the same at all, the sentinels and the master are spoken to by TLS
+
+TLS has these options; all others are refused:
+
+- `ssl_ca_certs`: file with the authorities that are trusted; unset, the system's
+- `ssl_cert_reqs`: `required` (the default), `optional`, or `none`, which takes anybody's certificate
+- `ssl_check_hostname`: `true` (the default), or `false`, which takes a trusted certificate that names another host;
+  with sentinels the master's has to name the address by which they know it
+- `ssl_min_version`: `TLSv1.2` or `TLSv1.3`, the oldest version that is spoken; for Stalk's own processes, because a
+  Celery without Stalk's code fails with it
+- `ssl_certfile`, `ssl_keyfile`: a certificate to show to a server that wants one, and its key, without a password
 
 Variables and secrets of your own tasks belong in `.env.tasks`: workers and beat get all of it, and
 `config.variable("NAME")` and `config.secret("NAME")` read it (the second from `NAME_FILE` too).

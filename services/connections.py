@@ -53,18 +53,19 @@ def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:
         "username": url.username or None,
         "password": url.password or None,
         "db": url.database,
+        "ssl": url.uses_tls,
+        **url.tls_options,
     } | options
     if url.scheme == "sentinel":
         sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
-            url.hosts, sentinel_kwargs=sentinel_options(settings), **keywords
+            url.hosts, sentinel_kwargs=sentinel_options(settings, url) | {"retry": keywords["retry"]}, **keywords
         )
         master: redis.Redis = sentinel.master_for(settings.broker.sentinel_master)
         return master
     if url.scheme == "redis+socket":
         return redis.Redis(unix_socket_path=url.socket_path, **keywords)
     host, port = url.hosts[0]
-    keywords |= dict(url.tls)
-    return redis.Redis(host=host, port=port, ssl=url.uses_tls, **keywords)
+    return redis.Redis(host=host, port=port, **keywords)
 
 
 def refusal(error: Exception) -> str:

@@ -1,12 +1,15 @@
 """Is this Redis safe to be a broker? Asked before a worker or beat starts.
 
-Refused: an unreadable login, a replica, a version without what kombu needs, eviction, and a broker that keeps
-nothing on disk. Waited for: a Redis that does not answer yet.
+Refused: an unreadable login, TLS that fails, Redis Cluster, a replica, a version without what kombu needs, scripts
+that may not do what Stalk's do, eviction, and a broker that keeps nothing on disk. Waited for: a Redis that does not
+answer yet.
 """
 
 from __future__ import annotations
 
 import random
+import re
+import ssl
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,16 +20,23 @@ from redis import Redis
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    ClusterCrossSlotError,
+    ClusterDownError,
     ConnectionError,
+    MasterDownError,
+    MovedError,
     NoPermissionError,
     RedisError,
     ResponseError,
     TimeoutError,
 )
+from redis.sentinel import MasterNotFoundError
 
 from config import Settings
 from config.redis_url import RedisUrl
 from services.connections import connect
+from services.delivery import scripts
+from services.queues import DEAD_LETTERS, HELD, UNACKED
 
 REFUSED_EXIT_CODE = 3
 # kombu 5.7 uses ZRANGE … BYSCORE, and BLMOVE is what waiting without polling needs: both came with 6.2.
@@ -34,6 +44,10 @@ LOWEST_VERSION = (6, 2)
 # A Redis that starts answers within seconds; one that is away for longer need not be asked more often than this.
 FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 15.0
+CLUSTER = (
+    "it is a Redis Cluster, and Stalk moves a task between keys of different slots in one step: name a Redis that runs "
+    "with cluster-enabled no, or use a sentinel:// URL"
+)
 
 
 @dataclass
@@ -45,20 +59,23 @@ class Findings:
     unchecked: list[str] = field(default_factory=list)
 
 
-class LoginRefused(Exception):
-    """Redis does not accept the user name or password."""
+class Refused(Exception):
+    """There is nothing to look at: the login is not accepted, TLS fails, or it is a cluster."""
 
 
-def inspect_redis(client: Redis, allow_volatile: bool, variable: str) -> Findings:
+def inspect_redis(client: Redis, allow_volatile: bool, variable: str, carries_tasks: bool = True) -> Findings:
     """Look at one Redis, the one that `variable` names.
 
-    Raises LoginRefused, or redis' ConnectionError and TimeoutError while it does not answer.
+    Raises Refused, or redis' ConnectionError and TimeoutError while it does not answer.
     """
     found = Findings()
     _log_in(client, variable)
     info = _ask(client.info, found, "INFO")
+    _refuse_cluster(client, info, found)
     _check_version(info, found)
     _check_role(info, found)
+    if carries_tasks and not found.refusals:
+        _check_scripts(client, found)
     _check_eviction(_policy(client, info, found), found)
     _check_persistence(client, info, allow_volatile, found)
     _check_timeout(client, found)
@@ -70,9 +87,57 @@ def _log_in(client: Redis, variable: str) -> None:
         client.ping()
     except (AuthenticationError, AuthorizationError) as error:
         given = bool(client.get_connection_kwargs().get("password"))
-        raise LoginRefused(_login_sentence(str(error), given, variable)) from None
+        raise Refused(_login_sentence(str(error), given, variable)) from None
     except NoPermissionError:
         return
+    except ResponseError as error:
+        # A cluster has one database, and a URL that names another does not get in.
+        if "cluster mode" in str(error):
+            raise Refused(CLUSTER) from None
+        raise
+    except MasterNotFoundError:
+        raise ConnectionError(_ask_sentinels(client, variable)) from None
+    except ConnectionError as error:
+        _refuse_tls(error, variable)
+        raise
+
+
+def _ask_sentinels(client: Redis, variable: str) -> str:
+    """Why none of them names the master: redis-py says only of which kind the errors are (redis-py 8.1)."""
+    pool: Any = client.connection_pool
+    said = []
+    for sentinel in pool.sentinel_manager.sentinels:
+        options = sentinel.get_connection_kwargs()
+        name = f"{options['host']}:{options['port']}"
+        try:
+            sentinel.ping()
+        except AuthenticationError:
+            raise Refused(
+                f"the sentinel {name} does not accept its password: correct CELERY_SENTINEL_PASSWORD"
+            ) from None
+        except RedisError as error:
+            _refuse_tls(error, variable, f"the sentinel {name}: ")
+            said.append(f"{name}: {error}")
+        else:
+            said.append(f"{name} knows none that is up")
+    return f"no sentinel names a master {pool.service_name} ({'; '.join(said)})"
+
+
+def _refuse_tls(error: RedisError, variable: str, whose: str = "") -> None:
+    """Raise Refused where this is about TLS, and waiting does not help."""
+    failed = re.search(r"\[SSL: (\w+)\] ?([^(]*)", str(error))
+    # A server that ends in the middle of a handshake is away.
+    if not failed or "EOF" in failed[1]:
+        return
+    reason = failed[2].strip() or failed[1]
+    if failed[1] == "CERTIFICATE_VERIFY_FAILED":
+        raise Refused(
+            f"{whose}its certificate is not accepted ({reason}): name its authority in ssl_ca_certs of {variable}, "
+            "and the server as its certificate does"
+        )
+    raise Refused(
+        f"{whose}it speaks no TLS, or not as asked to ({reason}): correct port and ssl_ options in {variable}"
+    )
 
 
 def _login_sentence(error: str, given: bool, variable: str) -> str:
@@ -91,6 +156,43 @@ def _ask(command: Callable[..., Any], found: Findings, name: str, *arguments: st
         found.unchecked.append(f"{name}: {error}")
         return {}
     return dict(answer)
+
+
+def _refuse_cluster(client: Redis, info: dict[str, Any], found: Findings) -> None:
+    if info.get("redis_mode") == "cluster":
+        raise Refused(CLUSTER)
+    try:
+        # Keys of different slots, because INFO may be refused, and a proxy before a cluster says what it likes.
+        client.exists(*HELD)
+    except ResponseError as error:
+        if _is_of_cluster(error):
+            raise Refused(CLUSTER) from None
+        found.unchecked.append(f"EXISTS: {error}")
+
+
+def _is_of_cluster(error: ResponseError) -> bool:
+    clustered = isinstance(error, ClusterCrossSlotError | ClusterDownError | MovedError)
+    # What a replica says that has lost its master is one of these (redis-py 8.1).
+    return clustered and not isinstance(error, MasterDownError)
+
+
+def _check_scripts(client: Redis, found: Findings) -> None:
+    try:
+        scripts.UNDECLARED(client, [UNACKED], [DEAD_LETTERS])
+    except ResponseError as error:
+        if _is_of_cluster(error):
+            raise Refused(CLUSTER) from None
+        reason = str(error).partition(" script: ")[0]
+        if isinstance(error, NoPermissionError) or re.search("ACL failure|user executing|unknown command", reason):
+            found.refusals.append(
+                f"its user may not do what Stalk's scripts do ({reason}): allow it EVAL, EVALSHA and SCRIPT LOAD, and "
+                "the keys that docs/delivery.md names"
+            )
+        else:
+            found.refusals.append(
+                f"its scripts may touch only keys that they were told of ({reason}), as with Dragonfly and Redis "
+                "Cluster, and Stalk's find some inside: name a Redis or Valkey that runs with cluster-enabled no"
+            )
 
 
 def _check_version(info: dict[str, Any], found: Findings) -> None:
@@ -171,20 +273,24 @@ def say(line: str) -> None:
 
 def check(settings: Settings) -> None:
     """Check the broker's and the results' Redis; wait for them; exit with 3 where one is refused."""
-    refused = not _check_one(settings, "CELERY_BROKER_URL", settings.broker_url, settings.broker.allow_volatile)
-    if settings.result_url.server != settings.broker_url.server:
+    broker, results = settings.broker_url, settings.result_url
+    refused = not _check_one(settings, "CELERY_BROKER_URL", broker, settings.broker.allow_volatile)
+    if (results.server, results.tls) != (broker.server, broker.tls):
         # Results may be lost where tasks may not: their Redis only has to answer, and not to evict.
-        refused |= not _check_one(settings, "CELERY_RESULT_BACKEND", settings.result_url, allow_volatile=True)
+        refused |= not _check_one(settings, "CELERY_RESULT_BACKEND", results, True, carries_tasks=False)
     if refused:
         sys.exit(REFUSED_EXIT_CODE)
 
 
-def _check_one(settings: Settings, variable: str, url: RedisUrl, allow_volatile: bool) -> bool:
+def _check_one(
+    settings: Settings, variable: str, url: RedisUrl, allow_volatile: bool, carries_tasks: bool = True
+) -> bool:
     client = connect(url, settings)
     name = f"{variable} ({url.masked()})"
     try:
-        found = wait_for(lambda: inspect_redis(client, allow_volatile, variable), name)
-    except LoginRefused as error:
+        _read_tls_files(url)
+        found = wait_for(lambda: inspect_redis(client, allow_volatile, variable, carries_tasks), name)
+    except Refused as error:
         say(f"error: {name}: {error}")
         return False
     except RedisError as error:
@@ -199,6 +305,23 @@ def _check_one(settings: Settings, variable: str, url: RedisUrl, allow_volatile:
     if found.unchecked:
         say(f"warning: {name}: not everything could be checked; refused were {'; '.join(found.unchecked)}")
     return not found.refusals
+
+
+def _read_tls_files(url: RedisUrl) -> None:
+    """Raise Refused where a file that the URL names cannot be used: to redis-py that is a Redis that is away."""
+    files, context = url.tls_options, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    certificate, key, authority = (files.get(f"ssl_{name}") for name in ("certfile", "keyfile", "ca_certs"))
+    name = "ssl_ca_certs"
+    try:
+        if authority:
+            context.load_verify_locations(authority)
+        name = "ssl_certfile or ssl_keyfile"
+        if certificate:
+            # Without a password openssl asks the terminal for one.
+            context.load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Refused(f"{name} cannot be used ({reason}): correct it in the URL, or the file") from None
 
 
 def wait_for(look: Callable[[], Findings], name: str) -> Findings:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
+from urllib.parse import parse_qsl
 
 import redis
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -30,6 +31,7 @@ from redis.client import Pipeline
 from redis.commands.core import Script
 from redis.exceptions import NoScriptError, RedisError
 
+from config.redis_url import TLS_FILES
 from services.connections import require_set
 from services.delivery.dispatch import dispatching, this_run
 from services.patience import LONGEST_PAUSE_SECONDS, Patience, asked, insist, patience
@@ -170,6 +172,14 @@ class Stored:
         if asked():
             policy["max_retries"] = 0
         return super().ensure(fun, args, **policy)  # type: ignore[misc]
+
+    def _params_from_url(self, url: str, defaults: dict[str, Any]) -> dict[str, Any]:
+        parameters: dict[str, Any] = super()._params_from_url(url, defaults)  # type: ignore[misc]
+        if url.startswith("rediss://"):
+            # Celery decodes the paths once more, and finds no file with a percent sign in its name (celery 5.7).
+            query = dict(parse_qsl(url.partition("?")[2]))
+            parameters |= {name: query[name] for name in TLS_FILES if name in query}
+        return parameters
 
     def _create_client(self, **options: Any) -> Any:
         if settings := getattr(self.app, "settings", None):  # type: ignore[attr-defined]

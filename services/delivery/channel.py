@@ -405,7 +405,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         # A closed channel has no connection any more, and kombu 5.7 dies of looking for its host name there.
         if self.connection is None:
             raise ConnectionError("the channel is closed")
-        return super()._connparams(asynchronous)
+        parameters = super()._connparams(asynchronous)
+        if "ssl_min_version" in parameters:
+            # kombu leaves it as it stands in the URL (kombu 5.7).
+            parameters["ssl_min_version"] = int(parameters["ssl_min_version"])
+        return parameters
 
 
 def _payload(one: Claimed) -> dict[str, Any]:

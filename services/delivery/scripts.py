@@ -55,6 +55,8 @@ TELL = _script("tell", "record")
 SCHEDULED = _script("scheduled", "record")
 PURGE_SCHEDULED = _script("purge_scheduled", "record")
 TO_PLAIN = _script("to_plain", "record")
+# What pre-flight asks.
+UNDECLARED = _script("undeclared")
 
 # What the keeper sends without looking whether Redis knows it.
 ALL = (CLAIM, ACK, RENEW, RESTORE, RESTORE_STOCK, CRASH, REQUEUE, REJECT, SWEEP, POSTPONE, PUBLISH)

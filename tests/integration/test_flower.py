@@ -820,15 +820,16 @@ def over_tls(world: World) -> dict[str, str]:
     return {"CELERY_BROKER_URL": world.redis(REDIS_PASSWORD, certificates=certificates).url(7)}
 
 
-def over_sentinels(world: World) -> dict[str, str]:
-    master = world.redis(REDIS_PASSWORD)
+def over_sentinels(world: World, certificates: Path | None = None) -> dict[str, str]:
+    master = world.redis(REDIS_PASSWORD, certificates=certificates)
     watch = [
         f"sentinel monitor {MASTER} 127.0.0.1 {master.port} 1",
         f'sentinel auth-pass {MASTER} "{REDIS_PASSWORD}"',
     ]
-    sentinel = world.redis("", lines=watch, sentinel=True)
+    sentinel = world.redis("", lines=watch, sentinel=True, certificates=certificates)
+    options = f"?ssl_ca_certs={certificates / 'ca.crt'}&ssl_min_version=TLSv1.3" if certificates else ""
     # The second is down. Were it the first, redis-py would try it for 3 s with each new connection (redis-py 8.1).
-    urls = [f"sentinel://127.0.0.1:{port}/7" for port in (sentinel.port, free_port())]
+    urls = [f"sentinel://127.0.0.1:{port}/7{options}" for port in (sentinel.port, free_port())]
     return {
         "CELERY_BROKER_URL": ";".join(urls),
         "CELERY_SENTINEL_MASTER": MASTER,
@@ -836,7 +837,12 @@ def over_sentinels(world: World) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("way", [over_tcp, over_a_socket, over_tls, over_sentinels])
+def over_sentinels_with_tls(world: World) -> dict[str, str]:
+    require_tls(world.directory)
+    return over_sentinels(world, make_certificates(world.directory / "certificates"))
+
+
+@pytest.mark.parametrize("way", [over_tcp, over_a_socket, over_tls, over_sentinels, over_sentinels_with_tls])
 def test_queue_lengths_and_events_come_over_every_kind_of_url(
     way: Callable[[World], dict[str, str]], world: World, serve: Callable[..., ServedFlower]
 ) -> None:

@@ -6,14 +6,17 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import pytest
 
 from config import load
 from services import preflight
+from services.queues import UNACKED
+from tests.support.ports import free_port
 from tests.support.processes import children
-from tests.support.redis_server import RedisServer, disguised
+from tests.support.redis_server import RedisServer, disguised, make_certificates, require_tls
 from tests.support.world import World
 
 pytestmark = pytest.mark.each_redis
@@ -24,8 +27,9 @@ VOLATILE = ("appendonly no",)
 
 
 @pytest.fixture
-def check(world: World, capsys: pytest.CaptureFixture[str]) -> Checker:
-    """Runs the pre-flight of a worker or beat."""
+def check(world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Checker:
+    """Runs the pre-flight of a worker or beat, which has nothing to wait for."""
+    monkeypatch.setattr(preflight, "sleep", lambda _: pytest.fail(capsys.readouterr().err))
     return Checker(world, capsys)
 
 
@@ -205,6 +209,208 @@ def test_a_version_that_is_too_old_is_refused(world: World, check: Checker) -> N
 
     assert code == REFUSED
     assert f"it is version {version}, and 6.2 or newer is needed" in said
+
+
+CLUSTER = ("cluster-enabled yes", "cluster-require-full-coverage no")
+SLOTS = range(16384)
+
+
+@pytest.mark.parametrize("slots", [(), SLOTS], ids=["without-slots", "with-slots"])
+@pytest.mark.parametrize("may", ["+@all", "+@all -info -cluster"])
+@pytest.mark.parametrize("database", [0, 1])
+def test_a_cluster_is_refused_by_name(
+    world: World, check: Checker, slots: Iterable[int], may: str, database: int
+) -> None:
+    redis = world.redis(lines=[*CLUSTER, f"user managed on >secret ~* &* {may}"])
+    if slots:
+        redis.ask("CLUSTER", "ADDSLOTS", *map(str, slots))
+    url = redis.url(database, user="managed", password="secret")
+
+    code, said = check(redis, CELERY_BROKER_URL=url, CELERY_RESULT_BACKEND=url)
+
+    assert code == REFUSED
+    assert "it is a Redis Cluster" in said
+    assert "waiting" not in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_cluster_is_refused_for_results_too(world: World, check: Checker) -> None:
+    code, said = check(world.redis(), CELERY_RESULT_BACKEND=world.redis(lines=CLUSTER).url(1))
+
+    assert code == REFUSED
+    assert "CELERY_RESULT_BACKEND" in said
+    assert "it is a Redis Cluster" in said
+
+
+def test_a_cluster_without_slots_is_known_by_what_it_says_of_scripts(world: World, check: Checker) -> None:
+    redis = world.redis(lines=[*CLUSTER, f"{CLOSED} -exists"])
+
+    code, said = check(redis, **as_managed(redis))
+
+    assert code == REFUSED
+    assert "it is a Redis Cluster" in said
+
+
+def test_a_server_whose_scripts_must_declare_their_keys_is_refused(world: World, check: Checker) -> None:
+    # Dragonfly's own words cannot be had here; a cluster that has one key of two refuses the same.
+    redis = world.redis(lines=[*CLUSTER, f"{CLOSED} -exists"])
+    redis.ask("CLUSTER", "ADDSLOTS", str(redis.ask("CLUSTER", "KEYSLOT", UNACKED)))
+    # A cluster takes its time to be one.
+    world.wait_until(lambda: "cluster_state:ok" in str(redis.ask("CLUSTER", "INFO")), PATIENCE, "the cluster is up")
+
+    code, said = check(redis, **as_managed(redis))
+
+    assert code == REFUSED
+    assert re.search(r"its scripts may touch only keys that they were told of \(.*cript attempted to access", said)
+    assert "Dragonfly" in said
+
+
+@pytest.mark.parametrize(
+    "user", ["~* +@all -eval", "~* +@all -evalsha", f"~{UNACKED}* +@all"], ids=["no-eval", "no-evalsha", "few-keys"]
+)
+def test_a_user_who_may_not_run_scripts_is_refused(world: World, check: Checker, user: str) -> None:
+    redis = world.redis(lines=[f"user managed on >secret &* {user}"])
+
+    code, said = check(redis, **as_managed(redis))
+
+    assert code == REFUSED
+    assert "its user may not do what Stalk's scripts do" in said
+
+
+def test_a_server_that_runs_no_scripts_at_all_is_refused(world: World, check: Checker) -> None:
+    code, said = check(world.redis(lines=['rename-command EVAL ""']))
+
+    assert code == REFUSED
+    assert "allow it EVAL" in said
+
+
+def test_results_need_no_scripts(world: World, check: Checker) -> None:
+    results = world.redis(lines=["user managed on >secret ~* &* +@all -eval -evalsha"])
+
+    assert check(world.redis(), CELERY_RESULT_BACKEND=results.url(1, user="managed", password="secret")) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def certificates(shared_world: World) -> Path:
+    require_tls(shared_world.directory)
+    return make_certificates(shared_world.path("certificates"))
+
+
+def sentinel_of(world: World, master: RedisServer, certificates: Path) -> RedisServer:
+    watch = f"sentinel monitor the-master 127.0.0.1 {master.port} 1"
+    return world.redis("", lines=[watch], certificates=certificates, sentinel=True)
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "sentinel"])
+@pytest.mark.parametrize("foreign", ["server", "name", "authority"])
+def test_a_certificate_that_is_not_accepted_is_refused_in_words(
+    world: World, check: Checker, certificates: Path, scheme: str, foreign: str
+) -> None:
+    shown = (
+        make_certificates(world.path("certificates"), "DNS:redis.example.com") if foreign == "name" else certificates
+    )
+    trusted = make_certificates(world.path("certificates")) if foreign == "server" else shown
+    options = "ssl_cert_reqs=required" if foreign == "authority" else f"ssl_ca_certs={trusted / 'ca.crt'}"
+    redis = world.redis("", certificates=shown)
+    port = redis.port if scheme == "rediss" else sentinel_of(world, redis, shown).port
+    url = f"{scheme}://localhost:{port}/0?{options}"
+
+    code, said = check(redis, CELERY_BROKER_URL=url, CELERY_RESULT_BACKEND=url, CELERY_SENTINEL_MASTER="the-master")
+
+    assert code == REFUSED
+    assert "its certificate is not accepted (certificate verify failed: " in said
+    assert "ssl_ca_certs of CELERY_BROKER_URL" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_master_whose_certificate_is_for_another_address_is_refused_in_words(world: World, check: Checker) -> None:
+    require_tls(world.directory)
+    # The sentinel is asked for by its name, and names its master by an address.
+    certificates = make_certificates(world.path("certificates"), "DNS:localhost")
+    redis = world.redis("", certificates=certificates)
+    url = (
+        f"sentinel://localhost:{sentinel_of(world, redis, certificates).port}/0?ssl_ca_certs={certificates / 'ca.crt'}"
+    )
+    settings = {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url, "CELERY_SENTINEL_MASTER": "the-master"}
+
+    code, said = check(redis, **settings)
+
+    assert code == REFUSED
+    assert "its certificate is not accepted (certificate verify failed: IP address mismatch" in said
+    url += "&ssl_check_hostname=false"
+    assert check(redis, **settings | {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}) == (0, "")
+
+
+def test_results_on_the_brokers_server_are_looked_at_where_tls_differs(
+    world: World, check: Checker, certificates: Path
+) -> None:
+    redis = world.redis("", certificates=certificates)
+
+    code, said = check(redis, CELERY_RESULT_BACKEND=f"rediss://localhost:{redis.port}/1")
+
+    assert code == REFUSED
+    assert said.startswith("preflight: error: CELERY_RESULT_BACKEND")
+
+
+def test_a_version_of_tls_that_the_server_does_not_speak_is_refused(
+    world: World, check: Checker, certificates: Path
+) -> None:
+    redis = world.redis("", certificates=certificates, lines=["tls-protocols TLSv1.2"])
+
+    code, said = check(redis, CELERY_BROKER_URL=f"{redis.url()}&ssl_min_version=TLSv1.3")
+
+    assert code == REFUSED
+    assert "it speaks no TLS, or not as asked to (" in said
+    assert "ssl_ options in CELERY_BROKER_URL" in said
+
+
+@pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile"])
+@pytest.mark.parametrize(("there", "reason"), [(False, "No such file or directory"), (True, "")])
+def test_a_file_of_tls_that_cannot_be_used_is_refused(
+    world: World, check: Checker, option: str, there: bool, reason: str
+) -> None:
+    path = world.path("certificate")
+    if there:
+        path.write_text("no certificate")
+    url = f"rediss://127.0.0.1:{free_port()}/0?{option}={path}"
+
+    code, said = check(RedisServer(world.path("redis")), CELERY_BROKER_URL=url, CELERY_RESULT_BACKEND=url)
+
+    assert code == REFUSED
+    assert re.search(rf"{option}.* cannot be used \(.*{reason}", said)
+
+
+@pytest.mark.parametrize("given", ["", "guessed"])
+def test_a_wrong_password_of_sentinels_is_refused_in_words(world: World, check: Checker, given: str) -> None:
+    redis = world.redis("")
+    lines = ["requirepass secret", f"sentinel monitor the-master 127.0.0.1 {redis.port} 1"]
+    url = f"sentinel://127.0.0.1:{world.redis('secret', lines=lines, sentinel=True).port}/0"
+    settings = {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url, "CELERY_SENTINEL_MASTER": "the-master"}
+
+    code, said = check(redis, **settings, CELERY_SENTINEL_PASSWORD=given)
+
+    assert code == REFUSED
+    assert "correct CELERY_SENTINEL_PASSWORD" in said
+    assert "waiting" not in said
+    assert check(redis, **settings, CELERY_SENTINEL_PASSWORD="secret") == (0, "")
+
+
+def test_sentinels_that_name_no_master_are_waited_for_in_one_line(world: World) -> None:
+    redis = world.redis("")
+    sentinel = world.redis("", lines=[f"sentinel monitor another 127.0.0.1 {redis.port} 1"], sentinel=True)
+    gone = free_port()
+    url = f"sentinel://127.0.0.1:{sentinel.port}/0;sentinel://127.0.0.1:{gone}/0"
+    beat = world.stack(
+        redis, CELERY_BROKER_URL=url, CELERY_RESULT_BACKEND=url, CELERY_SENTINEL_MASTER="the-master"
+    ).beat()
+    beat.says(
+        rf"waiting for CELERY_BROKER_URL \(.*\): no sentinel names a master the-master \(127.0.0.1:{sentinel.port} "
+        rf"knows none that is up; 127.0.0.1:{gone}: .*refused"
+    )
+
+    sentinel.ask("SENTINEL", "MONITOR", "the-master", "127.0.0.1", str(redis.port), "1")
+
+    beat.says("beat: ticking")
 
 
 def test_a_server_of_its_own_for_results_may_forget_them_but_not_evict(world: World, check: Checker) -> None:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -141,14 +142,19 @@ class RedisServer:
 
     def client(self, database: int = 0) -> redis.Redis:
         """A client for the test's own questions."""
+        tls: dict[str, Any] = {}
+        if self.certificates:
+            files = {"ssl_ca_certs": "ca.crt", "ssl_certfile": "server.crt", "ssl_keyfile": "server.key"}
+            tls = {"ssl": True, **{option: str(self.certificates / name) for option, name in files.items()}}
         return redis.Redis(
             port=self.port,
             db=database,
             password=self.password or None,
             decode_responses=True,
             socket_timeout=ANSWER_SECONDS,
-            ssl=bool(self.certificates),
-            ssl_ca_certs=str(self.certificates / "ca.crt") if self.certificates else None,
+            # Its certificate may be for another host.
+            ssl_check_hostname=False,
+            **tls,
         )
 
     def ask(self, *command: str) -> object:
@@ -192,8 +198,6 @@ class RedisServer:
     def _configuration(self) -> list[str]:
         plain, tls = (0, self.port) if self.certificates else (self.port, 0)
         lines = [f"port {plain}", "bind 127.0.0.1", f"dir {self.directory}", "daemonize no"]
-        if self._sentinel:
-            return [*lines, *self._lines]
         if tls and self.certificates:
             lines += [
                 f"tls-port {tls}",
@@ -201,7 +205,11 @@ class RedisServer:
                 f"tls-key-file {self.certificates / 'server.key'}",
                 f"tls-ca-cert-file {self.certificates / 'ca.crt'}",
                 "tls-auth-clients no",
+                # For a sentinel: with its master too.
+                "tls-replication yes",
             ]
+        if self._sentinel:
+            return [*lines, *self._lines]
         lines += [f"unixsocket {self.socket_path}", "unixsocketperm 700", *SAFE]
         if self.password:
             # As a hash, because the configuration file knows no way to write every character.
@@ -236,8 +244,8 @@ def knows_tls(directory: Path) -> bool:
     return "tls-cert-file" in asked.stdout + asked.stderr
 
 
-def make_certificates(directory: Path) -> Path:
-    """A certificate authority (ca.crt) and a certificate for localhost (server.crt, server.key), good for a day."""
+def make_certificates(directory: Path, names: str = "DNS:localhost,IP:127.0.0.1") -> Path:
+    """A certificate authority (ca.crt) and a certificate for this host (server.crt, server.key), good for a day."""
     directory.mkdir(parents=True)
 
     def openssl(*arguments: str) -> None:
@@ -249,7 +257,7 @@ def make_certificates(directory: Path) -> Path:
     openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost",
             "-keyout", "server.key", "-out", "server.csr")
     # Python 3.13 wants to be told who has signed it, and what the authority's key is for.
-    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n")
+    (directory / "names").write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n")
     openssl("x509", "-req", "-in", "server.csr", "-days", "1", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
             "-extfile", "names", "-out", "server.crt")
     # fmt: on

@@ -80,7 +80,7 @@ def test_sentinels_are_asked_for_the_master_with_their_own_password() -> None:
         assert configuration[name]["master_name"] == "main"
         assert configuration[name]["sentinel_kwargs"]["password"] == "watcher"
     # An empty password would be sent, and refused.
-    assert "password" not in sentinel_options(load(SENTINEL))
+    assert "password" not in sentinel_options(load(SENTINEL), load(SENTINEL).broker_url)
 
 
 def test_without_sentinels_nothing_is_said_of_them() -> None:

@@ -9,13 +9,16 @@ from urllib.parse import quote
 
 import kombu
 import pytest
+import redis
 from celery import Celery
 from celery.app.backends import by_url
 from hypothesis import given
 from hypothesis import strategies as st
 
 from config.redis_url import MASK, RedisUrl, parse
+from services.results import BACKENDS
 
+CHECKS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 # Whatever can be written down as UTF-8, control characters included.
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 HOST = st.sampled_from(["redis", "redis.example.com", "10.0.0.7", "::1"])
@@ -38,10 +41,17 @@ def urls(draw: st.DrawFn) -> RedisUrl:
     if scheme == "redis+socket":
         return RedisUrl(**common, socket_path="/" + draw(ANY_TEXT.filter(bool)).lstrip("/") + "x")
     hosts = draw(st.lists(st.tuples(HOST, PORT), min_size=1, max_size=3 if scheme == "sentinel" else 1))
-    tls: tuple[tuple[str, str], ...] = (("ssl_cert_reqs", draw(st.sampled_from(["required", "optional", "none"]))),)
+    tls = {"ssl_cert_reqs": draw(st.sampled_from(["required", "optional", "none"]))}
     if draw(st.booleans()):
-        tls += (("ssl_ca_certs", "/" + draw(ANY_TEXT)),)
-    return RedisUrl(**common, hosts=tuple(hosts), tls=tls if scheme == "rediss" else ())
+        tls["ssl_check_hostname"] = (
+            "false" if tls["ssl_cert_reqs"] == "none" else draw(st.sampled_from(["true", "false"]))
+        )
+    if draw(st.booleans()):
+        tls["ssl_min_version"] = draw(st.sampled_from(["TLSv1.2", "TLSv1.3"]))
+    for name in draw(st.sampled_from([[], ["ssl_ca_certs"], ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"]])):
+        tls[name] = "/" + draw(ANY_TEXT)
+    speaks_tls = scheme == "rediss" or (scheme == "sentinel" and draw(st.booleans()))
+    return RedisUrl(**common, hosts=tuple(hosts), tls=tuple(tls.items()) if speaks_tls else ())
 
 
 @given(urls())
@@ -60,11 +70,18 @@ def test_kombu_reads_the_same_login_server_and_database(url: RedisUrl) -> None:
     assert (connection.hostname, connection.port) == url.hosts[0]
     assert int(connection.virtual_host) == url.database
     assert bool(connection.ssl) is url.uses_tls
+    if url.uses_tls:
+        # The number stays a word (kombu 5.7); a channel of ours makes it one.
+        read = {name: int(value) if name == "ssl_min_version" else value for name, value in connection.ssl.items()}
+        assert read == url.tls_options | {"ssl_cert_reqs": CHECKS[url.tls_options["ssl_cert_reqs"]]}
 
 
 @given(urls())
 def test_the_result_backend_reads_the_same_login_and_database(url: RedisUrl) -> None:
     app = Celery(set_as_current=False)
+    app.loader.override_backends = BACKENDS
+    # As config/celery.py has it.
+    app.conf.redis_backend_use_ssl = url.tls_options if url.scheme == "sentinel" else None
     backend, text = by_url(url.text(), app.loader)
     parameters = backend(app=app, url=text).connparams
     assert (parameters.get("username") or "", parameters.get("password") or "") == (url.username, url.password)
@@ -75,6 +92,12 @@ def test_the_result_backend_reads_the_same_login_and_database(url: RedisUrl) -> 
         assert parameters["path"] == url.socket_path
     else:
         assert (parameters["host"], parameters["port"]) == url.hosts[0]
+    tls = {name: value for name, value in parameters.items() if name.startswith("ssl_")}
+    expected = url.tls_options
+    if expected:
+        assert issubclass(parameters["connection_class"], redis.SSLConnection)
+        expected["ssl_cert_reqs"] = CHECKS[expected["ssl_cert_reqs"]]
+    assert tls == expected
 
 
 @given(user=ANY_TEXT, around=st.tuples(ANY_TEXT, ANY_TEXT))
@@ -188,6 +211,16 @@ def test_a_socket_has_a_path_and_a_virtual_host(text: str, path: str, database: 
         ("redis://redis/0?socket_timeout=5&db=3", "its query has db, socket_timeout, which no part of Stalk reads"),
         ("redis://redis/0?ssl_cert_reqs=none", "its query has ssl_cert_reqs"),
         ("rediss://redis/0?ssl_cert_reqs=never", "'never'; allowed are required, optional and none"),
+        ("sentinel://s1/0?ssl_cert_reqs=never", "'never'; allowed are required, optional and none"),
+        ("rediss://redis/0?ssl_check_hostname=yes", "ssl_check_hostname is 'yes'; allowed are true and false"),
+        ("rediss://redis/0?ssl_cert_reqs=none&ssl_check_hostname=true", "nobody looks at the certificate"),
+        ("rediss://redis/0?ssl_min_version=TLSv1.1", "is 'TLSv1.1'; allowed are TLSv1.2 and TLSv1.3"),
+        ("rediss://redis/0?ssl_ca_certs=", "ssl_ca_certs names no file"),
+        ("sentinel://s1/0?ssl_keyfile=/k", "ssl_certfile names none"),
+        ("rediss://redis/0?ssl_ciphers=x", "its query has ssl_ciphers, which no part of Stalk reads"),
+        ("sentinel://s1/0?master_name=x", "its query has master_name, which no part of Stalk reads"),
+        ("redis+socket:///s?ssl_cert_reqs=none", "its query has ssl_cert_reqs"),
+        ("sentinel://a/0?ssl_cert_reqs=none;sentinel://b/0?ssl_ca_certs=/c", "must have the same ssl_ options"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused_with_a_reason(text: str, reason: str) -> None:
@@ -241,6 +274,32 @@ def test_the_files_of_tls_reach_kombu() -> None:
     query = "&".join(f"{name}={quote(path)}" for name, path in files.items())
     connection = kombu.Connection(parse(f"rediss://redis/0?{query}").text())
     assert {name: connection.ssl[name] for name in files} == files
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sentinel://a:1/0?ssl_ca_certs=/ca;sentinel://b:2/0?ssl_ca_certs=/ca",
+        "sentinel://a:1/0?ssl_ca_certs=/ca;sentinel://b:2/0",
+        "sentinel://a:1/0;sentinel://b:2/0?ssl_ca_certs=/ca",
+    ],
+)
+def test_tls_is_for_all_sentinels_of_a_list(text: str) -> None:
+    url = parse(text)
+    assert url.hosts == (("a", 1), ("b", 2))
+    assert url.tls_options == {"ssl_cert_reqs": "required", "ssl_ca_certs": "/ca"}
+    assert url.text().count("ssl_ca_certs") == 2
+
+
+def test_sentinels_without_options_of_tls_speak_none() -> None:
+    assert not parse("sentinel://s1/0").uses_tls
+
+
+@pytest.mark.parametrize("written", ["TLSv1.3", "tlsv1.3", "772"])
+def test_a_version_of_tls_is_shown_by_its_name(written: str) -> None:
+    url = parse(f"rediss://redis/0?ssl_min_version={written}")
+    assert url.tls_options["ssl_min_version"] is ssl.TLSVersion.TLSv1_3
+    assert "ssl_min_version=TLSv1.3" in url.masked()
 
 
 def test_the_server_of_two_databases_is_the_same() -> None:
