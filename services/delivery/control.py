@@ -74,9 +74,7 @@ def _info(message: messages.Read, hostname: str) -> dict[str, Any]:
 @control_command(  # type: ignore[untyped-decorator]
     args=[("task_name", str), ("soft", float), ("hard", float)], signature="<task_name> <soft_secs> [hard_secs]"
 )
-def time_limit(
-    state: Any, task_name: str = "", hard: float | None = None, soft: float | None = None, **_: Any
-) -> dict[str, str]:
+def time_limit(state: Any, task_name: str = "", hard: float | None = None, soft: float | None = None, **_: Any) -> Any:
     """Tell worker(s) to modify the time limit for task by type."""
     if (task := state.app.tasks.get(task_name)) is None:
         return celery_control.nok(f"unknown task {task_name}")

@@ -10,7 +10,7 @@ from functools import cache, wraps
 from typing import Any
 
 from billiard.common import terminate_handler_fired
-from billiard.einfo import ExceptionInfo
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 
 # By these Celery says that the node is to stop.
@@ -29,7 +29,8 @@ def _class_for(kind: type[BaseException]) -> type[Exception]:
 
 
 def _failure(kind: type[BaseException], arguments: tuple[Any, ...]) -> Exception:
-    return _class_for(kind)(*arguments)
+    made: Exception = _class_for(kind)(*arguments)  # type: ignore[arg-type]  # a class is hashable
+    return made
 
 
 def as_failure(error: BaseException) -> Exception:
@@ -37,6 +38,12 @@ def as_failure(error: BaseException) -> Exception:
     if isinstance(error, Exception) and not isinstance(error, MemoryError):
         return error
     return _failure(type(error), error.args).with_traceback(error.__traceback__)
+
+
+def error_of(problem: ExceptionInfo) -> BaseException:
+    """The error that a pool reports, out of what a child has put around it."""
+    error: BaseException = problem.exception
+    return error.exc if isinstance(error, ExceptionWithTraceback) else error
 
 
 def guard(tasks: Iterable[Any]) -> None:

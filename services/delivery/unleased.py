@@ -30,6 +30,9 @@ class Unleased:
     def keeps(self, kind: str) -> bool:
         return False
 
+    def ack(self, tag: str) -> None:
+        """Nothing: Redis has nothing of it."""
+
     def give_back(self, tags: Iterable[str]) -> None:
         """Nothing: its process ends, and the message with it."""
 

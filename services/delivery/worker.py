@@ -10,8 +10,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo
 from celery import Celery, signals
+from celery.app.task import Task as CeleryTask
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.apps.worker import Worker as CeleryWorker
 from celery.concurrency.prefork import TaskPool as PreforkPool
@@ -35,6 +36,7 @@ from kombu.utils.objects import cached_property
 from config import Settings
 from services.connections import require_set
 from services.delivery import children, control, failures, holders, limits  # noqa: F401 - control registers commands
+from services.delivery.batches import BatchPool
 from services.delivery.claim import Tag
 from services.delivery.holder import REJECTED, RETRIES, RETRIES_EXHAUSTED, UNDECODABLE, UNKNOWN_TASK, Holder
 from services.delivery.limits import Limits
@@ -44,6 +46,7 @@ logger = get_logger(__name__)
 
 # What is due sooner is kept in the worker's own timer, which is exact; what is due later waits in Redis.
 LONGEST_TIMER_SECONDS = 1.0
+CELERYS_STRATEGY = CeleryTask.Strategy
 # What Celery raises at a header or an option that is not what it should be: it believes all of them. Left to
 # themselves, these errors end the worker, and then the next one.
 UNUSABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -146,13 +149,20 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     """A consumer that drops no message: what it cannot make a task of becomes a dead letter."""
 
     pool: Any
+    _batch_pool: BatchPool | None = None
 
     def update_strategies(self) -> None:
         if not self.restart_count:
             self._say_what_is_not_kept()
         for task in self.app.tasks.values():
             task.Request = _request_class(task.Request)
-        super().update_strategies()
+        self._batch_pool = self._batch_pool or BatchPool(self.pool, self.app.time_limits)
+        # Celery's own strategy takes the pool's method from here too; DeliveredRequest does not use it.
+        pool, self.pool = self.pool, self._batch_pool
+        try:
+            super().update_strategies()
+        finally:
+            self.pool = pool
 
     def _say_what_is_not_kept(self) -> None:
         tasks = self.app.tasks.values()
@@ -190,6 +200,10 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         return p(*args, **kwargs)
 
     def _handled(self, handle: Callable[[Any], Any], message: Any) -> Any:
+        fields = message.headers if "task" in message.headers else message.payload
+        task = self.app.tasks.get(fields["task"])
+        if self._batch_pool and task is not None and task.Strategy != CELERYS_STRATEGY:
+            self._batch_pool.receive(fields["id"], _holder(message), str(message.delivery_tag))
         try:
             return handle(message)
         except UNUSABLE as error:
@@ -291,8 +305,7 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
             self.on_success(answer)
 
     def on_failure(self, exc_info: Any, *arguments: Any, **keywords: Any) -> Any:
-        error = exc_info.exception
-        error = error.exc if isinstance(error, ExceptionWithTraceback) else error
+        error = failures.error_of(exc_info)
         if isinstance(error, WorkerLostError):
             self._death = "the process that ran it died"
         elif isinstance(error, TimeLimitExceeded):

@@ -37,15 +37,15 @@ def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stac
     return stack
 
 
-def letter_of(stack: Stack, task_id: str) -> dict[str, str]:
-    """The dead letter of a task, once there is one."""
+def letter_of(stack: Stack, text: str) -> dict[str, str]:
+    """The dead letter whose message has this in it, once there is one."""
 
     def found() -> dict[str, str] | None:
-        client = stack.redis.client()
+        client: Any = stack.redis.client()
         letters = [client.hgetall(f"{DEAD_LETTER}{number}") for number in client.zrange(DEAD_LETTERS, 0, -1)]
-        return next((letter for letter in letters if task_id in letter["message"]), None)
+        return next((letter for letter in letters if text in letter["message"]), None)
 
-    return stack.world.wait_until(found, PATIENCE, f"a dead letter of {task_id}")
+    return stack.world.wait_until(found, PATIENCE, f"a dead letter with {text}")
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -141,3 +141,41 @@ def test_a_task_that_waits_for_its_time_is_not_redelivered(stack: Stack, pool: s
     told: dict[str, Any] = stack.send("odd_tasks.tell", f"eta-{pool}", queue=pool, countdown=2).get(timeout=PATIENCE)
 
     assert (told["redelivered"], told["delivery_count"]) == (False, 1)
+
+
+# Batches: a node of its own, because a batch that kills takes it along.
+
+
+def send_batch(stack: Stack, queue: str, how: str) -> list[str]:
+    labels = [f"{queue}-{number}" for number in range(2)]
+    for label in labels:
+        stack.send("odd_tasks.in_batches", label, how, queue=queue)
+    return labels
+
+
+@pytest.mark.parametrize("how", ["ends", "exit"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_batch_that_ends_is_acknowledged(stack: Stack, pool: str, how: str) -> None:
+    queue = f"batch-{how}-{pool}"
+    worker = stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue, WORKER_PREFETCH_MULTIPLIER="2").ready()
+
+    labels = send_batch(stack, queue, how)
+
+    for label in labels:
+        stack.world.wait_started(label)
+    stack.world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "the batch is acknowledged")
+    if how == "exit":
+        worker.says("a batch of 2 tasks ended with an error").says("SystemExit: in a batch")
+    assert [stack.world.started(label) for label in labels] == [1, 1]
+    assert stack.waiting(queue) == 0
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_batch_that_kills_its_process_ends_as_dead_letters(stack: Stack, pool: str) -> None:
+    queue = f"batch-kills-{pool}"
+    stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue, WORKER_PREFETCH_MULTIPLIER="2")
+
+    labels = send_batch(stack, queue, "kill")
+
+    for label in labels:
+        assert letter_of(stack, label)["reason"] == "crashed"

@@ -38,7 +38,7 @@ def start(stack: Stack, name: str, options: str) -> Node:
     return stack.celery(f"worker --queues {name} --hostname {name}@%h --loglevel info {options}")
 
 
-def send(stack: Stack, task: str, label: str, queue: str = "prefork", **limits: float) -> Any:
+def send(stack: Stack, task: str, label: str, queue: str = "prefork", **limits: Any) -> Any:
     return stack.send(f"odd_tasks.{task}", label, queue=queue, **limits)
 
 
@@ -64,7 +64,7 @@ def soft_limits(stack: Stack, label: str) -> int:
         ("stubborn", {}, f"Hard time limit ({1 + HARD - SOFT}s)"),
     ],
 )
-def test_the_limit_that_was_given_comes(stack: Stack, task: str, limits: dict[str, float], said: str) -> None:
+def test_the_limit_that_was_given_comes(stack: Stack, task: str, limits: dict[str, Any], said: str) -> None:
     label = f"{task}-{'-'.join(f'{name}{value}' for name, value in limits.items())}"
 
     result = send(stack, task, label, **limits)
@@ -85,7 +85,7 @@ def test_the_limit_that_was_given_comes(stack: Stack, task: str, limits: dict[st
     ("task", "limits"), [("hard_alone", {}), ("soft_beyond", {}), ("limitless", {"time_limit": 7200})]
 )
 def test_a_task_with_a_longer_limit_runs_on_after_that_of_all_tasks(
-    stack: Stack, task: str, limits: dict[str, float]
+    stack: Stack, task: str, limits: dict[str, Any]
 ) -> None:
     long, measure = f"long-{task}", f"measure-{task}"
     running = send(stack, task, long, **limits)
@@ -134,7 +134,7 @@ def change(stack: Stack, queue: str, *, soft: float | None = None, hard: float |
 @pytest.mark.parametrize("task", ["limitless", "hard_alone"])
 def test_an_operators_limit_takes_effect_and_is_taken_back(stack: Stack, task: str) -> None:
     """Also for a task whose author's limits come along with each message; a call's own limit goes before it."""
-    authored = {"time_limit": 3600} if task == "hard_alone" else {}
+    authored: dict[str, Any] = {"time_limit": 3600} if task == "hard_alone" else {}
 
     assert change(stack, "prefork", hard=1, task=task) == {"ok": "time limits set successfully"}
     with pytest.raises(TimeLimitExceeded):

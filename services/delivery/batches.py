@@ -1,0 +1,114 @@
+"""Tasks with a strategy of their own, which run several messages at once, as those of celery-batches do.
+
+They keep requests back and give the pool a list of them, past Celery's own way of a request. What they give it is told
+to the holder here: a batch counts as started when its process dies over it, and what is not ours any more is left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.utils.log import get_logger
+
+from services.delivery import failures, limits
+from services.delivery.holder import Holder
+from services.delivery.limits import Limits
+from services.delivery.unleased import Unleased
+
+logger = get_logger(__name__)
+
+# A delivery that such a task has received: who holds it, and its tag.
+Kept = tuple[Holder | Unleased, str]
+
+
+class BatchPool:
+    """A pool, as it is for tasks with a strategy of their own."""
+
+    def __init__(self, pool: Any, general: Limits) -> None:
+        self._pool, self._general = pool, general
+        # By the id of the task: a message may come twice.
+        self._received: defaultdict[str, deque[Kept]] = defaultdict(deque)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def receive(self, task_id: str, holder: Holder | Unleased, tag: str) -> None:
+        """A task keeps this back until it has a batch."""
+        self._received[task_id].append((holder, tag))
+
+    def apply_async(
+        self,
+        run: Callable[..., Any],
+        args: Any = (),
+        kwargs: Any = None,
+        accept_callback: Callable[..., Any] | None = None,
+        callback: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run a batch without what is not ours any more, within the time limits of all tasks."""
+        batch: list[Kept] = []
+        args = self._ours(args, batch)
+        if not batch:
+            return None
+
+        def accepted(pid: int, at: float) -> None:
+            for holder, tag in batch:
+                holder.start(tag, here=pid == os.getpid())
+            if accept_callback:
+                accept_callback(pid, at)
+
+        def returned(answer: Any) -> None:
+            if isinstance(answer, ExceptionInfo):
+                failed(answer)
+            elif callback:
+                callback(answer)
+
+        def failed(problem: ExceptionInfo) -> None:
+            logger.error("a batch of %d tasks ended with an error", len(batch), exc_info=problem.exc_info)
+            error = failures.error_of(problem)
+            for holder, tag in batch:
+                if isinstance(error, WorkerLostError | TimeLimitExceeded):
+                    holder.crash(tag, f"the process that ran its batch ended: {error!r}")
+                else:
+                    # As celery-batches does with a batch that fails.
+                    holder.ack(tag)
+
+        own = Limits(options.pop("timeout", None), options.pop("soft_timeout", None))
+        hard, soft = limits.complete(own, self._general)
+        prefork = isinstance(self._pool, PreforkPool)
+        return self._pool.apply_async(
+            run if prefork else failures.run_here,
+            args if prefork else (run, *args),
+            kwargs,
+            accept_callback=accepted,
+            callback=returned,
+            error_callback=failed,
+            soft_timeout=soft,
+            timeout=hard,
+            **options,
+        )
+
+    def _ours(self, found: Any, batch: list[Kept]) -> Any:
+        """The same without requests that have been given back or lost; the others are handed over, and in `batch`."""
+        if not isinstance(found, list | tuple):
+            return found
+        return type(found)(self._ours(each, batch) for each in found if self._is_ours(each, batch))
+
+    def _is_ours(self, each: Any, batch: list[Kept]) -> bool:
+        waiting = self._received.get(getattr(each, "id", ""))
+        if not waiting:
+            return True
+        holder, tag = waiting.popleft()
+        if not waiting:
+            del self._received[each.id]
+        if not holder.hand_over(tag):
+            logger.warning("%s is left out of its batch: it was given back, or its lease was lost", each.id)
+            return False
+        batch.append((holder, tag))
+        return True
