@@ -7,7 +7,8 @@ STALK := .venv/bin/python -m stack
 PYTEST := PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n auto --dist loadgroup
 # Lists that `make lint` and nobody else needs.
 SHELL_SCRIPTS := .ci/run .ci/newcomer .ci/bare-machine .ci/docker-engine stack/bootstrap docker/base/build \
-	docker/certificates docker/healthcheck docker/install-debian-packages docker/redis/start docker/redis/healthcheck
+	docker/certificates docker/healthcheck docker/install-debian-packages docker/redis/start docker/redis/repair \
+	docker/redis/healthcheck
 DOCKERFILES := .ci/bare.Dockerfile docker/Dockerfile docker/base/python.Dockerfile docker/base/redis.Dockerfile
 
 # As they were typed: a $ or a quote in a task's arguments is an argument, not a word of make.

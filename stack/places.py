@@ -25,6 +25,8 @@ REDIS_VERSION = REDIS_DATA / "version"
 # What docker/certificates makes.
 REDIS_TLS = STATE / "tls"
 REDIS_SOCKET = RUN / "redis.sock"
+# The same program as the server, which looks at the name that it is called by.
+REDIS_CHECK_AOF = RUN / "redis-check-aof"
 SUPERVISOR_SOCKET = RUN / "supervisor.sock"
 SUPERVISOR_CONF = RUN / "supervisord.conf"
 SUPERVISOR_LOG = LOGS / "supervisord.log"

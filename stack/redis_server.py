@@ -19,7 +19,7 @@ from config import ConfigError, Settings, child_environment
 from stack import session
 from stack.docker import ROOT
 from stack.failure import Failure
-from stack.places import REDIS_DATA, REDIS_LOCK, REDIS_SOCKET, REDIS_TLS, REDIS_VERSION
+from stack.places import REDIS_CHECK_AOF, REDIS_DATA, REDIS_LOCK, REDIS_SOCKET, REDIS_TLS, REDIS_VERSION
 
 NAMES = ("redis-server", "valkey-server")
 # As in services/preflight.py.
@@ -123,12 +123,15 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     REDIS_VERSION.write_text(".".join(map(str, number)) + "\n")
+    REDIS_CHECK_AOF.unlink(missing_ok=True)
+    REDIS_CHECK_AOF.symlink_to(server.absolute())
     start = ROOT / "docker" / "redis" / "start"
     environment = child_environment(
         [],
         REDIS_PASSWORD=settings.broker.password.get_secret_value(),
         REDIS_MAXMEMORY=settings.stack.redis_maxmemory,
         STALK_REDIS_SERVER=str(server),
+        STALK_REDIS_CHECK_AOF=str(REDIS_CHECK_AOF),
         STALK_REDIS_DIR=str(REDIS_DATA),
         STALK_REDIS_SOCKET=str(REDIS_SOCKET),
         **tls(settings),

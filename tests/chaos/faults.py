@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ from tests.chaos.census import TASK_ID
 from tests.chaos.marks import CUT_OFF, DIED, FORGOT, Incident, Mark
 from tests.chaos.subjects import CONCURRENCY, REPLIES, SOFT_SHUTDOWN, STALK, STOCK, Subject
 from tests.chaos.tasks import note
+from tests.support.checkout import ROOT
 from tests.support.proxy import Proxy
+from tests.support.redis_builds import write_check_aof
+from tests.support.redis_server import executable
 from tests.support.waiting import GaveUp
 from tests.support.world import READY_SECONDS
 
@@ -405,19 +409,19 @@ def script_flush(arena: Arena) -> None:
 
 @fault(1, 5)
 def torn_append_only_file(arena: Arena) -> None:
-    """Redis killed and its append-only file torn: the last 50 bytes are missing; BGREWRITEAOF when it is back."""
+    """Redis killed and its append-only file torn: the last 50 bytes are missing."""
     since = monotonic()
     arena.redis.kill()
     path = newest_increment(arena.redis.directory)
     before = path.read_bytes()
     others = b"".join(each.read_bytes() for each in path.parent.iterdir() if each.is_file() and each != path)
     os.truncate(path, len(before) - TORN_BYTES)
+    repair(arena.redis.directory)
+    repaired = path.stat().st_size
     said = arena.redis.process.log()
     arena.redis.start()
-    kept = truncated_at(arena.redis.process.log().removeprefix(said), before, len(before) - TORN_BYTES)
+    kept = truncated_at(arena.redis.process.log().removeprefix(said), before, repaired)
     assert 0 < kept < len(before), f"{path.name} had {len(before)} bytes, and Redis kept {kept}"
-    # The beginning of a transaction without its end stays in the file, and nothing of it in Redis.
-    kept = min(kept, unfinished(before[:kept]))
     gone = set(TASK_ID.findall(before)) - set(TASK_ID.findall(before[:kept])) - set(TASK_ID.findall(others))
     # What a chord counts is written once as well: without it, its body is never sent.
     bodies = {part + b"-body" for part in CHORD_PART.findall(before[kept:])}
@@ -425,28 +429,16 @@ def torn_append_only_file(arena: Arena) -> None:
     # Who holds what Redis has forgotten hears so when he renews.
     arena.incidents.append(Incident(FORGOT, since, monotonic() + arena.plan.lease))
     arena.remarks.append(f"{len(before) - kept} bytes gone, the first trace of {len(gone)} tasks among them")
-    rewrite(arena)
 
 
-def rewrite(arena: Arena) -> None:
-    """Have Redis write its append-only file anew, as docs/operations.md says for a torn one."""
-    # As text, in which tasks can be found.
-    arena.redis.ask("CONFIG", "SET", "aof-use-rdb-preamble", "no")
-    client = arena.redis.client()
-    client.bgrewriteaof()
-
-    def rewritten() -> bool:
-        now = client.info("persistence")
-        return not (now["aof_rewrite_in_progress"] or now["aof_rewrite_scheduled"])
-
-    arena.wait(rewritten, GO_ON_SECONDS, "Redis has written its file anew")
-    assert client.info("persistence")["aof_last_bgrewrite_status"] == "ok"
-
-
-def unfinished(commands: bytes) -> int:
-    """Where the transaction begins with which the commands of a file end; their length when they end with none."""
-    begun = commands.rfind(b"\r\nMULTI\r\n")
-    return begun if begun > commands.rfind(b"\r\nEXEC\r\n") else len(commands)
+def repair(directory: Path) -> None:
+    """Do with the append-only file what the stack's own start of Redis does."""
+    tool = directory / "redis-check-aof"
+    tool.unlink(missing_ok=True)
+    write_check_aof(Path(executable()), tool)
+    script = ROOT / "docker" / "redis" / "repair"
+    environment = {**os.environ, "STALK_REDIS_CHECK_AOF": str(tool)}
+    subprocess.run(["sh", str(script), str(directory)], env=environment, check=True, capture_output=True)
 
 
 def newest_increment(directory: Path) -> Path:

@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 
+from tests.local.conftest import kill
 from tests.local.handle import MAKE_SECONDS, ROOT_PYTHON, Local
 
 
@@ -77,6 +78,35 @@ def test_a_supervisor_that_is_told_to_stop_by_somebody_is_waited_for(local: Loca
     assert local.supervisor() != before
     assert (local.notes("start", "told"), local.notes("end", "told")) == (1, 1)
     assert local.redis_servers() == 1
+
+
+@pytest.mark.slow
+def test_after_a_crash_of_the_machine_a_torn_file_needs_nobody(local: Local) -> None:
+    write = "redis.call('INCR', 'half') redis.call('RPUSH', 'halves', 'a')"
+    local.redis(database=5).delete("half", "halves")
+    redis = local.pids()["redis"]
+    # Supervisor first, which would start them again: nothing is to write behind what is torn.
+    for pid in (local.supervisor(), *(int(process.split()[0]) for process in local.left())):
+        if pid != redis:
+            kill(pid)
+    local.wait(lambda: len(local.left()) == 1, "only Redis is left")
+    client = local.redis(database=5)
+    client.config_set("appendfsync", "always")
+    client.eval(write, 0)
+    client.eval(write, 0)
+    kill(redis)
+    local.wait(lambda: not local.left(), "nothing is left")
+    parts = (local.state / "redis" / "appendonlydir").glob("*.incr.aof")
+    file = max(parts, key=lambda path: path.stat().st_mtime, default=local.state / "redis" / "appendonly.aof")
+    # Of the line EXEC.
+    os.truncate(file, file.stat().st_size - 3)
+    local.make("up")
+    assert local.redis(database=5).get("half") == "1"
+    local.redis(database=5).eval(write, 0)
+    local.make("stop")
+    local.make("up")
+    assert (local.redis(database=5).get("half"), local.redis(database=5).llen("halves")) == ("2", 2)
+    assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
 
 
 def test_a_second_redis_does_not_touch_the_data(local: Local) -> None:

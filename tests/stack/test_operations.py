@@ -20,7 +20,6 @@ TESTED_HERE = {
     "upgrade-redis",
     "copy-data",
     "restore-data",
-    "torn-file",
     "disk",
     "memory",
     "purge",
@@ -116,10 +115,6 @@ def test_queued_tasks_move_to_another_host_with_the_data(stack: Stack, other_sta
     other_stack.settings["WORKERS"] = "0"
     do(other_stack, "restore-data")
     assert other_stack.queued() == 1
-
-
-def test_writing_a_torn_file_anew(stack: Stack) -> None:
-    assert "Background append only file rewriting started" in do(stack, "torn-file")
 
 
 @pytest.mark.parametrize("name", ["disk", "memory"])

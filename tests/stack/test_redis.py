@@ -30,6 +30,32 @@ def test_a_kill_of_redis_loses_no_task_that_is_queued(stack: Stack) -> None:
     stack.wait_healthy()
 
 
+def test_a_torn_file_costs_no_more_than_the_transaction_without_its_end(stack: Stack) -> None:
+    stack.compose("stop", "worker", "beat")
+    marks = stack.send_marks(*[[0]] * 5)
+    # Nothing is to write behind the transaction that is torn.
+    stack.compose("stop", "flower")
+    write = "redis.call('INCR', 'half') redis.call('RPUSH', 'halves', 'a')"
+    stack.redis("DEL", "half", "halves")
+    stack.redis("EVAL", write, "0")
+    stack.redis("EVAL", write, "0")
+    stack.kill_redis()
+    # Of the line EXEC.
+    tear = "cd /data/appendonlydir && truncate --size -3 $(ls -t *.incr.aof | head -n 1)"
+    stack.compose("run", "--rm", "--no-deps", "-T", "--entrypoint", "sh", "redis", "-c", tear)
+    stack.compose("up", "--detach", "redis")
+    stack.wait_healthy("redis")
+    assert "of a transaction without its end" in stack.logs("redis")
+    assert stack.redis("GET", "half") == "1"
+    stack.redis("EVAL", write, "0")
+    stack.compose("restart", "redis")
+    stack.wait_healthy("redis")
+    assert (stack.redis("GET", "half"), stack.redis("LLEN", "halves")) == ("2", "2")
+    stack.compose("up", "--detach")
+    marks.wait_finished()
+    assert len(marks.all("started")) == 5
+
+
 def test_the_health_check_of_redis_says_in_one_line_what_is_wrong(stack: Stack) -> None:
     check = "sh /etc/stalk/healthcheck; echo $?"
     assert stack.shell("redis", check) == "0\n"

@@ -195,9 +195,17 @@ BINARY = ".bin"
 def write_starter(script: Path, place: Path, libraries: Path) -> None:
     """Write a script that becomes the server beside `place`, where it will be, with these libraries."""
     # Debian's server is a program of several names, and looks at which it was called by.
-    words = [libraries / "loader", "--argv0", place.name, "--library-path", libraries, f"{place}{BINARY}"]
+    words = [libraries / "loader", "--argv0", script.name, "--library-path", libraries, f"{place}{BINARY}"]
     script.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
     script.chmod(0o755)
+
+
+def write_check_aof(server: Path, script: Path) -> None:
+    """Make `script` what a server's package has as redis-check-aof: the server, called by that name."""
+    if server.with_name(f"{server.name}{BINARY}").exists():
+        write_starter(script, server, server.parent)
+    else:
+        script.symlink_to(server)
 
 
 def copy_server(server: Path, copy: Path, old: bytes, new: bytes) -> None:
