@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from time import monotonic, sleep
 from typing import TypeVar
 
 import redis
+from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
+from celery.exceptions import WorkerTerminate
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
@@ -85,7 +88,8 @@ def patience(what: str) -> Iterator[None]:
 def insist(attempt: Callable[[], T], redis_answers: Callable[[], bool]) -> T:
     """Repeat `attempt` until it succeeds, where patience is asked for.
 
-    Raises what it raises when that is no matter of waiting, and at the end of a cold shutdown.
+    Raises what it raises when that is no matter of waiting. In a cold shutdown Celery's WorkerTerminate: it would take
+    an error for the end of the task, or of its chord.
     """
     if not _patience.what:
         return attempt()
@@ -94,14 +98,29 @@ def insist(attempt: Callable[[], T], redis_answers: Callable[[], bool]) -> T:
         try:
             return attempt()
         except (RedisError, OSError) as error:
-            if not passes(error) or worker_state.should_terminate is not None:
+            if not passes(error):
                 raise
+            if worker_state.should_terminate is not None:
+                raise WorkerTerminate(worker_state.should_terminate) from error
             broken = broken + 1 if isinstance(error, AWAY) and redis_answers() else 0
             if broken == BROKEN_TRIES:
                 raise
             _begin_waiting(error)
         sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+@contextmanager
+def task_ended() -> Iterator[None]:
+    """Inside, no soft time limit comes to a child of a prefork pool: it is for its task, and that has ended."""
+    if signal.getsignal(SIG_SOFT_TIMEOUT) is not soft_timeout_sighandler:
+        yield
+        return
+    signal.signal(SIG_SOFT_TIMEOUT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(SIG_SOFT_TIMEOUT, soft_timeout_sighandler)
 
 
 def passes(error: Exception) -> bool:

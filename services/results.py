@@ -13,6 +13,7 @@ results takes none until some expire or REDIS_MAXMEMORY is raised.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
@@ -34,7 +35,7 @@ from redis.exceptions import NoScriptError, RedisError
 from config.redis_url import TLS_FILES
 from services.connections import require_set
 from services.delivery.dispatch import dispatching, this_run
-from services.patience import LONGEST_PAUSE_SECONDS, Patience, asked, insist, patience
+from services.patience import LONGEST_PAUSE_SECONDS, Patience, asked, insist, patience, task_ended
 
 logger = get_logger(__name__)
 
@@ -154,7 +155,7 @@ class Stored:
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **options: Any) -> None:
         """Count a part of a chord, and send its body after the last one."""
-        with patience(f"the chord's part of {_name(request)}[{request.id}]"), dispatching():
+        with patience(f"the chord's part of {_name(request)}[{request.id}]"), task_ended(), dispatching():
             super().on_chord_part_return(request, state, result, **options)  # type: ignore[misc]
 
     def apply_chord(self, *arguments: Any, **options: Any) -> None:
@@ -205,6 +206,11 @@ class Stored:
         script = self.client.register_script(CHORD_END_SCRIPT)  # type: ignore[attr-defined]
 
         def end(keys: list[Any], **options: Any) -> Any:
+            error = sys.exc_info()[1]
+            if error is not None and not isinstance(error, Exception):
+                # This process is stopped while the body waits: whoever runs the part again sends it. Celery would delete
+                # the chord.
+                return 1
             return script(keys=[*keys, run_key(keys[1])], **options)
 
         return end

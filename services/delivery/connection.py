@@ -12,10 +12,11 @@ import kombu
 from celery.app import amqp
 from kombu import connection
 from kombu.common import Broadcast
+from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 
 from services.delivery.transport import SentinelTransport, Transport
-from services.patience import Patience, patience
+from services.patience import Patience, insist, patience, task_ended
 
 TRANSPORTS = {kombu_redis.Transport: Transport, kombu_redis.SentinelTransport: SentinelTransport}
 
@@ -59,6 +60,8 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]
                 options["declare"] = [queue.exchange]
             # What a task sends is part of it: it waits for a Redis that is away or full, as its result does.
             with patience(f"a message for {name}"):
+                # Apart: kombu gives up the first connection of a process after four seconds (celery 5.7).
+                insist(lambda: _connect(producer), lambda: False)
                 return send(producer, name, message, **options)
 
         return send_task
@@ -69,5 +72,14 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]
         Celery tries three times, for less than a second, and then fails the task or the chord (celery 5.7).
         """
         if Patience.in_worker:
-            return publish(*arguments, **options)
+            with task_ended():
+                return publish(*arguments, **options)
         return super()._retry_publish(publish, *arguments, **options)
+
+
+def _connect(producer: Any) -> Any:
+    """Have a producer connect. Raises what redis-py does."""
+    try:
+        return producer.channel
+    except OperationalError as error:
+        raise error.__cause__ or error from None

@@ -320,6 +320,11 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
             self._exhausted = repr(error)
         return super().on_failure(exc_info, *arguments, **keywords)
 
+    def cancel(self, pool: Any, *arguments: Any, **options: Any) -> None:
+        """End its run in a cold shutdown; in a pool of this process it ends with that, and goes back."""
+        if isinstance(pool, PreforkPool):
+            super().cancel(pool, *arguments, **options)
+
     def acknowledge(self) -> None:
         """It is done; or its last retry has failed, and it becomes a dead letter."""
         if self._exhausted and not self.acknowledged and self.holder.keeps(RETRIES):

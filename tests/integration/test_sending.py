@@ -6,12 +6,14 @@ Results have a Redis of their own here, so that it can be seen that no task fail
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import Any
 
 import pytest
 from celery import chain, chord
 
-from tests.integration.test_results import OUTAGE_SECONDS, PATIENCE, POOLS, Results, release, running, signature
+from tests.integration.test_results import OUTAGE_SECONDS, PATIENCE, POOLS, WAITS, Results, release, running, signature
 from tests.support.checkout import Checkout
 from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.world import Node, Stack, World
@@ -113,6 +115,54 @@ def test_a_chord_that_a_task_sends_waits_for_the_results_too(
     assert {label: stack.waiting(label) for label in labels} == dict.fromkeys(labels, 2)
     assert sizes(kept).count("2") - before == len(labels)
     assert failed(kept) == []
+
+
+@pytest.mark.parametrize("kind", ["body", "callback", "link"])
+def test_a_soft_time_limit_does_not_come_to_a_task_that_has_ended(
+    bench: tuple[Stack, Results, Results], nodes: dict[str, Node], kind: str
+) -> None:
+    """What follows it waits for the broker, and neither task nor chord fails."""
+    stack, broker, kept = bench
+    label = f"limit-{kind}"
+    send(stack, kind, label, "prefork")
+    running(stack, [label])
+    waits = nodes["prefork"].process.count(WAITS)
+
+    broker.fail("killed")
+    release(stack, [label])
+    nodes["prefork"].says(WAITS, times=waits + 1)
+    ((_, child, _),) = stack.world.notes("start", label)
+    os.kill(child, signal.SIGUSR1)
+    stack.world.holds_for(lambda: failed(kept) == [], OUTAGE_SECONDS, "nothing has failed")
+    broker.recover("killed")
+
+    stack.world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "it is acknowledged")
+    assert (stack.waiting(label), stack.world.started(label), failed(kept)) == (1, 1, [])
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_cold_stop_while_the_body_of_a_chord_waits_fails_no_chord(
+    bench: tuple[Stack, Results, Results], pool: str
+) -> None:
+    """The task goes back, and whoever runs it again sends the body."""
+    stack, broker, kept = bench
+    queue, label = f"cold-{pool}", f"cold-{pool}-late"
+    worker = stack.celery(f"worker -P {pool} -Q {queue} -n {queue}@%h -c 1 -l info").says(rf"{queue}@\S+ ready\.")
+    send(stack, "body", label, queue)
+    running(stack, [label])
+
+    broker.fail("killed")
+    release(stack, [label])
+    worker.says(WAITS)
+    worker.process.signal(signal.SIGQUIT)
+    worker.exits(PATIENCE)
+    assert failed(kept) == []
+    broker.recover("killed")
+
+    stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue)
+    stack.world.wait_until(lambda: stack.waiting(label) == 1, PATIENCE, "the body is sent")
+    stack.world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "the task is acknowledged")
+    assert (stack.waiting(label), failed(kept)) == (1, [])
 
 
 def sizes(kept: Results) -> list[str]:
