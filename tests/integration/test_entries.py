@@ -201,6 +201,18 @@ def test_an_entry_that_is_switched_on_again_sends_nothing_of_what_it_missed(stac
     assert "weekly" not in sent(stack)
 
 
+def test_an_entry_whose_schedule_comes_to_its_end_is_sent_till_then(stack: Stack) -> None:
+    soon = "rrule('SECONDLY', dtstart=app.now() + timedelta(seconds=2), count=1)"
+    imported = "from redbeat.schedules import rrule\n"
+
+    do(stack, f"{imported}Entry('once', 'no.such.task', {soon}, args=['once'], app=app).save()")
+
+    sends(stack, "once")
+    ticks(stack.nodes[0], 1)
+    assert sent(stack).count("once") == 1
+    assert stack.redis.client().zscore("redbeat::schedule", "redbeat:once") == -1
+
+
 def test_an_entry_of_an_earlier_release_is_sent_when_it_is_due(world: World) -> None:
     # It had reckoned an hour too late, and saved in whichever of the two hours.
     stack = world.stack(BEAT_SCHEDULE=OFF, CELERY_TIMEZONE="Europe/Berlin")
@@ -308,6 +320,8 @@ def test_what_is_changed_between_a_look_and_a_send_is_not_sent_as_it_was(
         (tmp_path / f"{change} go on").touch()
 
     # One tick in which they find that out, and one that begins after that.
+    for stack in stacks.values():
+        stack.nodes[0].says("beat: ticking")
     for _ in range(2):
         paths = [stack.nodes[0].heartbeat("beat") for stack in stacks.values()]
         before = [path.stat().st_mtime_ns for path in paths]
