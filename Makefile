@@ -40,6 +40,10 @@ scale: .venv/ready ## Run WORKERS=4 workers, now and after the next `make up`
 status: .venv/ready ## Containers or processes, nodes, queues and beat on one screen [JSON=1]
 	@$(STALK) status $(if $(JSON),--json)
 
+.PHONY: schedule
+schedule: .venv/ready ## What beat sends, from code and from run time, and when next [JSON=1]
+	@$(STALK) schedule $(if $(JSON),--json)
+
 .PHONY: logs
 logs: .venv/ready ## Follow the logs [SERVICE=worker]
 	@$(STALK) logs $(SERVICE)

@@ -1,7 +1,8 @@
-"""python -m services call | status | dead-letters | replay | purge-dead-letters | to-plain: what make runs inside.
+"""python -m services call | status | schedule | dead-letters | replay | purge-dead-letters | to-plain.
 
-Each prints one JSON object on standard output and nothing else. Exit codes: 0 good (call: SUCCESS), 1 the task
-failed, Redis does not answer or refuses, or there is no such dead letter, 2 bad input, 3 no result in time.
+This is what make runs inside. Each prints one JSON object on standard output and nothing else. Exit codes: 0 good
+(call: SUCCESS), 1 the task failed, Redis does not answer or refuses, or there is no such dead letter, 2 bad input, 3 no
+result in time.
 """
 
 from __future__ import annotations
@@ -72,6 +73,14 @@ def status() -> None:
     answer, code = state.status(app)
     show(answer)
     sys.exit(code)
+
+
+@main.command(help="Print every entry of beat's schedule as JSON: what is sent, how often, and when next.")
+def schedule() -> None:
+    from services import entries
+    from services.app import app
+
+    end(entries.listed(app))
 
 
 @main.command("dead-letters", help="Print the latest dead letters as JSON, or all there is of the one with this ID.")

@@ -31,7 +31,7 @@ def create_app(settings: Settings) -> Celery:
         task_default_queue=DEFAULT_QUEUE,
         beat_schedule=beat_schedule(settings.beat.schedule),
         beat_scheduler="services.beat:LockedScheduler",
-        # RedBeat gets its connection from LockedScheduler; without these two it warns and looks for its own.
+        # RedBeat gets its connection from Stalk.redbeat_redis; without these two it warns.
         redbeat_redis_url=settings.broker_url.masked(),
         redbeat_redis_options={},
         redbeat_key_prefix=BEAT_PREFIX,

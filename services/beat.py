@@ -15,7 +15,6 @@ has no place in Redis to wait in, and is published before the transaction.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,14 +25,16 @@ from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
-from redbeat.decoder import RedBeatJSONEncoder
+from redbeat.decoder import to_timestamp
 from redbeat.schedulers import RedBeatScheduler
 from redis.exceptions import ConnectionError, LockError, RedisError, TimeoutError, WatchError
 
 from config import Settings
-from services.connections import connect, refusal
+from services import entries
+from services.connections import refusal
 from services.heartbeat import STANDBY, TICKING, WAITING, HeartbeatFile
 from services.queues import BEAT_LOCK, BEAT_LOCK_SECONDS
+from services.schedule import ENTRIES
 
 logger = get_logger(__name__)
 
@@ -52,14 +53,14 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def __init__(self, app: Any, **options: Any) -> None:
         settings: Settings = app.settings
-        # RedBeat's own URL parser knows neither sockets nor sentinels; a client that is there is used as it is.
-        app.redbeat_redis = connect(settings.broker_url, settings, decode_responses=True)
         self._heartbeat = HeartbeatFile(settings.stack.run_directory, "beat")
         self._word = ""
         self._written = False
         # Entry → its last run, and the id of the next: the same at each try, so that Flower does not show a task for
         # each of them.
         self._run_ids: dict[str, tuple[Any, str]] = {}
+        # Entry → what Redis had of it when it was looked at.
+        self._stored: dict[str, Any] = {}
         # Entry → why its next run could not be sent, at this tick and at the one before.
         self._unsent: dict[str, str] = {}
         self._unsent_before: dict[str, str] = {}
@@ -107,17 +108,17 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
 
         Raises one of AWAY when Redis is; what else keeps a run from being sent is logged, and keeps no other entry.
         """
-        due, seconds = entry.is_due()
-        if not due:
-            return float(seconds)
         try:
-            self._send(entry)
+            due, seconds = entry.is_due()
+            if due:
+                self._send(entry)
         except AWAY:
             raise
-        except Exception as error:  # whatever the entry's options, a signal's receivers or Redis raise here
-            self._report(entry, error)
+        except Exception as error:  # whatever its schedule, its options, a signal's receivers or Redis raise here
+            self._report(entry.name, "could not be sent", error)
             return RETRY_SECONDS
-        return float(seconds)
+        # None, of a schedule that has come to its end.
+        return float(seconds or TICK_SECONDS)
 
     def _send(self, entry: Any) -> None:
         late = _lateness(entry)
@@ -159,7 +160,6 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
     def _commit(self, entry: Any, messages: list[tuple[str, str]]) -> bool:
         """Send the run and write down that it is sent, both or neither; whether that was this beat's to do."""
         following = ScheduleEntry._next_instance(entry)
-        meta = {"last_run_at": following.last_run_at, "total_run_count": following.total_run_count}
         with self.app.redbeat_redis.pipeline() as pipe:
             pipe.watch(BEAT_LOCK, entry.key)
             if not self._may_send(pipe, entry):
@@ -168,7 +168,7 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
             for key, message in messages:
                 pipe.lpush(key, message)
             # As RedBeat's own _next_instance writes it (celery-redbeat 2.4.2).
-            pipe.hset(entry.key, "meta", json.dumps(meta, cls=RedBeatJSONEncoder))
+            pipe.hset(entry.key, "meta", entries.runs(following))
             pipe.zadd(self.app.redbeat_conf.schedule_key, {entry.key: following.score})
             try:
                 pipe.execute()
@@ -177,11 +177,14 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         return True
 
     def _may_send(self, pipe: Any, entry: Any) -> bool:
-        """Whether this beat has the lock still and the run is not sent yet: it may have stood still since it looked."""
+        """Whether this beat still has the lock, and the entry is as it was: it may have stood still since it looked.
+
+        Meanwhile the run may have been sent, or the entry been changed or removed.
+        """
         token = self._held.local.token
         holder = pipe.get(BEAT_LOCK)
-        last_run_at = self.Entry.decode_meta(pipe.hget(entry.key, "meta"))["last_run_at"]
-        return bool(token) and holder == token.decode() and last_run_at == entry.last_run_at
+        stored = pipe.hmget(entry.key, *entries.STORED)
+        return bool(token) and holder == token.decode() and stored == self._stored[entry.name]
 
     def _run_id(self, entry: Any) -> str:
         last_run_at, task_id = self._run_ids.get(entry.name, (None, ""))
@@ -190,11 +193,12 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
             self._run_ids[entry.name] = entry.last_run_at, task_id
         return task_id
 
-    def _report(self, entry: Any, error: Exception) -> None:
-        self._unsent[entry.name] = refusal(error)
+    def _report(self, name: str, what: str, error: Exception) -> None:
+        said = refusal(error)
         self._refused = self._refused or isinstance(error, RedisError)
-        if self._unsent[entry.name] != self._unsent_before.get(entry.name):
-            logger.error("beat: %s could not be sent (%s); trying at each tick", entry.name, refusal(error))
+        if said not in (self._unsent.get(name), self._unsent_before.get(name)):
+            logger.error("beat: %s %s (%s); trying at each tick", name, what, said)
+        self._unsent[name] = said
 
     def close(self) -> None:
         """Give the lock to whoever waits for it."""
@@ -217,9 +221,76 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
             return False
         if not self._written:
             logger.info("beat: got the lock, writing the schedule")
-            super().setup_schedule()
+            self._write_schedule()
             self._written = True
         return True
+
+    def _write_schedule(self) -> None:
+        """Write the code's entries, remove those that it had, and see when the others are due."""
+        conf, client = self.app.redbeat_conf, self.app.redbeat_redis
+        for name in {*client.smembers(conf.statics_key), *ENTRIES} - conf.schedule.keys():
+            entries.remove(self.Entry(name, app=self.app))
+            client.srem(conf.statics_key, name)
+        for name, definition in conf.schedule.items():
+            try:
+                entries.write(self._maybe_entry(name, definition))
+            except (*AWAY, RedisError):
+                raise
+            except Exception as error:  # whatever is wrong with the code
+                logger.error("beat: the code's entry %s cannot be written (%r)", name, error)
+        self._look_sooner()
+
+    def _look_sooner(self) -> None:
+        """Correct when entries are due that were saved by another release or in another time zone.
+
+        Only what is too late: what is looked at too soon is sent in time, and somebody may be saving it just now.
+        """
+        key = self.app.redbeat_conf.schedule_key
+        due = {}
+        for entry in self._read(self.app.redbeat_redis.zrange(key, 0, -1)):
+            try:
+                due[entry.key] = entry.score
+            except Exception as error:  # whatever its schedule raises
+                self._report(entry.name, "could not be sent", error)
+        if due := {name: score for name, score in due.items() if score >= 0}:
+            self.app.redbeat_redis.zadd(key, due, xx=True, lt=True)
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """The entries that are due, and the one that is next, by which the tick knows how long it may sleep."""
+        self._stored = {}
+        key, now = self.app.redbeat_conf.schedule_key, to_timestamp(self.app.now())
+        with self.app.redbeat_redis.pipeline() as pipe:
+            pipe.zrangebyscore(key, 0, now)
+            pipe.zrangebyscore(key, f"({now}", now + self.max_interval, start=0, num=1)
+            due, following = pipe.execute()
+        found = {entry.name: entry for entry in self._read(due + following)}
+        self._run_ids = {name: run for name, run in self._run_ids.items() if name in found}
+        return found
+
+    def _read(self, keys: list[str]) -> Iterator[Any]:
+        """The entries under these keys; those that cannot be read are reported and left where they are."""
+        for key, stored in zip(keys, entries.fetch(self.app.redbeat_redis, keys), strict=True):
+            try:
+                entry = entries.read(self.app, key, stored)
+            except entries.Gone:
+                self._forget(key)
+            except entries.Broken as broken:
+                self._report(key, "cannot be read", broken)
+            else:
+                self._stored[entry.name] = stored
+                yield entry
+
+    def _forget(self, key: str) -> None:
+        """Take an entry that is gone out of the order in which entries are due, unless it is there again."""
+
+        def forget(pipe: Any) -> None:
+            there = pipe.hexists(key, "definition")
+            pipe.multi()
+            if not there:
+                pipe.zrem(self.app.redbeat_conf.schedule_key, key)
+
+        self.app.redbeat_redis.transaction(forget, key)
 
     def _say(self, word: str, message: str = "") -> None:
         if word != self._word:

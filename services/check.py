@@ -64,8 +64,9 @@ def check() -> None:
 def mistake_in(app: Any, name: str, entry: Any) -> str:
     """What is wrong with an entry of the schedule; "" for nothing."""
     from celery.schedules import BaseSchedule
-    from redbeat.decoder import RedBeatJSONEncoder
     from redbeat.schedulers import RedBeatSchedulerEntry
+
+    from services.entries import encoded, is_reserved
 
     try:
         period = entry.get("schedule")
@@ -73,9 +74,11 @@ def mistake_in(app: Any, name: str, entry: Any) -> str:
             return f"has the schedule {period!r}, which is neither a number of seconds nor a crontab"
         made = RedBeatSchedulerEntry(**dict(entry, name=name, app=app))
         # As it is kept in Redis.
-        RedBeatJSONEncoder().encode([made.schedule, made.args, made.kwargs, made.options])
+        encoded([made.schedule, made.args, made.kwargs, made.options])
     except Exception as error:
         return f"cannot be used: {said(error)}"
+    if is_reserved(made):
+        return "has a name that beat needs for itself"
     if made.task not in app.tasks:
         return f"sends {made.task!r}, a task that no module defines"
     return ""

@@ -208,8 +208,8 @@ class Stored:
         def end(keys: list[Any], **options: Any) -> Any:
             error = sys.exc_info()[1]
             if error is not None and not isinstance(error, Exception):
-                # This process is stopped while the body waits: whoever runs the part again sends it. Celery would delete
-                # the chord.
+                # This process is stopped while the body waits: whoever runs the part again sends it. Celery would
+                # delete the chord.
                 return 1
             return script(keys=[*keys, run_key(keys[1])], **options)
 

@@ -9,7 +9,8 @@ from celery.schedules import ParseException, crontab
 
 from config import ConfigError
 
-# Add an entry here; its `schedule` is a number of seconds or a crontab.
+# Add an entry here; its `schedule` is a number of seconds or a crontab. services/entries.py is about those that are
+# added at run time.
 ENTRIES: dict[str, dict[str, Any]] = {
     "report-free-space": {
         "task": "services.tasks.disk.report_free_space",

@@ -86,6 +86,14 @@ def status(as_json: bool) -> None:
     report.status(chosen(settings_or_defaults()), as_json)
 
 
+@main.command(help="Every entry of beat's schedule.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def schedule(as_json: bool) -> None:
+    from stack import report
+
+    report.schedule(chosen(settings_or_defaults()), as_json)
+
+
 @main.command("dead-letters", help="The latest dead letters, all of them, or one.")
 @click.option("--id", "number", default="")
 @click.option("--all", "everything", is_flag=True)

@@ -1,4 +1,4 @@
-"""make status: what goes on, for people to read or as JSON."""
+"""make status, make schedule: what goes on, for people to read or as JSON."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from stack.units import Unit
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from stack.runtime import Runtime
 
@@ -72,6 +73,23 @@ def status(runtime: Runtime, as_json: bool) -> None:
         screen.print(f"[yellow]Dead letters: {letters}[/], see 'make dead-letters'")
 
 
+def schedule(runtime: Runtime, as_json: bool) -> None:
+    """Print every entry of beat's schedule.
+
+    Raises Failure when the stack is not running or does not answer.
+    """
+    said = answer(runtime, "schedule")
+    if as_json:
+        print(json.dumps(said))
+        return
+    rows = table("Entry", "From", "Task", "Schedule", "On", "Last run", "Next due")
+    for one in said["schedule"]:
+        on = one["problem"] or ("yes" if one["enabled"] else "no")
+        cells = (one["name"], one["source"], one["task"], one["schedule"], on, one["last_run"], one["next_due"])
+        rows.add_row(*(_plain(cell) for cell in cells))
+    console().print(rows)
+
+
 def _units(units: list[Unit]) -> Table:
     rows = table("Unit", "State", "Health", "Since")
     for unit in units:
@@ -99,6 +117,13 @@ def _queues(state: dict[str, Any]) -> Table:
     rows.add_row("held by workers (unacked)", str(state["unacked"]))
     rows.add_row("wait for their time (scheduled)", str(state["scheduled"]))
     return rows
+
+
+def _plain(cell: str | None) -> Text:
+    """A cell as it is: rich takes brackets in plain strings for colours."""
+    from rich.text import Text
+
+    return Text(cell or "-")
 
 
 def table(*columns: str) -> Table:

@@ -30,8 +30,8 @@ from tests.support.world import Node, Stack, World, forget_results
 PATIENCE = 120
 POOLS = ("prefork", "threads", "solo")
 WAYS = {"returns": "SUCCESS", "raises": "FAILURE", "retries": "RETRY"}
-# Stock Celery has lost a result, or run its task twice, within a second; the first connection of a process, it tries for
-# four.
+# Stock Celery has lost a result, or run its task twice, within a second; the first connection of a process it tries
+# for four.
 OUTAGE_SECONDS = 6
 SOFT_SHUTDOWN = 2
 # The shipped lower bound is 45 s. A busy machine may keep a node from its loop for some seconds.

@@ -14,6 +14,12 @@ PATIENCE = 120
 AWKWARD = "p@$$:/#%'\" é"
 SENTINEL_PASSWORD = "s:3/cr#t é"
 MASTER = "the-master"
+# As in a shell, or in somebody's web application.
+SAVING = """
+from redbeat import RedBeatSchedulerEntry
+from services.app import app
+RedBeatSchedulerEntry("saved", "services.tasks.arithmetic.add", 1, args=[2, 3], app=app).save()
+"""
 FORMS = ("redis", "redis+socket", "sentinel", "rediss", "sentinel with TLS")
 
 
@@ -63,6 +69,9 @@ def test_worker_results_and_beat_work_with_every_form_of_url(world: World, form:
     assert stack.send("services.tasks.arithmetic.add", 4, 3).get(timeout=PATIENCE) == 7
     worker.says(r"Task services.tasks.disk.report_free_space\S+ succeeded", PATIENCE)
     assert redis.client(1).keys("celery-task-meta-*")
+    saved = world.answer(["-c", SAVING], stack.environment(), PATIENCE)
+    assert saved.returncode == 0, saved.stderr
+    worker.says(r"Task services.tasks.arithmetic.add\S+ succeeded", PATIENCE, times=2)
     for node in (worker, beat):
         assert_tells_no_secret(node)
 

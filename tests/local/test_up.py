@@ -78,6 +78,15 @@ def test_status_as_json_is_one_object(local: Local) -> None:
     assert told["beat"]["seconds_since_tick"] >= 0
 
 
+def test_the_schedule_is_a_line_for_each_entry_and_as_json_one_object(local: Local) -> None:
+    head, *lines = local.make("schedule").stdout.splitlines()
+    assert head.split() == ["Entry", "From", "Task", "Schedule", "On", "Last", "run", "Next", "due"]
+    told = json.loads(local.make("schedule", JSON="1").stdout)["schedule"]
+    assert [line.split()[0] for line in lines] == [one["name"] for one in told]
+    (own,) = (one for one in told if one["name"] == "report-free-space")
+    assert (own["source"], own["problem"]) == ("code", None)
+
+
 def test_scaling_leaves_those_that_run_as_they_are(local: Local) -> None:
     before = local.pids()
     # What has changed meanwhile waits for `make up`.

@@ -25,7 +25,10 @@ TESTED_HERE = {
     "purge",
     "dead-letters",
     "to-plain",
+    "schedule",
 }
+# By tests/integration/test_entries.py.
+TESTED_THERE = {"entry"}
 
 
 def do(stack: Stack, name: str) -> str:
@@ -48,7 +51,7 @@ def do(stack: Stack, name: str) -> str:
 
 
 def test_every_block_of_the_document_is_run_here() -> None:
-    assert set(names(DOCUMENT)) == TESTED_HERE
+    assert set(names(DOCUMENT)) == TESTED_HERE | TESTED_THERE
 
 
 def test_scaling(stack: Stack) -> None:
@@ -146,6 +149,10 @@ def test_dead_letters_are_seen_and_replayed(stack: Stack) -> None:
     # It is no JSON now either.
     stack.wait(lambda: stack.redis("ZRANGE", "dead_letters", "0", "-1") == "2", "another dead letter")
     assert stack.make("purge-dead-letters", YES="1").stdout == "1 dead letter is deleted.\n"
+
+
+def test_the_schedule_is_listed(stack: Stack) -> None:
+    assert "report-free-space" in do(stack, "schedule")
 
 
 @pytest.mark.slow

@@ -132,3 +132,9 @@ def test_an_entry_that_beat_could_not_use_is_refused(
     said = mistake(GOOD | changes)
     assert said.startswith(says)
     assert bool(said) == bool(says)
+
+
+def test_an_entry_with_the_name_of_beats_lock_is_refused() -> None:
+    app = create_app(load({}))
+    app.loader.import_default_modules()
+    assert mistake_in(app, "lock", GOOD) == "has a name that beat needs for itself"
