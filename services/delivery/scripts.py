@@ -54,6 +54,8 @@ TELL = _script("tell", "record")
 SCHEDULED = _script("scheduled", "record")
 PURGE_SCHEDULED = _script("purge_scheduled", "record")
 TO_PLAIN = _script("to_plain", "record")
+REVOKE = _script("revoke", "record")
+REVOKED = _script("revoked", "record")
 
 # What the keeper sends without looking whether Redis knows it.
 ALL = (CLAIM, ACK, RENEW, RESTORE, RESTORE_STOCK, CRASH, REJECT, SWEEP, POSTPONE, PUBLISH)
