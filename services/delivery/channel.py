@@ -164,6 +164,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             return
         with suppress(Empty):
             self._receive()
+        if self.closed:
+            # A command that failed: Celery listens on another channel now, and has read what was revoked.
+            return
         if self._heard_on is not self.subclient.connection._sock:
             # Redis has still to confirm that; what comes now was told to nobody here.
             self._begin_to_hear()
@@ -311,6 +314,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             # Before, because a task that runs in here keeps the commands that come meanwhile waiting, as a node that
             # stands still does: the next task may be one that was revoked.
             self.connection.cycle.hear()
+            if not self._backlog:
+                # A command has closed this channel.
+                break
             self._deliver_one(self._backlog.popleft())
             if not self.connection.cycle.looped:
                 break
