@@ -20,6 +20,9 @@ SCHEDULED_MESSAGES = "scheduled_messages"
 # As many times the same task can wait there and be found by its id: a retry beside a copy of it, and more than one
 # of them is an accident already.
 SCHEDULED_COPIES = 5
+# What was revoked: ids of tasks, and stamps.
+REVOKED_TASKS = "revoked_tasks"
+REVOKED_STAMPS = "revoked_stamps"
 # Messages that go no further (services/delivery/lua/park.lua).
 DEAD_LETTERS = "dead_letters"
 DEAD_LETTERS_NEXT = "dead_letters_next"

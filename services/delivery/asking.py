@@ -2,24 +2,77 @@
 
 Redis says how many nodes hear a question; where none does, nobody is waited for. One that hears and does not answer,
 because its pool is solo and runs a task, is waited for as long as with Celery.
+
+What is revoked is kept in Redis before the nodes are told, and read by each of them whenever it begins to listen.
 """
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import Any
 
 from celery.app import control
 from kombu import Producer, pidbox
+from redis.exceptions import RedisError
+
+from services.connections import refusal
+from services.delivery import revoked
+from services.delivery.control import learn_revoked
+from services.patience import AWAY
+
+# Not Celery's, which says nothing in a program that has not set up logging.
+logger = logging.getLogger(__name__)
+
+
+class Node(pidbox.Node):  # type: ignore[misc]
+    """Where a node hears commands."""
+
+    def listen(self, channel: Any = None, callback: Any = None) -> Any:
+        consumer = super().listen(channel, callback)
+        learn = partial(self._learn, consumer.channel)
+        # Now, before the first task; and when Redis has confirmed that it will tell us: what was revoked in between
+        # was told to nobody here.
+        learn()
+        consumer.channel.on_subscribed = learn
+        return consumer
+
+    def _learn(self, channel: Any) -> None:
+        with channel.conn_or_acquire() as client:
+            learn_revoked(self.state, client)
 
 
 class Mailbox(pidbox.Mailbox):  # type: ignore[misc]
     """Where questions are put and answers come in."""
 
-    def _publish(self, *arguments: Any, channel: Any = None, producer: Any = None, **options: Any) -> Any:
+    node_cls = Node
+
+    def _publish(
+        self,
+        command: str,
+        arguments: Any,
+        *,
+        destination: Any = None,
+        channel: Any = None,
+        producer: Any = None,
+        pattern: Any = None,
+        **options: Any,
+    ) -> Any:
         channel = channel or self.connection.default_channel
+        # What only some nodes are to know is kept by those that hear it.
+        if command in revoked.COMMANDS and not destination and not pattern:
+            _, channel = self.connection.autoretry(partial(_keep, command, arguments), channel)()
         # On the channel that the answers are awaited on: another one would keep to itself how many have heard it.
         producer = producer or Producer(channel, auto_declare=False)
-        return super()._publish(*arguments, channel=channel, producer=producer, **options)
+        return super()._publish(
+            command,
+            arguments,
+            destination=destination,
+            channel=channel,
+            producer=producer,
+            pattern=pattern,
+            **options,
+        )
 
     def _collect(
         self, ticket: Any, limit: int | None = None, timeout: float | None = 1, channel: Any = None, **options: Any
@@ -30,6 +83,17 @@ class Mailbox(pidbox.Mailbox):  # type: ignore[misc]
         heard = getattr(channel, "heard", None)
         timeout = 0 if heard == 0 else timeout
         return super()._collect(ticket, limit=limit or heard, timeout=timeout, channel=channel, **options)
+
+
+def _keep(command: str, arguments: Any, channel: Any) -> None:
+    """Keep what a command revokes; a Redis that refuses that can still tell the nodes."""
+    try:
+        with channel.conn_or_acquire() as client:
+            revoked.keep_command(client, command, arguments)
+    except AWAY:
+        raise
+    except RedisError as error:
+        logger.warning("%s is not kept in Redis: only nodes that hear it now know of it: %s", command, refusal(error))
 
 
 class Control(control.Control):  # type: ignore[misc]

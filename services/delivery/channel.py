@@ -17,6 +17,7 @@ from celery.utils.log import get_logger
 from kombu.exceptions import InconsistencyError
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from kombu.utils.objects import cached_property
 from redis.exceptions import RedisError
@@ -118,6 +119,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     _numbers = count(1)
     # How many heard what this channel broadcast last; None: it has broadcast nothing.
     heard: int | None = None
+    # Called whenever this channel has begun to hear broadcasts: what was broadcast before is lost. redis-py connects
+    # again without a word (redis-py 8.1).
+    on_subscribed: Callable[[], None] | None = None
+    # The socket that was heard on when that was called last.
+    _heard_on: Any = None
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self.number = next(self._numbers)
@@ -143,6 +149,42 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         text, topics = dumps(message), self._get_publish_topics(exchange, routing_key)
         with self.conn_or_acquire() as client:
             self.heard = sum(client.publish(topic, text) for topic in topics)
+
+    def _handle_message(self, client: Any, r: Any) -> Any:
+        if self.on_subscribed and bytes_to_str(r[0]) == "psubscribe":
+            self._begin_to_hear()
+        return super()._handle_message(client, r)
+
+    def _begin_to_hear(self) -> None:
+        self._heard_on = self.subclient.connection._sock
+        if self.on_subscribed:
+            self.on_subscribed()
+
+    def hear(self) -> None:
+        """Deliver the commands that have come, if this channel listens for them."""
+        if not self.on_subscribed:
+            return
+        with suppress(Empty):
+            self._receive()
+        if self.closed:
+            # A command that failed: Celery listens on another channel now, and has read what was revoked.
+            return
+        if self._heard_on is not self.subclient.connection._sock:
+            # Redis has still to confirm that; what comes now was told to nobody here.
+            self._begin_to_hear()
+
+    def _receive(self) -> Any:
+        # What the poller saw may have been heard since, and kombu would wait for more.
+        if self.on_subscribed and not self._has_news():
+            return None
+        return super()._receive()
+
+    def _has_news(self) -> bool:
+        try:
+            return bool(self.subclient.connection.can_read(0))
+        except self.connection_errors:
+            # That is news, too: whoever reads connects again.
+            return True
 
     # Connections.
 
@@ -273,6 +315,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if not self._backlog:
             raise Empty
         while self._backlog:
+            # Before, because a task that runs in here keeps the commands that come meanwhile waiting, as a node that
+            # stands still does: the next task may be one that was revoked.
+            self.connection.cycle.hear()
+            if not self._backlog:
+                # A command has closed this channel.
+                break
             self._deliver_one(self._backlog.popleft())
             if not self.connection.cycle.looped:
                 break

@@ -1,7 +1,11 @@
-"""Remote control that knows of the tasks that wait in Redis for their time: Celery's commands look into the worker."""
+"""Remote control that knows what is in Redis: tasks that wait for their time, and what was revoked.
+
+Celery's commands look into the worker, and write there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,18 +14,24 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
 from celery.worker import control as celery_control
+from celery.worker import state as worker_state
 from celery.worker.control import control_command, inspect_command
 from redis import Redis
+from redis.exceptions import RedisError
 
-from services.connections import connect
-from services.delivery import holders, limits, messages, scheduled
+from services.connections import connect, refusal
+from services.delivery import holders, limits, messages, revoked, scheduled
 from services.delivery.holder import Holder
 from services.delivery.limits import Limits
+from services.patience import AWAY
+from services.queues import REVOKED_STAMPS, REVOKED_TASKS
 
 logger = get_logger(__name__)
 
 # A round trip to Redis, and patience with one that is busy; meanwhile the worker takes no new task.
 LEAVING_SECONDS = 1.0
+# Ids that are looked for in the schedule at once: a millisecond in which Redis does nothing else.
+LOOKED_FOR_AT_ONCE = 500
 
 
 @inspect_command()  # type: ignore[untyped-decorator]
@@ -108,14 +118,32 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
         terminate (bool): Also terminate the process if the task is active.
         signal (str): Name of signal to use for terminate (e.g., ``KILL``).
     """
-    ids = set(maybe_list(task_id) or [])
-    # First, so that whoever gets one of them from now on knows.
+    ids = revoked.as_ids(task_id)
+    refused = _keep(state, REVOKED_TASKS, ids)
+    # Before it is looked for, so that whoever gets one of them from now on knows.
     answer = celery_control.revoke(state, ids, terminate, signal, **keywords)
-    for holder in holders.all_holders():
-        holder.wait_left(ids, LEAVING_SECONDS)
-    with _redis(state) as client:
-        _revoke_scheduled(state, client, ids)
-    return answer
+    _take_out(state, ids)
+    return _but(answer, refused)
+
+
+@control_command(variadic="headers", signature="[key1=value1 [key2=value2 [... [keyN=valueN]]]]")  # type: ignore[untyped-decorator]
+def revoke_by_stamped_headers(
+    state: Any, headers: Any, terminate: bool = False, signal: Any = None, **keywords: Any
+) -> Any:
+    """Revoke task by header (or list of headers).
+
+    Keyword Arguments:
+        headers(dictionary): Dictionary that contains stamping scheme name as keys and stamps as values.
+                             If headers is a list, it will be converted to a dictionary.
+        terminate (bool): Also terminate the process if the task is active.
+        signal (str): Name of signal to use for terminate (e.g., ``KILL``).
+    """
+    named = revoked.as_headers(headers)
+    stamps = revoked.as_stamps(named)
+    refused = _keep(state, REVOKED_STAMPS, stamps)
+    answer = celery_control.revoke_by_stamped_headers(state, named, terminate, signal, **keywords)
+    revoked.learn_stamps(stamps)
+    return _but(answer, refused)
 
 
 @control_command(args=[("signal", str)], variadic="task_id", signature="<signal> [id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
@@ -124,7 +152,58 @@ def terminate(state: Any, signal: Any, task_id: Any, **_: Any) -> Any:
     return revoke(state, task_id, terminate=True, signal=signal)
 
 
-def _revoke_scheduled(state: Any, client: Redis, ids: set[str]) -> None:
+def learn_revoked(state: Any, client: Redis) -> None:
+    """Read what was revoked while this node did not hear it.
+
+    Raises redis.exceptions.ConnectionError and the like; a refusal is logged.
+    """
+    try:
+        found = revoked.load(client)
+    except AWAY:
+        raise
+    except RedisError as error:
+        logger.error("What was revoked before cannot be read from Redis, and may run here: %s", refusal(error))
+        return
+    try:
+        # First: what this cannot do, because Redis is away again, has to be news the next time.
+        _take_out(state, [task_id for task_id in found.ids if task_id not in worker_state.revoked])
+    except AWAY:
+        raise
+    except Exception:  # whatever a result backend makes of a message that somebody has sent; it is discarded when due
+        logger.exception("What was revoked before could not be taken out of the schedule")
+    revoked.learn(found)
+
+
+def _keep(state: Any, key: str, members: Sequence[str]) -> str:
+    """Keep in Redis what is revoked. Returns why that was not possible, or ""."""
+    try:
+        with _redis(state) as client:
+            revoked.keep(client, key, members)
+    except (RedisError, OSError) as error:
+        logger.warning("Revoked in this node only, and not kept in Redis: %s", refusal(error))
+        return refusal(error)
+    return ""
+
+
+def _but(answer: Any, refused: str) -> Any:
+    """Celery's answer, with what it does not know."""
+    if not refused:
+        return answer
+    return {"ok": f"{answer['ok']}, but in this node only, and not kept in Redis: {refused}"}
+
+
+def _take_out(state: Any, ids: Sequence[str]) -> None:
+    """Take revoked tasks out of Redis that wait there for their time."""
+    if not ids:
+        return
+    for holder in holders.all_holders():
+        holder.wait_left(set(ids), LEAVING_SECONDS)
+    with _redis(state) as client:
+        for start in range(0, len(ids), LOOKED_FOR_AT_ONCE):
+            _revoke_scheduled(state, client, ids[start : start + LOOKED_FOR_AT_ONCE])
+
+
+def _revoke_scheduled(state: Any, client: Redis, ids: Sequence[str]) -> None:
     """Take out of Redis what waits there, so that no worker that is started later finds it."""
     records = scheduled.of_tasks(client, ids)
     found = {

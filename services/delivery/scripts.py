@@ -55,6 +55,8 @@ TELL = _script("tell", "record")
 SCHEDULED = _script("scheduled", "record")
 PURGE_SCHEDULED = _script("purge_scheduled", "record")
 TO_PLAIN = _script("to_plain", "record")
+REVOKE = _script("revoke", "record")
+REVOKED = _script("revoked", "record")
 # What pre-flight asks.
 UNDECLARED = _script("undeclared")
 

@@ -92,6 +92,11 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
             raise Empty
         return super().handle_event(fileno, event)
 
+    def hear(self) -> None:
+        """Deliver the commands to this node that have come; its tasks come after them."""
+        for channel in list(self._channels):
+            channel.hear()
+
     def maybe_restore_messages(self) -> None:
         """Nothing: the keeper sweeps."""
 

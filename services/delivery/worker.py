@@ -307,8 +307,11 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
         return result
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
-        """Its task is about to run in process `pid`. Raises LeaseLostError when it must not and can be kept from it."""
+        """Its task is about to run in process `pid`. Raises TaskRevokedError if it must not and can be kept from it."""
         here = pid == os.getpid()
+        # A pool of threads takes more than it runs when it is given more.
+        if here and self.revoked():
+            raise TaskRevokedError(self.id)
         if not self.holder.start(self.tag, here=here) and here:
             _forget(self)
             raise LeaseLostError(f"{self.name}[{self.id}] is not started: its lease was lost")
@@ -392,7 +395,7 @@ def _escaped(request: Any, error: BaseException) -> None:
     _forget(request)
     if isinstance(error, failures.STOPS):
         request.holder.give_back([request.tag])
-    elif not isinstance(error, LeaseLostError):
+    elif not isinstance(error, TaskRevokedError):
         logger.error("%s[%s] ended with an error of Celery's own: %r", request.name, request.id, error)
         request.holder.crash(request.tag, repr(error))
 
