@@ -93,7 +93,9 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         self.channel.holder.release(self.channel.number)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Nothing: `Channel.close` gives back what nobody works on."""
+        """Restore nothing: `Channel.close` gives back what nobody works on."""
+        # Until then it keeps this object, its channel and all that belongs to that.
+        self._on_collect.cancel()
 
     def restore_visible(self, *_: Any, **__: Any) -> None:
         """Nothing: the keeper sweeps."""
@@ -116,14 +118,20 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     # How many heard what this channel broadcast last; None: it has broadcast nothing.
     heard: int | None = None
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+    def __init__(self, connection: Any, **keywords: Any) -> None:
         self.number = next(self._numbers)
         # Whether this channel consumes anything that is acknowledged.
         self.delivers = False
         self._no_ack_queues: set[str] = set()
         self._backlog: deque[Claimed] = deque()
         self._line: ClaimLine | None = None
-        super().__init__(*arguments, **keywords)
+        try:
+            super().__init__(connection, **keywords)
+        except BaseException:
+            # kombu keeps the number of a channel that did not come to be, and has 65535 of them (kombu 5.7).
+            if number := self.__dict__.get("channel_id"):
+                connection._used_channel_ids.remove(number)
+            raise
 
     @cached_property  # type: ignore[untyped-decorator]
     def holder(self) -> Holder:
@@ -137,6 +145,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _put_fanout(self, exchange: str, message: Any, routing_key: str, **options: Any) -> None:
         if options.get("_publish_batch") is not None:
             super()._put_fanout(exchange, message, routing_key, **options)
+        # kombu has them of the whole process, and forgets none: each reconnect and each receiver of events adds one.
+        self._fanout_queues = connection.fanout_queues
             return
         text, topics = dumps(message), self._get_publish_topics(exchange, routing_key)
         with self.conn_or_acquire() as client:
@@ -149,7 +159,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         """The client whose connection claims. It speaks RESP3, in which Redis may speak first."""
         pool = self._get_pool(asynchronous=True)
         pool.connection_kwargs["protocol"] = 3
-        self._claim_pool = pool
+        # That of the subscriptions comes with sentinels of its own.
+        self._claim_pool, self._claim_sentinels = pool, self._async_sentinel_manager
         return self.Client(connection_pool=pool)
 
     @cached_property  # type: ignore[untyped-decorator]
@@ -187,6 +198,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self.connection._callbacks[queue] = self._receiver(callback)
         return answer
 
+        if (sentinels := self.__dict__.pop("_claim_sentinels", None)) is not None:
+            sentinels.close()
+        # Its pool is not this channel's any more; in a child that was forked, the next command makes another.
+        self.__dict__.pop("_commands", None)
     def _receiver(self, callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def receive(raw: Any) -> Any:
             try:
@@ -235,6 +250,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             # Whether Redis itself is away shows when this is connected again.
             logger.warning("claim: the connection broke (%s)", error)
             self._hang_up(connection)
+        # kombu's look at connections that have fallen silent is not for this one.
+        self._brpop_sent_at = None
             raise Empty from None
         except BaseException:
             self._hang_up(connection)
@@ -370,6 +387,15 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         """The queues that a message goes to.
 
+    def _queue_bind(self, exchange: str, *binding: Any) -> None:
+        super()._queue_bind(exchange, *binding)
+        # Redis has the table. kombu's own, which nobody reads, grows with each queue of answers (kombu 5.7).
+        self.state.exchanges[exchange]["table"].clear()
+
+    def _delete(self, queue: str, *arguments: Any, **options: Any) -> None:
+        super()._delete(queue, *arguments, **options)
+        self._expires.pop(queue, None)
+
         Raises InconsistencyError when there are none: kombu 5.7 would take the message and put it nowhere.
         """
         look = partial(super()._lookup, exchange, routing_key, default)
@@ -385,7 +411,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             self._end_claims()
             self.holder.release(self.number)
             self._backlog.clear()
-        super().close()
+        try:
+            super().close()
+        except (RedisError, OSError):
+            # Queues that it would delete. kombu leaves everything open then, and it would stay for ever.
+            self.auto_delete_queues.clear()
+            super().close()
 
     def _end_claims(self) -> None:
         """Take in the answer to a claim under way, so that it goes back at once and not after its lease."""
