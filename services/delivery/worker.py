@@ -165,6 +165,10 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             channel.holder.release(channel.number)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
+        if not message.channel.delivers:
+            # Celery asks here for its mailbox of commands, too.
+            logger.error("control: a command cannot be decoded: %r", exc)
+            return
         self._dead_letter(message, UNDECODABLE, f"its body cannot be decoded: {exc!r}")
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
