@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from celery import Task, chord, shared_task
+from celery import Task, chord, shared_task, signals
 from celery.exceptions import Reject
 from celery.worker.control import inspect_command
 
@@ -181,6 +181,12 @@ def reject(label: str) -> None:
     """Refuse to run, now and later."""
     note("start", label)
     raise Reject("not with me", requeue=False)
+
+
+@signals.task_rejected.connect
+def hear_of_rejected(**_: Any) -> None:
+    """Write down that a message was no task."""
+    note("rejected", "message")
 
 
 @inspect_command()
