@@ -14,6 +14,7 @@ from typing import Any
 
 from celery.app import control
 from kombu import Producer, pidbox
+from kombu.exceptions import EncodeError
 from redis.exceptions import RedisError
 
 from services.connections import refusal
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Node(pidbox.Node):  # type: ignore[misc]
-    """Where a node hears commands."""
+    """The mailbox of a node, which goes on hearing whatever somebody has put into it."""
 
     def listen(self, channel: Any = None, callback: Any = None) -> Any:
         consumer = super().listen(channel, callback)
@@ -40,6 +41,23 @@ class Node(pidbox.Node):  # type: ignore[misc]
     def _learn(self, channel: Any) -> None:
         with channel.conn_or_acquire() as client:
             learn_revoked(self.state, client)
+
+    def handle_message(self, body: Any, message: Any = None) -> Any:
+        """Do what a command says, and answer.
+
+        After an error that comes out of here Celery hangs up, and the next commands are for nobody (celery 5.7).
+        """
+        try:
+            return super().handle_message(body, message)
+        except Exception as error:  # whatever somebody's command, or Redis at the answer to it, makes kombu raise
+            logger.error("control: a command, or the answer to it, is dropped: %r", error)
+
+    def reply(self, data: Any, *address: Any, **options: Any) -> None:
+        """Answer; with the reason why not, where the answer cannot be sent."""
+        try:
+            super().reply(data, *address, **options)
+        except EncodeError as error:
+            super().reply({self.hostname: {"error": repr(error)}}, *address, **options)
 
 
 class Mailbox(pidbox.Mailbox):  # type: ignore[misc]

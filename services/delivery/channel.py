@@ -26,12 +26,14 @@ from services.delivery import dispatch, holders, scheduled, scripts
 from services.delivery.claim import MOST, Claim, Claimed, ClaimLine, Claims, Refused, claimed, command
 from services.delivery.holder import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
 from services.patience import insist, patience
-from services.queues import PUBLISHED
+from services.queues import PUBLISHED, carries_tasks
 
 logger = get_logger(__name__)
 
 # A producer gives up a publish, or has got it through, long before; and its thread needs only one mark.
 PUBLISHED_SECONDS = 3600
+# Whoever asks nodes takes an answer as it comes: this one has been given up long ago, or its process has died.
+ANSWER_MILLISECONDS = 600_000
 # A claim under way when its channel closes has been answered by then, or will not be.
 LAST_ANSWER_SECONDS = 1.0
 OPTIONS = ("lease", "max_deliveries", "max_requeues", "dead_letters", "dead_letters_max")
@@ -61,6 +63,20 @@ class _Producer:
 
 _Producer.renew()
 os.register_at_fork(after_in_child=_Producer.renew)
+
+
+class NoMessage(ValueError):
+    """What has come has not the form of a message."""
+
+
+class Message(virtual.Message):  # type: ignore[misc]
+    """A message, which raises NoMessage where it is none; kombu raises whatever there is."""
+
+    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
+        try:
+            super().__init__(payload, channel, **options)
+        except Exception as error:
+            raise NoMessage(repr(error)) from error
 
 
 class QoS(virtual.QoS):  # type: ignore[misc]
@@ -96,7 +112,9 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         self.channel.holder.release(self.channel.number)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Nothing: `Channel.close` gives back what nobody works on."""
+        """Restore nothing: `Channel.close` gives back what nobody works on."""
+        # Until then it keeps this object, its channel and all that belongs to that.
+        self._on_collect.cancel()
 
     def restore_visible(self, *_: Any, **__: Any) -> None:
         """Nothing: the keeper sweeps."""
@@ -109,7 +127,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     _sentinel_manager: Any
     _async_sentinel_manager: Any
 
-    QoS = QoS
+    QoS, Message = QoS, Message
     from_transport_options = kombu_redis.Channel.from_transport_options + OPTIONS
     lease = 60
     max_deliveries = 5
@@ -125,13 +143,21 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     # The socket that was heard on when that was called last.
     _heard_on: Any = None
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+    def __init__(self, connection: Any, **keywords: Any) -> None:
         self.number = next(self._numbers)
         # Whether this channel consumes anything that is acknowledged.
         self.delivers = False
+        # kombu has them of the whole process, and forgets none: each reconnect and each receiver of events adds one.
+        self._fanout_queues = connection.fanout_queues
         self._backlog: deque[Claimed] = deque()
         self._line: ClaimLine | None = None
-        super().__init__(*arguments, **keywords)
+        try:
+            super().__init__(connection, **keywords)
+        except BaseException:
+            # kombu keeps the number of a channel that did not come to be, and has 65535 of them (kombu 5.7).
+            if number := self.__dict__.get("channel_id"):
+                connection._used_channel_ids.remove(number)
+            raise
 
     @cached_property  # type: ignore[untyped-decorator]
     def holder(self) -> Holder:
@@ -193,7 +219,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         """The client whose connection claims. It speaks RESP3, in which Redis may speak first."""
         pool = self._get_pool(asynchronous=True)
         pool.connection_kwargs["protocol"] = 3
-        self._claim_pool = pool
+        # That of the subscriptions comes with sentinels of its own.
+        self._claim_pool, self._claim_sentinels = pool, self._async_sentinel_manager
         return self.Client(connection_pool=pool)
 
     @cached_property  # type: ignore[untyped-decorator]
@@ -215,6 +242,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _disconnect_pools(self) -> None:
         if (pool := self.__dict__.pop("_claim_pool", None)) is not None:
             pool.disconnect()
+        if (sentinels := self.__dict__.pop("_claim_sentinels", None)) is not None:
+            sentinels.close()
+        # Its pool is not this channel's any more; in a child that was forked, the next command makes another.
+        self.__dict__.pop("_commands", None)
         super()._disconnect_pools()
 
     # Consuming.
@@ -233,12 +264,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         def receive(raw: Any) -> Any:
             try:
                 message = self.Message(raw, channel=self)
-            except Exception as error:  # whatever a message without form makes kombu raise
+            except NoMessage as error:
                 tag = raw["properties"]["delivery_tag"]
                 if not self.holder.holds(tag):
                     # It was taken as kombu takes what needs no acknowledgement.
                     raise
-                self.holder.reject(tag, UNDECODABLE, repr(error))
+                self.holder.reject(tag, UNDECODABLE, str(error))
                 return None
             if no_ack and self.holder.holds(message.delivery_tag):
                 # From now on it is under no lease.
@@ -248,12 +279,25 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
         return receive
 
+    def _deliver_fanout_message(self, message: Any, exchange: str) -> bool:
+        if exchange not in self._fanout_to_queue:
+            # It was on its way when its consumer was cancelled.
+            return False
+        try:
+            return bool(super()._deliver_fanout_message(message, exchange))
+        except NoMessage as error:
+            # Left to itself, it ends the worker.
+            logger.error("what was broadcast to %s is not a message: %s", exchange, error)
+            return False
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for messages. The name is kombu's: its poller calls it when there is credit and nothing under way."""
         if not self.delivers:
             super()._brpop_start(timeout)
             return
         line = self._line = self._line or ClaimLine(self.holder, self._claims, self.number)
+        # kombu's look at connections that have fallen silent is not for this one.
+        self._brpop_sent_at = None
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues or line.resting:
             return
@@ -373,7 +417,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             self.holder.hold([one.tag], self.number, claim.since)
             try:
                 return self.Message(_payload(one), channel=self)
-            except Exception as error:  # whatever a message without form makes kombu raise
+            except Exception as error:  # whatever kombu's decoders of JSON raise
                 self.holder.reject(one.tag, UNDECODABLE, repr(error))
         return None
 
@@ -391,6 +435,15 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def queue_bind(self, *arguments: Any, **options: Any) -> Any:
         return insist(partial(super().queue_bind, *arguments, **options), self._answers)
 
+    def _queue_bind(self, exchange: str, *binding: Any) -> None:
+        super()._queue_bind(exchange, *binding)
+        # Redis has the table. kombu's own, which nobody reads, grows with each queue of answers (kombu 5.7).
+        self.state.exchanges[exchange]["table"].clear()
+
+    def _delete(self, queue: str, *arguments: Any, **options: Any) -> None:
+        super()._delete(queue, *arguments, **options)
+        self._expires.pop(queue, None)
+
     def _inplace_augment_message(self, message: dict[str, Any], exchange: str, routing_key: str) -> None:
         before = message["properties"].get("delivery_tag")
         super()._inplace_augment_message(message, exchange, routing_key)
@@ -403,6 +456,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             super()._put(queue, message, **kwargs)
             return
         key = self._q_for_pri(queue, self._get_message_priority(message))
+        if not carries_tasks(message["properties"]["delivery_info"]["exchange"]):
+            # Only the channel of whoever asks knows that its queue expires.
+            with self._commands.pipeline() as pipe:
+                pipe.lpush(key, dumps(message)).pexpire(key, ANSWER_MILLISECONDS).execute()
+            return
         name = dispatch.name_of(message)
         mark = f"{PUBLISHED}{name or f'{_Producer.id}-{threading.get_ident():x}'}:{key}"
         # That there is such a name says enough.
@@ -420,11 +478,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         """The queues that a message goes to.
 
-        Raises InconsistencyError when there are none: kombu 5.7 would take the message and put it nowhere.
+        Raises InconsistencyError when it is a task's and there are none: kombu 5.7 would take it and put it nowhere.
+        Events and answers that nobody waits for any more go there.
         """
         look = partial(super()._lookup, exchange, routing_key, default)
         queues: list[str] = insist(look, self._answers)
-        if not queues:
+        if not queues and carries_tasks(exchange):
             raise InconsistencyError(f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r}")
         return queues
 
@@ -435,7 +494,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             self._end_claims()
             self.holder.release(self.number)
             self._backlog.clear()
-        super().close()
+        try:
+            super().close()
+        except (RedisError, OSError):
+            # Queues that it would delete. kombu leaves everything open then, and it would stay for ever.
+            self.auto_delete_queues.clear()
+            super().close()
 
     def _end_claims(self) -> None:
         """Take in the answer to a claim under way, so that it goes back at once and not after its lease."""

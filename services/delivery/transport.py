@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from functools import partial
 from queue import Empty
 from typing import Any
 
@@ -26,6 +28,8 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
         self._registered_with: Any = None
         # Those that ring when a place becomes free.
         self._holders: set[Holder] = set()
+        # Takes this poller out of the event loop.
+        self.leave_loop: Callable[[], None] = lambda: None
 
     def ring(self) -> None:
         """Wake whoever polls. May be called from any thread."""
@@ -35,6 +39,7 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
 
     def close(self) -> None:
         super().close()
+        self.leave_loop()
         while self._holders:
             self._holders.pop().ring_no_more(self.ring)
         # A number that is closed may be somebody else's the moment after.
@@ -42,6 +47,19 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
             bell, self._bell = self._bell, -1
             if bell >= 0:
                 os.close(bell)
+
+    def __del__(self) -> None:
+        # kombu closes no transport that has never been connected, such as one whose Redis was away (kombu 5.7).
+        self.close()
+
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        super()._on_connection_disconnect(connection)
+        # kombu forgets a connection where an event loop runs, and elsewhere keeps its channel (kombu 5.7).
+        gone = {key for key in list(self._chan_to_sock) if key[1].connection is connection}
+        for channel, client, kind in gone:
+            del self._chan_to_sock[channel, client, kind]
+            for fileno in [fileno for fileno, owner in list(self._fd_to_chan.items()) if owner == (channel, kind)]:
+                del self._fd_to_chan[fileno]
 
     @property
     def fds(self) -> dict[int, Any]:
@@ -100,9 +118,6 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
     def maybe_restore_messages(self) -> None:
         """Nothing: the keeper sweeps."""
 
-    def maybe_check_brpop_health(self) -> None:
-        """Nothing: a channel looks for itself."""
-
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]
     """redis://, rediss:// and redis+socket://"""
@@ -112,6 +127,24 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.cycle = Poller()
+        # Of all its channels: queue → exchange and routing key.
+        self.fanout_queues: dict[str, tuple[str, str]] = {}
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        before = loop.on_tick.copy()
+        super().register_with_event_loop(connection, loop)
+        # kombu would have it turn for ever, with each of its predecessors (kombu 5.7).
+        self.cycle.leave_loop = partial(loop.on_tick.difference_update, loop.on_tick - before)
+
+    def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
+        """Give back what has come for a consumer that is gone."""
+        tag, info = (raw_message["properties"].get(name) for name in ("delivery_tag", "delivery_info"))
+        for channel in self.channels[:1]:
+            if channel.holder.holds(tag):
+                channel.holder.give_back([tag])
+            elif info and channel.typeof(info["exchange"]).type != "fanout":
+                # It was taken as kombu takes what needs no acknowledgement.
+                channel._do_restore_message(raw_message, info["exchange"], info["routing_key"], channel._commands)
 
 
 class SentinelTransport(Transport):

@@ -197,7 +197,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
         def on_task_received(message: Any) -> Any:
             if problem := _problem(message):
-                return self._dead_letter(message, UNDECODABLE, problem)
+                return self._reject(message, problem)
             headers, holder = message.headers, _holder(message)
             if (count := headers.get("delivery_count", 1)) > 1:
                 logger.warning("%s[%s]: delivery %s", headers.get("task"), headers.get("id"), count)
@@ -241,19 +241,27 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             channel.holder.release(channel.number)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
+        if not message.channel.delivers:
+            # Celery asks here for its mailbox of commands, too.
+            logger.error("control: a command cannot be decoded: %r", exc)
+            return
         self._dead_letter(message, UNDECODABLE, f"its body cannot be decoded: {exc!r}")
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        self._dead_letter(message, UNDECODABLE, "it is not a task")
+        self._reject(message, "it is not a task")
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
-        self._dead_letter(message, UNDECODABLE, f"it is not a valid task: {exc!r}")
+        self._reject(message, f"it is not a valid task: {exc!r}", exc)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         self._dead_letter(message, UNKNOWN_TASK, f"no task of this name is registered here: {exc}")
         # The first version of Celery's protocol has them in the body.
         fields = message.headers if "task" in message.headers else message.payload
         signals.task_unknown.send(sender=self, message=message, exc=exc, name=fields["task"], id=fields["id"])
+
+    def _reject(self, message: Any, problem: str, error: Exception | None = None) -> None:
+        self._dead_letter(message, UNDECODABLE, problem)
+        signals.task_rejected.send(sender=self, message=message, exc=error)
 
     def _dead_letter(self, message: Any, reason: str, detail: str) -> None:
         _holder(message).reject(message.delivery_tag, reason, detail)

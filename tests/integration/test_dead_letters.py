@@ -212,6 +212,13 @@ def test_bytes_that_are_no_task_are_kept_unchanged(stack: Stack, kind: str) -> N
     assert stack.send("probe.mark", "after-garbage").get(timeout=PATIENCE) == "after-garbage"
 
 
+def test_whoever_listens_for_rejected_messages_hears_of_one_that_is_no_task(stack: Stack) -> None:
+    before = len(stack.world.notes("rejected"))
+    with raw(stack) as client:
+        client.lpush("celery", UNDECODABLE["no task in it"]())
+    stack.world.wait_until(lambda: len(stack.world.notes("rejected")) > before, PATIENCE, "it is heard of")
+
+
 @pytest.mark.parametrize("kind", UNDECODABLE_BODIES)
 def test_a_task_whose_body_cannot_be_decoded_is_kept_and_its_sender_is_told(stack: Stack, kind: str) -> None:
     garbage = UNDECODABLE_BODIES[kind]()

@@ -219,6 +219,29 @@ def test_a_queue_without_acknowledgements_works(broker: Broker, beside: bool) ->
     assert not broker.client.exists("one")
 
 
+def test_what_comes_for_a_consumer_that_is_gone_stays(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    gone, other = (Inbox(channel, name, no_ack=True, ack=False) for name in ("one", "two"))
+    # Redis is asked for messages of both, and is not told that the question has changed.
+    other.stays_at(0, 0.1)
+    gone.consumer.cancel()
+    broker.send("one", "a")
+    broker.send("two", "b")
+    assert other.drain(1, broker) == ["b"]
+    assert broker.waiting("one") == ["a"]
+
+
+def test_a_queue_without_acknowledgements_outlives_a_connection_that_fell_silent(broker: Broker, proxy: Proxy) -> None:
+    # It has to be known as silent before the test is given up.
+    connection = broker.connect(f"redis://127.0.0.1:{proxy.port}/0", health_check_interval=1)
+    inbox = Inbox(connection.channel(), "one", no_ack=True, ack=False)
+    inbox.stays_at(0, 0.1)
+    proxy.half_open()
+    broker.send("one", "a", "b")
+    # One of them at most is lost with the answer that has it: nobody has to acknowledge it.
+    inbox.drain(1, broker)
+
+
 @pytest.mark.usefixtures("no_looks")
 def test_an_acknowledgement_in_another_thread_makes_room_at_once(broker: Broker) -> None:
     """Two connections of one process share what it holds, and each has to hear of its own room."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import heapq
 import os
 import signal
+import threading
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from celery import Task, chord, shared_task
+from celery import Task, chord, shared_task, signals
 from celery.exceptions import Reject
+from celery.worker.control import inspect_command
 
 from config import variable
 
@@ -175,3 +181,27 @@ def reject(label: str) -> None:
     """Refuse to run, now and later."""
     note("start", label)
     raise Reject("not with me", requeue=False)
+
+
+@signals.task_rejected.connect
+def hear_of_rejected(**_: Any) -> None:
+    """Write down that a message was no task."""
+    note("rejected", "message")
+
+
+@inspect_command()
+def census(state: Any) -> dict[str, int]:
+    """How many objects of each class, file descriptors and threads this node has: a prefork pool's parent."""
+    # Timers that are cancelled stay until they would have been due, half a minute at most after a reconnect.
+    queue, known = state.consumer.timer._queue, state.consumer.timer_entries_before_start
+    queue[:] = [each for each in queue if not each.entry.canceled]
+    heapq.heapify(queue)
+    known -= {entry for entry in known if entry.canceled}
+    gc.collect()
+    found: Counter[str] = Counter(f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, gc.get_objects()))
+    return {
+        **found,
+        "file descriptors": len([*Path("/proc/self/fd").iterdir()]),
+        "threads": threading.active_count(),
+        "resident bytes": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE"),
+    }

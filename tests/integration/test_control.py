@@ -1,0 +1,185 @@
+"""Remote control: a node hears each command, whatever came before it and whoever has stopped waiting for an answer."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from kombu import Exchange, Producer
+
+from services.delivery.asking import Mailbox
+from services.delivery.channel import ANSWER_MILLISECONDS
+from services.delivery.connection import Connection
+from tests.support.world import Node, Stack, World
+
+PATIENCE = 120
+# Long enough for a question to be sent, and too short for somebody who sleeps.
+NO_ANSWER_SECONDS = 0.5
+ANSWER_SECONDS = 60
+POOLS = ("prefork", "threads", "solo")
+# Where Redis publishes what is broadcast to nodes: database 0, kombu's exchange for commands.
+TOPIC = "/0.celery.pidbox"
+BROKEN = """
+from celery.worker.control import inspect_command
+
+@inspect_command()
+def answer_what_no_message_can_hold(state):
+    return object()
+
+@inspect_command()
+def raise_an_error(state):
+    raise ValueError("on purpose")
+"""
+
+
+@pytest.fixture(params=POOLS)
+def stack(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """A node of its own, with nobody beside it."""
+    modules = tmp_path_factory.mktemp("modules")
+    (modules / "broken.py").write_text(BROKEN)
+    stack = world.stack()
+    options = f"--pool={request.param} --concurrency=1 --hostname=node0@%h --loglevel=info --without-gossip"
+    stack.celery(f"worker {options}", CELERY_IMPORTS="probe,broken", PYTHONPATH=str(modules)).ready()
+    # It says so a moment before it listens.
+    client = stack.redis.client()
+    world.wait_until(client.pubsub_numpat, PATIENCE, "the node hears commands")
+    return stack
+
+
+@contextmanager
+def asking(stack: Stack) -> Iterator[Mailbox]:
+    """Where somebody asks who has this project's transport."""
+    with Connection(stack.redis.url()) as connection:
+        yield Mailbox("celery", "fanout", connection)
+
+
+def hears(stack: Stack, what: str = "the next command") -> None:
+    """The node does what it is told next: it takes tasks from one more queue."""
+    [node], queue = stack.nodes, uuid4().hex
+    stack.client.control.add_consumer(queue)
+    started = f"Started consuming from {queue}"
+    stack.world.wait_until(lambda: node.process.count(started), PATIENCE, f"the node hears {what}")
+
+
+def complains(node: Node) -> list[str]:
+    return [line for line in node.process.log().splitlines() if "Traceback" in line or " ERROR " in line]
+
+
+def test_an_answer_that_nobody_waits_for_is_dropped_in_silence(stack: Stack) -> None:
+    [node] = stack.nodes
+    queue = uuid4().hex
+    node.process.signal(signal.SIGSTOP)
+    with asking(stack) as mailbox:
+        for _ in range(3):
+            assert not mailbox.multi_call("ping", timeout=NO_ANSWER_SECONDS)
+    stack.client.control.add_consumer(queue)
+    node.process.signal(signal.SIGCONT)
+
+    node.says(f"Started consuming from {queue}")
+    assert complains(node) == []
+
+
+def test_an_answer_to_somebody_who_died_does_not_stay_for_ever(stack: Stack) -> None:
+    with asking(stack) as mailbox:
+        # What multi_call does before it waits.
+        mailbox._publish("ping", {}, reply_ticket=uuid4().hex)
+        [answers] = [mailbox.reply_queue.name]
+        client = stack.redis.client()
+        stack.world.wait_until(lambda: client.llen(answers), PATIENCE, "the node answers")
+        assert 0 < client.pttl(answers) <= ANSWER_MILLISECONDS
+    hears(stack)
+
+
+def test_asking_leaves_nothing_behind(stack: Stack) -> None:
+    client = stack.redis.client()
+    before = set(client.keys("*pidbox*"))
+    with asking(stack) as mailbox:
+        for _ in range(20):
+            assert mailbox.multi_call("ping", limit=1, timeout=ANSWER_SECONDS)
+    # Stock Celery asks as well.
+    assert stack.client.control.broadcast("ping", reply=True, limit=1, timeout=ANSWER_SECONDS)
+    assert set(client.keys("*pidbox*")) == before
+
+
+def published(text: str) -> Callable[[Stack], object]:
+    """What somebody has written himself."""
+    return lambda stack: stack.redis.client().publish(TOPIC, text)
+
+
+def sent(body: Any, **properties: Any) -> Callable[[Stack], object]:
+    """What kombu has sent for somebody."""
+
+    def send(stack: Stack) -> None:
+        with Connection(stack.redis.url()) as connection:
+            exchange = Exchange("celery.pidbox", "fanout", durable=False)
+            Producer(connection, exchange).publish(body, declare=[exchange], **properties)
+
+    return send
+
+
+def envelope(**fields: Any) -> str:
+    return json.dumps({"body": "{}", "content-type": "application/json", "content-encoding": "utf-8", **fields})
+
+
+MISTAKES = {
+    "no JSON": published("{"),
+    "a list": published("[1]"),
+    "a number": published("1"),
+    "no properties": published(envelope(headers={})),
+    "no tag": published(envelope(headers={}, properties={})),
+    "its body is a list": sent([1]),
+    "its body is text": sent("ping"),
+    "its body cannot be decoded": sent(b"{", content_type="application/json", content_encoding="utf-8"),
+    "its body is pickled": sent(b"", content_type="application/x-python-serialize", content_encoding="binary"),
+    "no method": sent({}),
+    "an unknown method": sent({"method": "unheard_of"}),
+    "the method is a number": sent({"method": 1}),
+    "its arguments are a list": sent({"method": "ping", "arguments": [1]}),
+    "its arguments are wrong": sent({"method": "revoke", "arguments": {"unheard_of": 1}}),
+    "its pattern is no pattern": sent({"method": "ping", "pattern": "(", "matcher": "pcre"}),
+    "its matcher is unknown": sent({"method": "ping", "pattern": "*", "matcher": "unheard_of"}),
+    "nowhere to answer": sent({"method": "ping", "reply_to": {}, "ticket": "a"}),
+    "an answer to a number": sent({"method": "ping", "reply_to": 1, "ticket": "a"}),
+    "an answer to anywhere": sent(
+        {"method": "ping", "reply_to": {"exchange": "unheard-of", "routing_key": "a"}, "ticket": "a"}
+    ),
+    "its clock is text": sent({"method": "ping"}, headers={"clock": "late"}),
+    "raises": sent({"method": "raise_an_error"}),
+}
+
+
+def test_a_node_hears_the_next_command_after_one_that_is_none(stack: Stack) -> None:
+    for mistake, make in MISTAKES.items():
+        make(stack)
+        hears(stack, f"the next command after: {mistake}")
+    [node] = stack.nodes
+    assert node.process.count("Connected to") == 1, "it has connected again"
+
+
+def test_whoever_asks_hears_why_there_is_no_answer(stack: Stack) -> None:
+    with asking(stack) as mailbox:
+        for command, reason in (("answer_what_no_message_can_hold", "EncodeError"), ("raise_an_error", "on purpose")):
+            [answer] = mailbox.multi_call(command, limit=1, timeout=ANSWER_SECONDS)
+            [said] = answer.values()
+            assert reason in said["error"]
+            hears(stack)
+
+
+def test_a_node_hears_the_next_command_after_an_answer_that_a_full_redis_refused(stack: Stack) -> None:
+    [node] = stack.nodes
+    client = stack.redis.client()
+    node.process.signal(signal.SIGSTOP)
+    with asking(stack) as mailbox:
+        # What multi_call does before it waits.
+        mailbox._publish("ping", {}, reply_ticket=uuid4().hex)
+        client.config_set("maxmemory", 1)
+        stack.client.control.cancel_consumer("celery")
+        node.process.signal(signal.SIGCONT)
+        node.says("Canceling queue celery")
+        client.config_set("maxmemory", 0)
+    hears(stack)
