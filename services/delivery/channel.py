@@ -19,8 +19,9 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 from kombu.utils.objects import cached_property
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from services import reserve
 from services.delivery import dispatch, holders, scheduled, scripts
 from services.delivery.claim import MOST, Claim, Claimed, ClaimLine, Claims, Refused, claimed, command
 from services.delivery.holder import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
@@ -120,6 +121,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self.number = next(self._numbers)
         # Whether this channel consumes anything that is acknowledged.
         self.delivers = False
+        # Whether Redis had no room for the last claim.
+        self._refused = False
         self._no_ack_queues: set[str] = set()
         self._backlog: deque[Claimed] = deque()
         self._line: ClaimLine | None = None
@@ -151,6 +154,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         pool.connection_kwargs["protocol"] = 3
         self._claim_pool = pool
         return self.Client(connection_pool=pool)
+
+    def _get_client(self) -> type[reserve.Client]:
+        return reserve.Client
 
     @cached_property  # type: ignore[untyped-decorator]
     def _commands(self) -> Any:
@@ -228,7 +234,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         try:
             found = self._line.read(connection)
         except Refused as error:
-            logger.warning("claim: Redis takes no more (%s): waiting until it does", error)
+            if not self._refused:
+                logger.warning("claim: Redis takes no more (%s): waiting until it does", error)
+            self._refused = True
             self._in_poll = None
             raise Empty from None
         except self.connection_errors as error:
@@ -241,7 +249,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             raise
         if found is None:
             raise Empty
-        self._in_poll = None
+        self._in_poll, self._refused = None, False
         self._backlog.extend(found)
         if found:
             self._queue_cycle.rotate(found[-1].queue)
@@ -338,8 +346,34 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def queue_declare(self, *arguments: Any, **options: Any) -> Any:
         return insist(partial(super().queue_declare, *arguments, **options), self._answers)
 
-    def queue_bind(self, *arguments: Any, **options: Any) -> Any:
-        return insist(partial(super().queue_bind, *arguments, **options), self._answers)
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str | None, queue: str) -> None:
+        """Store a binding; a node that starts waits with it, as what a task sends does."""
+        bind = partial(super()._queue_bind, exchange, routing_key, pattern, queue)
+        try:
+            with patience(f"the binding of {queue}"):
+                insist(bind, self._answers)
+        except BaseException:
+            # kombu has noted before that it is there, and would never try again.
+            self.state.binding_delete(queue, exchange, routing_key)
+            raise
+
+    def _refresh_bindings(self, queues: list[str]) -> None:
+        try:
+            super()._refresh_bindings(queues)
+        except ResponseError as error:
+            # They live for hours; kombu would try each second, with a traceback.
+            if not reserve.is_full(error):
+                raise
+
+    @cached_property  # type: ignore[untyped-decorator]
+    def _refresh_binding(self) -> Callable[..., Any]:
+        script = scripts.of(kombu_redis.REFRESH_BINDING)
+
+        def refresh(keys: list[str], args: list[Any], client: Any) -> Any:
+            # At once, also where kombu has begun a transaction: out of that no script gets anything from the reserve.
+            return self._commands.run(script, keys, args)
+
+        return refresh
 
     def _inplace_augment_message(self, message: dict[str, Any], exchange: str, routing_key: str) -> None:
         before = message["properties"].get("delivery_tag")
@@ -359,7 +393,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         arguments = [dumps(message), "1" if name else message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
         # Also what a task publishes without Celery.
         with patience(f"a message for {queue}"):
-            insist(lambda: scripts.PUBLISH(self._commands, [key, mark], arguments), self._answers)
+            insist(lambda: self._commands.run(scripts.PUBLISH, [key, mark], arguments), self._answers)
 
     def _answers(self) -> bool:
         try:
