@@ -31,6 +31,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 HAND_BACK_SECONDS = 10
 # Time Supervisor needs on top of that to leave before the container is killed.
 SUPERVISOR_EXIT_SECONDS = 5
+# Of REDIS_MAXMEMORY: as far as workers go when Redis is full (services/delivery/lua/reserve.lua).
+WITH_RESERVE = 1.25
 
 
 def check_whole(text: object) -> object:
@@ -538,8 +540,8 @@ class StackSettings(Group):
     redis_maxmemory: Size = setting(
         "REDIS_MAXMEMORY",
         "512m",
-        "Data that Redis accepts before it refuses new tasks. Half its memory limit: rewriting the append-only "
-        "file can need as much again.",
+        "Data that Redis accepts before it refuses new tasks; workers go on for a quarter more. Half its memory "
+        "limit: rewriting the append-only file can need as much again.",
         SIZE,
     )
     redis_memory: Size = setting("REDIS_MEMORY", "1g", "Memory limit of the redis container.", SIZE)
@@ -729,10 +731,10 @@ def _conflicts(
         found.append("CELERY_SENTINEL_MASTER must name the master, because CELERY_BROKER_URL is a sentinel:// URL")
     if results.url.scheme == "sentinel" and not broker.sentinel_master:
         found.append("CELERY_SENTINEL_MASTER must name the master, because CELERY_RESULT_BACKEND is a sentinel:// URL")
-    if size_in_bytes(stack.redis_maxmemory) >= size_in_bytes(stack.redis_memory):
+    if size_in_bytes(stack.redis_maxmemory) * WITH_RESERVE >= size_in_bytes(stack.redis_memory):
         found.append(
-            f"REDIS_MAXMEMORY ({stack.redis_maxmemory}) must be below REDIS_MEMORY ({stack.redis_memory}), or the "
-            "kernel kills Redis before Redis refuses new tasks"
+            f"REDIS_MAXMEMORY ({stack.redis_maxmemory}) and a quarter of it, in which workers go on when Redis is "
+            f"full, must be below REDIS_MEMORY ({stack.redis_memory}), or the kernel kills Redis; half of it is safe"
         )
     return found
 

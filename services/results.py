@@ -7,14 +7,15 @@ here until Redis takes it; the acknowledgement comes after it, so a worker that 
 task back. Everywhere else, and for everything else, such as `AsyncResult.get`, this backend is Celery's own.
 
 A result that Redis refuses for what it is becomes a FAILURE with the reason, as with Celery. Limits: a prefork task
-whose result has been waiting until its hard time limit ends as if it had run for so long, and a Redis that is full of
-results takes none until some expire or REDIS_MAXMEMORY is raised.
+whose result has been waiting until its hard time limit ends as if it had run for so long, and a Redis that is so full
+of results that nothing is left of its reserve (services/reserve.py) takes none until some expire or REDIS_MAXMEMORY is
+raised.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 from urllib.parse import parse_qsl
@@ -29,11 +30,12 @@ from celery.worker import request as stock_request
 from celery.worker import state as worker_state
 from kombu.utils.encoding import bytes_to_str
 from redis.client import Pipeline
-from redis.commands.core import Script
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
 from config.redis_url import TLS_FILES
+from services import reserve
 from services.connections import require_set
+from services.delivery import scripts
 from services.delivery.dispatch import dispatching, this_run
 from services.patience import LONGEST_PAUSE_SECONDS, Patience, asked, insist, patience, task_ended
 
@@ -76,35 +78,20 @@ class ResultsStep(bootsteps.StartStopStep):  # type: ignore[misc]
         Task.Request = Request
 
 
-class PatientClient(redis.Redis):
+class PatientClient(reserve.Client):
     """A client that repeats a command while this thread has patience."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         return insist(partial(super().execute_command, *args, **options), partial(_answers, self))
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
-        return PatientPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        return PatientTransaction(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
-    def register_script(self, script: Any) -> Any:
-        return KnownScript(self, script)
-
-
-class KnownScript(Script):
-    """A script that comes with its text when Redis does not know it.
-
-    redis-py loads it and asks again, and between the two somebody may flush the scripts: Celery would take that for the
-    end of a chord (redis-py 8.1).
-    """
-
-    def __call__(self, keys: Any = None, args: Any = None, client: Any = None) -> Any:
-        keys, args, client = keys or [], args or [], client or self.registered_client
-        try:
-            return client.evalsha(self.sha, len(keys), *keys, *args)
-        except NoScriptError:
-            return client.eval(self.script, len(keys), *keys, *args)
+    def run(self, script: scripts.Script, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
+        return insist(partial(super().run, script, keys, arguments), partial(_answers, self))
 
 
-class PatientPipeline(Pipeline):
+class PatientTransaction(reserve.Transaction):
     """The same for a transaction: all of it or nothing."""
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
@@ -113,7 +100,7 @@ class PatientPipeline(Pipeline):
         def attempt() -> list[Any]:
             # A pipeline forgets its commands when it fails.
             self.command_stack = list(commands)
-            return super(PatientPipeline, self).execute(raise_on_error)
+            return super(PatientTransaction, self).execute(raise_on_error)
 
         return insist(attempt, partial(_answers, self))
 

@@ -20,8 +20,9 @@ from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from kombu.utils.objects import cached_property
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from services import reserve
 from services.delivery import dispatch, holders, scheduled, scripts
 from services.delivery.claim import MOST, Claim, Claimed, ClaimLine, Claims, Refused, claimed, command
 from services.delivery.holder import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
@@ -149,6 +150,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self.delivers = False
         # kombu has them of the whole process, and forgets none: each reconnect and each receiver of events adds one.
         self._fanout_queues = connection.fanout_queues
+        # Whether Redis had no room for the last claim.
+        self._refused = False
         self._backlog: deque[Claimed] = deque()
         self._line: ClaimLine | None = None
         try:
@@ -222,6 +225,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         # That of the subscriptions comes with sentinels of its own.
         self._claim_pool, self._claim_sentinels = pool, self._async_sentinel_manager
         return self.Client(connection_pool=pool)
+
+    def _get_client(self) -> type[reserve.Client]:
+        return reserve.Client
 
     @cached_property  # type: ignore[untyped-decorator]
     def _commands(self) -> Any:
@@ -318,7 +324,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         try:
             found = self._line.read(connection)
         except Refused as error:
-            logger.warning("claim: Redis takes no more (%s): waiting until it does", error)
+            if not self._refused:
+                logger.warning("claim: Redis takes no more (%s): waiting until it does", error)
+            self._refused = True
             self._in_poll = None
             raise Empty from None
         except self.connection_errors as error:
@@ -331,7 +339,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             raise
         if found is None:
             raise Empty
-        self._in_poll = None
+        self._in_poll, self._refused = None, False
         self._backlog.extend(found)
         if found:
             self._queue_cycle.rotate(found[-1].queue)
@@ -432,13 +440,36 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def queue_declare(self, *arguments: Any, **options: Any) -> Any:
         return insist(partial(super().queue_declare, *arguments, **options), self._answers)
 
-    def queue_bind(self, *arguments: Any, **options: Any) -> Any:
-        return insist(partial(super().queue_bind, *arguments, **options), self._answers)
-
-    def _queue_bind(self, exchange: str, *binding: Any) -> None:
-        super()._queue_bind(exchange, *binding)
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str | None, queue: str) -> None:
+        """Store a binding; a node that starts waits with it, as what a task sends does."""
+        bind = partial(super()._queue_bind, exchange, routing_key, pattern, queue)
+        try:
+            with patience(f"the binding of {queue}"):
+                insist(bind, self._answers)
+        except BaseException:
+            # kombu has noted before that it is there, and would never try again.
+            self.state.binding_delete(queue, exchange, routing_key)
+            raise
         # Redis has the table. kombu's own, which nobody reads, grows with each queue of answers (kombu 5.7).
         self.state.exchanges[exchange]["table"].clear()
+
+    def _refresh_bindings(self, queues: list[str]) -> None:
+        try:
+            super()._refresh_bindings(queues)
+        except ResponseError as error:
+            # They live for hours; kombu would try each second, with a traceback.
+            if not reserve.is_full(error):
+                raise
+
+    @cached_property  # type: ignore[untyped-decorator]
+    def _refresh_binding(self) -> Callable[..., Any]:
+        script = scripts.of(kombu_redis.REFRESH_BINDING)
+
+        def refresh(keys: list[str], args: list[Any], client: Any) -> Any:
+            # At once, also where kombu has begun a transaction: out of that no script gets anything from the reserve.
+            return self._commands.run(script, keys, args)
+
+        return refresh
 
     def _delete(self, queue: str, *arguments: Any, **options: Any) -> None:
         super()._delete(queue, *arguments, **options)
@@ -467,7 +498,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         arguments = [dumps(message), "1" if name else message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
         # Also what a task publishes without Celery.
         with patience(f"a message for {queue}"):
-            insist(lambda: scripts.PUBLISH(self._commands, [key, mark], arguments), self._answers)
+            insist(lambda: self._commands.run(scripts.PUBLISH, [key, mark], arguments), self._answers)
 
     def _answers(self) -> bool:
         try:

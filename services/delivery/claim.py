@@ -36,7 +36,7 @@ LOOK_SECONDS = 5.0
 LOOK_UNTRACKED_SECONDS = 0.2
 # Redis answers in milliseconds; config/celery.py gives up a socket after the same time.
 REPLY_SECONDS = 10.0
-# No memory, or no disk: Redis answers, and takes nothing until somebody has made room.
+# No memory, not even in reserve, or no disk: Redis answers, and takes nothing until there is room.
 FULL = ("OOM", "MISCONF")
 
 

@@ -56,11 +56,9 @@ def remove(client: Redis, fields: Sequence[bytes]) -> set[bytes]:
 
     Raises redis.exceptions.RedisError.
     """
-    with client.pipeline(transaction=True) as pipe:
-        for field in fields:
-            pipe.hdel(SCHEDULED_MESSAGES, field)
-            pipe.zrem(SCHEDULED, field)
-        deleted = pipe.execute()[::2]
+    commands = [(3, *words, field) for field in fields for words in (("HDEL", SCHEDULED_MESSAGES), ("ZREM", SCHEDULED))]
+    # A Redis at maxmemory takes no transaction.
+    deleted = scripts.COMMANDS(client, [], [word for command in commands for word in command])[::2]
     return {field for field, count in zip(fields, deleted, strict=True) if count}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +32,46 @@ class Script:
         except NoScriptError:
             return client.eval(self.text, len(keys), *keys, *arguments)
 
+    @cached_property
+    def from_reserve(self) -> Script:
+        """The same with all of what Redis has in reserve (lua/reserve.lua)."""
+        return of("\n".join((_read("reserve"), "open_reserve(1)", self.text)))
 
-def _script(name: str, *shared: str) -> Script:
-    text = "\n".join((DIRECTORY / f"{part}.lua").read_text() for part in (*shared, name))
+
+def of(text: str) -> Script:
+    """The script with this text."""
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-CLAIM = _script("claim", "record")
+def _script(name: str, *shared: str) -> Script:
+    return of("\n".join(map(_read, (*shared, name))))
+
+
+def _read(name: str) -> str:
+    return (DIRECTORY / f"{name}.lua").read_text()
+
+
+CLAIM = _script("claim", "reserve", "record")
 ACK = _script("ack")
-RENEW = _script("renew", "record")
-RESTORE = _script("restore", "record")
-RESTORE_STOCK = _script("restore_stock", "record")
-CRASH = _script("crash", "record", "park")
-REQUEUE = _script("requeue", "record", "park", "schedule")
-REJECT = _script("reject", "record", "park")
-SWEEP = _script("sweep", "record", "park", "schedule")
-POSTPONE = _script("postpone", "record", "schedule")
+RENEW = _script("renew", "reserve", "record")
+RESTORE = _script("restore", "reserve", "record")
+RESTORE_STOCK = _script("restore_stock", "reserve", "record")
+CRASH = _script("crash", "reserve", "record", "park")
+REQUEUE = _script("requeue", "reserve", "record", "park", "schedule")
+REJECT = _script("reject", "reserve", "record", "park")
+SWEEP = _script("sweep", "reserve", "record", "park", "schedule")
+POSTPONE = _script("postpone", "reserve", "record", "schedule")
 PUBLISH = _script("publish")
+COMMANDS = _script("commands")
 # What people and remote control ask for.
-REPLAY = _script("replay", "record")
+REPLAY = _script("replay", "reserve", "record")
 PURGE_LETTERS = _script("purge_letters")
-TELL = _script("tell", "record")
-SCHEDULED = _script("scheduled", "record")
-PURGE_SCHEDULED = _script("purge_scheduled", "record")
-TO_PLAIN = _script("to_plain", "record")
-REVOKE = _script("revoke", "record")
-REVOKED = _script("revoked", "record")
+TELL = _script("tell", "reserve", "record")
+SCHEDULED = _script("scheduled", "reserve", "record")
+PURGE_SCHEDULED = _script("purge_scheduled", "reserve", "record")
+TO_PLAIN = _script("to_plain", "reserve", "record")
+REVOKE = _script("revoke", "reserve", "record")
+REVOKED = _script("revoked", "reserve", "record")
 # What pre-flight asks.
 UNDECLARED = _script("undeclared")
 

@@ -36,6 +36,9 @@ LONGER, SHORTER = 1.5, 0.5
 OUTAGE_SECONDS = 1.5
 # Redis refuses writes for a while.
 FULL_SECONDS = 2.0
+# What Redis is full of, a megabyte and a half. They are due when all are there, and most of them have to end before it
+# uses less again than it may.
+FULL_TASKS, FULL_DUE_SECONDS, FULL_TIMES = 1000, 8.0, 1.06
 # After this long a client that hears nothing gives its connection up (config/celery.py, and stock_app.py).
 SOCKET_TIMEOUT = 10
 # Of a strike in which no stock node was waiting for the message.
@@ -384,13 +387,39 @@ def redis_freeze(arena: Arena) -> None:
 
 @fault(2, 10)
 def redis_full(arena: Arena) -> None:
-    """Redis full for a while: it refuses every write."""
+    """Redis full for a while: it refuses every write.
+
+    And then full of tasks, which have to empty it. Stock workers could not.
+    """
     arena.redis.ask("CONFIG", "SET", "maxmemory", "1")
+    is_full(arena)
+    arena.pass_time(FULL_SECONDS)
+    arena.redis.make_room()
+    if arena.plan.subject == STALK:
+        empty_itself(arena)
+
+
+def is_full(arena: Arena) -> None:
     with suppress(OutOfMemoryError):
         arena.redis.client().set("chaos-probe", "1")
         raise AssertionError("Redis is not full")
-    arena.pass_time(FULL_SECONDS)
-    arena.redis.ask("CONFIG", "SET", "maxmemory", "0")
+
+
+def empty_itself(arena: Arena) -> None:
+    """Fill Redis with tasks that are soon due; nobody makes room but those that run them."""
+    label, client = arena.new_label("full"), arena.redis.client()
+    arena.send(Order(label, count=FULL_TASKS, countdown=FULL_DUE_SECONDS))
+    arena.wait(partial(all_are, arena, "sent", label), GO_ON_SECONDS, f"{label} is sent")
+    arena.redis.fill(FULL_TIMES)
+    is_full(arena)
+    arena.wait(partial(all_are, arena, "end", label), FULL_DUE_SECONDS + arena.patience, f"{label} has emptied Redis")
+    client.set("chaos-probe", "1")
+    arena.redis.make_room()
+
+
+def all_are(arena: Arena, word: str, label: str) -> bool:
+    """Whether there is such a mark of every task that fills Redis."""
+    return sum(1 for task in arena.marks.tasks(word) if task.startswith(f"chaos-{label}-")) >= FULL_TASKS
 
 
 @fault(3, 10, load="")
@@ -398,7 +427,7 @@ def redis_full_at_pop(arena: Arena) -> None:
     """Redis full in the same packet as a publish: between a worker's pop and its next write."""
     in_one_packet(arena, ["CONFIG", "SET", "maxmemory", "1"])
     arena.pass_time(FULL_SECONDS)
-    arena.redis.ask("CONFIG", "SET", "maxmemory", "0")
+    arena.redis.make_room()
 
 
 @fault(10, 100)

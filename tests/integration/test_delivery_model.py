@@ -29,10 +29,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from services import reserve
 from services.delivery import messages, restore, scheduled, scripts
 from services.delivery.claim import Claim, Claims, claimed, command
 from services.delivery.holder import UNKNOWN_TASK, Holder, Rules, clock
 from services.delivery.lease import Keeper
+from services.patience import Patience
 from services.queues import (
     BINDINGS,
     DEAD_LETTER,
@@ -71,6 +73,7 @@ TASK = "half: \ud800"
 LETTERS = (DEAD_LETTERS, DEAD_LETTERS_UNTOLD)
 PROCESSES = PRODUCERS = 3
 LONG_AGO = 100_000
+FILLER_BYTES = 20_000_000
 MOSTLY = st.sampled_from([True, True, True, False])
 # Enough to reach what takes several steps, such as a crash of the last delivery.
 STEPS = 50
@@ -226,6 +229,7 @@ class Deliveries(RuleBasedStateMachine):
     # redis-py's types say str or bytes of everything.
     client: Any
     stock: Any
+    publish_script = scripts.PUBLISH
 
     def begin(self) -> None:
         self.client.flushall()
@@ -306,7 +310,7 @@ class Deliveries(RuleBasedStateMachine):
         # A mark for each thread and list, as the channel makes it.
         keys = [message.list, f"{PUBLISHED}{draft.producer}:{message.list}"]
         self.tries[draft.producer] = (keys, [raw, f"tag-{number}", 3600])
-        answers = [scripts.PUBLISH(self.client, *self.tries[draft.producer]) for _ in range(draft.times)]
+        answers = [self.publish_script(self.client, *self.tries[draft.producer]) for _ in range(draft.times)]
         assert answers == [1, 0][: draft.times]
         self.lists.setdefault(message.list, []).insert(0, message)
 
@@ -314,7 +318,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule(data=st.data())
     def publish_again(self, data: st.DataObject) -> None:
         """A producer tries its last message again, however late and whatever has become of it."""
-        assert scripts.PUBLISH(self.client, *self._pick(data, list(self.tries.values()), "producer's last")) == 0
+        assert self.publish_script(self.client, *self._pick(data, list(self.tries.values()), "producer's last")) == 0
 
     # Claiming.
 
@@ -860,6 +864,26 @@ class Deliveries(RuleBasedStateMachine):
             yield f"{process}"
 
 
+class DeliveriesOfAFullRedis(Deliveries):
+    """The same on a Redis that has only its reserve left; a stock consumer would lose what it takes."""
+
+    server: RedisServer
+    # What a worker's task publishes.
+    publish_script = scripts.PUBLISH.from_reserve
+
+    def begin(self) -> None:
+        self.server.make_room()
+        super().begin()
+        # Beside it no example counts: none gets out of the reserve's first half, in either direction.
+        self.client.setrange("filler", FILLER_BYTES, "x")
+        self.server.fill(1.06)
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            redis.Redis(connection_pool=self.client.connection_pool).set("more", "than there is room for")
+
+    def stock_takes(self, queue: str = "") -> None:
+        """Nothing."""
+
+
 def kombu_message(mark: str, queue: str, priority: int, exchange: str) -> dict[str, Any]:
     """A message as kombu writes it. The routing key is the queue's name, as everywhere in Celery."""
     return {
@@ -890,15 +914,34 @@ def server(shared_world: World) -> RedisServer:
 
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_a_message_is_never_in_zero_places_or_in_two(server: RedisServer, examples: int) -> None:
+    # Each keeper takes a connection out of the pool for good, although here none of them ever connects.
+    Deliveries.client = redis.Redis(port=server.port, socket_timeout=10, max_connections=1_000_000)
+    carry_out(Deliveries, server, examples)
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_a_full_redis_refuses_nothing_of_what_empties_it(
+    server: RedisServer, examples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # For the commands of the test itself.
+    monkeypatch.setattr(Patience, "in_worker", True)
+    DeliveriesOfAFullRedis.client = reserve.Client(port=server.port, socket_timeout=10, max_connections=1_000_000)
+    DeliveriesOfAFullRedis.server = server
+    try:
+        carry_out(DeliveriesOfAFullRedis, server, examples)
+    finally:
+        server.make_room()
+
+
+def carry_out(machine: type[Deliveries], server: RedisServer, examples: int) -> None:
+    """Try so many examples."""
     with kombu.Connection(server.url()) as connection:
         channel = connection.channel()
         # What it has taken stays with it, as after a SIGKILL.
         channel.do_restore = False
-        # Each keeper takes a connection out of the pool for good, although here none of them ever connects.
-        Deliveries.client = redis.Redis(port=server.port, socket_timeout=10, max_connections=1_000_000)
-        Deliveries.stock = channel
+        machine.stock = channel
         run_state_machine_as_test(
-            Deliveries,
+            machine,
             settings=settings(
                 max_examples=examples,
                 stateful_step_count=STEPS,

@@ -133,6 +133,15 @@ class RedisServer:
     def thaw(self) -> None:
         self.process.signal(signal.SIGCONT)
 
+    def fill(self, times: float) -> None:
+        """Let it use so many times of what it may, as a server that is full of tasks and results."""
+        used = int(self.client().info("memory")["used_memory"])
+        self.ask("CONFIG", "SET", "maxmemory", str(int(used / times)))
+
+    def make_room(self) -> None:
+        """Let it use as much as it likes."""
+        self.ask("CONFIG", "SET", "maxmemory", "0")
+
     # Ways to reach it.
 
     @property

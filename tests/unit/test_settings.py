@@ -305,8 +305,9 @@ def test_a_mistake_in_a_url_is_explained() -> None:
             ["CELERY_SENTINEL_MASTER", "CELERY_RESULT_BACKEND"],
             "must name the master",
         ),
-        ({"REDIS_MAXMEMORY": "1024m"}, ["REDIS_MAXMEMORY (1024m)", "REDIS_MEMORY (1g)"], "must be below"),
-        ({"REDIS_MEMORY": "524288k"}, ["REDIS_MAXMEMORY (512m)", "REDIS_MEMORY (524288k)"], "must be below"),
+        # A quarter more is 1025 MB.
+        ({"REDIS_MAXMEMORY": "820m"}, ["REDIS_MAXMEMORY (820m)", "REDIS_MEMORY (1g)"], "must be below"),
+        ({"REDIS_MEMORY": "655360k"}, ["REDIS_MAXMEMORY (512m)", "REDIS_MEMORY (655360k)"], "must be below"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
@@ -325,7 +326,7 @@ def test_settings_that_contradict_each_other_are_refused(
         {"WORKER_SOFT_SHUTDOWN": "600", "WORKER_STOP_GRACE_PERIOD": "615"},
         {"WORKER_AUTOSCALE": "4,1"},
         {"CELERY_BROKER_URL": "sentinel://s1/0", "CELERY_SENTINEL_MASTER": "main"},
-        {"REDIS_MAXMEMORY": "1023m"},
+        {"REDIS_MAXMEMORY": "819m"},
     ],
 )
 def test_settings_that_just_fit_are_accepted_without_a_warning(environment: dict[str, str]) -> None:

@@ -1,9 +1,9 @@
 -- Claim: take messages from their lists and record who holds them, in one step.
 --
 -- Either a message is in its list or in `unacked` under a lease, at every moment. Each is written to `unacked`
--- before it is taken, so that a Redis at maxmemory refuses the first command and nothing has happened.
+-- before it is taken, so that Redis, when it has no memory left, refuses the first command and nothing has happened.
 -- Acknowledgements that wait come along, and are made in any case; not first, because a script that has written
--- something is refused nothing more.
+-- something is refused nothing more. A claim leaves half of the reserve to the ends of what was claimed.
 --
 -- KEYS 1 unacked         hash  tag -> record
 --      2 unacked_index   zset  tag -> end of the lease, Redis time; kombu's own clock for stock consumers
@@ -32,7 +32,11 @@ local function take(list, queue)
         return 0
     end
     local tag = claim .. ':' .. (taken + 1)
-    local written = redis.pcall('HSET', KEYS[1], tag, '[' .. message .. ARGV[5 + queue])
+    local record = '[' .. message .. ARGV[5 + queue]
+    local written = redis.pcall('HSET', KEYS[1], tag, record)
+    if type(written) == 'table' and written.err and open_reserve(0.5) then
+        written = redis.pcall('HSET', KEYS[1], tag, record)
+    end
     if type(written) == 'table' and written.err then
         answer[1] = written.err
         return nil

@@ -6,8 +6,8 @@
 -- dead_letters_next     the last id that was given
 -- dead_letters_untold   set of the ids whose task does not say FAILURE yet
 local function park(message, queue, reason, detail, deliveries, told, keys, time)
-    -- First, so that a Redis at maxmemory refuses before anything was moved.
-    local id = redis.call('INCR', keys.next)
+    -- First, so that a Redis without memory refuses before anything was moved.
+    local id = write('INCR', keys.next)
     redis.call(
         'HSET', keys.letter .. id, 'message', message, 'queue', queue, 'reason', reason, 'detail', detail,
         'deliveries', deliveries, 'parked_at', exact(time)

@@ -85,8 +85,7 @@ local function with_counts(message, deliveries, requeues)
     return string.format('{"delivery_count":%d', deliveries) .. asked .. comma .. rest
 end
 
--- Redis at maxmemory refuses whatever could take memory, unless the script has written something before: then it
--- has to end what it began. What moves or renews takes none, and says so with a command that is never refused.
+-- What gives back or renews takes no memory, and is refused nothing however full Redis is (see reserve.lua).
 local function take_no_memory()
     redis.call('SREM', KEYS[4], '')
 end
@@ -101,5 +100,5 @@ end
 
 -- Back to the end of the list that is taken from next: it was there before what has come since.
 local function requeue(message, queue, steps)
-    redis.call('RPUSH', list_of(message, queue, steps), message)
+    write('RPUSH', list_of(message, queue, steps), message)
 end

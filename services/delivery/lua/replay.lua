@@ -1,6 +1,6 @@
 -- Replay: dead letters go back to their queues, as new arrivals that nobody has counted yet.
 --
--- A message is pushed before its letter is removed, so that a Redis at maxmemory refuses before anything was moved.
+-- A message is pushed before its letter is removed, so that a Redis without memory refuses before anything was moved.
 --
 -- KEYS 1 dead_letters  2 dead_letters_untold (see park.lua)
 -- ARGV 1 steps    the lowest priority of each list, JSON
@@ -13,7 +13,7 @@ for position = 3, #ARGV do
     local id = ARGV[position]
     local message, queue = unpack(redis.call('HMGET', ARGV[2] .. id, 'message', 'queue'))
     if message then
-        redis.call('LPUSH', list_of(message, queue, steps), without_counts(message))
+        write('LPUSH', list_of(message, queue, steps), without_counts(message))
         redis.call('DEL', ARGV[2] .. id)
         redis.call('ZREM', KEYS[1], id)
         redis.call('SREM', KEYS[2], id)

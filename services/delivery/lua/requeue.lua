@@ -11,7 +11,6 @@
 --      5 longest  seconds for which it waits at most
 --      6…         fields for its task
 -- Returns {the id of the dead letter or 0, seconds for which it waits}
-take_no_memory()
 local tag = ARGV[3]
 local record = redis.call('HGET', KEYS[1], tag)
 if not record then

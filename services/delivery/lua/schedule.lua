@@ -11,7 +11,7 @@ local function schedule(record, due, fields, tag, scheduled, scheduled_messages)
         position = position + 1
     end
     local field = fields[position] or tag
-    redis.call('HSET', scheduled_messages, field, record)
+    write('HSET', scheduled_messages, field, record)
     redis.call('ZADD', scheduled, due, field)
     return field
 end

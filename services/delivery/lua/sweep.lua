@@ -41,7 +41,7 @@ if last > time + 1 then
 elseif time - last > lease / 2 then
     rest = math.max(rest, time + lease)
 end
-redis.call('HSET', KEYS[8], 'last', exact(time), 'rest', exact(rest))
+write('HSET', KEYS[8], 'last', exact(time), 'rest', exact(rest))
 
 local function take_back(tag)
     local record = redis.call('HGET', KEYS[1], tag)

@@ -17,7 +17,7 @@ for position = 3, #ARGV do
     if not message then
         redis.call('SREM', KEYS[1], id)
     elseif redis.call('SISMEMBER', KEYS[1], id) == 1 and time - tonumber(since or 0) >= seconds then
-        redis.call('HSET', key, 'telling_since', exact(time))
+        write('HSET', key, 'telling_since', exact(time))
         for _, value in ipairs({ id, message, reason, detail }) do
             taken[#taken + 1] = value
         end
