@@ -18,6 +18,7 @@ from tests.support.checkout import Checkout
 from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.world import Node, Stack, World
 
+LEASE = 6
 # What a task sends → how many messages that is.
 KINDS = {"link": 1, "callback": 1, "callbacks": 2, "body": 1, "other": 1, "retry": 0}
 
@@ -147,7 +148,9 @@ def test_a_cold_stop_while_the_body_of_a_chord_waits_fails_no_chord(
     """The task goes back, and whoever runs it again sends the body."""
     stack, broker, kept = bench
     queue, label = f"cold-{pool}", f"cold-{pool}-late"
-    worker = stack.celery(f"worker -P {pool} -Q {queue} -n {queue}@%h -c 1 -l info").says(rf"{queue}@\S+ ready\.")
+    command = f"worker -P {pool} -Q {queue} -n {queue}@%h -c 1 -l info"
+    # The broker is away when it stops, so that only the end of its lease brings the task back.
+    worker = stack.celery(command, WORKER_LEASE=str(LEASE)).says(rf"{queue}@\S+ ready\.")
     send(stack, "body", label, queue)
     running(stack, [label])
 
@@ -159,7 +162,7 @@ def test_a_cold_stop_while_the_body_of_a_chord_waits_fails_no_chord(
     assert failed(kept) == []
     broker.recover("killed")
 
-    stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue)
+    stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue, WORKER_LEASE=str(LEASE))
     stack.world.wait_until(lambda: stack.waiting(label) == 1, PATIENCE, "the body is sent")
     stack.world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "the task is acknowledged")
     assert (stack.waiting(label), failed(kept)) == (1, [])
