@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from celery.exceptions import TimeLimitExceeded
 
+from tests.integration.test_flower import LOGIN, Answer, basic
 from tests.support.odd_checkout import odd_checkout
+from tests.support.ports import free_port
 from tests.support.world import Node, Stack, World
 
 PATIENCE = 120
@@ -180,3 +185,51 @@ def test_limits_on_the_command_line_are_those_of_all_tasks(stack: Stack) -> None
 
     node.says(r"Hard time limit \(1(\.0)?s\) exceeded")
     assert soft_limits(stack, "by-hand") == 0
+
+
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def ask_flower(stack: Stack) -> Ask:
+    """Flower as it is launched, which knows the stack's nodes and tasks."""
+    port, database = free_port(), stack.world.path("flower.db")
+    command = f"-m services.launch flower --address 127.0.0.1 --port {port} --database {database}"
+    process = stack.world.python("flower", command, stack.environment(FLOWER_BASIC_AUTH=LOGIN))
+
+    def ask(path: str, method: str = "POST", body: str | None = None) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        connection.request(method, path, body, {"Authorization": basic(LOGIN)})
+        return Answer(connection.getresponse())
+
+    def knows_all() -> bool:
+        assert process.alive, process.tail()
+        with suppress(ConnectionRefusedError):
+            names = {f"{pool}@{os.uname().nodename}" for pool in ("prefork", *IN_PROCESS)}
+            return bool(names <= ask("/api/workers", "GET").json.keys())
+        return False
+
+    stack.world.wait_until(knows_all, PATIENCE, "Flower knows the nodes")
+    return ask
+
+
+def test_a_limit_that_is_set_in_flower_takes_effect_or_is_refused(ask_flower: Ask) -> None:
+    def press(pool: str, limits: str) -> Answer:
+        return ask_flower(f"/api/task/timeout/odd_tasks.quick?workername={pool}@{os.uname().nodename}&{limits}")
+
+    taken = press("prefork", "soft=2&hard=3")
+    refused = [press("threads", "soft=2&hard=3"), press("prefork", "soft=3&hard=2")]
+
+    assert (taken.status, taken.json) == (200, {"message": "time limits set successfully"})
+    assert [answer.status for answer in refused] == [403, 403]
+    assert "not enforced in this pool" in refused[0].text
+    assert "must be below the hard one" in refused[1].text
+
+
+def test_flower_sends_a_task_that_has_a_limit_of_its_own(stack: Stack, ask_flower: Ask) -> None:
+    body = '{"args": ["from-flower"], "queue": "prefork"}'
+
+    answer = ask_flower("/api/task/async-apply/odd_tasks.quick", body=body)
+
+    assert answer.status == 200, answer.text
+    stack.world.wait_started("from-flower")
