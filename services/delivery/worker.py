@@ -296,6 +296,9 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
         """
         if self.revoked():
             raise TaskRevokedError(self.id)
+        if self.chord and self.app.conf.worker_deduplicate_successful_tasks:
+            # It may have stored its result and died before its chord had counted it: Celery would not run it again.
+            self.request_dict["delivery_info"] = self.delivery_info | {"redelivered": False}
         hard, soft = limits.effective(Limits(*self.time_limits), self.task, self.app.time_limits)
         trace = fast_trace_task if self.app.use_fast_trace_task else trace_task_ret
         target, *first = *children.guard(pool, self.holder, self.tag), trace

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from celery import Signature, chord
 
 from services.queues import DEAD_LETTER, DEAD_LETTERS, SCHEDULED
 from tests.support.odd_checkout import odd_checkout
@@ -179,3 +180,23 @@ def test_a_batch_that_kills_its_process_ends_as_dead_letters(stack: Stack, pool:
 
     for label in labels:
         assert letter_of(stack, label)["reason"] == "crashed"
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_where_tasks_are_deduplicated_a_chord_is_completed_and_an_old_id_runs_again(stack: Stack, pool: str) -> None:
+    """A part that died between its result and its count runs again; what had only not been acknowledged does not."""
+    queue, imports = f"dedupe-{pool}", "probe,odd_tasks,odd_dedupe"
+    stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue, CELERY_IMPORTS=imports)
+    part = Signature("probe.fall", (f"{queue}-part",), app=stack.client).set(queue=queue)
+    body = Signature("probe.collect", (f"{queue}-body",), app=stack.client).set(queue=queue)
+
+    assert chord([part], app=stack.client)(body).get(timeout=PATIENCE) == [f"{queue}-part"]
+    assert stack.world.started(f"{queue}-part") == 2
+
+    once = stack.send("odd_tasks.die_when_stored", f"{queue}-once", queue=queue)
+    stack.world.wait_started(f"{queue}-once")
+    stack.world.wait_until(lambda: stack.unacked() == 0 and not stack.waiting(queue), PATIENCE, "it is acknowledged")
+    assert (once.state, stack.world.started(f"{queue}-once")) == ("SUCCESS", 1)
+
+    stack.send("probe.mark", f"{queue}-again", queue=queue, task_id=once.id)
+    stack.world.wait_started(f"{queue}-again")
