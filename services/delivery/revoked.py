@@ -115,7 +115,11 @@ def learn_stamps(stamps: Iterable[str]) -> None:
 
 
 def _copy_stamps() -> None:
-    worker_state.revoked_stamps.clear()
+    stamps: dict[str, list[Any]] = {}
     for text in _stamps:
         name, value = loads(text)
-        worker_state.revoked_stamps.setdefault(name, []).append(value)
+        stamps.setdefault(name, []).append(value)
+    # At no moment is one missing: threads of the pool look into it.
+    worker_state.revoked_stamps.update(stamps)
+    for forgotten in worker_state.revoked_stamps.keys() - stamps.keys():
+        del worker_state.revoked_stamps[forgotten]

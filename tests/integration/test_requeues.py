@@ -17,6 +17,8 @@ from tests.support.world import Stack, World
 
 PATIENCE = 120
 POOLS = ("prefork", "threads", "solo")
+# Where a task takes its node along, it waits for its turn, half a minute in all.
+MORTAL = ("prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "solo")))
 DELIVERIES, REQUEUES = 2, 3
 LEASE = 6
 
@@ -171,7 +173,7 @@ def test_a_batch_that_ends_is_acknowledged(stack: Stack, pool: str, how: str) ->
     assert stack.waiting(queue) == 0
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", MORTAL)
 def test_a_batch_that_kills_its_process_ends_as_dead_letters(stack: Stack, pool: str) -> None:
     queue = f"batch-kills-{pool}"
     stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue, WORKER_PREFETCH_MULTIPLIER="2")
@@ -182,7 +184,7 @@ def test_a_batch_that_kills_its_process_ends_as_dead_letters(stack: Stack, pool:
         assert letter_of(stack, label)["reason"] == "crashed"
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", MORTAL)
 def test_where_tasks_are_deduplicated_a_chord_is_completed_and_an_old_id_runs_again(stack: Stack, pool: str) -> None:
     """A part that died between its result and its count runs again; what had only not been acknowledged does not."""
     queue, imports = f"dedupe-{pool}", "probe,odd_tasks,odd_dedupe"

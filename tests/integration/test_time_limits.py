@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -32,7 +33,7 @@ def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stac
         CELERY_TASK_SOFT_TIME_LIMIT=str(SOFT),
         CELERY_TASK_TIME_LIMIT=str(HARD),
     )
-    for pool, size in (("prefork", 8), *((pool, 1) for pool in IN_PROCESS)):
+    for pool, size in (("prefork", len(CASES)), *((pool, 1) for pool in IN_PROCESS)):
         start(stack, pool, f"--pool {pool} --concurrency {size}")
     for node in stack.nodes:
         node.says(READY)
@@ -52,27 +53,31 @@ def soft_limits(stack: Stack, label: str) -> int:
     return len(stack.world.notes("soft", label))
 
 
-# What a worker's log says of the limit that came.
-@pytest.mark.parametrize(
-    ("task", "limits", "said"),
-    [
-        ("limitless", {}, f"Soft time limit ({SOFT}s)"),
-        ("soft_alone", {}, "Soft time limit (3s)"),
-        ("limitless", {"soft_time_limit": 1}, "Soft time limit (1s)"),
-        ("limitless", {"soft_time_limit": 1, "time_limit": 30}, "Soft time limit (1s)"),
-        ("limitless", {"time_limit": 1}, "Hard time limit (1s)"),
-        ("hard_alone", {"time_limit": 1}, "Hard time limit (1s)"),
-        # A soft limit that is not below the hard one never comes.
-        ("soft_alone", {"time_limit": 1}, "Hard time limit (1s)"),
-        ("limitless", {"soft_time_limit": 9, "time_limit": 1}, "Hard time limit (1s)"),
-        # As long after the soft one as for all tasks.
-        ("stubborn", {}, f"Hard time limit ({1 + HARD - SOFT}s)"),
-    ],
-)
-def test_the_limit_that_was_given_comes(stack: Stack, task: str, limits: dict[str, Any], said: str) -> None:
-    label = f"{task}-{'-'.join(f'{name}{value}' for name, value in limits.items())}"
+# Task, limits of the call, and what the worker's log says of the limit that comes.
+CASES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "none": ("limitless", {}, f"Soft time limit ({SOFT}s)"),
+    "a soft one of the task": ("soft_alone", {}, "Soft time limit (3s)"),
+    "a soft one of the call": ("limitless", {"soft_time_limit": 1}, "Soft time limit (1s)"),
+    "both of the call": ("limitless", {"soft_time_limit": 1, "time_limit": 30}, "Soft time limit (1s)"),
+    "a hard one of the call": ("limitless", {"time_limit": 1}, "Hard time limit (1s)"),
+    "a hard one of the call for one of the task": ("hard_alone", {"time_limit": 1}, "Hard time limit (1s)"),
+    # A soft limit that is not below the hard one never comes.
+    "a soft one of the task above": ("soft_alone", {"time_limit": 1}, "Hard time limit (1s)"),
+    "a soft one of the call above": ("limitless", {"soft_time_limit": 9, "time_limit": 1}, "Hard time limit (1s)"),
+    # As long after the soft one as for all tasks.
+    "one that does not end": ("stubborn", {}, f"Hard time limit ({1 + HARD - SOFT}s)"),
+}
 
-    result = send(stack, task, label, **limits)
+
+@pytest.fixture(scope="module")
+def sent(stack: Stack) -> dict[str, Any]:
+    """All of them, side by side."""
+    return {case: send(stack, task, case.replace(" ", "-"), **limits) for case, (task, limits, _) in CASES.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_limit_that_was_given_comes(stack: Stack, sent: dict[str, Any], case: str) -> None:
+    (task, _, said), label, result = CASES[case], case.replace(" ", "-"), sent[case]
 
     if said.startswith("Soft"):
         result.get(timeout=PATIENCE)
@@ -81,8 +86,7 @@ def test_the_limit_that_was_given_comes(stack: Stack, task: str, limits: dict[st
         with pytest.raises(TimeLimitExceeded):
             result.get(timeout=PATIENCE)
         assert soft_limits(stack, label) == 0
-    pattern = said.replace("(", r"\(").replace(")", r"\)")
-    stack.nodes[0].says(rf"{pattern} exceeded for odd_tasks\.{task}\[{result.id}\]")
+    stack.nodes[0].says(rf"{re.escape(said)} exceeded for odd_tasks\.{task}\[{result.id}\]")
     assert stack.world.started(label) == 1
 
 
