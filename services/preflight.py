@@ -182,8 +182,9 @@ def _check_scripts(client: Redis, found: Findings) -> None:
     except ResponseError as error:
         if _is_of_cluster(error):
             raise Refused(CLUSTER) from None
-        reason = str(error).partition(" script: ")[0]
-        if re.search(r"\bkeys\b", reason) and _is_of_acl(error, reason):
+        # Without the number of the script.
+        reason = re.sub(r" script: [0-9a-f]{40}.*", "", str(error))
+        if re.search(r"\bkeys?\b", reason) and _is_of_acl(error, reason):
             # Beat, which asks as well, needs fewer of them than a worker.
             found.unchecked.append(f"EVAL: {reason}")
         elif _is_of_acl(error, reason) or "unknown command" in reason:

@@ -197,7 +197,8 @@ def test_what_a_node_hears_from_a_client_without_this_application_outlives_it(st
     listener = hears(stack, node(stack, queues="other", name="other"), "other")
     victim = stack.send("probe.mark", "victim", stamped_headers=["owner"], owner="somebody")
     if stamped:
-        said = stack.client.control.revoke_by_stamped_headers({"owner": "somebody"}, reply=True, timeout=PATIENCE)
+        headers = {"owner": "somebody"}
+        said = stack.client.control.revoke_by_stamped_headers(headers, reply=True, timeout=PATIENCE, limit=1)
     else:
         said = stack.client.control.revoke(victim.id, reply=True, timeout=PATIENCE, limit=1)
     assert "flagged as revoked" in str(said), said

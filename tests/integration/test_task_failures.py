@@ -66,7 +66,7 @@ def test_a_task_fails_once_with_the_error_that_ended_it(stack: Stack, pool: str,
     # What was sent after it runs on the same node: nothing has ended with it.
     assert stack.send("probe.mark", f"{label}-after", queue=pool).get(timeout=PATIENCE) == f"{label}-after"
     assert stack.world.started(label) == 1
-    assert stack.unacked() == 0
+    stack.world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "both are acknowledged")
 
 
 @pytest.mark.parametrize("pool", POOLS)
