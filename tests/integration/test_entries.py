@@ -16,7 +16,7 @@ from redbeat import RedBeatSchedulerEntry
 
 from config import load
 from services.beat import LockedScheduler
-from tests.integration.test_beat import SCHEDULE, ticks, word
+from tests.integration.test_beat import FREEZING, SCHEDULE, ticks, word
 from tests.integration.test_call import services
 from tests.support.application import create_app
 from tests.support.checkout import Checkout
@@ -280,21 +280,7 @@ def test_a_broken_entry_is_reported_and_keeps_no_other(world: World) -> None:
     sends(stack, "mended")
 
 
-# Stands still, once, when it has looked at an entry and is about to send it.
-FREEZING = """
-import time
-from pathlib import Path
-from celery.signals import before_task_publish
-from config import variable
-
-@before_task_publish.connect
-def freeze(**_):
-    frozen, go = Path(variable("FROZEN")), Path(variable("GO_ON"))
-    if not frozen.exists():
-        frozen.touch()
-        while not go.exists():
-            time.sleep(0.05)
-"""
+# Made by somebody while beat, which has looked at an entry, stands still in the middle of sending it.
 CHANGES = {
     "changed": "Entry('one', 'no.such.task', crontab(), args=['new'], app=app).save()",
     "off": EACH_SECOND.format(word="old", enabled=False),

@@ -27,7 +27,7 @@ PATIENCE = 120
 # An answer takes milliseconds; who asks is not to have gone before it, however busy the machine is.
 ANSWER_SECONDS = 60
 # What is forgotten with each is seen in one, and in so many for sure.
-RECONNECTS = (20, pytest.param(200, marks=pytest.mark.slow))
+RECONNECTS = (20, pytest.param(1000, marks=pytest.mark.slow))
 # After these everything that is made late has been made, and what is replaced late has been replaced.
 WARM_UP = 10
 # What the allocator keeps after its busiest moment, which comes in the first hundred; each leaked 75 KB at least.
