@@ -12,8 +12,6 @@ from redis.exceptions import ResponseError
 from tests.integration.test_results import OUTAGE_SECONDS, PATIENCE, POOLS, WAITS, signature
 from tests.support.world import Node, Stack, World
 
-pytestmark = pytest.mark.each_redis("prefork")
-
 # Tasks of so many bytes, which are nearly all of what Redis holds then: 16 MB.
 PADDED, PADDING = 400, 40_000
 # Of maxmemory: workers go on, while a fiftieth of the tasks would have to go before a producer is heard; nobody does.
@@ -71,6 +69,7 @@ def is_quiet(node: Node) -> bool:
     return not any(node.process.count(what) for what in ("OutOfMemoryError", "Frequent restarts", " CRITICAL "))
 
 
+@pytest.mark.each_redis("prefork")
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_redis_that_is_full_of_tasks_is_emptied_by_its_workers(stack: Stack, pool: str) -> None:
     world = stack.world
@@ -98,29 +97,36 @@ def test_a_redis_that_is_full_of_tasks_is_emptied_by_its_workers(stack: Stack, p
     assert [node.process.count(WAITS) for node in (before, late)] == [0, 0]
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_redis_whose_reserve_is_used_up_makes_workers_wait_until_there_is_room(stack: Stack, pool: str) -> None:
+@pytest.mark.each_redis
+def test_a_redis_whose_reserve_is_used_up_makes_workers_wait_until_there_is_room(stack: Stack) -> None:
     world = stack.world
-    before = stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool).ready()
-    held = stack.send("probe.hold", "held", queue=pool)
-    world.wait_started("held")
-    for number in range(PADDED):
-        stack.send("probe.mark", f"{number}", queue=pool, headers={"padding": "x" * PADDING})
+    before = {pool: stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool).ready() for pool in POOLS}
+    held = [stack.send("probe.hold", f"{pool}-held", queue=pool) for pool in POOLS]
+    for pool in POOLS:
+        world.wait_started(f"{pool}-held")
+    padded = [f"{POOLS[number % len(POOLS)]}-{number}" for number in range(PADDED)]
+    for label in padded:
+        stack.send("probe.mark", label, queue=label.partition("-")[0], headers={"padding": "x" * PADDING})
     stack.redis.fill(USED_UP)
 
     # In a solo pool what runs is all that a node has hands for.
-    late = stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool).says(WAITS)
-    (world.directory / "held.released").touch()
-    before.says(WAITS)
-    world.holds_for(lambda: world.notes("start", "0") == [], OUTAGE_SECONDS, "nothing is claimed")
+    late = {pool: stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool) for pool in POOLS}
+    for node in late.values():
+        node.says(WAITS)
+    for pool, node in before.items():
+        (world.directory / f"{pool}-held.released").touch()
+        node.says(WAITS)
+    firsts = padded[: len(POOLS)]
+    world.holds_for(lambda: not any(map(world.started, firsts)), OUTAGE_SECONDS, "nothing is claimed")
     stack.redis.fill(FULL)
 
-    late.ready()
-    assert held.get(timeout=PATIENCE) == "held"
-    world.wait_until(lambda: stack.waiting(pool) == stack.redis.client().hlen("unacked") == 0, PATIENCE, "it is empty")
-    assert [world.started(f"{number}") for number in range(PADDED)] == [1] * PADDED
-    assert is_quiet(before)
-    assert is_quiet(late)
-    for node in (before, late):
+    for node in late.values():
+        node.ready()
+    assert [one.get(timeout=PATIENCE) for one in held] == [f"{pool}-held" for pool in POOLS]
+    empty = lambda: sum(map(stack.waiting, POOLS)) == stack.redis.client().hlen("unacked") == 0  # noqa: E731
+    world.wait_until(empty, PATIENCE, "it is empty")
+    assert [world.started(label) for label in padded] == [1] * PADDED
+    for node in (*before.values(), *late.values()):
+        assert is_quiet(node)
         # A line when it begins, and one when it is over.
         assert node.process.count(WAITS) == node.process.count(r"patience: .* stored after")

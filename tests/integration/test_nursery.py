@@ -98,6 +98,18 @@ def test_it_finds_all_as_a_new_interpreter_does(run: Callable[[str], Process], w
     assert "default_int_handler" in told["signals"][signal.SIGINT - 1]
 
 
+def test_code_on_a_command_line_finds_all_as_a_new_interpreter_does(world: World, own_checkout: Checkout) -> None:
+    answers = []
+    for nursery in (LIBRARIES_ALONE, None):
+        own_checkout.nursery = nursery
+        answers.append(world.answer(["-c", TELL, "7"], {"PATH": os.environ["PATH"]}, PATIENCE, own_checkout))
+
+    forked, executed = (json.loads(answer.stdout) for answer in answers)
+    assert [answer.returncode for answer in answers] == [7, 7]
+    # An interpreter names its directory by an empty word there.
+    assert forked == executed | {"path": str(own_checkout.path)}
+
+
 def test_others_find_it_by_its_command_line_and_its_environment(run: Callable[[str], Process], world: World) -> None:
     process = run("wait")
     world.wait_until(lambda: said(process), PATIENCE, "it runs")

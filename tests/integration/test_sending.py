@@ -118,54 +118,59 @@ def test_a_chord_that_a_task_sends_waits_for_the_results_too(
     assert failed(kept) == []
 
 
-@pytest.mark.parametrize("kind", ["body", "callback", "link"])
 def test_a_soft_time_limit_does_not_come_to_a_task_that_has_ended(
-    bench: tuple[Stack, Results, Results], nodes: dict[str, Node], kind: str
+    bench: tuple[Stack, Results, Results], nodes: dict[str, Node]
 ) -> None:
     """What follows it waits for the broker, and neither task nor chord fails."""
     stack, broker, kept = bench
-    label = f"limit-{kind}"
-    send(stack, kind, label, "prefork")
-    running(stack, [label])
+    labels = {f"limit-{kind}": kind for kind in ("body", "callback", "link")}
+    for label, kind in labels.items():
+        send(stack, kind, label, "prefork")
+    running(stack, labels)
     waits = nodes["prefork"].process.count(WAITS)
 
     broker.fail("killed")
-    release(stack, [label])
-    nodes["prefork"].says(WAITS, times=waits + 1)
-    ((_, child, _),) = stack.world.notes("start", label)
-    os.kill(child, signal.SIGUSR1)
+    release(stack, labels)
+    nodes["prefork"].says(WAITS, times=waits + len(labels))
+    for label in labels:
+        ((_, child, _),) = stack.world.notes("start", label)
+        os.kill(child, signal.SIGUSR1)
     stack.world.holds_for(lambda: failed(kept) == [], OUTAGE_SECONDS, "nothing has failed")
     broker.recover("killed")
 
-    stack.world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "it is acknowledged")
-    assert (stack.waiting(label), stack.world.started(label), failed(kept)) == (1, 1, [])
+    stack.world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "all are acknowledged")
+    assert [stack.waiting(label) for label in labels] == [stack.world.started(label) for label in labels] == [1, 1, 1]
+    assert failed(kept) == []
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_cold_stop_while_the_body_of_a_chord_waits_fails_no_chord(
-    bench: tuple[Stack, Results, Results], pool: str
-) -> None:
+def test_a_cold_stop_while_the_body_of_a_chord_waits_fails_no_chord(bench: tuple[Stack, Results, Results]) -> None:
     """The task goes back, and whoever runs it again sends the body."""
     stack, broker, kept = bench
-    queue, label = f"cold-{pool}", f"cold-{pool}-late"
-    command = f"worker -P {pool} -Q {queue} -n {queue}@%h -c 1 -l info"
-    # The broker is away when it stops, so that only the end of its lease brings the task back.
-    worker = stack.celery(command, WORKER_LEASE=str(LEASE)).says(rf"{queue}@\S+ ready\.")
-    send(stack, "body", label, queue)
-    running(stack, [label])
+    labels = {f"cold-{pool}-late": pool for pool in POOLS}
+    workers = {}
+    # The broker is away when they stop, so that only the end of their leases brings the tasks back.
+    for label, pool in labels.items():
+        command = f"worker -P {pool} -Q cold-{pool} -n cold-{pool}@%h -c 1 -l info"
+        workers[label] = stack.celery(command, WORKER_LEASE=str(LEASE)).says(rf"cold-{pool}@\S+ ready\.")
+        send(stack, "body", label, f"cold-{pool}")
+    running(stack, labels)
 
     broker.fail("killed")
-    release(stack, [label])
-    worker.says(WAITS)
-    worker.process.signal(signal.SIGQUIT)
-    worker.exits(PATIENCE)
+    release(stack, labels)
+    for worker in workers.values():
+        worker.says(WAITS)
+        worker.process.signal(signal.SIGQUIT)
+    for worker in workers.values():
+        worker.exits(PATIENCE)
     assert failed(kept) == []
     broker.recover("killed")
 
-    stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue, WORKER_LEASE=str(LEASE))
-    stack.world.wait_until(lambda: stack.waiting(label) == 1, PATIENCE, "the body is sent")
-    stack.world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "the task is acknowledged")
-    assert (stack.waiting(label), failed(kept)) == (1, [])
+    stack.worker(WORKER_QUEUES=",".join(f"cold-{pool}" for pool in POOLS), WORKER_LEASE=str(LEASE))
+    for label in labels:
+        stack.world.wait_until(lambda label=label: stack.waiting(label) == 1, PATIENCE, f"the body of {label} is sent")  # type: ignore[misc]
+    stack.world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "all are acknowledged")
+    assert {label: stack.waiting(label) for label in labels} == dict.fromkeys(labels, 1)
+    assert failed(kept) == []
 
 
 def sizes(kept: Results) -> list[str]:

@@ -31,6 +31,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 # What takes the time. Celery loads most of it late, when a worker, a beat or a pool is made.
@@ -68,11 +69,11 @@ class Nursery:
 
     @staticmethod
     def takes(command: Sequence[str], environment: Mapping[str, str]) -> bool:
-        """Whether this is `python -m …`, with nothing that only a new interpreter heeds."""
+        """Whether this is `python -m …` or `python -c …`, with nothing that only a new interpreter heeds."""
         own = [name for name in environment if name.startswith("PYTHON") and name not in KNOWN_TO_PYTHON]
         size = sum(len(name) + len(value) + 2 for name, value in environment.items())
-        module = list(command[:2]) == [sys.executable, "-m"]
-        return module and not own and 2 * size < ENVIRONMENT_BYTES
+        python = list(command[:2]) in ([sys.executable, "-m"], [sys.executable, "-c"])
+        return python and not own and 2 * size < ENVIRONMENT_BYTES
 
     def bear(
         self, command: Sequence[str], environment: Mapping[str, str], directory: Path, output: int, errors: int
@@ -230,14 +231,14 @@ class Program:
         os.environ.update(self._environment)
         time.tzset()
         show(self._command, self._environment)
-        sys.argv = ["-m", *self._command[3:]]
+        sys.argv = self._command[1:2] + self._command[3:]
         # Lines as they are written, whatever PYTHONUNBUFFERED says.
         sys.stdout = sys.__stdout__ = written_through(1)  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = written_through(2)  # type: ignore[misc]
         gc.collect()
         # What ran here before is still in the frames below, and never ends.
         gc.freeze()
-        code = result(self._command[2])
+        code = result(*self._command[1:3])
         with suppress(BaseException):
             threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
@@ -249,13 +250,25 @@ def written_through(descriptor: int) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.FileIO(descriptor, "wb", closefd=False), "utf-8", "backslashreplace", write_through=True)
 
 
-def result(module: str) -> int:
-    """Run a module as the main one; the exit code."""
+def run_module(name: str) -> None:
+    """Run a module as the main one."""
     # A new interpreter has not imported it before; a package it would.
-    if not hasattr(sys.modules.get(module), "__path__"):
-        forgotten.append(sys.modules.pop(module, None))
+    if not hasattr(sys.modules.get(name), "__path__"):
+        forgotten.append(sys.modules.pop(name, None))
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def run_code(code: str) -> None:
+    """Run a text as the main module."""
+    forgotten.append(sys.modules["__main__"])
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    exec(code, main.__dict__)  # noqa: S102 - a program of the tests
+
+
+def result(option: str, argument: str) -> int:
+    """Run the module or the code that a command line names; the exit code."""
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        {"-m": run_module, "-c": run_code}[option](argument)
     except SystemExit as ended:
         if ended.code is None or isinstance(ended.code, int):
             return (ended.code or 0) & 0xFF
