@@ -25,6 +25,7 @@ from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
+from celery.states import FAILURE
 from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_iso8601, maybe_make_aware
@@ -347,9 +348,28 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
         elif not self._already_cancelled and not self._already_revoked:
             # A child has reported it before it left, so it is the task's own (billiard 4.3).
             error = exc_info.exception = failures.as_failure(error)
+            failures.stop_node_for(error)
         if _retries_exhausted(self, error):
             self._exhausted = repr(error)
         return super().on_failure(exc_info, *arguments, **keywords)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Its time is over. Celery tells of a hard limit here, after on_failure has, and of what is going to run again.
+
+        Only the hooks of the task are left to be called (celery 5.7).
+        """
+        if soft or worker_state.should_terminate:
+            super().on_timeout(soft, timeout)
+            return
+        logger.error("Hard time limit (%ss) exceeded for %s[%s]", timeout, self.name, self.id)
+        if self.task.acks_late and not self.task.acks_on_timeout:
+            return
+        try:
+            raise TimeLimitExceeded(timeout)
+        except TimeLimitExceeded as error:
+            told = error, self.id, self.args, self.kwargs, ExceptionInfo()
+        self.task.on_failure(*told)
+        self.task.after_return(FAILURE, *told)
 
     def cancel(self, pool: Any, *arguments: Any, **options: Any) -> None:
         """End its run in a cold shutdown; in a pool of this process it ends with that, and goes back."""
@@ -404,7 +424,7 @@ def _look_after(request: Any, future: Future[Any]) -> None:
 def _escaped(request: Any, error: BaseException) -> None:
     """An error has left a task's run without an end that Celery knows of: the result could not be stored, for one."""
     _forget(request)
-    if isinstance(error, failures.STOPS):
+    if failures.is_stop(error):
         request.holder.give_back([request.tag])
     elif not isinstance(error, TaskRevokedError):
         logger.error("%s[%s] ended with an error of Celery's own: %r", request.name, request.id, error)

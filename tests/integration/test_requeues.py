@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -92,11 +93,21 @@ def test_a_task_that_is_requeued_too_often_becomes_a_dead_letter(stack: Stack, p
 
 def test_a_requeued_task_waits_in_redis_and_is_told_of_as_redelivered(stack: Stack) -> None:
     """A node that is asked for what is scheduled says so; no node is busy with it meanwhile."""
-    with_requeues = stack.send("odd_tasks.requeue", "waits", 1000, queue="threads")
-    letter_of(stack, with_requeues.id)
+    node = stack.worker(WORKER_POOL="threads", WORKER_QUEUES="waits", WORKER_MAX_REQUEUES="100").ready()
+    asks = stack.send("odd_tasks.requeue", "waits", 1000, queue="waits")
 
-    assert stack.redis.client().zscore(SCHEDULED, with_requeues.id) is None
-    assert stack.unacked() == 0
+    def told() -> dict[str, Any] | None:
+        answers = stack.client.control.broadcast("scheduled", reply=True, timeout=1)
+        found = (one["request"] for answer in answers for scheduled in answer.values() for one in scheduled)
+        return next((one for one in found if one["id"] == asks.id), None)
+
+    # Each time it waits for longer.
+    one = stack.world.wait_until(told, PATIENCE, "a node tells of it")
+    assert one["delivery_info"]["redelivered"]
+    stack.world.wait_until(lambda: stack.redis.client().zscore(SCHEDULED, asks.id), PATIENCE, "it waits in Redis")
+    assert (stack.unacked(), stack.waiting("waits")) == (0, 0)
+    stack.client.control.revoke(asks.id)
+    node.process.terminate()
 
 
 def test_a_task_that_runs_into_its_time_limit_and_is_not_done_by_that_ends_as_a_dead_letter(stack: Stack) -> None:
@@ -106,6 +117,27 @@ def test_a_task_that_runs_into_its_time_limit_and_is_not_done_by_that_ends_as_a_
     assert (letter["reason"], letter["deliveries"]) == ("crashed", str(DELIVERIES))
     assert "hard time limit" in letter["detail"]
     assert stack.world.started("limit") == DELIVERIES
+
+
+def test_a_time_out_of_a_task_that_runs_again_fails_neither_it_nor_its_chord(stack: Stack) -> None:
+    errback = Signature("probe.mark", ("not-done",), app=stack.client, immutable=True).set(queue="prefork")
+    part = Signature("odd_tasks.timed_out_once", ("again",), app=stack.client).set(queue="prefork")
+    body = Signature("probe.collect", ("again-body",), app=stack.client).set(queue="prefork")
+
+    assert chord([part.on_error(errback)], app=stack.client)(body).get(timeout=PATIENCE) == ["again"]
+    stack.world.wait_until(lambda: stack.unacked() == stack.waiting("prefork") == 0, PATIENCE, "nothing is left")
+    assert [stack.world.started(label) for label in ("again", "not-done")] == [2, 0]
+
+
+def test_a_time_out_that_ends_a_task_is_told_once(stack: Stack) -> None:
+    errback = Signature("probe.mark", ("told",), app=stack.client, immutable=True).set(queue="prefork")
+
+    stack.send("odd_tasks.timed_out_hooked", "ended", queue="prefork", link_error=errback)
+
+    hooked = partial(stack.world.notes, "hook-TimeLimitExceeded", "ended")
+    stack.world.wait_until(hooked, PATIENCE, "its hook is called")
+    stack.world.wait_until(lambda: stack.unacked() == stack.waiting("prefork") == 0, PATIENCE, "nothing is left")
+    assert (len(hooked()), stack.world.started("told"), stack.world.started("ended")) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("pool", POOLS)

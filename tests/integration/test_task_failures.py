@@ -21,6 +21,7 @@ ERRORS = {
     "interrupt": ("KeyboardInterrupt", "pressed"),
     "cancelled": ("CancelledError", "by a loop"),
     "own": ("OwnError", "something"),
+    "spoken": ("SpokenError", "code 7"),
     "generator": ("GeneratorExit", "closed"),
     "memory": ("MemoryError", "too much"),
     "value": ("ValueError", "plain"),
@@ -92,6 +93,21 @@ def test_a_task_that_exits_in_a_hook_fails_once(stack: Stack, pool: str) -> None
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_task_that_is_called_like_a_function_raises_what_it_raises(stack: Stack, pool: str) -> None:
     assert stack.send("odd_tasks.call_inside", f"{pool}-calls", queue=pool).get(timeout=PATIENCE) == "exit no more"
+
+
+@pytest.mark.parametrize("how", ["shutdown", "terminate"])
+def test_a_task_that_stops_its_node_fails_and_stops_no_other(stack: Stack, how: str) -> None:
+    """Given back, it would stop whichever node runs it next."""
+    nodes, sent = [], []
+    for pool in POOLS:
+        queue = f"{how}-{pool}"
+        nodes.append(stack.celery(f"worker -P {pool} -Q {queue} -n {queue}@%h -c 1 -l info"))
+        sent.append(stack.send("odd_tasks.end_with", queue, how, queue=queue))
+    for node, result in zip(nodes, sent, strict=True):
+        assert type(failed(stack, result)["result"]).__name__ == f"Worker{how.capitalize()}"
+        node.exits(PATIENCE)
+    assert [stack.world.started(f"{how}-{pool}") for pool in POOLS] == [1, 1, 1]
+    assert (stack.unacked(), [stack.waiting(f"{how}-{pool}") for pool in POOLS]) == (0, [0, 0, 0])
 
 
 def test_a_client_gets_the_error_itself(stack: Stack) -> None:

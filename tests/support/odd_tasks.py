@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from celery import Task, shared_task
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate
 from celery.utils.imports import symbol_by_name
 from probe import note, wait_released  # type: ignore[import-not-found]  # where it is copied to
 
@@ -21,15 +21,28 @@ class OwnError(BaseException):
     """An error that is no Exception, of somebody's own."""
 
 
+class SpokenError(BaseException):
+    """One whose words are not its arguments."""
+
+    def __init__(self, *, code: int) -> None:
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"code {self.code}"
+
+
 ERRORS: dict[str, Callable[[], Any]] = {
     "exit": lambda: sys.exit("no more"),
     "exit-0": lambda: sys.exit(0),
     "interrupt": lambda: raise_(KeyboardInterrupt("pressed")),
     "cancelled": lambda: raise_(asyncio.CancelledError("by a loop")),
     "own": lambda: raise_(OwnError("something", 3)),
+    "spoken": lambda: raise_(SpokenError(code=7)),
     "generator": lambda: raise_(GeneratorExit("closed")),
     "memory": lambda: raise_(MemoryError("too much")),
     "value": lambda: raise_(ValueError("plain")),
+    "shutdown": lambda: raise_(WorkerShutdown("I am the last")),
+    "terminate": lambda: raise_(WorkerTerminate("I am the last")),
 }
 
 
@@ -130,6 +143,22 @@ def quick(label: str) -> str:
 @shared_task(time_limit=1, acks_on_timeout=False)
 def timed_out_again(label: str) -> None:
     """Run into its limit each time that it is started."""
+    note("start", label)
+    time.sleep(600)
+
+
+@shared_task(bind=True, time_limit=1, acks_on_timeout=False)
+def timed_out_once(self: Task, label: str) -> str:
+    """Run into its limit the first time that it is started."""
+    note("start", label)
+    if self.request.get("delivery_count") == 1:
+        time.sleep(600)
+    return label
+
+
+@shared_task(base=Hooked, time_limit=1)
+def timed_out_hooked(label: str) -> None:
+    """Run into its limit, and be done by that."""
     note("start", label)
     time.sleep(600)
 
