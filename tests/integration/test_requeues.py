@@ -125,7 +125,7 @@ def test_a_time_out_of_a_task_that_runs_again_fails_neither_it_nor_its_chord(sta
     body = Signature("probe.collect", ("again-body",), app=stack.client).set(queue="prefork")
 
     assert chord([part.on_error(errback)], app=stack.client)(body).get(timeout=PATIENCE) == ["again"]
-    stack.world.wait_until(lambda: stack.unacked() == stack.waiting("prefork") == 0, PATIENCE, "nothing is left")
+    stack.world.wait_until(lambda: stack.waiting("prefork") == stack.unacked() == 0, PATIENCE, "nothing is left")
     assert [stack.world.started(label) for label in ("again", "not-done")] == [2, 0]
 
 
@@ -136,7 +136,7 @@ def test_a_time_out_that_ends_a_task_is_told_once(stack: Stack) -> None:
 
     hooked = partial(stack.world.notes, "hook-TimeLimitExceeded", "ended")
     stack.world.wait_until(hooked, PATIENCE, "its hook is called")
-    stack.world.wait_until(lambda: stack.unacked() == stack.waiting("prefork") == 0, PATIENCE, "nothing is left")
+    stack.world.wait_until(lambda: stack.waiting("prefork") == stack.unacked() == 0, PATIENCE, "nothing is left")
     assert (len(hooked()), stack.world.started("told"), stack.world.started("ended")) == (1, 1, 1)
 
 
