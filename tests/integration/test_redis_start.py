@@ -54,13 +54,14 @@ class Started:
         self.tool.parent.mkdir()
         write_check_aof(Path(executable()), self.tool)
         self.socket = self.data / "redis.sock"
+        self.login = {"REDIS_PASSWORD": PASSWORD}
         self.process: Process
 
     def launch(self) -> Process:
         """Start the script, whatever comes of it."""
         settings = {
             "PATH": os.environ["PATH"],
-            "REDIS_PASSWORD": PASSWORD,
+            **self.login,
             "STALK_REDIS_SERVER": executable(),
             "STALK_REDIS_CHECK_AOF": str(self.tool),
             "STALK_REDIS_DIR": str(self.data),
@@ -191,6 +192,14 @@ def torn_in_a_transaction(started: Started) -> State:
     (size, whole), (end, _) = seen[-2:]
     os.truncate(started.file, (size + end) // 2)
     return whole
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_password_is_read_from_a_file_as_clients_read_it(started: Started, end: str) -> None:
+    path = started.world.path("password")
+    path.write_text(PASSWORD + end, newline="")
+    started.login = {"REDIS_PASSWORD_FILE": str(path)}
+    assert started.start().ping()
 
 
 @pytest.fixture
