@@ -94,6 +94,9 @@ def _log_in(client: Redis, variable: str) -> None:
         # A cluster has one database, and a URL that names another does not get in.
         if "cluster mode" in str(error):
             raise Refused(CLUSTER) from None
+        # It is not ready: its disk is full, or a script runs.
+        if str(error).startswith(("MISCONF", "BUSY")):
+            raise ConnectionError(str(error)) from None
         raise
     except MasterNotFoundError:
         raise ConnectionError(_ask_sentinels(client, variable)) from None

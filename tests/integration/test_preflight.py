@@ -6,10 +6,12 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
+from redis.exceptions import RedisError
 
 from config import load
 from services import preflight
@@ -459,6 +461,44 @@ def test_a_redis_that_does_not_answer_is_waited_for(world: World) -> None:
 
     beat.says("beat: ticking")
     assert beat.process.count(r"next try in [\d.]+ s") >= 2
+
+
+def test_a_redis_that_cannot_write_to_its_disk_is_waited_for(world: World) -> None:
+    redis = world.redis(lines=["save 3600 1"])
+    # A file cannot take the place of a directory.
+    obstacle = redis.directory / "dump.rdb"
+    obstacle.mkdir()
+    redis.ask("BGSAVE")
+    world.wait_until(lambda: "MISCONF" in str(said_by(redis)), PATIENCE, "Redis refuses")
+    beat = world.stack(redis).beat()
+    beat.says(r"preflight: waiting for CELERY_BROKER_URL \(.*\): MISCONF .*; next try in")
+
+    obstacle.rmdir()
+    redis.ask("SAVE")
+
+    beat.says("beat: ticking")
+
+
+def test_a_redis_that_runs_a_script_for_long_is_waited_for(world: World) -> None:
+    redis = world.redis(lines=["lua-time-limit 1"])
+    script = threading.Thread(target=said_by, args=[redis, "EVAL", "while true do end", "0"])
+    script.start()
+    world.wait_until(lambda: "BUSY" in str(said_by(redis)), PATIENCE, "Redis refuses")
+    beat = world.stack(redis).beat()
+    beat.says(r"preflight: waiting for CELERY_BROKER_URL \(.*\): BUSY .*; next try in")
+
+    redis.ask("SCRIPT", "KILL")
+
+    beat.says("beat: ticking")
+    script.join()
+
+
+def said_by(redis: RedisServer, *command: str) -> object:
+    """What Redis answers, or why it does not."""
+    try:
+        return redis.ask(*(command or ["PING"]))
+    except RedisError as error:
+        return error
 
 
 def test_waiting_for_redis_ends_when_told_as_process_1_of_a_container(world: World) -> None:
