@@ -36,7 +36,7 @@ from config import Settings
 from config.redis_url import RedisUrl
 from services.connections import connect
 from services.delivery import scripts
-from services.queues import DEAD_LETTERS, HELD, UNACKED
+from services.queues import DEAD_LETTERS, HELD
 
 REFUSED_EXIT_CODE = 3
 # kombu 5.7 uses ZRANGE … BYSCORE, and BLMOVE is what waiting without polling needs: both came with 6.2.
@@ -181,7 +181,7 @@ def _is_of_cluster(error: ResponseError) -> bool:
 
 def _check_scripts(client: Redis, found: Findings) -> None:
     try:
-        scripts.UNDECLARED(client, [UNACKED], [DEAD_LETTERS])
+        scripts.UNDECLARED(client, HELD, [DEAD_LETTERS])
     except ResponseError as error:
         if _is_of_cluster(error):
             raise Refused(CLUSTER) from None

@@ -217,6 +217,11 @@ CLUSTER = ("cluster-enabled yes", "cluster-require-full-coverage no")
 SLOTS = range(16384)
 
 
+def wait_for_cluster(world: World, redis: RedisServer) -> None:
+    """A cluster takes its time to be one."""
+    world.wait_until(lambda: "cluster_state:ok" in str(redis.ask("CLUSTER", "INFO")), PATIENCE, "the cluster is up")
+
+
 @pytest.mark.parametrize("slots", [(), SLOTS], ids=["without-slots", "with-slots"])
 @pytest.mark.parametrize("may", ["+@all", "+@all -info -cluster"])
 @pytest.mark.parametrize("database", [0, 1])
@@ -244,8 +249,12 @@ def test_a_cluster_is_refused_for_results_too(world: World, check: Checker) -> N
     assert "it is a Redis Cluster" in said
 
 
-def test_a_cluster_without_slots_is_known_by_what_it_says_of_scripts(world: World, check: Checker) -> None:
+@pytest.mark.parametrize("slots", [(), SLOTS], ids=["without-slots", "with-slots"])
+def test_a_cluster_is_known_by_what_it_says_of_scripts(world: World, check: Checker, slots: Iterable[int]) -> None:
     redis = world.redis(lines=[*CLUSTER, f"{CLOSED} -exists"])
+    if slots:
+        redis.ask("CLUSTER", "ADDSLOTS", *map(str, slots))
+        wait_for_cluster(world, redis)
 
     code, said = check(redis, **as_managed(redis))
 
@@ -253,12 +262,14 @@ def test_a_cluster_without_slots_is_known_by_what_it_says_of_scripts(world: Worl
     assert "it is a Redis Cluster" in said
 
 
-def test_a_server_whose_scripts_must_declare_their_keys_is_refused(world: World, check: Checker) -> None:
-    # Dragonfly's own words cannot be had here; a cluster that has one key of two refuses the same.
+def test_a_server_whose_scripts_must_declare_their_keys_is_refused(
+    world: World, check: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Dragonfly's own words cannot be had here; a cluster that has the declared keys alone refuses the same.
+    monkeypatch.setattr(preflight, "HELD", [UNACKED])
     redis = world.redis(lines=[*CLUSTER, f"{CLOSED} -exists"])
     redis.ask("CLUSTER", "ADDSLOTS", str(redis.ask("CLUSTER", "KEYSLOT", UNACKED)))
-    # A cluster takes its time to be one.
-    world.wait_until(lambda: "cluster_state:ok" in str(redis.ask("CLUSTER", "INFO")), PATIENCE, "the cluster is up")
+    wait_for_cluster(world, redis)
 
     code, said = check(redis, **as_managed(redis))
 
