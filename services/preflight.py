@@ -11,7 +11,7 @@ import random
 import re
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import sleep
 from typing import Any
@@ -36,7 +36,7 @@ from config import Settings
 from config.redis_url import RedisUrl
 from services.connections import connect
 from services.delivery import scripts
-from services.queues import DEAD_LETTERS, HELD
+from services.queues import DEAD_LETTERS, HELD, RESULT
 
 REFUSED_EXIT_CODE = 3
 # kombu 5.7 uses ZRANGE … BYSCORE, and BLMOVE is what waiting without polling needs: both came with 6.2.
@@ -71,7 +71,8 @@ def inspect_redis(client: Redis, allow_volatile: bool, variable: str, carries_ta
     found = Findings()
     _log_in(client, variable)
     info = _ask(client.info, found, "INFO")
-    _refuse_cluster(client, info, found)
+    # Names that a user of results may ask for, if nothing else.
+    _refuse_cluster(client, info, HELD if carries_tasks else (f"{RESULT}1", f"{RESULT}2"), found)
     _check_version(info, found)
     _check_role(info, found)
     if carries_tasks and not found.refusals:
@@ -161,12 +162,12 @@ def _ask(command: Callable[..., Any], found: Findings, name: str, *arguments: st
     return dict(answer)
 
 
-def _refuse_cluster(client: Redis, info: dict[str, Any], found: Findings) -> None:
+def _refuse_cluster(client: Redis, info: dict[str, Any], keys: Sequence[str], found: Findings) -> None:
     if info.get("redis_mode") == "cluster":
         raise Refused(CLUSTER)
     try:
         # Keys of different slots, because INFO may be refused, and a proxy before a cluster says what it likes.
-        client.exists(*HELD)
+        client.exists(*keys)
     except ResponseError as error:
         if _is_of_cluster(error):
             raise Refused(CLUSTER) from None

@@ -215,6 +215,8 @@ def test_a_version_that_is_too_old_is_refused(world: World, check: Checker) -> N
 
 CLUSTER = ("cluster-enabled yes", "cluster-require-full-coverage no")
 SLOTS = range(16384)
+# What a user needs who keeps nothing but results.
+RESULTS_ONLY = "~celery-task-meta-* ~celery-taskset-meta-*"
 
 
 def wait_for_cluster(world: World, redis: RedisServer) -> None:
@@ -241,8 +243,12 @@ def test_a_cluster_is_refused_by_name(
     assert len(said.splitlines()) == 1
 
 
-def test_a_cluster_is_refused_for_results_too(world: World, check: Checker) -> None:
-    code, said = check(world.redis(), CELERY_RESULT_BACKEND=world.redis(lines=CLUSTER).url(1))
+@pytest.mark.parametrize(("user", "database"), [("", 1), ("managed", 0)])
+def test_a_cluster_is_refused_for_results_too(world: World, check: Checker, user: str, database: int) -> None:
+    results = world.redis(lines=[*CLUSTER, f"user managed on >secret {RESULTS_ONLY} &* +@all -info"])
+    url = results.url(database, user=user, password="secret" if user else None)
+
+    code, said = check(world.redis(), CELERY_RESULT_BACKEND=url)
 
     assert code == REFUSED
     assert "CELERY_RESULT_BACKEND" in said
@@ -305,8 +311,8 @@ def test_a_server_that_runs_no_scripts_at_all_is_refused(world: World, check: Ch
     assert "allow it EVAL" in said
 
 
-def test_results_need_no_scripts(world: World, check: Checker) -> None:
-    results = world.redis(lines=["user managed on >secret ~* &* +@all -eval -evalsha"])
+def test_results_need_no_scripts_and_no_keys_but_their_own(world: World, check: Checker) -> None:
+    results = world.redis(lines=[f"user managed on >secret {RESULTS_ONLY} &* +@all -eval -evalsha"])
 
     assert check(world.redis(), CELERY_RESULT_BACKEND=results.url(1, user="managed", password="secret")) == (0, "")
 
