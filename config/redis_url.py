@@ -30,6 +30,8 @@ TLS_CHOICES = {
         written: name for name, number in TLS_VERSIONS.items() for written in (name.lower(), str(int(number)))
     },
 }
+# A login has no slash, and a question mark ends the path.
+NAMES_DATABASE = re.compile(r"sentinel://[^/?]*/+[^/?]")
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
@@ -98,7 +100,8 @@ def parse(text: str) -> RedisUrl:
     if scheme not in SCHEMES or "://" not in text:
         raise ValueError(f"it must start with one of {', '.join(s + '://' for s in SCHEMES)}")
     # Only before another URL: a password may have a semicolon.
-    urls = [_parse_one(part) for part in re.split(r"\s*;\s*(?=[a-z+]+://)", text.rstrip("; "))]
+    parts = re.split(r"\s*;\s*(?=[a-z+]+://)", text.rstrip("; "))
+    urls = [_parse_one(part) for part in parts]
     first = urls[0]
     if scheme != "sentinel":
         if len(urls) > 1:
@@ -106,11 +109,22 @@ def parse(text: str) -> RedisUrl:
         return first
     if any(url.scheme != "sentinel" for url in urls):
         raise ValueError("every URL of a sentinel:// list must start with sentinel://")
-    # Once, at the end of the list for instance, is for all of them.
     tls = {url.tls for url in urls if url.tls}
-    if len(tls) > 1:
-        raise ValueError("the URLs of a sentinel:// list must have the same ssl_ options, or one of them have all")
-    return replace(first, hosts=tuple(host for url in urls for host in url.hosts), tls=next(iter(tls), ()))
+    logins = {(url.username, url.password) for url in urls if url.username or url.password}
+    databases = {url.database for url, part in zip(urls, parts, strict=True) if NAMES_DATABASE.match(part)}
+    # Once, at the end of the list for instance, is for all of them.
+    for what, given in (("ssl_ options", tls), ("user and password", logins), ("database", databases)):
+        if len(given) > 1:
+            raise ValueError(f"the URLs of a sentinel:// list must have the same {what}, or one of them have all")
+    username, password = next(iter(logins), ("", ""))
+    return replace(
+        first,
+        hosts=tuple(host for url in urls for host in url.hosts),
+        tls=next(iter(tls), ()),
+        username=username,
+        password=password,
+        database=next(iter(databases), 0),
+    )
 
 
 def _parse_one(text: str) -> RedisUrl:

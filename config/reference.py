@@ -126,8 +126,9 @@ A Redis URL has one of these forms; a password without percent-encoding goes int
 - `redis://[user]:password@host:port/db`
 - `rediss://[user]:password@host:port/db?ssl_ca_certs=/path/ca.pem`: TLS
 - `redis+socket://[user]:password@/path/to/socket?virtual_host=db`
-- `sentinel://[user]:password@host:port/db;sentinel://host:port/db`, with `CELERY_SENTINEL_MASTER`; with any option of
-  TLS at one of the URLs, or the same at all, the sentinels and the master are spoken to by TLS
+- `sentinel://[user]:password@host:port/db;sentinel://host:port/db`, with `CELERY_SENTINEL_MASTER`; login, database
+  and options of TLS stand at one of the URLs, or the same at all; with any option of TLS the sentinels and the master
+  are spoken to by TLS
 
 TLS has these options; all others are refused:
 

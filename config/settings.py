@@ -542,7 +542,7 @@ class StackSettings(Group):
         "512m",
         "Data that Redis accepts before it refuses new tasks; workers go on for a quarter more. Half its memory "
         "limit: rewriting the append-only file can need as much again.",
-        SIZE,
+        f"{SIZE}; below four fifths of REDIS_MEMORY, where that is the limit",
     )
     redis_memory: Size = setting("REDIS_MEMORY", "1g", "Memory limit of the redis container.", SIZE)
     redis_cpus: Cpus = setting(
@@ -731,7 +731,9 @@ def _conflicts(
         found.append("CELERY_SENTINEL_MASTER must name the master, because CELERY_BROKER_URL is a sentinel:// URL")
     if results.url.scheme == "sentinel" and not broker.sentinel_master:
         found.append("CELERY_SENTINEL_MASTER must name the master, because CELERY_RESULT_BACKEND is a sentinel:// URL")
-    if size_in_bytes(stack.redis_maxmemory) * WITH_RESERVE >= size_in_bytes(stack.redis_memory):
+    # Without a container of its own nothing limits it: there is another Redis, or a process of the host.
+    limited = stack.redis_replicas and stack.runtime != "local"
+    if limited and size_in_bytes(stack.redis_maxmemory) * WITH_RESERVE >= size_in_bytes(stack.redis_memory):
         found.append(
             f"REDIS_MAXMEMORY ({stack.redis_maxmemory}) and a quarter of it, in which workers go on when Redis is "
             f"full, must be below REDIS_MEMORY ({stack.redis_memory}), or the kernel kills Redis; half of it is safe"

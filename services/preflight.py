@@ -11,7 +11,7 @@ import random
 import re
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import sleep
 from typing import Any
@@ -36,7 +36,7 @@ from config import Settings
 from config.redis_url import RedisUrl
 from services.connections import connect
 from services.delivery import scripts
-from services.queues import DEAD_LETTERS, HELD, UNACKED
+from services.queues import DEAD_LETTERS, HELD, RESULT
 
 REFUSED_EXIT_CODE = 3
 # kombu 5.7 uses ZRANGE … BYSCORE, and BLMOVE is what waiting without polling needs: both came with 6.2.
@@ -71,7 +71,8 @@ def inspect_redis(client: Redis, allow_volatile: bool, variable: str, carries_ta
     found = Findings()
     _log_in(client, variable)
     info = _ask(client.info, found, "INFO")
-    _refuse_cluster(client, info, found)
+    # Names that a user of results may ask for, if nothing else.
+    _refuse_cluster(client, info, HELD if carries_tasks else (f"{RESULT}1", f"{RESULT}2"), found)
     _check_version(info, found)
     _check_role(info, found)
     if carries_tasks and not found.refusals:
@@ -94,6 +95,9 @@ def _log_in(client: Redis, variable: str) -> None:
         # A cluster has one database, and a URL that names another does not get in.
         if "cluster mode" in str(error):
             raise Refused(CLUSTER) from None
+        # It is not ready: its disk is full, or a script runs.
+        if str(error).startswith(("MISCONF", "BUSY")):
+            raise ConnectionError(str(error)) from None
         raise
     except MasterNotFoundError:
         raise ConnectionError(_ask_sentinels(client, variable)) from None
@@ -158,12 +162,12 @@ def _ask(command: Callable[..., Any], found: Findings, name: str, *arguments: st
     return dict(answer)
 
 
-def _refuse_cluster(client: Redis, info: dict[str, Any], found: Findings) -> None:
+def _refuse_cluster(client: Redis, info: dict[str, Any], keys: Sequence[str], found: Findings) -> None:
     if info.get("redis_mode") == "cluster":
         raise Refused(CLUSTER)
     try:
         # Keys of different slots, because INFO may be refused, and a proxy before a cluster says what it likes.
-        client.exists(*HELD)
+        client.exists(*keys)
     except ResponseError as error:
         if _is_of_cluster(error):
             raise Refused(CLUSTER) from None
@@ -178,7 +182,7 @@ def _is_of_cluster(error: ResponseError) -> bool:
 
 def _check_scripts(client: Redis, found: Findings) -> None:
     try:
-        scripts.UNDECLARED(client, [UNACKED], [DEAD_LETTERS])
+        scripts.UNDECLARED(client, HELD, [DEAD_LETTERS])
     except ResponseError as error:
         if _is_of_cluster(error):
             raise Refused(CLUSTER) from None

@@ -31,6 +31,8 @@ DEAD_LETTER = "dead_letter:"
 DEAD = (DEAD_LETTERS, DEAD_LETTERS_NEXT, DEAD_LETTERS_UNTOLD)
 # The last message of each thread that publishes, and each message of a chord's body.
 PUBLISHED = "published:"
+# Of a result; Celery's own.
+RESULT = "celery-task-meta-"
 # One set for each exchange: routing key, pattern and queue, joined by the separator.
 BINDINGS = "_kombu.binding."
 BEAT_PREFIX = "redbeat:"

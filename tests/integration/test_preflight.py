@@ -6,10 +6,12 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
+from redis.exceptions import RedisError
 
 from config import load
 from services import preflight
@@ -213,6 +215,13 @@ def test_a_version_that_is_too_old_is_refused(world: World, check: Checker) -> N
 
 CLUSTER = ("cluster-enabled yes", "cluster-require-full-coverage no")
 SLOTS = range(16384)
+# What a user needs who keeps nothing but results.
+RESULTS_ONLY = "~celery-task-meta-* ~celery-taskset-meta-*"
+
+
+def wait_for_cluster(world: World, redis: RedisServer) -> None:
+    """A cluster takes its time to be one."""
+    world.wait_until(lambda: "cluster_state:ok" in str(redis.ask("CLUSTER", "INFO")), PATIENCE, "the cluster is up")
 
 
 @pytest.mark.parametrize("slots", [(), SLOTS], ids=["without-slots", "with-slots"])
@@ -234,16 +243,24 @@ def test_a_cluster_is_refused_by_name(
     assert len(said.splitlines()) == 1
 
 
-def test_a_cluster_is_refused_for_results_too(world: World, check: Checker) -> None:
-    code, said = check(world.redis(), CELERY_RESULT_BACKEND=world.redis(lines=CLUSTER).url(1))
+@pytest.mark.parametrize(("user", "database"), [("", 1), ("managed", 0)])
+def test_a_cluster_is_refused_for_results_too(world: World, check: Checker, user: str, database: int) -> None:
+    results = world.redis(lines=[*CLUSTER, f"user managed on >secret {RESULTS_ONLY} &* +@all -info"])
+    url = results.url(database, user=user, password="secret" if user else None)
+
+    code, said = check(world.redis(), CELERY_RESULT_BACKEND=url)
 
     assert code == REFUSED
     assert "CELERY_RESULT_BACKEND" in said
     assert "it is a Redis Cluster" in said
 
 
-def test_a_cluster_without_slots_is_known_by_what_it_says_of_scripts(world: World, check: Checker) -> None:
+@pytest.mark.parametrize("slots", [(), SLOTS], ids=["without-slots", "with-slots"])
+def test_a_cluster_is_known_by_what_it_says_of_scripts(world: World, check: Checker, slots: Iterable[int]) -> None:
     redis = world.redis(lines=[*CLUSTER, f"{CLOSED} -exists"])
+    if slots:
+        redis.ask("CLUSTER", "ADDSLOTS", *map(str, slots))
+        wait_for_cluster(world, redis)
 
     code, said = check(redis, **as_managed(redis))
 
@@ -251,12 +268,14 @@ def test_a_cluster_without_slots_is_known_by_what_it_says_of_scripts(world: Worl
     assert "it is a Redis Cluster" in said
 
 
-def test_a_server_whose_scripts_must_declare_their_keys_is_refused(world: World, check: Checker) -> None:
-    # Dragonfly's own words cannot be had here; a cluster that has one key of two refuses the same.
+def test_a_server_whose_scripts_must_declare_their_keys_is_refused(
+    world: World, check: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Dragonfly's own words cannot be had here; a cluster that has the declared keys alone refuses the same.
+    monkeypatch.setattr(preflight, "HELD", [UNACKED])
     redis = world.redis(lines=[*CLUSTER, f"{CLOSED} -exists"])
     redis.ask("CLUSTER", "ADDSLOTS", str(redis.ask("CLUSTER", "KEYSLOT", UNACKED)))
-    # A cluster takes its time to be one.
-    world.wait_until(lambda: "cluster_state:ok" in str(redis.ask("CLUSTER", "INFO")), PATIENCE, "the cluster is up")
+    wait_for_cluster(world, redis)
 
     code, said = check(redis, **as_managed(redis))
 
@@ -292,8 +311,8 @@ def test_a_server_that_runs_no_scripts_at_all_is_refused(world: World, check: Ch
     assert "allow it EVAL" in said
 
 
-def test_results_need_no_scripts(world: World, check: Checker) -> None:
-    results = world.redis(lines=["user managed on >secret ~* &* +@all -eval -evalsha"])
+def test_results_need_no_scripts_and_no_keys_but_their_own(world: World, check: Checker) -> None:
+    results = world.redis(lines=[f"user managed on >secret {RESULTS_ONLY} &* +@all -eval -evalsha"])
 
     assert check(world.redis(), CELERY_RESULT_BACKEND=results.url(1, user="managed", password="secret")) == (0, "")
 
@@ -459,6 +478,44 @@ def test_a_redis_that_does_not_answer_is_waited_for(world: World) -> None:
 
     beat.says("beat: ticking")
     assert beat.process.count(r"next try in [\d.]+ s") >= 2
+
+
+def test_a_redis_that_cannot_write_to_its_disk_is_waited_for(world: World) -> None:
+    redis = world.redis(lines=["save 3600 1"])
+    # A file cannot take the place of a directory.
+    obstacle = redis.directory / "dump.rdb"
+    obstacle.mkdir()
+    redis.ask("BGSAVE")
+    world.wait_until(lambda: "MISCONF" in str(said_by(redis)), PATIENCE, "Redis refuses")
+    beat = world.stack(redis).beat()
+    beat.says(r"preflight: waiting for CELERY_BROKER_URL \(.*\): MISCONF .*; next try in")
+
+    obstacle.rmdir()
+    redis.ask("SAVE")
+
+    beat.says("beat: ticking")
+
+
+def test_a_redis_that_runs_a_script_for_long_is_waited_for(world: World) -> None:
+    redis = world.redis(lines=["lua-time-limit 1"])
+    script = threading.Thread(target=said_by, args=[redis, "EVAL", "while true do end", "0"])
+    script.start()
+    world.wait_until(lambda: "BUSY" in str(said_by(redis)), PATIENCE, "Redis refuses")
+    beat = world.stack(redis).beat()
+    beat.says(r"preflight: waiting for CELERY_BROKER_URL \(.*\): BUSY .*; next try in")
+
+    redis.ask("SCRIPT", "KILL")
+
+    beat.says("beat: ticking")
+    script.join()
+
+
+def said_by(redis: RedisServer, *command: str) -> object:
+    """What Redis answers, or why it does not."""
+    try:
+        return redis.ask(*(command or ["PING"]))
+    except RedisError as error:
+        return error
 
 
 def test_waiting_for_redis_ends_when_told_as_process_1_of_a_container(world: World) -> None:

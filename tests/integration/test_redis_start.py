@@ -54,13 +54,14 @@ class Started:
         self.tool.parent.mkdir()
         write_check_aof(Path(executable()), self.tool)
         self.socket = self.data / "redis.sock"
+        self.login = {"REDIS_PASSWORD": PASSWORD}
         self.process: Process
 
     def launch(self) -> Process:
         """Start the script, whatever comes of it."""
         settings = {
             "PATH": os.environ["PATH"],
-            "REDIS_PASSWORD": PASSWORD,
+            **self.login,
             "STALK_REDIS_SERVER": executable(),
             "STALK_REDIS_CHECK_AOF": str(self.tool),
             "STALK_REDIS_DIR": str(self.data),
@@ -191,6 +192,90 @@ def torn_in_a_transaction(started: Started) -> State:
     (size, whole), (end, _) = seen[-2:]
     os.truncate(started.file, (size + end) // 2)
     return whole
+
+
+def command(*words: bytes) -> bytes:
+    """A command as Redis writes it."""
+    return b"".join([b"*%d\r\n" % len(words), *(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)])
+
+
+MULTI, EXEC = command(b"MULTI"), command(b"EXEC")
+PUSH, MORE = command(b"LPUSH", b"queue", b"a"), command(b"INCR", b"sent") * 20
+# More than there is memory for.
+BIG = command(b"LPUSH", b"queue", b"a" * 40_000_000)
+MEMORY_KB = 30_000
+
+
+def repaired(started: Started, left: bytes, rest: bytes) -> bytes:
+    """What docker/redis/repair makes of a file, with little memory; redis-check-aof gets as much as it likes."""
+    tool = started.tool.with_name("roomy-check-aof")
+    tool.write_text(f'#!/bin/sh\nulimit -Sv unlimited\nexec "{started.tool}" "$@"\n')
+    tool.chmod(0o755)
+    started.file.write_bytes(left + rest)
+    repair = f'ulimit -Sv {MEMORY_KB}; exec sh "{ROOT / "docker" / "redis" / "repair"}" "{started.data}"'
+    environment = {"PATH": os.environ["PATH"], "STALK_REDIS_CHECK_AOF": str(tool)}
+    started.process = started.world.process("repair", ["sh", "-c", repair], environment)
+    assert started.ends() == 0, started.process.tail()
+    return started.file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        MULTI + PUSH + EXEC[:-5],
+        MULTI + PUSH + MORE[:-5] + bytes(5000),
+        MULTI + command(b"LPUSH", b"queue", b"a\0\r\n" + EXEC) + PUSH[:9] + bytes(1),
+        MULTI + PUSH + BIG[:-9],
+    ],
+    ids=["end-torn", "zero-bytes", "a-word-like-an-end", "big"],
+)
+def test_what_is_cut_off_is_kept(started: Started, rest: bytes) -> None:
+    left = PUSH + MULTI + PUSH + EXEC
+    for more in (rest, rest[:-1]):
+        assert repaired(started, left, more) == left
+        assert (started.data / "cut-off.aof").read_bytes() == more
+        assert f"cutting them off into {started.data / 'cut-off.aof'}" in started.process.log()
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        MULTI + b"?" + PUSH + EXEC + BIG + MULTI + PUSH + EXEC,
+        MULTI + BIG.replace(b"$5", b"$6") + EXEC + MULTI + PUSH + EXEC,
+        MULTI + PUSH + command(b"EXEB"),
+        MULTI + PUSH + command(b"EXEB") + MORE,
+        MULTI + PUSH + command(b"EXEB") + MORE[:-5],
+        MULTI + PUSH + EXEC.replace(b"$4", b"$4000") + MORE,
+        MULTI + PUSH + EXEC.replace(b"*1", b"*9") + MORE,
+        MULTI + PUSH.replace(b"$1", b"$9000") + EXEC + MULTI + PUSH + EXEC,
+        MULTI + PUSH + bytes(4096) + MORE,
+        MULTI + PUSH + MULTI + PUSH + EXEC,
+    ],
+    ids=["mark", "length", "end", "end-before", "end-before-torn", "end-long", "end-many", "long", "zeros", "no-end"],
+)
+def test_what_no_crash_leaves_is_not_cut_off(started: Started, rest: bytes) -> None:
+    left = PUSH + MULTI + PUSH + EXEC
+    assert repaired(started, left, rest) == left + rest
+    assert f"is left to Redis, since what follows byte {len(left)} is not" in started.process.log()
+    assert not list(started.data.glob("cut-off*"))
+
+
+def test_a_transaction_that_cannot_be_kept_is_not_cut_off(started: Started) -> None:
+    torn_in_a_transaction(started)
+    before = started.file.read_bytes()
+    (started.data / "cut-off.aof").mkdir()
+    process = started.launch()
+    assert started.ends() == 1
+    assert "cut-off.aof cannot be written" in process.log()
+    assert started.file.read_bytes() == before
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_password_is_read_from_a_file_as_clients_read_it(started: Started, end: str) -> None:
+    path = started.world.path("password")
+    path.write_text(PASSWORD + end, newline="")
+    started.login = {"REDIS_PASSWORD_FILE": str(path)}
+    assert started.start().ping()
 
 
 @pytest.fixture

@@ -221,6 +221,10 @@ def test_a_socket_has_a_path_and_a_virtual_host(text: str, path: str, database: 
         ("sentinel://s1/0?master_name=x", "its query has master_name, which no part of Stalk reads"),
         ("redis+socket:///s?ssl_cert_reqs=none", "its query has ssl_cert_reqs"),
         ("sentinel://a/0?ssl_cert_reqs=none;sentinel://b/0?ssl_ca_certs=/c", "must have the same ssl_ options"),
+        ("sentinel://:x@a/0;sentinel://:y@b/0", "must have the same user and password"),
+        ("sentinel://u:x@a/0;sentinel://v:x@b/0", "must have the same user and password"),
+        ("sentinel://a/0;sentinel://b/5", "must have the same database"),
+        ("sentinel://a/5;sentinel://b/0?ssl_ca_certs=/c", "must have the same database"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused_with_a_reason(text: str, reason: str) -> None:
@@ -245,6 +249,7 @@ def test_a_url_that_cannot_be_used_is_refused_with_a_reason(text: str, reason: s
         f"rediss://:{PASSWORD}@redis/0?ssl_cert_reqs=never",
         f"redis+socket://:{PASSWORD}@host/s",
         f"sentinel://a/0;redis://:{PASSWORD}@b/0",
+        f"sentinel://:{PASSWORD}@a/0;sentinel://:{PASSWORD}2@b/0",
         f"{PASSWORD}://redis",
     ],
 )
@@ -289,6 +294,21 @@ def test_tls_is_for_all_sentinels_of_a_list(text: str) -> None:
     assert url.hosts == (("a", 1), ("b", 2))
     assert url.tls_options == {"ssl_cert_reqs": "required", "ssl_ca_certs": "/ca"}
     assert url.text().count("ssl_ca_certs") == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sentinel://user:a;b@a:1/5;sentinel://b:2",
+        "sentinel://a:1;sentinel://user:a;b@b:2/5",
+        "sentinel://user:a;b@a:1/;sentinel://b:2/5?ssl_ca_certs=/ca",
+        "sentinel://user:a;b@a:1?ssl_ca_certs=/ca;sentinel://user:a;b@b:2/5",
+    ],
+)
+def test_login_and_database_are_for_all_sentinels_of_a_list(text: str) -> None:
+    url = parse(text)
+    assert url.hosts == (("a", 1), ("b", 2))
+    assert (url.username, url.password, url.database) == ("user", "a;b", 5)
 
 
 def test_sentinels_without_options_of_tls_speak_none() -> None:

@@ -327,6 +327,8 @@ def test_settings_that_contradict_each_other_are_refused(
         {"WORKER_AUTOSCALE": "4,1"},
         {"CELERY_BROKER_URL": "sentinel://s1/0", "CELERY_SENTINEL_MASTER": "main"},
         {"REDIS_MAXMEMORY": "819m"},
+        {"REDIS_MAXMEMORY": "2g", "REDIS_REPLICAS": "0"},
+        {"REDIS_MAXMEMORY": "2g", "STALK_RUNTIME": "local"},
     ],
 )
 def test_settings_that_just_fit_are_accepted_without_a_warning(environment: dict[str, str]) -> None:
