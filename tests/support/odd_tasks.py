@@ -189,9 +189,11 @@ class Batches(Task):  # type: ignore[misc]
     abstract = True
     typing = False
     size = 2
+    # What is not in a batch yet: None for a buffer of each connection; that of celery-batches outlives them.
+    buffer: list[Any] | None = None
 
     def Strategy(self, task: Any, app: Any, consumer: Any) -> Any:  # noqa: N802 - Celery's name
-        requests: list[Any] = []
+        requests: list[Any] = [] if self.buffer is None else self.buffer
         make, pool = symbol_by_name(task.Request), consumer.pool
 
         def on_return(taken: list[Any]) -> None:
@@ -202,7 +204,7 @@ class Batches(Task):  # type: ignore[misc]
             requests.append(make(message, on_ack=ack, on_reject=reject, app=app, hostname=consumer.hostname, task=task))
             if len(requests) == self.size:
                 taken, requests[:] = list(requests), []
-                batch = [SimpleNamespace(id=one.id, args=one.args) for one in taken]
+                batch = [SimpleNamespace(id=one.id, args=one.args, request_dict=one.request_dict) for one in taken]
                 pool.apply_async(
                     run_batch, (batch, taken[0].args[1]), accept_callback=None, callback=lambda _: on_return(taken)
                 )
@@ -212,6 +214,11 @@ class Batches(Task):  # type: ignore[misc]
 
 @shared_task(base=Batches)
 def in_batches(label: str, how: str) -> None:
+    """Run by run_batch."""
+
+
+@shared_task(base=Batches, buffer=[])
+def in_kept_batches(label: str, how: str) -> None:
     """Run by run_batch."""
 
 
