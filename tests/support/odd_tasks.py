@@ -176,6 +176,8 @@ def run_batch(batch: list[Any], how: str) -> str:
     """What a pool runs for a batch of messages."""
     for each in batch:
         note("start", each.args[0])
+    if how == "hold":
+        wait_released(f"{batch[0].args[0]}-batch")
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "exit":
