@@ -166,6 +166,19 @@ def tell(self: Task, label: str) -> dict[str, Any]:
     }
 
 
+@shared_task(bind=True, rate_limit="1/s")
+def each_second(self: Task, label: str) -> dict[str, Any]:
+    """What it is told of its own delivery; not more than one a second."""
+    note("start", label)
+    return {"redelivered": self.request.delivery_info["redelivered"], "count": self.request.get("delivery_count")}
+
+
+@shared_task(rate_limit="1/h")
+def seldom(label: str) -> None:
+    """Run once an hour."""
+    note("start", label)
+
+
 @shared_task
 def ignore(label: str) -> None:
     note("start", label)
