@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from config import Settings
 from services import patience
 from services.connections import connect
+from services.delivery import holders
 
 logger = get_logger(__name__)
 
@@ -146,7 +147,8 @@ def _excused(worker: Any) -> bool:
     stopping = worker_state.should_stop is not None or worker_state.should_terminate is not None
     solo = isinstance(getattr(worker, "pool", None), SoloPool)
     # The Redis of the results may be away, or full, while the broker's, which this module asks, answers.
-    return stopping or (solo and bool(worker_state.active_requests)) or patience.main_thread_waits()
+    busy = solo and bool(worker_state.active_requests or holders.running())
+    return stopping or busy or patience.main_thread_waits()
 
 
 def _pinger(settings: Settings) -> Callable[[], bool]:

@@ -50,8 +50,8 @@ class HandBackStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 def hand_back_and_exit(worker: Any) -> None:
     """Stop the tasks that still run, put all messages that this node holds back on their queues, end the process."""
-    running = tuple(worker_state.active_requests)
-    if not running and not patience.main_thread_waits():
+    running, held = tuple(worker_state.active_requests), holders.running()
+    if not running and not held and not patience.main_thread_waits():
         # The last task ended just now, and the main thread is on its way out.
         return
     _kill_children(worker)
@@ -61,6 +61,8 @@ def hand_back_and_exit(worker: Any) -> None:
     for request in running:
         fate = "had been acknowledged and is lost" if request.acknowledged else "goes back to its queue"
         logger.warning("shutdown: %s[%s] still ran and %s", request.name, request.id, fate)
+    if batched := held.difference(request.tag for request in running):
+        logger.warning("shutdown: %d tasks still ran in batches and go back to their queues", len(batched))
     if not holders.close():
         logger.error("shutdown: Redis does not answer; what this node held goes back when its lease runs out")
     sys.stdout.flush()

@@ -2,12 +2,12 @@
 
 They keep requests back and give the pool a list of them, past Celery's own way of a request. What they give it is told
 to the holder here: a batch counts as started when its process dies over it, and what is not ours any more is left out.
+A delivery is known by its tag: its task may have come again, as another one, before the strategy forgets the first.
 """
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +16,15 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_logger
 
-from services.delivery import failures, limits
+from services.delivery import failures, holders, limits
+from services.delivery.claim import Tag
 from services.delivery.holder import Holder
 from services.delivery.limits import Limits
 from services.delivery.unleased import Unleased
 
 logger = get_logger(__name__)
 
-# A delivery that such a task has received: who holds it, and its tag.
+# A delivery that is handed over: who holds it, and its tag.
 Kept = tuple[Holder | Unleased, str]
 
 
@@ -32,15 +33,9 @@ class BatchPool:
 
     def __init__(self, pool: Any, general: Limits) -> None:
         self._pool, self._general = pool, general
-        # By the id of the task: a message may come twice.
-        self._received: defaultdict[str, deque[Kept]] = defaultdict(deque)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)
-
-    def receive(self, task_id: str, holder: Holder | Unleased, tag: str) -> None:
-        """A task keeps this back until it has a batch."""
-        self._received[task_id].append((holder, tag))
 
     def apply_async(
         self,
@@ -53,8 +48,9 @@ class BatchPool:
     ) -> Any:
         """Run a batch without what is not ours any more, within the time limits of all tasks."""
         batch: list[Kept] = []
-        args = self._ours(args, batch)
+        args = _ours(args, batch)
         if not batch:
+            logger.warning("%r is not run: nothing that it is given has the tag of a delivery that is held here", run)
             return None
 
         def accepted(pid: int, at: float) -> None:
@@ -94,21 +90,26 @@ class BatchPool:
             **options,
         )
 
-    def _ours(self, found: Any, batch: list[Kept]) -> Any:
-        """The same without requests that have been given back or lost; the others are handed over, and in `batch`."""
-        if not isinstance(found, list | tuple):
-            return found
-        return type(found)(self._ours(each, batch) for each in found if self._is_ours(each, batch))
 
-    def _is_ours(self, each: Any, batch: list[Kept]) -> bool:
-        waiting = self._received.get(getattr(each, "id", ""))
-        if not waiting:
-            return True
-        holder, tag = waiting.popleft()
-        if not waiting:
-            del self._received[each.id]
-        if not holder.hand_over(tag):
-            logger.warning("%s is left out of its batch: it was given back, or its lease was lost", each.id)
-            return False
-        batch.append((holder, tag))
+def _ours(found: Any, batch: list[Kept]) -> Any:
+    """The same without requests that have been given back or lost; the others are handed over, and in `batch`."""
+    if not isinstance(found, list | tuple):
+        return found
+    return type(found)(_ours(each, batch) for each in found if _is_ours(each, batch))
+
+
+def _is_ours(each: Any, batch: list[Kept]) -> bool:
+    # A request has it here, and celery-batches copies this from it.
+    properties = (getattr(each, "request_dict", None) or {}).get("properties")
+    if not properties:
+        # It is no request.
         return True
+    tag = properties["delivery_tag"]
+    ours: list[Holder] | list[Unleased] = holders.all_holders() if isinstance(tag, Tag) else [Unleased()]
+    for holder in ours:
+        if holder.hand_over(tag):
+            batch.append((holder, tag))
+            return True
+    # Nobody holds it here: whatever its strategy says of it later changes nothing.
+    logger.warning("%s is left out of its batch: it was given back, or its lease was lost", each.id)
+    return False

@@ -280,7 +280,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             if no_ack and self.holder.holds(message.delivery_tag):
                 # From now on it is under no lease.
                 self.holder.ack(message.delivery_tag)
-                message.delivery_tag = str(message.delivery_tag)
+                message.delivery_tag = message.properties["delivery_tag"] = str(message.delivery_tag)
             return callback(message)
 
         return receive

@@ -83,6 +83,11 @@ def all_holders() -> list[Holder]:
         return [kept.holder for kept in _kept.values()]
 
 
+def running() -> set[str]:
+    """The tags of what has been started and has not ended: of batches too, which Celery does not know for requests."""
+    return {tag for holder in all_holders() for tag in holder.leased()[0]}
+
+
 def on_dead_letters(listener: Callable[[list[int]], None]) -> None:
     """Have `listener` called with the ids of dead letters whose task has to be told, from the keeper's thread."""
     _listeners.append(listener)

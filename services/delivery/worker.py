@@ -12,7 +12,6 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery import Celery, signals
-from celery.app.task import Task as CeleryTask
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.apps.worker import Worker as CeleryWorker
 from celery.concurrency.prefork import TaskPool as PreforkPool
@@ -47,7 +46,6 @@ logger = get_logger(__name__)
 
 # What is due sooner is kept in the worker's own timer, which is exact; what is due later waits in Redis.
 LONGEST_TIMER_SECONDS = 1.0
-CELERYS_STRATEGY = CeleryTask.Strategy
 # What Celery raises at a header or an option that is not what it should be: it believes all of them. Left to
 # themselves, these errors end the worker, and then the next one.
 UNUSABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -167,16 +165,14 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     """A consumer that drops no message: what it cannot make a task of becomes a dead letter."""
 
     pool: Any
-    _batch_pool: BatchPool | None = None
 
     def update_strategies(self) -> None:
         if not self.restart_count:
             self._say_what_is_not_kept()
         for task in self.app.tasks.values():
             task.Request = _request_class(task.Request)
-        self._batch_pool = self._batch_pool or BatchPool(self.pool, self.app.time_limits)
         # Celery's own strategy takes the pool's method from here too; DeliveredRequest does not use it.
-        pool, self.pool = self.pool, self._batch_pool
+        pool, self.pool = self.pool, BatchPool(self.pool, self.app.time_limits)
         try:
             super().update_strategies()
         finally:
@@ -218,10 +214,6 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         return p(*args, **kwargs)
 
     def _handled(self, handle: Callable[[Any], Any], message: Any) -> Any:
-        fields = message.headers if "task" in message.headers else message.payload
-        task = self.app.tasks.get(fields["task"])
-        if self._batch_pool and task is not None and task.Strategy != CELERYS_STRATEGY:
-            self._batch_pool.receive(fields["id"], _holder(message), str(message.delivery_tag))
         try:
             return handle(message)
         except UNUSABLE as error:

@@ -12,7 +12,7 @@ from time import monotonic, time
 import pytest
 
 from tests.support.checkout import ROOT, Checkout
-from tests.support.nursery import LIBRARIES_ALONE
+from tests.support.odd_checkout import odd_checkout
 from tests.support.processes import children, command_line
 from tests.support.world import Node, Stack, World
 
@@ -23,7 +23,7 @@ OUTAGE = 11
 # Heartbeats that a node has to give while it is in trouble: the first may have been on its way before.
 BEATS = 3
 # What its heartbeat is about, whatever the trouble.
-BEATING = ("idle", "solo-at-work", "redis-killed", "redis-killed-solo", "redis-frozen")
+BEATING = ("idle", "solo-at-work", "solo-in-a-batch", "redis-killed", "redis-killed-solo", "redis-frozen")
 HANGING = """
 import time
 from pathlib import Path
@@ -73,6 +73,10 @@ def patients(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> d
     kinds: dict[str, tuple[Stack, dict[str, str]]] = {
         "idle": (well, {"WORKER_POOL": "prefork"}),
         "solo-at-work": (well, {"WORKER_POOL": "solo"}),
+        "solo-in-a-batch": (
+            well,
+            {"WORKER_POOL": "solo", "WORKER_PREFETCH_MULTIPLIER": "2", "CELERY_IMPORTS": "probe,odd_tasks"},
+        ),
         "in-c-code": (well, {"WORKER_POOL": "solo"}),
         "stopped": (well, {"WORKER_POOL": "threads"}),
         "hanging": (well, {"WORKER_POOL": "threads", **hanging}),
@@ -91,8 +95,10 @@ def patients(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> d
         patient.pid = patient.node
     well.send("probe.burn", "solo-at-work", OUTAGE, queue="solo-at-work")
     well.send("probe.grip", "in-c-code", OUTAGE + 4, queue="in-c-code")
+    for label in ("solo-in-a-batch", "solo-in-a-batch-too"):
+        well.send("odd_tasks.in_batches", label, "hold", queue="solo-in-a-batch")
     killed.send("probe.rest", "redis-killed-solo", OUTAGE - 6, queue="redis-killed-solo")
-    for label in ("solo-at-work", "in-c-code", "redis-killed-solo"):
+    for label in ("solo-at-work", "solo-in-a-batch", "in-c-code", "redis-killed-solo"):
         world.wait_started(label)
     os.kill(found["stopped"].pid, signal.SIGSTOP)
     killed.redis.kill()
@@ -105,6 +111,7 @@ def patients(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> d
         return monotonic() > end and all(len(found[kind].beats) >= BEATS for kind in BEATING)
 
     world.wait_until(over, PATIENCE, "the outage is over, and all hearts have beaten in it")
+    (world.directory / "solo-in-a-batch-batch.released").touch()
     killed.redis.start()
     frozen.redis.thaw()
     return found
@@ -112,8 +119,7 @@ def patients(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> d
 
 def patient_code(directory: Path) -> Checkout:
     """The code with a shorter time-out than it allows, and with a module that hangs a node."""
-    checkout = Checkout(directory)
-    checkout.nursery = LIBRARIES_ALONE
+    checkout = odd_checkout(directory)
     checkout.replace("config/settings.py", "ge=45", "ge=1")
     checkout.replace("docker/supervisor/worker.conf", "startsecs=5", "startsecs=2")
     checkout.write("hanging.py", HANGING)
@@ -133,7 +139,8 @@ def test_a_node_that_waits_for_redis_says_so(patients: dict[str, Patient]) -> No
 
 
 @pytest.mark.parametrize(
-    "kind", ["idle", "solo-at-work", "in-c-code", "redis-killed", "redis-killed-solo", "redis-frozen"]
+    "kind",
+    ["idle", "solo-at-work", "solo-in-a-batch", "in-c-code", "redis-killed", "redis-killed-solo", "redis-frozen"],
 )
 def test_a_node_that_is_alive_is_not_restarted_and_works_on(patients: dict[str, Patient], kind: str) -> None:
     patient = patients[kind]

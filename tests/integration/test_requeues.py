@@ -159,16 +159,38 @@ def test_a_task_whose_holder_died_before_it_was_started_is_redelivered_and_not_c
     assert (told["redelivered"], told["delivery_count"]) == (True, 1)
 
 
-def test_what_is_given_back_at_a_stop_counts_as_nothing(stack: Stack) -> None:
-    worker = stack.worker(WORKER_POOL="prefork", WORKER_QUEUES="stops", WORKER_SOFT_SHUTDOWN="1").ready()
-    stack.send("probe.hold", "stopped", queue="stops")
-    stack.world.wait_started("stopped")
+@pytest.mark.parametrize("pool", POOLS)
+def test_what_is_given_back_at_a_stop_counts_as_nothing(stack: Stack, pool: str) -> None:
+    """What ran, what was held back by its rate, and what lay behind them."""
+    queue = f"stops-{pool}"
+    for task, label in (("odd_tasks.seldom", "ran"), ("odd_tasks.seldom", "rated"), ("probe.hold", "runs")):
+        stack.send(task, f"{queue}-{label}", queue=queue)
+    behind = stack.send("odd_tasks.tell", f"{queue}-behind", queue=queue)
+    settings = {"WORKER_POOL": pool, "WORKER_QUEUES": queue, "WORKER_PREFETCH_MULTIPLIER": "4"}
+    worker = stack.worker(WORKER_SOFT_SHUTDOWN="1", **settings)
+    stack.world.wait_started(f"{queue}-runs")
+    stack.world.wait_until(lambda: stack.waiting(queue) == 0, PATIENCE, "the worker has got all")
 
-    os.kill(worker.process.pid, signal.SIGTERM)
-    worker.exits(PATIENCE)
+    worker.process.terminate()
+    assert worker.exits(PATIENCE) == 0
 
-    [raw] = stack.redis.client().lrange("stops", 0, -1)
-    assert "delivery_count" not in json.loads(raw)
+    messages = [json.loads(raw) for raw in stack.redis.client().lrange(queue, 0, -1)]
+    labels = sorted(message["headers"]["argsrepr"].split("'")[1] for message in messages)
+    assert labels == [f"{queue}-{label}" for label in ("behind", "rated", "runs")]
+    assert [message for message in messages if "delivery_count" in message] == []
+    (stack.world.directory / f"{queue}-runs.released").touch()
+    stack.worker(**settings)
+    told = behind.get(timeout=PATIENCE)
+    assert (told["redelivered"], told["delivery_count"]) == (False, 1)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_that_waits_for_its_rate_is_not_redelivered(stack: Stack, pool: str) -> None:
+    sent = [stack.send("odd_tasks.each_second", f"rate-{pool}-{number}", queue=pool) for number in range(2)]
+
+    told = [result.get(timeout=PATIENCE) for result in sent]
+
+    assert told == [{"redelivered": False, "count": 1}] * 2
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -195,6 +195,19 @@ def tell(self: Task, label: str) -> dict[str, Any]:
     }
 
 
+@shared_task(bind=True, rate_limit="1/s")
+def each_second(self: Task, label: str) -> dict[str, Any]:
+    """What it is told of its own delivery; not more than one a second."""
+    note("start", label)
+    return {"redelivered": self.request.delivery_info["redelivered"], "count": self.request.get("delivery_count")}
+
+
+@shared_task(rate_limit="1/h")
+def seldom(label: str) -> None:
+    """Run once an hour."""
+    note("start", label)
+
+
 @shared_task
 def ignore(label: str) -> None:
     note("start", label)
@@ -205,6 +218,8 @@ def run_batch(batch: list[Any], how: str) -> str:
     """What a pool runs for a batch of messages."""
     for each in batch:
         note("start", each.args[0])
+    if how == "hold":
+        wait_released(f"{batch[0].args[0]}-batch")
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "exit":
@@ -218,9 +233,11 @@ class Batches(Task):  # type: ignore[misc]
     abstract = True
     typing = False
     size = 2
+    # What is not in a batch yet: None for a buffer of each connection; that of celery-batches outlives them.
+    buffer: list[Any] | None = None
 
     def Strategy(self, task: Any, app: Any, consumer: Any) -> Any:  # noqa: N802 - Celery's name
-        requests: list[Any] = []
+        requests: list[Any] = [] if self.buffer is None else self.buffer
         make, pool = symbol_by_name(task.Request), consumer.pool
 
         def on_return(taken: list[Any]) -> None:
@@ -231,7 +248,7 @@ class Batches(Task):  # type: ignore[misc]
             requests.append(make(message, on_ack=ack, on_reject=reject, app=app, hostname=consumer.hostname, task=task))
             if len(requests) == self.size:
                 taken, requests[:] = list(requests), []
-                batch = [SimpleNamespace(id=one.id, args=one.args) for one in taken]
+                batch = [SimpleNamespace(id=one.id, args=one.args, request_dict=one.request_dict) for one in taken]
                 pool.apply_async(
                     run_batch, (batch, taken[0].args[1]), accept_callback=None, callback=lambda _: on_return(taken)
                 )
@@ -241,6 +258,11 @@ class Batches(Task):  # type: ignore[misc]
 
 @shared_task(base=Batches)
 def in_batches(label: str, how: str) -> None:
+    """Run by run_batch."""
+
+
+@shared_task(base=Batches, buffer=[])
+def in_kept_batches(label: str, how: str) -> None:
     """Run by run_batch."""
 
 

@@ -1,0 +1,118 @@
+"""Several messages that run as one, as with celery-batches: each of them is delivered as any other task."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.odd_checkout import odd_checkout
+from tests.support.processes import command_line
+from tests.support.world import Stack, World
+
+PATIENCE = 120
+POOLS = ("prefork", "threads", "solo")
+# By where they keep what is not in a batch yet: with the connection, or beyond it.
+KINDS = ("in_batches", "in_kept_batches")
+
+
+@pytest.fixture(scope="module")
+def checked_out(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    shared_world.checkout = odd_checkout(tmp_path_factory.mktemp("batches") / "code")
+    return shared_world
+
+
+@pytest.fixture(scope="module")
+def cut(checked_out: World) -> Stack:
+    """Nodes of each pool with half a batch of each kind, which have been cut off, and have connected again."""
+    stack = checked_out.stack(CELERY_IMPORTS="probe,odd_tasks")
+    client = stack.redis.client()
+    for pool in POOLS:
+        stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool, WORKER_PREFETCH_MULTIPLIER="4")
+    for node in stack.nodes:
+        node.ready()
+    for pool in POOLS:
+        for kind in KINDS:
+            stack.send(f"odd_tasks.{kind}", f"{pool}-{kind}-first", "ends", queue=pool)
+    half = len(POOLS) * len(KINDS)
+    checked_out.wait_until(lambda: stack.unacked() == half, PATIENCE, "each has half a batch")
+    before = set(client.hkeys("unacked"))
+
+    for kind in ("normal", "pubsub"):
+        client.client_kill_filter(_type=kind, skipme=True)
+
+    def again() -> bool:
+        now = set(client.hkeys("unacked"))
+        # The one kind has a whole batch now: the request that is no delivery any more, and the one that is.
+        return len(now) == len(POOLS) and not now & before
+
+    checked_out.wait_until(again, PATIENCE, "each has been given it again")
+    return stack
+
+
+def held(stack: Stack, queue: str) -> list[str]:
+    """The tags of a queue's messages that its node holds."""
+    messages: Any = stack.redis.client().hgetall("unacked")
+    return [tag for tag, text in messages.items() if json.loads(text)[2] == queue]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_message_that_was_kept_for_its_batch_when_the_connection_broke_runs_once(cut: Stack, pool: str) -> None:
+    cut.send("odd_tasks.in_batches", f"{pool}-second", "ends", queue=pool)
+
+    cut.world.wait_until(lambda: not held(cut, pool), PATIENCE, "the batch is acknowledged")
+    assert [cut.world.started(f"{pool}-{label}") for label in ("in_batches-first", "second")] == [1, 1]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_of_a_message_that_came_twice_the_delivery_that_is_held_runs(cut: Stack, pool: str) -> None:
+    assert cut.world.started(f"{pool}-in_kept_batches-first") == 1
+
+
+def test_a_batch_of_messages_that_need_no_acknowledgement_runs(cut: Stack) -> None:
+    """They are claimed with those of the other queue, are off Redis when they are received, and under no lease."""
+    options = "-P threads -Q leased,unacknowledged -n unacknowledged@%h -l info"
+    node = cut.celery(f"worker {options}", CELERY_IMPORTS="probe,odd_tasks,odd_broadcast").says(r"\S+@\S+ ready\.")
+
+    for number in range(2):
+        cut.send("odd_tasks.in_batches", f"free-{number}", "ends", queue="unacknowledged")
+
+    for number in range(2):
+        cut.world.wait_started(f"free-{number}")
+    assert "is left out of its batch" not in node.process.log()
+
+
+@pytest.fixture(scope="module")
+def stopped(checked_out: World) -> Stack:
+    """Nodes of each pool that were told to stop in the middle of a batch that does not end, with half of another."""
+    stack = checked_out.stack(CELERY_IMPORTS="probe,odd_tasks", WORKER_SOFT_SHUTDOWN="1")
+    for pool in POOLS:
+        stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool, WORKER_PREFETCH_MULTIPLIER="4")
+    for pool, node in zip(POOLS, stack.nodes, strict=True):
+        node.ready()
+        # Waits for its second half, also in the solo pool, which reads nothing while it runs a batch.
+        stack.send("odd_tasks.in_kept_batches", f"{pool}-kept", "ends", queue=pool)
+        checked_out.wait_until(lambda: held(stack, pool), PATIENCE, "it is kept")  # noqa: B023
+        for number in range(2):
+            stack.send("odd_tasks.in_batches", f"{pool}-{number}", "hold", queue=pool)
+    for pool, node in zip(POOLS, stack.nodes, strict=True):
+        checked_out.wait_started(f"{pool}-0-batch")
+        node.process.terminate()
+    return stack
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_batch_that_still_runs_at_a_stop_goes_back_and_counts_as_nothing(stopped: Stack, pool: str) -> None:
+    node = stopped.nodes[POOLS.index(pool)]
+
+    assert node.exits(PATIENCE) == 0
+
+    messages = [json.loads(text) for text in stopped.redis.client().lrange(pool, 0, -1)]
+    labels = sorted(message["headers"]["argsrepr"].split("'")[1] for message in messages)
+    assert labels == [f"{pool}-0", f"{pool}-1", f"{pool}-kept"]
+    assert [message for message in messages if "delivery_count" in message] == []
+    assert node.process.count("2 tasks still ran in batches and go back to their queues") == 1
+    # Nobody goes on with it beside its second start.
+    [(_, pid, _)] = stopped.world.notes("start", f"{pool}-0-batch")
+    assert command_line(pid) == ""
