@@ -68,6 +68,7 @@ class BatchPool:
         def failed(problem: ExceptionInfo) -> None:
             logger.error("a batch of %d tasks ended with an error", len(batch), exc_info=problem.exc_info)
             error = failures.error_of(problem)
+            failures.stop_node_for(error)
             for holder, tag in batch:
                 if isinstance(error, WorkerLostError | TimeLimitExceeded):
                     holder.crash(tag, f"the process that ran its batch ended: {error!r}")
