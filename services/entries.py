@@ -48,10 +48,15 @@ def configure(app: Celery) -> Any:
 
 
 class Encoder(RedBeatJSONEncoder):  # type: ignore[misc]
-    """RedBeat's, which says of a time that a clock shows twice which one it is; every RedBeat can read that."""
+    """RedBeat's, which says of a time that a clock shows twice which one it is; every RedBeat can read that.
+
+    It also writes the fields of a crontab that JSON cannot: sets and ranges, two forms of Celery's.
+    """
 
     def default(self, o: Any) -> Any:
         encoded = super().default(o)
+        if isinstance(o, crontab):
+            return {key: sorted(v) if isinstance(v, set | frozenset | range) else v for key, v in encoded.items()}
         return encoded | {"fold": o.fold} if isinstance(o, datetime) and o.fold else encoded
 
 
@@ -236,7 +241,7 @@ def period(found: Any) -> str:
     if isinstance(found, crontab):
         day, month, weekday = found._orig_day_of_month, found._orig_month_of_year, found._orig_day_of_week
         fields = (found._orig_minute, found._orig_hour, day, month, weekday)
-        return " ".join(str(each) if isinstance(each, str | int) else ",".join(map(str, each)) for each in fields)
+        return " ".join(str(one) if isinstance(one, str | int) else ",".join(map(str, sorted(one))) for one in fields)
     return f"{found.run_every.total_seconds():g}" if isinstance(found, schedule) else repr(found)
 
 

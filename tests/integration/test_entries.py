@@ -341,7 +341,7 @@ def test_all_entries_are_listed_beside_those_of_the_code(world: World, own_check
     sends(stack, "listed")
     do(
         stack,
-        "Entry('once', 'no.such.task', crontab(minute=[0, 30], hour=9), app=app).save()\n"
+        "Entry('once', 'no.such.task', crontab(minute={30, 0}, hour=range(9, 10)), app=app).save()\n"
         "Entry('paused', 'no.such.task', timedelta(minutes=1), enabled=False, app=app).save()\n"
         "app.redbeat_redis.hset('redbeat:broken', 'definition', '{')\n"
         "app.redbeat_redis.zadd('redbeat::schedule', {'redbeat:broken': 0})\n",

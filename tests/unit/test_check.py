@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from celery.schedules import crontab
 
 from config import load
 from services.check import mistake_in
@@ -119,6 +120,7 @@ def mistake() -> Callable[[Any], str]:
     [
         ({}, ""),
         ({"args": (["/tmp"],), "kwargs": {}, "options": {"queue": "io"}, "enabled": False}, ""),
+        ({"schedule": crontab(minute={0, 30}, hour=range(0, 24, 5), day_of_week=frozenset([1]))}, ""),
         ({"task": "no.such"}, "sends 'no.such', a task that no module defines"),
         ({"schedule": "hourly"}, "has the schedule 'hourly', which is neither a number of seconds nor a crontab"),
         ({"schedule": None}, "has the schedule None, which is neither a number of seconds nor a crontab"),
