@@ -37,6 +37,8 @@ Entry = RedBeatSchedulerEntry
 EACH_SECOND = "Entry('one', 'no.such.task', 1, args=[{word!r}], enabled={enabled}, app=app).save()"
 
 INTERVAL = {"__type__": "interval", "every": 1.0, "relative": False}
+FIELDS = ("minute", "hour", "day_of_week", "day_of_month", "month_of_year")
+EACH_MINUTE = {"__type__": "crontab"} | dict.fromkeys(FIELDS, "*")
 NEVER_RUN = '{"last_run_at": null}'
 NO_ZONE = '{"last_run_at": {"__type__": "datetime", "year": 2026, "month": 1, "day": 1, "timezone": "Mars"}}'
 
@@ -217,12 +219,9 @@ def test_an_entry_whose_schedule_comes_to_its_end_is_sent_till_then(stack: Stack
 def test_an_entry_of_an_earlier_release_is_sent_when_it_is_due(world: World) -> None:
     # It had reckoned an hour too late, and saved in whichever of the two hours.
     stack = world.stack(BEAT_SCHEDULE=OFF, CELERY_TIMEZONE="Europe/Berlin")
-    every_minute = {"__type__": "crontab"} | dict.fromkeys(
-        ("minute", "hour", "day_of_week", "day_of_month", "month_of_year"), "*"
-    )
     last = {"__type__": "datetime", "year": 2025, "month": 10, "day": 26, "hour": 2, "minute": 30}
     meta = {"last_run_at": last | {"second": 0, "microsecond": 0, "timezone": "Europe/Berlin"}, "total_run_count": 3}
-    old = definition("old", task="no.such.task", args=["old"], schedule=every_minute)
+    old = definition("old", task="no.such.task", args=["old"], schedule=EACH_MINUTE)
     client = stack.redis.client()
     client.hset("redbeat:old", mapping={"definition": old, "meta": json.dumps(meta)})
     client.zadd("redbeat::schedule", {"redbeat:old": 4e9})
@@ -230,6 +229,16 @@ def test_an_entry_of_an_earlier_release_is_sent_when_it_is_due(world: World) -> 
     stack.beat()
 
     sends(stack, "old")
+
+
+def test_a_crontab_with_an_empty_field_is_refused(stack: Stack) -> None:
+    refused = shell(stack, "Entry('empty', 'no.such.task', crontab(hour=[]), app=app).save()")
+
+    assert refused.stderr.splitlines()[-1] == (
+        "ValueError: the crontab <crontab: * [] * * * (m/h/dM/MY/d)> has an empty field: name a minute, an hour and a "
+        "day of the week"
+    )
+    assert not stack.redis.client().exists("redbeat:empty")
 
 
 # What nobody can make an entry of, or send.
@@ -244,6 +253,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "no-such-zone": (definition("no-such-zone"), NO_ZONE),
     "bad-meta": (definition("bad-meta"), '{"last_run_at": 7}'),
     "bad-options": (definition("bad-options", options=7), NEVER_RUN),
+    "no-minute": (definition("no-minute", schedule=EACH_MINUTE | {"minute": []}), NEVER_RUN),
     "no-task": (definition("no-task", task=7), NEVER_RUN),
 }
 
