@@ -95,13 +95,21 @@ def delete(self: Any) -> None:
 
 
 def _refuse(entry: Any) -> None:
+    _import_code(entry.app)
     if is_of_code(entry.app, entry.name):
+        own = entry.name in ENTRIES
+        place = "in services/schedule.py or with BEAT_SCHEDULE" if own else "where add_periodic_task is called"
         raise ValueError(
-            f"the entry {entry.name!r} is one of the code: give yours another name, or change that one in "
-            "services/schedule.py or with BEAT_SCHEDULE"
+            f"the entry {entry.name!r} is one of the code: give yours another name, or change that one {place}"
         )
     if is_reserved(entry):
         raise ValueError(f"beat needs the key of an entry that is named {entry.name!r}: give it another name")
+
+
+def _import_code(app: Celery) -> None:
+    """Import tasks as beat does before it starts: their modules may add entries (`add_periodic_task`)."""
+    app.loader.import_default_modules()
+    app.finalize()
 
 
 def is_of_code(app: Celery, name: str) -> bool:
@@ -198,6 +206,10 @@ def said(error: Exception) -> str:
 def listed(app: Celery) -> tuple[dict[str, Any], int]:
     """Every entry, those of the code first: the object to print and the exit code."""
     conf = app.redbeat_conf
+    try:
+        _import_code(app)
+    except Exception as error:  # a module may raise whatever its author let it
+        return {"error": f"the tasks cannot be imported: {said(error)}"}, BAD
     try:
         client = get_redis(app)
         there = [key.removeprefix(conf.key_prefix) for key in client.zrange(conf.schedule_key, 0, -1)]

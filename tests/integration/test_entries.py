@@ -168,6 +168,37 @@ def test_the_name_of_an_entry_of_the_code_is_refused_and_nothing_is_written(worl
     assert dump(stack) == before
 
 
+PERIODIC = """
+from celery import shared_task
+from services.app import app
+
+@shared_task
+def say(): pass
+
+@app.on_after_finalize.connect
+def add(sender, **_):
+    sender.add_periodic_task(60, say.s(), name="say-hello")
+"""
+
+
+def test_an_entry_that_a_module_of_tasks_adds_is_one_of_the_code(world: World, own_checkout: Checkout) -> None:
+    own_checkout.write("periodic.py", PERIODIC)
+    world.checkout = own_checkout
+    stack = world.stack(BEAT_SCHEDULE=OFF, CELERY_IMPORTS="periodic")
+    stack.beat().says("beat: ticking")
+
+    for method in ("save", "delete"):
+        refused = shell(stack, f"Entry('say-hello', 'no.such.task', 1, app=app).{method}()")
+        assert refused.stderr.splitlines()[-1] == (
+            "ValueError: the entry 'say-hello' is one of the code: give yours another name, or change that one where "
+            "add_periodic_task is called"
+        )
+
+    (row,) = (row for row in services(stack, "schedule").said["schedule"] if row["name"] == "say-hello")
+    assert (row["source"], row["task"]) == ("code", "periodic.say")
+    assert stack.redis.client().smembers("redbeat::statics") == {"say-hello"}
+
+
 @pytest.mark.parametrize("name", ["lock", ":schedule", ":statics"])
 def test_the_name_of_a_key_of_beats_own_is_refused(stack: Stack, name: str) -> None:
     refused = shell(stack, f"Entry({name!r}, 'no.such.task', 1, app=app).save()")
@@ -383,6 +414,13 @@ def test_a_schedule_cannot_be_listed_without_redis(world: World) -> None:
     assert answer.said["error"].startswith("Redis does not answer")
 
 
+def test_a_schedule_cannot_be_listed_where_a_module_of_tasks_cannot_be_imported(stack: Stack) -> None:
+    answer = services(stack, "schedule", CELERY_IMPORTS="no_such_module")
+
+    said = "the tasks cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"
+    assert (answer.code, answer.said) == (1, {"error": said})
+
+
 def test_the_document_says_it_as_it_is(stack: Stack) -> None:
     code = block("docs/operations.md", "entry")
 
@@ -405,7 +443,7 @@ def test_a_beat_sends_each_entry_when_it_should_in_the_night_of_a_change(world: 
     start = night.replace(tzinfo=ZoneInfo(BERLIN)).astimezone(UTC) - timedelta(hours=1)
     end = start + timedelta(hours=12)
     now = start
-    app, other = (create_app(load(stack.environment())) for _ in range(2))
+    app, other = (create_app(load(stack.environment(CELERY_IMPORTS=""))) for _ in range(2))
     for each in (app, other):
         each.now = lambda: now.astimezone(ZoneInfo(BERLIN))
     for name, form in FORMS.items():
