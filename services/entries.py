@@ -124,13 +124,17 @@ def is_reserved(entry: Any) -> bool:
 
 
 def write(entry: Any) -> None:
-    """Write any entry into Redis; when it is due follows from the last run that is known there."""
+    """Write any entry into Redis, for beat to look at with its next tick.
+
+    Beat reckons when it is due, from the last run that is known there: this process may be in another time zone.
+    """
     conf = entry.app.redbeat_conf
 
     def put(pipe: Any) -> None:
         keeps = _keeps_last_run(entry, pipe.hmget(entry.key, *STORED))
         definition = encoded({name: getattr(entry, name) for name in DEFINITION})
-        score = entry.score
+        # -1 is one that has come to its end.
+        score = min(entry.score, 0)
         # What the code once had is not beat's to remove when somebody else saves it now.
         mark = pipe.sadd if is_of_code(entry.app, entry.name) else pipe.srem
         pipe.multi()

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from celery.schedules import crontab
 from redbeat import RedBeatSchedulerEntry
+from redbeat.schedules import rrule
 
 from config import load
 from services.beat import LockedScheduler
@@ -429,6 +430,46 @@ def test_the_document_says_it_as_it_is(stack: Stack) -> None:
     assert not stack.redis.client().exists("redbeat:nightly-report")
     (saved,) = (line for line in code.splitlines() if line.startswith("entry = "))
     assert "nightly-report" in saved
+
+
+def test_what_is_saved_in_another_time_zone_is_due_in_that_of_beat(world: World) -> None:
+    stack = world.stack(BEAT_SCHEDULE=OFF)
+    now = datetime(2026, 7, 1, 6, tzinfo=UTC)
+    app, other = (
+        create_app(load(stack.environment(CELERY_IMPORTS="", CELERY_TIMEZONE=zone))) for zone in (BERLIN, "UTC")
+    )
+    for each in (app, other):
+        each.now = lambda zone=each.timezone: now.astimezone(zone)
+    nine = RedBeatSchedulerEntry("nine", "nine", crontab(minute=0, hour=9), app=other)
+    nine.save()
+    RedBeatSchedulerEntry("off", "off", crontab(minute=0, hour=9), enabled=False, app=other).save()
+    RedBeatSchedulerEntry("over", "over", rrule("DAILY", dtstart=now, until=now), app=other).save()
+    RedBeatSchedulerEntry("never", "never", 86400, app=other).save()
+    client = stack.redis.client()
+    client.hset("redbeat:never", "meta", NEVER_RUN)
+    beat = LockedScheduler(app)
+
+    def scores() -> Any:
+        beat.tick()
+        found: Any = client.zrange("redbeat::schedule", 0, -1, withscores=True)
+        return dict(found)
+
+    # Nine o'clock in Berlin.
+    due, tomorrow = ((now + timedelta(hours=hours)).timestamp() for hours in (1, 24))
+    expect = {"redbeat:nine": due, "redbeat:off": due, "redbeat:over": -1, "redbeat:never": tomorrow}
+    assert scores() == expect
+    assert len(sent(stack, "never")) == 1
+    # Saved again in between, and looked at once.
+    now += timedelta(minutes=59)
+    nine.save()
+    assert scores() == expect
+    assert sent(stack, "nine") == []
+
+    now += timedelta(minutes=1)
+
+    assert scores() == expect | {"redbeat:nine": due + 86400}
+    assert len(sent(stack, "nine")) == 1
+    beat.close()
 
 
 # Each five minutes a beat looks; the rest is tests/unit/test_summer_time.py.
