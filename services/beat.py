@@ -61,6 +61,8 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         self._run_ids: dict[str, tuple[Any, str]] = {}
         # Entry → what Redis had of it when it was looked at.
         self._stored: dict[str, Any] = {}
+        # Keys of the entries whose time to be looked at had come.
+        self._looked_at: set[str] = set()
         # Entry → why its next run could not be sent, at this tick and at the one before.
         self._unsent: dict[str, str] = {}
         self._unsent_before: dict[str, str] = {}
@@ -112,6 +114,9 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
             due, seconds = entry.is_due()
             if due:
                 self._send(entry)
+            elif entry.key in self._looked_at and not 0 <= entry.score <= to_timestamp(self.app.now()):
+                # It has been saved. What is switched off and would be due stays where it is.
+                self._commit(entry, entry, [])
         except AWAY:
             raise
         except Exception as error:  # whatever its schedule, its options, a signal's receivers or Redis raise here
@@ -122,7 +127,8 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def _send(self, entry: Any) -> None:
         late = _lateness(entry)
-        if self._commit(entry, self._messages(entry)):
+        messages = self._messages(entry)
+        if self._commit(entry, ScheduleEntry._next_instance(entry), messages):
             logger.info("beat: sent %s (%s)", entry.name, entry.task)
             if late > LATE_SECONDS:
                 logger.warning("beat: %s was sent late by %.0f s", entry.name, late)
@@ -157,9 +163,8 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
             channel._put = put
             yield self.app.amqp.Producer(channel, auto_declare=False), collected
 
-    def _commit(self, entry: Any, messages: list[tuple[str, str]]) -> bool:
-        """Send the run and write down that it is sent, both or neither; whether that was this beat's to do."""
-        following = ScheduleEntry._next_instance(entry)
+    def _commit(self, entry: Any, following: Any, messages: list[tuple[str, str]]) -> bool:
+        """Send the run and write down what follows, both or neither; whether that was this beat's to do."""
         with self.app.redbeat_redis.pipeline() as pipe:
             pipe.watch(BEAT_LOCK, entry.key)
             if not self._may_send(pipe, entry):
@@ -264,6 +269,7 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
             pipe.zrangebyscore(key, 0, now)
             pipe.zrangebyscore(key, f"({now}", now + self.max_interval, start=0, num=1)
             due, following = pipe.execute()
+        self._looked_at = set(due)
         found = {entry.name: entry for entry in self._read(due + following)}
         self._run_ids = {name: run for name, run in self._run_ids.items() if name in found}
         return found

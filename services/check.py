@@ -73,8 +73,8 @@ def mistake_in(app: Any, name: str, entry: Any) -> str:
         if not isinstance(period, (int, float, timedelta, BaseSchedule)):
             return f"has the schedule {period!r}, which is neither a number of seconds nor a crontab"
         made = RedBeatSchedulerEntry(**dict(entry, name=name, app=app))
-        # As it is kept in Redis.
-        encoded([made.schedule, made.args, made.kwargs, made.options])
+        # As it is kept in Redis, and when it is due.
+        encoded([made.schedule, made.args, made.kwargs, made.options, made.due_at])
     except Exception as error:
         return f"cannot be used: {said(error)}"
     if is_reserved(made):

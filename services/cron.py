@@ -32,7 +32,12 @@ def _remaining_estimate(self: Any, last_run_at: datetime, ffwd: Any = None) -> t
 
 
 def following(schedule: Any, moment: datetime) -> datetime:
-    """When a crontab is due next after this moment, in UTC."""
+    """When a crontab is due next after this moment, in UTC.
+
+    Raises ValueError for one that never is: Celery takes an empty field.
+    """
+    if not (schedule.minute and schedule.hour and schedule.day_of_week):
+        raise ValueError(f"the crontab {schedule!r} has an empty field: name a minute, an hour and a day of the week")
     moment = moment.astimezone(UTC)
     # What the clock will show a second time may be past.
     start = min(_shown(schedule, moment), _shown(schedule, moment + LONGEST_CHANGE) - LONGEST_CHANGE)

@@ -48,10 +48,15 @@ def configure(app: Celery) -> Any:
 
 
 class Encoder(RedBeatJSONEncoder):  # type: ignore[misc]
-    """RedBeat's, which says of a time that a clock shows twice which one it is; every RedBeat can read that."""
+    """RedBeat's, which says of a time that a clock shows twice which one it is; every RedBeat can read that.
+
+    It also writes the fields of a crontab that JSON cannot: sets and ranges, two forms of Celery's.
+    """
 
     def default(self, o: Any) -> Any:
         encoded = super().default(o)
+        if isinstance(o, crontab):
+            return {key: sorted(v) if isinstance(v, set | frozenset | range) else v for key, v in encoded.items()}
         return encoded | {"fold": o.fold} if isinstance(o, datetime) and o.fold else encoded
 
 
@@ -90,13 +95,21 @@ def delete(self: Any) -> None:
 
 
 def _refuse(entry: Any) -> None:
+    _import_code(entry.app)
     if is_of_code(entry.app, entry.name):
+        own = entry.name in ENTRIES
+        place = "in services/schedule.py or with BEAT_SCHEDULE" if own else "where add_periodic_task is called"
         raise ValueError(
-            f"the entry {entry.name!r} is one of the code: give yours another name, or change that one in "
-            "services/schedule.py or with BEAT_SCHEDULE"
+            f"the entry {entry.name!r} is one of the code: give yours another name, or change that one {place}"
         )
     if is_reserved(entry):
         raise ValueError(f"beat needs the key of an entry that is named {entry.name!r}: give it another name")
+
+
+def _import_code(app: Celery) -> None:
+    """Import tasks as beat does before it starts: their modules may add entries (`add_periodic_task`)."""
+    app.loader.import_default_modules()
+    app.finalize()
 
 
 def is_of_code(app: Celery, name: str) -> bool:
@@ -111,13 +124,17 @@ def is_reserved(entry: Any) -> bool:
 
 
 def write(entry: Any) -> None:
-    """Write any entry into Redis; when it is due follows from the last run that is known there."""
+    """Write any entry into Redis, for beat to look at with its next tick.
+
+    Beat reckons when it is due, from the last run that is known there: this process may be in another time zone.
+    """
     conf = entry.app.redbeat_conf
 
     def put(pipe: Any) -> None:
         keeps = _keeps_last_run(entry, pipe.hmget(entry.key, *STORED))
         definition = encoded({name: getattr(entry, name) for name in DEFINITION})
-        score = entry.score
+        # -1 is one that has come to its end.
+        score = min(entry.score, 0)
         # What the code once had is not beat's to remove when somebody else saves it now.
         mark = pipe.sadd if is_of_code(entry.app, entry.name) else pipe.srem
         pipe.multi()
@@ -194,6 +211,10 @@ def listed(app: Celery) -> tuple[dict[str, Any], int]:
     """Every entry, those of the code first: the object to print and the exit code."""
     conf = app.redbeat_conf
     try:
+        _import_code(app)
+    except Exception as error:  # a module may raise whatever its author let it
+        return {"error": f"the tasks cannot be imported: {said(error)}"}, BAD
+    try:
         client = get_redis(app)
         there = [key.removeprefix(conf.key_prefix) for key in client.zrange(conf.schedule_key, 0, -1)]
         names = sorted({*there, *ENTRIES, *conf.schedule}, key=lambda name: (not is_of_code(app, name), name))
@@ -236,7 +257,7 @@ def period(found: Any) -> str:
     if isinstance(found, crontab):
         day, month, weekday = found._orig_day_of_month, found._orig_month_of_year, found._orig_day_of_week
         fields = (found._orig_minute, found._orig_hour, day, month, weekday)
-        return " ".join(str(each) if isinstance(each, str | int) else ",".join(map(str, each)) for each in fields)
+        return " ".join(str(one) if isinstance(one, str | int) else ",".join(map(str, sorted(one))) for one in fields)
     return f"{found.run_every.total_seconds():g}" if isinstance(found, schedule) else repr(found)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from celery.schedules import crontab
 
 from config import load
 from services.check import mistake_in
@@ -119,9 +120,13 @@ def mistake() -> Callable[[Any], str]:
     [
         ({}, ""),
         ({"args": (["/tmp"],), "kwargs": {}, "options": {"queue": "io"}, "enabled": False}, ""),
+        ({"schedule": crontab(minute={0, 30}, hour=range(0, 24, 5), day_of_week=frozenset([1]))}, ""),
         ({"task": "no.such"}, "sends 'no.such', a task that no module defines"),
         ({"schedule": "hourly"}, "has the schedule 'hourly', which is neither a number of seconds nor a crontab"),
         ({"schedule": None}, "has the schedule None, which is neither a number of seconds nor a crontab"),
+        ({"schedule": crontab(minute=[])}, "cannot be used: ValueError: the crontab <crontab: [] "),
+        ({"schedule": crontab(hour=[])}, "cannot be used: ValueError: "),
+        ({"schedule": crontab(day_of_week=[])}, "cannot be used: ValueError: "),
         ({"every": 5}, "cannot be used: TypeError: "),
         ({"args": ({1, 2},)}, "cannot be used: TypeError: "),
     ],
