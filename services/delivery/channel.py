@@ -208,6 +208,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             return None
         return super()._receive()
 
+    def _receive_one(self, client: Any) -> Any:
+        try:
+            return super()._receive_one(client)
+        except RecursionError as error:
+            # Left to itself, it ends the worker.
+            logger.error("what was broadcast is not a message: %r", error)
+            return None
+
     def _has_news(self) -> bool:
         try:
             return bool(self.subclient.connection.can_read(0))

@@ -199,6 +199,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             if problem := _problem(message):
                 return self._reject(message, problem)
             headers, holder = message.headers, _holder(message)
+            if isinstance(holder, Unleased):
+                # What stands there is its sender's, and may be anything; it has no second start.
+                headers.update(delivery_count=1, requeue_count=0)
             if (count := headers.get("delivery_count", 1)) > 1:
                 logger.warning("%s[%s]: delivery %s", headers.get("task"), headers.get("id"), count)
             # A task that has been revoked is Celery's at once: nobody would remember it when it is due.

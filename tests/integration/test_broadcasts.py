@@ -105,6 +105,17 @@ def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(w
     assert world.started("kills") == 1
 
 
+def test_nothing_that_is_broadcast_ends_a_node(stack: Stack) -> None:
+    stack.redis.client().publish("/0.everybody/celery", "[" * 100_000)
+    for count in ("x", None, 7):
+        publish(stack, f"counted-{count}", headers={"delivery_count": count, "requeue_count": count})
+
+    for count in ("x", None, 7):
+        wait_for_all(stack, f"counted-{count}")
+    for node in stack.nodes:
+        assert "delivery 7" not in node.process.log()
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_queue_without_acknowledgements_is_run(stack: Stack, pool: str) -> None:
     """It is off Redis when it is received, and nobody asks for its lease."""
