@@ -146,7 +146,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def __init__(self, connection: Any, **keywords: Any) -> None:
         self.number = next(self._numbers)
-        # Whether this channel consumes anything that is acknowledged.
+        # Whether this channel consumes anything but commands, their answers, and what is broadcast.
         self.delivers = False
         # kombu has them of the whole process, and forgets none: each reconnect and each receiver of events adds one.
         self._fanout_queues = connection.fanout_queues
@@ -268,7 +268,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         answer = super().basic_consume(queue, no_ack, callback, *args, **kwargs)
         if queue in self._fanout_queues:
             return answer
-        if not no_ack:
+        if carries_tasks(queue):
+            # Also without acknowledgements: kombu's own way of those ends with the first message that is none.
             self.delivers = True
             holders.keep(self)
         self.connection._callbacks[queue] = self._receiver(callback, no_ack)

@@ -31,9 +31,9 @@ def stack_in(world: World, directory: Path, *redis: RedisServer, **settings: str
     return world.stack(*redis, CELERY_IMPORTS="probe,odd_tasks,odd_broadcast", WORKER_LEASE="6", **settings)
 
 
-def start(stack: Stack, pool: str, name: str = "", queues: str = "everybody") -> Node:
+def start(stack: Stack, pool: str, name: str = "", queues: str = "") -> Node:
     name = name or pool
-    return stack.celery(f"worker -P {pool} -Q {name},{queues} -n {name}@%h -c 2 -l info -f /dev/stderr")
+    return stack.celery(f"worker -P {pool} -Q {queues or f'{name},everybody'} -n {name}@%h -c 2 -l info -f /dev/stderr")
 
 
 def publish(
@@ -120,6 +120,8 @@ def test_nothing_that_is_broadcast_ends_a_node(stack: Stack) -> None:
 def test_a_queue_without_acknowledgements_is_run(stack: Stack, pool: str) -> None:
     """It is off Redis when it is received, and nobody asks for its lease."""
     own = start(stack, pool, f"{pool}-noack", "unacknowledged").says(READY)
+    # Nor does the node end with what is no message.
+    stack.redis.client().lpush("unacknowledged", "[]", "[" * 100_000)
 
     publish(stack, f"noack-{pool}", queue="unacknowledged")
 
