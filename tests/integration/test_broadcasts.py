@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,11 @@ def stack_in(world: World, directory: Path, *redis: RedisServer, **settings: str
     return world.stack(*redis, CELERY_IMPORTS="probe,odd_tasks,odd_broadcast", WORKER_LEASE="6", **settings)
 
 
-def start(stack: Stack, pool: str, name: str = "", queues: str = "") -> Node:
+def start(stack: Stack, pool: str, name: str = "", queues: str = "", options: str = "-c 2") -> Node:
     name = name or pool
-    return stack.celery(f"worker -P {pool} -Q {queues or f'{name},everybody'} -n {name}@%h -c 2 -l info -f /dev/stderr")
+    return stack.celery(
+        f"worker -P {pool} -Q {queues or f'{name},everybody'} -n {name}@%h {options} -l info -f /dev/stderr"
+    )
 
 
 def publish(
@@ -44,6 +47,12 @@ def publish(
     code = f"from services.app import app; app.loader.import_default_modules(); print('sent', app.send_task({sent}).id)"
     answer = stack.world.answer(["-c", code], stack.environment(), PATIENCE)
     assert answer.stdout.startswith("sent "), answer.stderr
+
+
+def cpu_seconds(node: Node) -> float:
+    """What its process has used, without the children of its pool."""
+    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_for_all(stack: Stack, label: str, times: int = len(POOLS)) -> None:
@@ -103,6 +112,28 @@ def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(w
     publish(stack, "after-kills")
     world.wait_started("after-kills")
     assert world.started("kills") == 1
+
+
+def test_a_busy_node_hears_a_broadcast_and_rests(world: World, tmp_path: Path) -> None:
+    stack = stack_in(world, tmp_path)
+    pools = ("prefork", "threads")
+    for pool in pools:
+        start(stack, pool, options="-c 1 --prefetch-multiplier=1")
+    for node, pool in zip(stack.nodes, pools, strict=True):
+        node.says(READY)
+        stack.send("probe.hold", f"held-{pool}", queue=pool)
+        world.wait_started(f"held-{pool}")
+
+    publish(stack, "told")
+
+    for node in stack.nodes:
+        node.says(r"Task odd_tasks\.tell\[\S+\] received")
+    before = sum(map(cpu_seconds, stack.nodes))
+    world.holds_for(lambda: sum(map(cpu_seconds, stack.nodes)) < before + 1, 2, "none turns in circles")
+    assert world.started("told") == 0
+    for pool in pools:
+        (world.directory / f"held-{pool}.released").touch()
+    wait_for_all(stack, "told", len(pools))
 
 
 def test_nothing_that_is_broadcast_ends_a_node(stack: Stack) -> None:
