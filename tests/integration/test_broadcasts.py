@@ -41,12 +41,13 @@ def start(stack: Stack, pool: str, name: str = "", queues: str = "", options: st
 
 def publish(
     stack: Stack, *arguments: str, task: str = "odd_tasks.tell", queue: str | None = "everybody", **options: object
-) -> None:
-    """Send a task from a process of the application, as a web server does."""
+) -> str:
+    """Send a task from a process of the application, as a web server does; its id."""
     sent = f"{task!r}, {arguments!r}, queue={queue!r}, **{options!r}"
     code = f"from services.app import app; app.loader.import_default_modules(); print('sent', app.send_task({sent}).id)"
     answer = stack.world.answer(["-c", code], stack.environment(), PATIENCE)
     assert answer.stdout.startswith("sent "), answer.stderr
+    return answer.stdout.split()[1]
 
 
 def cpu_seconds(node: Node) -> float:
@@ -131,9 +132,29 @@ def test_a_busy_node_hears_a_broadcast_and_rests(world: World, tmp_path: Path) -
     before = sum(map(cpu_seconds, stack.nodes))
     world.holds_for(lambda: sum(map(cpu_seconds, stack.nodes)) < before + 1, 2, "none turns in circles")
     assert world.started("told") == 0
+    # What waits for a place of the pool outlives its connection.
+    cut_off(stack, READY)
+    for node in stack.nodes:
+        node.says("Connection to broker lost")
     for pool in pools:
         (world.directory / f"held-{pool}.released").touch()
     wait_for_all(stack, "told", len(pools))
+
+
+def test_a_broadcast_that_waits_for_its_time_outlives_the_connection(stack: Stack) -> None:
+    sent = publish(stack, "kept", countdown=4)
+
+    cut_off(stack, rf"{sent}\] received")
+    wait_for_all(stack, "kept")
+    no_lease_was_missed(stack)
+
+
+def cut_off(stack: Stack, when: str) -> None:
+    """End all connections to Redis when each node has said something."""
+    for node in stack.nodes:
+        node.says(when)
+    for kind in ("normal", "pubsub"):
+        stack.redis.client().client_kill_filter(_type=kind, skipme=True)
 
 
 def test_nothing_that_is_broadcast_ends_a_node(stack: Stack) -> None:
