@@ -175,9 +175,19 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if options.get("_publish_batch") is not None:
             super()._put_fanout(exchange, message, routing_key, **options)
             return
+        headers, tag = message.get("headers") or {}, message["properties"]["delivery_tag"]
+        if carries_tasks(exchange) and (retry := headers.get("retries")):
+            # Each node that has run it may ask for that, and all nodes would run what each of them has sent.
+            mark = f"{PUBLISHED}{headers.get('id')}:{retry}:{exchange}"
+            first = partial(self._commands.set, mark, tag, nx=True, ex=PUBLISHED_SECONDS)
+            if not insist(first, self._answers) and bytes_to_str(self._commands.get(mark)) != tag:
+                logger.info("%s: another node has sent retry %s of it to all", headers.get("id"), retry)
+                return
         text, topics = dumps(message), self._get_publish_topics(exchange, routing_key)
         with self.conn_or_acquire() as client:
-            self.heard = sum(client.publish(topic, text) for topic in topics)
+            self.heard = sum(insist(partial(client.publish, topic, text), self._answers) for topic in topics)
+        if not self.heard and carries_tasks(exchange):
+            logger.warning("no node hears what is broadcast to %s with routing key %s", exchange, routing_key)
 
     def _handle_message(self, client: Any, r: Any) -> Any:
         if self.on_subscribed and bytes_to_str(r[0]) == "psubscribe":
