@@ -146,7 +146,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def __init__(self, connection: Any, **keywords: Any) -> None:
         self.number = next(self._numbers)
-        # Whether this channel consumes anything that is acknowledged.
+        # Whether this channel consumes anything but commands, their answers, and what is broadcast.
         self.delivers = False
         # kombu has them of the whole process, and forgets none: each reconnect and each receiver of events adds one.
         self._fanout_queues = connection.fanout_queues
@@ -175,9 +175,19 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if options.get("_publish_batch") is not None:
             super()._put_fanout(exchange, message, routing_key, **options)
             return
+        headers, tag = message.get("headers") or {}, message["properties"]["delivery_tag"]
+        if carries_tasks(exchange) and (retry := headers.get("retries")):
+            # Each node that has run it may ask for that, and all nodes would run what each of them has sent.
+            mark = f"{PUBLISHED}{headers.get('id')}:{retry}:{exchange}"
+            first = partial(self._commands.set, mark, tag, nx=True, ex=PUBLISHED_SECONDS)
+            if not insist(first, self._answers) and bytes_to_str(self._commands.get(mark)) != tag:
+                logger.info("%s: another node has sent retry %s of it to all", headers.get("id"), retry)
+                return
         text, topics = dumps(message), self._get_publish_topics(exchange, routing_key)
         with self.conn_or_acquire() as client:
-            self.heard = sum(client.publish(topic, text) for topic in topics)
+            self.heard = sum(insist(partial(client.publish, topic, text), self._answers) for topic in topics)
+        if not self.heard and carries_tasks(exchange):
+            logger.warning("no node hears what is broadcast to %s with routing key %s", exchange, routing_key)
 
     def _handle_message(self, client: Any, r: Any) -> Any:
         if self.on_subscribed and bytes_to_str(r[0]) == "psubscribe":
@@ -207,6 +217,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if self.on_subscribed and not self._has_news():
             return None
         return super()._receive()
+
+    def _receive_one(self, client: Any) -> Any:
+        try:
+            return super()._receive_one(client)
+        except RecursionError as error:
+            # Left to itself, it ends the worker.
+            logger.error("what was broadcast is not a message: %r", error)
+            return None
 
     def _has_news(self) -> bool:
         try:
@@ -260,7 +278,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         answer = super().basic_consume(queue, no_ack, callback, *args, **kwargs)
         if queue in self._fanout_queues:
             return answer
-        if not no_ack:
+        if carries_tasks(queue):
+            # Also without acknowledgements: kombu's own way of those ends with the first message that is none.
             self.delivers = True
             holders.keep(self)
         self.connection._callbacks[queue] = self._receiver(callback, no_ack)

@@ -10,8 +10,7 @@ from typing import Any
 
 import kombu
 from celery.app import amqp
-from kombu import connection
-from kombu.common import Broadcast
+from kombu import Queue, connection
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 
@@ -53,11 +52,11 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]
         send = super()._create_task_sender()
 
         def send_task(producer: Any, name: str, message: Any, **options: Any) -> Any:
-            queue = options.get("queue")
-            if isinstance(queue, Broadcast) and options.get("declare") is None:
-                # Celery declares nothing then, and kombu takes an exchange that it does not know for a direct one: the
-                # message would go to lists that nobody reads (celery 5.7, kombu 5.7).
-                options["declare"] = [queue.exchange]
+            if queue := self._fanout_queue(**options):
+                # Celery does not declare a Broadcast's exchange, and kombu takes one that it does not know for a direct
+                # one: the message would go to lists that nobody reads. Nor does Celery give a routing key where it is
+                # given an exchange, and nodes listen to that of their queue (celery 5.7, kombu 5.7).
+                options |= {"queue": queue, "exchange": None, "declare": options.get("declare") or [queue.exchange]}
             # What a task sends is part of it: it waits for a Redis that is away or full, as its result does.
             with patience(f"a message for {name}"):
                 # Apart: kombu gives up the first connection of a process after four seconds (celery 5.7).
@@ -65,6 +64,14 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]
                 return send(producer, name, message, **options)
 
         return send_task
+
+    def _fanout_queue(self, queue: Any = None, exchange: Any = None, **_: Any) -> Any:
+        """The queue of the fanout exchange that these options of a message name; None where they name none."""
+        name = getattr(exchange, "name", exchange)
+        for each in list(self.queues.values()) if name else [queue]:
+            if isinstance(each, Queue) and each.exchange.type == "fanout" and (not name or name == each.exchange.name):
+                return each
+        return None
 
     def _retry_publish(self, publish: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Publish what follows a task: its callbacks, the next link of its chain, the body of its chord.

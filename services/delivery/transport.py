@@ -90,6 +90,9 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
             # kombu would take it for the end of the connection.
             channel.absorb()
             return None
+        if kind == "LISTEN":
+            # A broadcast takes no credit; without any, kombu would not read it, and turn for ever (kombu 5.7).
+            return channel.handlers[kind]()
         return super().on_readable(fileno)
 
     def get(self, callback: Any, timeout: float | None = None) -> None:

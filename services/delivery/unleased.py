@@ -15,14 +15,17 @@ logger = get_logger(__name__)
 class Unleased:
     """Stands where the holder stands for what is leased (holder.py): nothing is asked of Redis."""
 
+    _handed = False
+
     def hand_over(self, tag: str) -> bool:
+        self._handed = True
         return True
 
     def start(self, tag: str, *, here: bool = False) -> bool:
         return True
 
     def handed(self, tag: str) -> bool:
-        return False
+        return self._handed
 
     def started(self, tag: str) -> bool:
         return False

@@ -166,6 +166,11 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     pool: Any
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        # Messages under no lease that a connection has left, and that the pool does not have yet.
+        self._kept: list[Any] = []
+        super().__init__(*arguments, **keywords)
+
     def update_strategies(self) -> None:
         if not self.restart_count:
             self._say_what_is_not_kept()
@@ -196,6 +201,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             if problem := _problem(message):
                 return self._reject(message, problem)
             headers, holder = message.headers, _holder(message)
+            if isinstance(holder, Unleased):
+                # What stands there is its sender's, and may be anything; it has no second start.
+                headers.update(delivery_count=1, requeue_count=0)
             if (count := headers.get("delivery_count", 1)) > 1:
                 logger.warning("%s[%s]: delivery %s", headers.get("task"), headers.get("id"), count)
             # A task that has been revoked is Celery's at once: nobody would remember it when it is due.
@@ -204,6 +212,11 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 return holder.postpone(message.delivery_tag, due, headers["id"])
             return self._handled(handle, message)
 
+        def receive_kept() -> None:
+            while self._kept:
+                on_task_received(self._kept.pop())
+
+        self.call_soon(receive_kept)
         return on_task_received
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -223,6 +236,11 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             return self._dead_letter(message, UNDECODABLE, f"no task can be made of it: {error!r}")
 
     def on_close(self) -> None:
+        # Celery forgets what waits, as it comes again; but not what is under no lease.
+        limited = [request for bucket in self.task_buckets.values() if bucket for request, _ in bucket.contents]
+        for request in {*worker_state.scheduled_requests, *worker_state.reserved_requests, *limited}:
+            if isinstance(request.holder, Unleased) and not request.holder.handed(request.tag):
+                self._kept.append(request.message)
         # The pool goes on with what it has, and acknowledges it over the next connection: flushing would forget it.
         pool, self.pool = self.pool, None
         try:

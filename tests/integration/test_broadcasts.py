@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.odd_checkout import odd_checkout
+from tests.support.redis_server import RedisServer
 from tests.support.world import Node, Stack, World
 
 PATIENCE = 120
@@ -20,8 +20,7 @@ READY = r"\S+@\S+ ready\."
 @pytest.fixture(scope="module")
 def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     """A node of each pool that hears broadcasts, with the name of its pool."""
-    shared_world.checkout = odd_checkout(tmp_path_factory.mktemp("broadcasts") / "code")
-    stack = shared_world.stack(CELERY_IMPORTS="probe,odd_tasks,odd_broadcast", WORKER_LEASE="6")
+    stack = stack_in(shared_world, tmp_path_factory.mktemp("broadcasts"))
     for pool in POOLS:
         start(stack, pool)
     for node in stack.nodes:
@@ -29,20 +28,36 @@ def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stac
     return stack
 
 
-def start(stack: Stack, pool: str, name: str = "", queues: str = "everybody") -> Node:
+def stack_in(world: World, directory: Path, *redis: RedisServer, **settings: str) -> Stack:
+    world.checkout = odd_checkout(directory / "code")
+    return world.stack(*redis, CELERY_IMPORTS="probe,odd_tasks,odd_broadcast", WORKER_LEASE="6", **settings)
+
+
+def start(stack: Stack, pool: str, name: str = "", queues: str = "", options: str = "-c 2") -> Node:
     name = name or pool
-    return stack.celery(f"worker -P {pool} -Q {name},{queues} -n {name}@%h -c 2 -l info -f /dev/stderr")
+    return stack.celery(
+        f"worker -P {pool} -Q {queues or f'{name},everybody'} -n {name}@%h {options} -l info -f /dev/stderr"
+    )
 
 
-def publish(stack: Stack, label: str, task: str = "tell", queue: str = "everybody", **options: object) -> None:
-    """Send a task from a process of the application, as a web server does."""
-    arguments = f"'odd_tasks.{task}', ({label!r},), queue={queue!r}, **{options!r}"
+def publish(
+    stack: Stack, *arguments: str, task: str = "odd_tasks.tell", queue: str | None = "everybody", **options: object
+) -> subprocess.CompletedProcess[str]:
+    """Send a task from a process of the application, as a web server does; it says the task's id."""
+    sent = f"{task!r}, {arguments!r}, queue={queue!r}, **{options!r}"
     code = (
-        "from services.app import app; app.loader.import_default_modules(); "
-        f"print('sent', app.send_task({arguments}).id)"
+        "import logging; logging.basicConfig(); from services.app import app; app.loader.import_default_modules(); "
+        f"print('sent', app.send_task({sent}).id)"
     )
     answer = stack.world.answer(["-c", code], stack.environment(), PATIENCE)
     assert answer.stdout.startswith("sent "), answer.stderr
+    return answer
+
+
+def cpu_seconds(node: Node) -> float:
+    """What its process has used, without the children of its pool."""
+    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_for_all(stack: Stack, label: str, times: int = len(POOLS)) -> None:
@@ -74,12 +89,7 @@ def test_every_node_runs_a_broadcast_at_its_time(stack: Stack) -> None:
 
 @pytest.mark.parametrize("how", ["exit", "value"])
 def test_a_broadcast_that_fails_is_run_once_by_each(stack: Stack, how: str) -> None:
-    code = (
-        "from services.app import app; app.loader.import_default_modules(); "
-        f"app.send_task('odd_tasks.end_with', ('fails-{how}', {how!r}), queue='everybody')"
-    )
-    answer = stack.world.answer(["-c", code], stack.environment(), PATIENCE)
-    assert answer.returncode == 0, answer.stderr
+    publish(stack, f"fails-{how}", how, task="odd_tasks.end_with")
 
     wait_for_all(stack, f"fails-{how}")
     publish(stack, f"after-{how}")
@@ -88,35 +98,108 @@ def test_a_broadcast_that_fails_is_run_once_by_each(stack: Stack, how: str) -> N
 
 
 def test_a_broadcast_that_asks_to_be_run_later_is_not_and_the_log_says_so(stack: Stack) -> None:
-    publish(stack, "asks", task="until_redelivered")
+    publish(stack, "asks", task="odd_tasks.until_redelivered")
 
     for node in stack.nodes:
         node.says("is not run again, although its task asks for it: it was a broadcast")
+    publish(stack, "after-asks")
+    wait_for_all(stack, "after-asks")
     assert stack.world.started("asks") == len(POOLS)
 
 
-def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(stack: Stack) -> None:
-    code = (
-        "from services.app import app; app.loader.import_default_modules(); "
-        "app.send_task('probe.die', ('kills',), queue='everybody')"
-    )
-    own = start(stack, "prefork", "mortal").says(READY)
-    others = stack.nodes[1:3]
-    # The other pools would die of it.
-    for node in others:
-        node.process.signal(signal.SIGSTOP)
-    try:
-        assert stack.world.answer(["-c", code], stack.environment(), PATIENCE).returncode == 0
-        own.says("is not run again, because it was a broadcast: the process that ran it died")
-    finally:
-        for node in others:
-            os.kill(node.process.pid, signal.SIGKILL)
+def test_every_node_runs_what_is_sent_to_the_exchange_by_name(stack: Stack) -> None:
+    publish(stack, "by-both", exchange="everybody")
+    publish(stack, "by-exchange", queue=None, exchange="everybody")
+
+    wait_for_all(stack, "by-both")
+    wait_for_all(stack, "by-exchange")
+
+
+def test_whoever_broadcasts_what_no_node_hears_is_told(stack: Stack) -> None:
+    answer = publish(stack, "unheard", routing_key="elsewhere")
+
+    assert "no node hears what is broadcast to everybody with routing key elsewhere" in answer.stderr
+
+
+def test_every_node_runs_a_broadcast_again_however_many_ask_for_a_retry(stack: Stack) -> None:
+    publish(stack, "tried", task="probe.fail")
+
+    wait_for_all(stack, "tried", 2 * len(POOLS))
+    publish(stack, "after-tried")
+    wait_for_all(stack, "after-tried")
+    assert stack.world.started("tried") == 2 * len(POOLS)
+
+
+def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(world: World, tmp_path: Path) -> None:
+    stack = stack_in(world, tmp_path)
+    node = start(stack, "prefork").says(READY)
+
+    publish(stack, "kills", task="probe.die")
+
+    node.says("is not run again, because it was a broadcast: the process that ran it died")
+    publish(stack, "after-kills")
+    world.wait_started("after-kills")
+    assert world.started("kills") == 1
+
+
+def test_a_busy_node_hears_a_broadcast_and_rests(world: World, tmp_path: Path) -> None:
+    stack = stack_in(world, tmp_path)
+    pools = ("prefork", "threads")
+    for pool in pools:
+        start(stack, pool, options="-c 1 --prefetch-multiplier=1")
+    for node, pool in zip(stack.nodes, pools, strict=True):
+        node.says(READY)
+        stack.send("probe.hold", f"held-{pool}", queue=pool)
+        world.wait_started(f"held-{pool}")
+
+    publish(stack, "told")
+
+    for node in stack.nodes:
+        node.says(r"Task odd_tasks\.tell\[\S+\] received")
+    before = sum(map(cpu_seconds, stack.nodes))
+    world.holds_for(lambda: sum(map(cpu_seconds, stack.nodes)) < before + 1, 2, "none turns in circles")
+    assert world.started("told") == 0
+    # What waits for a place of the pool outlives its connection.
+    cut_off(stack, READY)
+    for node in stack.nodes:
+        node.says("Connection to broker lost")
+    for pool in pools:
+        (world.directory / f"held-{pool}.released").touch()
+    wait_for_all(stack, "told", len(pools))
+
+
+def test_a_broadcast_that_waits_for_its_time_outlives_the_connection(stack: Stack) -> None:
+    task_id = publish(stack, "kept", countdown=4).stdout.split()[1]
+
+    cut_off(stack, rf"{task_id}\] received")
+    wait_for_all(stack, "kept")
+
+
+def cut_off(stack: Stack, when: str) -> None:
+    """End all connections to Redis when each node has said something."""
+    for node in stack.nodes:
+        node.says(when)
+    for kind in ("normal", "pubsub"):
+        stack.redis.client().client_kill_filter(_type=kind, skipme=True)
+
+
+def test_nothing_that_is_broadcast_ends_a_node(stack: Stack) -> None:
+    stack.redis.client().publish("/0.everybody/celery", "[" * 100_000)
+    for count in ("x", None, 7):
+        publish(stack, f"counted-{count}", headers={"delivery_count": count, "requeue_count": count})
+
+    for count in ("x", None, 7):
+        wait_for_all(stack, f"counted-{count}")
+    for node in stack.nodes:
+        assert "delivery 7" not in node.process.log()
 
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_queue_without_acknowledgements_is_run(stack: Stack, pool: str) -> None:
     """It is off Redis when it is received, and nobody asks for its lease."""
     own = start(stack, pool, f"{pool}-noack", "unacknowledged").says(READY)
+    # Nor does the node end with what is no message.
+    stack.redis.client().lpush("unacknowledged", "[]", "[" * 100_000)
 
     publish(stack, f"noack-{pool}", queue="unacknowledged")
 
@@ -128,28 +211,22 @@ def test_a_queue_without_acknowledgements_is_run(stack: Stack, pool: str) -> Non
 
 
 def test_two_stacks_on_one_server_do_not_hear_each_others_broadcasts(world: World, tmp_path: Path) -> None:
-    world.checkout = odd_checkout(tmp_path / "code")
     redis = world.redis()
+    urls = [[redis.url(database, password="") for database in pair] for pair in ((2, 10), (3, 11))]
     stacks = [
-        world.stack(
-            redis,
-            CELERY_IMPORTS="probe,odd_tasks,odd_broadcast",
-            CELERY_BROKER_URL=redis.url(database, password=""),
-            CELERY_RESULT_BACKEND=redis.url(database + 8, password=""),
-        )
-        for database in (2, 3)
+        stack_in(world, tmp_path / broker[-1], redis, CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=results)
+        for broker, results in urls
     ]
-    for number, stack in enumerate(stacks):
-        start(stack, "threads", f"threads-{number}").says(READY)
+    for stack in stacks:
+        start(stack, "threads").says(READY)
 
     for number, stack in enumerate(stacks):
         publish(stack, f"to-{number}")
-        # Sent after it, on the same connection's channel of the same server.
+        # Whoever hears it has heard the one before.
         publish(stack, f"and-to-{number}")
 
-    for number, stack in enumerate(stacks):
-        wait_for_all(stack, f"and-to-{number}", 1)
-        ran = [line for line in stack.nodes[0].process.log().splitlines() if "succeeded" in line]
-        assert len(ran) == 2
-    assert [world.started(f"to-{number}") for number in (0, 1)] == [1, 1]
-    assert json.dumps([stack.unacked() for stack in stacks]) == "[0, 0]"
+    for stack in stacks:
+        stack.nodes[0].says(r"Task odd_tasks\.tell\[\S+\] succeeded", times=2)
+    for number in (0, 1):
+        assert [world.started(f"{label}-{number}") for label in ("to", "and-to")] == [1, 1]
+    assert [stack.unacked() for stack in stacks] == [0, 0]
