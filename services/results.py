@@ -140,6 +140,24 @@ class Stored:
                     logger.critical("results: %s of %s can never be stored: %r", state, task_id, error)
                     return result
 
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
+    ) -> Any:
+        if state != states.RETRY or request is None:
+            return super()._store_result(task_id, result, state, traceback, request, **options)  # type: ignore[misc]
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        stored = self.encode(meta | {"task_id": bytes_to_str(task_id)})  # type: ignore[attr-defined]
+        arguments = [stored, int(self.expires or 0), request.retries or 0]  # type: ignore[attr-defined]
+        self.client.run(scripts.RETRY, [self.get_key_for_task(task_id)], arguments)  # type: ignore[attr-defined]
+        return result
+
+    def _get_result_meta(self, result: Any, state: str, traceback: Any, request: Any, **options: Any) -> Any:
+        meta = super()._get_result_meta(result, state, traceback, request, **options)  # type: ignore[misc]
+        if state in (states.FAILURE, states.REVOKED):
+            # By this an earlier try knows that a later one has ended (lua/retry.lua).
+            meta["retries"] = getattr(request, "retries", None) or 0
+        return meta
+
     def on_chord_part_return(self, request: Any, state: str, result: Any, **options: Any) -> None:
         """Count a part of a chord, and send its body after the last one."""
         with patience(f"the chord's part of {_name(request)}[{request.id}]"), task_ended(), dispatching():

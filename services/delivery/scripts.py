@@ -72,6 +72,8 @@ PURGE_SCHEDULED = _script("purge_scheduled", "reserve", "record")
 TO_PLAIN = _script("to_plain", "reserve", "record")
 REVOKE = _script("revoke", "reserve", "record")
 REVOKED = _script("revoked", "reserve", "record")
+# What a worker stores.
+RETRY = _script("retry")
 # What pre-flight asks.
 UNDECLARED = _script("undeclared")
 

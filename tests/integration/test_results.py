@@ -19,9 +19,12 @@ import pytest
 from celery import chain, chord, current_app, group
 from celery.app.task import Context
 from celery.backends import redis as stock
+from celery.exceptions import TaskRevokedError
 
+from config import load
 from services import results
 from services.delivery.worker import Stalk
+from tests.support.application import create_app
 from tests.support.checkout import Checkout
 from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.redis_server import RedisServer
@@ -442,3 +445,26 @@ def test_what_the_main_process_of_a_prefork_node_stores_is_waited_for_too(bench:
         "limited": "TimeLimitExceeded",
         "lost": "WorkerLostError",
     }
+
+
+ENDS = {"SUCCESS": "done", "FAILURE": ValueError("in vain"), "REVOKED": TaskRevokedError("not any more")}
+
+
+@pytest.mark.parametrize("state", ENDS)
+def test_that_a_task_is_tried_again_is_not_stored_over_the_end_of_a_later_try(
+    bench: tuple[Stack, Results], state: str
+) -> None:
+    """The retry is sent first; who is quick with it has ended it by then."""
+    stack, _ = bench
+    backend, task_id = create_app(load(stack.environment())).backend, uuid4().hex
+
+    def store(state: str, retries: int) -> str:
+        request = Context(id=task_id, retries=retries)
+        backend.store_result(task_id, ENDS.get(state, ValueError("once more")), state, request=request)
+        return str(backend.get_state(task_id))
+
+    assert store("RETRY", 0) == "RETRY"
+    assert store(state, 1) == state
+    assert store("RETRY", 0) == state
+    # A dead letter that is replayed goes on with the retries that it had.
+    assert store("RETRY", 1) == ("SUCCESS" if state == "SUCCESS" else "RETRY")
