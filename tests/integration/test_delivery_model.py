@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import kombu
 import pytest
@@ -223,6 +223,20 @@ class Stock:
     handle: Any
     record: bytes
     dead: bool = False
+
+
+class Seen(NamedTuple):
+    """What is in Redis: the messages of each list, what is held, what waits for its time, and the dead letters."""
+
+    lists: dict[str, list[bytes]]
+    unacked: dict[bytes, bytes]
+    indexed: list[bytes]
+    leases: list[bytes]
+    started: set[bytes]
+    scheduled: dict[bytes, bytes]
+    due: list[tuple[bytes, float]]
+    letters: dict[int, list[bytes]]
+    untold: set[bytes]
 
 
 class Deliveries(RuleBasedStateMachine):
@@ -811,33 +825,29 @@ class Deliveries(RuleBasedStateMachine):
 
     @invariant()
     def redis_holds_what_the_model_says(self) -> None:
+        seen = self._look()
         held = {tag.encode(): one.record for tag, one in self.unacked.items()}
         taken = {tag.encode(): one.record for tag, one in self.stocks.items()}
-        assert self.client.hgetall(UNACKED) == held | taken
-        assert set(self.client.zrange(UNACKED_INDEX, 0, -1)) == held.keys() | taken.keys()
-        assert set(self.client.zrange(UNACKED_LEASES, 0, -1)) == held.keys()
-        assert {tag.decode() for tag in self.client.smembers(UNACKED_STARTED)} == self.started
-        lists = {name: [one.raw for one in found] for name, found in self.lists.items() if found}
-        assert self._lists() == lists
-        assert self.client.hgetall(SCHEDULED_MESSAGES) == {
-            name: one.record for name, (_, one) in self.scheduled.items()
-        }
-        assert dict(self.client.zrange(SCHEDULED, 0, -1, withscores=True)) == {
-            name: pytest.approx(due, abs=0.001) for name, (due, _) in self.scheduled.items()
-        }
-        assert self._dead_letters() == {
-            number: (reason.encode(), raw, message.queue.encode(), b"%d" % deliveries)
+        assert seen.unacked == held | taken
+        assert set(seen.indexed) == held.keys() | taken.keys()
+        assert set(seen.leases) == held.keys()
+        assert {tag.decode() for tag in seen.started} == self.started
+        assert seen.lists == {name: [one.raw for one in found] for name, found in self.lists.items() if found}
+        assert seen.scheduled == {name: one.record for name, (_, one) in self.scheduled.items()}
+        assert dict(seen.due) == {name: pytest.approx(due, abs=0.001) for name, (due, _) in self.scheduled.items()}
+        assert {int(number) for number in seen.untold} == self.untold
+        assert seen.letters == {
+            number: [reason.encode(), raw, message.queue.encode(), b"%d" % deliveries]
             for number, (message, reason, raw, deliveries) in self.dead.items()
         }
+        self._each_is_in_one_place(seen)
 
-    @invariant()
-    def every_unfinished_message_is_in_one_place(self) -> None:
-        """The same again, without the model: each bears a mark."""
-        places = [raw for found in self._lists().values() for raw in found]
-        places += [*self.client.hgetall(UNACKED).values(), *self.client.hgetall(SCHEDULED_MESSAGES).values()]
-        places += [letter[1] for letter in self._dead_letters().values()]
-        seen = Counter(int(number) for raw in places for number in MARK.findall(raw)[:1])
-        assert seen == Counter(one.number for one in self._unfinished() if b"<message" in one.raw)
+    def _each_is_in_one_place(self, seen: Seen) -> None:
+        """Every unfinished message, as it was seen and without the model: each bears a mark."""
+        places = [raw for found in seen.lists.values() for raw in found]
+        places += [*seen.unacked.values(), *seen.scheduled.values(), *(letter[1] for letter in seen.letters.values())]
+        found = Counter(int(number) for raw in places for number in MARK.findall(raw)[:1])
+        assert found == Counter(one.number for one in self._unfinished() if b"<message" in one.raw)
 
     @invariant()
     def processes_hold_what_the_model_says(self) -> None:
@@ -846,18 +856,26 @@ class Deliveries(RuleBasedStateMachine):
             said = (process.acks, process.returns, process.crashes, process.requeues, process.rejections)
             assert process.holder.idle == (not any((*said, process.postponements)))
 
-    def _lists(self) -> dict[str, list[bytes]]:
+    def _look(self) -> Seen:
+        """All that is in Redis, in two round trips."""
         names = [name for queue in QUEUES for name in lists_of(queue)]
         with self.client.pipeline(transaction=False) as pipe:
+            for key in (UNACKED, SCHEDULED_MESSAGES):
+                pipe.hgetall(key)
+            for key in (UNACKED_INDEX, UNACKED_LEASES, DEAD_LETTERS):
+                pipe.zrange(key, 0, -1)
+            pipe.zrange(SCHEDULED, 0, -1, withscores=True)
+            for key in (UNACKED_STARTED, DEAD_LETTERS_UNTOLD):
+                pipe.smembers(key)
             for name in names:
                 pipe.lrange(name, 0, -1)
-            return {name: found for name, found in zip(names, pipe.execute(), strict=True) if found}
-
-    def _dead_letters(self) -> dict[int, tuple[bytes, ...]]:
-        numbers = [int(number) for number in self.client.zrange(DEAD_LETTERS, 0, -1)]
-        assert {int(number) for number in self.client.smembers(DEAD_LETTERS_UNTOLD)} == self.untold
-        fields = ("reason", "message", "queue", "deliveries")
-        return {number: tuple(self.client.hmget(f"{DEAD_LETTER}{number}", *fields)) for number in numbers}
+            unacked, messages, index, leases, letters, due, started, untold, *lists = pipe.execute()
+            for number in letters:
+                pipe.hmget(f"{DEAD_LETTER}{int(number)}", "reason", "message", "queue", "deliveries")
+            fields = pipe.execute() if letters else []
+        waiting = {name: found for name, found in zip(names, lists, strict=True) if found}
+        dead = dict(zip(map(int, letters), fields, strict=True))
+        return Seen(waiting, unacked, index, leases, started, messages, due, dead, untold)
 
     def teardown(self) -> None:
         if "processes" in self.__dict__:
@@ -865,13 +883,8 @@ class Deliveries(RuleBasedStateMachine):
 
     def _describe(self) -> Iterator[str]:
         """The state of the world, for somebody who asks why an example failed."""
-        yield f"lists: {self._lists()}"
-        for key in (UNACKED, SCHEDULED_MESSAGES, SWEEPS):
-            yield f"{key}: {self.client.hgetall(key)}"
-        for key in (UNACKED_INDEX, UNACKED_LEASES, SCHEDULED):
-            yield f"{key}: {self.client.zrange(key, 0, -1, withscores=True)}"
-        yield f"{UNACKED_STARTED}: {self.client.smembers(UNACKED_STARTED)}"
-        yield f"dead letters: {self._dead_letters()}"
+        yield f"{self._look()}"
+        yield f"{SWEEPS}: {self.client.hgetall(SWEEPS)}"
         for process in self.processes:
             yield f"{process}"
 

@@ -18,7 +18,7 @@ from config import load
 from config.celery import celery_configuration
 from tests.support.checkout import PROBE, Checkout
 from tests.support.nursery import Nursery
-from tests.support.processes import Process
+from tests.support.processes import Process, end_all
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import holds_for, wait_until
 
@@ -59,8 +59,7 @@ class World:
         for app in self._apps:
             forget_results(app)
             app.close()
-        for process in reversed(self._processes):
-            process.end()
+        end_all(self._processes)
         self._processes.clear()
 
     # Waiting.
