@@ -30,7 +30,7 @@ from celery.worker import request as stock_request
 from celery.worker import state as worker_state
 from kombu.utils.encoding import bytes_to_str
 from redis.client import Pipeline
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from config.redis_url import TLS_FILES
 from services import reserve
@@ -88,7 +88,11 @@ class PatientClient(reserve.Client):
         return PatientTransaction(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
     def run(self, script: scripts.Script, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
-        return insist(partial(super().run, script, keys, arguments), partial(_answers, self))
+        return insist(partial(self.run_once, script, keys, arguments), partial(_answers, self))
+
+    def run_once(self, script: scripts.Script, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
+        """Run a script without patience. Raises redis.exceptions.RedisError."""
+        return super().run(script, keys, arguments)
 
 
 class PatientTransaction(reserve.Transaction):
@@ -148,7 +152,15 @@ class Stored:
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         stored = self.encode(meta | {"task_id": bytes_to_str(task_id)})  # type: ignore[attr-defined]
         arguments = [stored, int(self.expires or 0), request.retries or 0]  # type: ignore[attr-defined]
-        self.client.run(scripts.RETRY, [self.get_key_for_task(task_id)], arguments)  # type: ignore[attr-defined]
+
+        def attempt() -> None:
+            try:
+                self.client.run_once(scripts.RETRY, [self.get_key_for_task(task_id)], arguments)  # type: ignore[attr-defined]
+            except NoPermissionError:
+                # Here nobody may run scripts: in Celery's way, in two steps.
+                super(Stored, self)._store_result(task_id, result, state, traceback, request, **options)  # type: ignore[misc]
+
+        insist(attempt, partial(_answers, self.client))  # type: ignore[attr-defined]
         return result
 
     def _get_result_meta(self, result: Any, state: str, traceback: Any, request: Any, **options: Any) -> Any:

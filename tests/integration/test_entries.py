@@ -472,7 +472,7 @@ def test_what_is_saved_in_another_time_zone_is_due_in_that_of_beat(world: World)
     beat.close()
 
 
-# Each five minutes a beat looks; the rest is tests/unit/test_summer_time.py.
+# In the night of a change a beat looks each minute; the rest is tests/unit/test_summer_time.py.
 BERLIN = "Europe/Berlin"
 NIGHTS = [datetime(2026, 3, 29), datetime(2026, 10, 25)]
 FORMS = {"code": "30 2 * * *", "hourly": "0 * * * *", "quarters": "*/15 1-3 * * *", "morning": "0 9 * * *"}
@@ -498,7 +498,7 @@ def test_a_beat_sends_each_entry_when_it_should_in_the_night_of_a_change(world: 
         beat.tick()
         while message := client.rpop("celery"):
             found.append((json.loads(str(message))["headers"]["task"], now))
-        now += timedelta(minutes=5)
+        now += timedelta(minutes=1)
 
     beat.close()
     for name, form in FORMS.items():

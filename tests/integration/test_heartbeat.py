@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 from dataclasses import dataclass, field
@@ -172,8 +171,8 @@ def test_a_node_that_stands_still_is_killed_and_replaced(patients: dict[str, Pat
     ("files", "count", "healthy", "said"),
     [
         ({"node0": ("ready", 0)}, 1, True, "1 of 1 alive"),
-        ({"node0": ("waiting", 15)}, 1, True, "1 of 1 alive"),
-        ({"node0": ("ready", 40)}, 1, False, "node0.heartbeat is [4-9][0-9] s old"),
+        ({"node0": ("waiting", 30)}, 1, True, "1 of 1 alive"),
+        ({"node0": ("ready", 31)}, 1, False, "node0.heartbeat is 31 s old"),
         ({"node0": ("starting", 0)}, 1, False, "node0.heartbeat is starting"),
         ({"node0": ("stuck", 0)}, 1, False, "node0.heartbeat is stuck"),
         ({"node0": ("", 0)}, 1, False, "node0.heartbeat is empty"),
@@ -186,14 +185,18 @@ def test_a_node_that_stands_still_is_killed_and_replaced(patients: dict[str, Pat
 def test_the_health_check_reads_heartbeats(
     tmp_path: Path, files: dict[str, tuple[str, int]], count: int, healthy: bool, said: str
 ) -> None:
+    now = int(time())
+    # No second passes while it looks.
+    (tmp_path / "date").write_text(f"#!/bin/sh\necho {now}\n")
+    (tmp_path / "date").chmod(0o755)
     for name, (word, age) in files.items():
         path = tmp_path / f"{name}.heartbeat"
         path.write_text(f"{word}\n" if word else "")
-        os.utime(path, (time() - age, time() - age))
+        os.utime(path, (now - age, now - age))
 
     check = subprocess.run(
         [ROOT / "docker" / "healthcheck", "node", str(count)],
-        env={"PATH": os.environ["PATH"], "STALK_RUN_DIR": str(tmp_path)},
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "STALK_RUN_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -201,5 +204,5 @@ def test_the_health_check_reads_heartbeats(
     )
 
     assert (check.returncode == 0) is healthy
-    assert re.search(said, check.stdout)
+    assert said in check.stdout
     assert check.stderr == ""

@@ -24,6 +24,7 @@ from celery.exceptions import TaskRevokedError
 from config import load
 from services import results
 from services.delivery.worker import Stalk
+from services.patience import Patience
 from tests.support.application import create_app
 from tests.support.checkout import Checkout
 from tests.support.nursery import LIBRARIES_ALONE
@@ -468,3 +469,20 @@ def test_that_a_task_is_tried_again_is_not_stored_over_the_end_of_a_later_try(
     assert store("RETRY", 0) == state
     # A dead letter that is replayed goes on with the retries that it had.
     assert store("RETRY", 1) == ("SUCCESS" if state == "SUCCESS" else "RETRY")
+
+
+def test_that_a_task_is_tried_again_is_stored_where_nobody_may_run_scripts(
+    bench: tuple[Stack, Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker waits for rights that it lacks; here it does not need them."""
+    monkeypatch.setattr(Patience, "in_worker", True)
+    stack, kept = bench
+    kept.redis.client().acl_setuser(
+        "scriptless", enabled=True, nopass=True, keys="*", channels="*", categories=["+@all", "-@scripting"]
+    )
+    url = kept.redis.url(1, "x", "scriptless")
+    backend, task_id = create_app(load(stack.environment(CELERY_RESULT_BACKEND=url))).backend, uuid4().hex
+
+    backend.store_result(task_id, ValueError("once more"), "RETRY", request=Context(id=task_id, retries=0))
+
+    assert backend.get_state(task_id) == "RETRY"

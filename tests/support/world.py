@@ -56,11 +56,13 @@ class World:
             World.existing.remove(self)
 
     def close(self) -> None:
-        for app in self._apps:
-            forget_results(app)
-            app.close()
-        end_all(self._processes)
-        self._processes.clear()
+        try:
+            for app in self._apps:
+                forget_results(app)
+                app.close()
+        finally:
+            end_all(self._processes)
+            self._processes.clear()
 
     # Waiting.
 

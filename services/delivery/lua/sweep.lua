@@ -97,7 +97,7 @@ local function take_turns()
     if #suspects == 0 then
         return
     end
-    -- Redis 6 begins each script with the same numbers, Redis 7 each of its own starts.
+    -- Redis 6 begins each script with the same random numbers, Redis 7 each of its starts.
     math.randomseed(time * 1000000 % 2147483647)
     local first, last = time, time + LONGEST
     local turn = math.min(math.max(first, tonumber(redis.call('HGET', KEYS[8], 'turn') or 0)), last)
