@@ -390,10 +390,15 @@ class Holder:
         return not self._work and self._acks.empty
 
     def leased(self) -> tuple[list[str], list[str]]:
-        """The tags to renew: of tasks that run, and of the others."""
+        """The tags to renew: of tasks that run, and of the others.
+
+        Among those what has ended here and Redis refuses to hear of: it would run again.
+        """
         with self.changed:
-            held = list(self._held.values())
-        return [one.tag for one in held if one.started], [one.tag for one in held if not one.started]
+            held, work = list(self._held.values()), self._work
+            ended: list[Crash | Requeue | Rejection] = [*work.crashes, *work.requeues, *work.rejections]
+        others = [one.tag for one in held if not one.started]
+        return [one.tag for one in held if one.started], [*others, *(one.tag for one in ended)]
 
     def renewed(self, tags: Iterable[str], lost: Iterable[str], since: float) -> list[Held]:
         """Redis has renewed `tags`, asked at `since`, except `lost`. Returns those that were still held."""

@@ -124,11 +124,27 @@ def test_leases_are_renewed_while_redis_refuses_something_else(held: Held) -> No
     acked = held.take()
     held.holder.ack(acked.tag)
     held.wait(lambda: not held.client.hexists(UNACKED, acked.tag), "acknowledgements go on as well")
-    assert held.client.hexists(UNACKED, refused.tag), held.describe()
 
     held.client.delete(DEAD_LETTERS_NEXT)
     held.wait(lambda: held.letters, "what was refused is said again")
     assert set(held.letters) == {1}
+
+
+@pytest.mark.parametrize("end", ["crash", "requeue", "reject"])
+def test_what_has_ended_does_not_run_again_because_redis_refuses_to_hear_of_it(held: Held, end: str) -> None:
+    # Its last delivery.
+    refused = held.take(message=b'{"delivery_count":2,"body":1}')
+    for key in (DEAD_LETTERS_NEXT, SCHEDULED):
+        held.client.set(key, "neither a number nor a sorted set")
+    endings: dict[str, Callable[[], None]] = {
+        "crash": lambda: held.holder.crash(refused.tag, ""),
+        "requeue": lambda: held.holder.requeue(refused.tag, "task"),
+        "reject": lambda: held.holder.reject(refused.tag, UNKNOWN_TASK, ""),
+    }
+    endings[end]()
+
+    held.renewals_go_on(refused)
+    assert held.client.hget(UNACKED, refused.tag), held.describe()
 
 
 def test_leases_are_renewed_when_redis_is_full(held: Held) -> None:
