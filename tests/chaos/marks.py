@@ -189,8 +189,9 @@ class Again:
         return self.start.number > self.before.number
 
     def __str__(self) -> str:
-        gap = self.start.at - self.before.at
-        return f"{self.start.task}: {self.before.node}, {gap:.2f} s later {self.start.node} ({self.why})"
+        gap, first, second = self.start.at - self.before.at, self.before, self.start
+        numbers = f"start {first.number:g}, then {second.number:g}"
+        return f"{second.task}: {first.node}, {gap:.2f} s later {second.node} ({self.why}; {numbers})"
 
 
 def second_starts(marks: Iterable[Mark], incidents: list[Incident], mixed: bool = True) -> list[Again]:
@@ -258,8 +259,10 @@ def unrecorded(again: Iterable[Again]) -> list[Again]:
     def was_told(each: Again) -> bool:
         # A stock worker neither tells nor is told: the count is no header.
         ours = not any(start.node.endswith(STOCK_HOST) for start in (each.before, each.start))
-        seen = each.incident.seen if each.incident else None
-        return ours and each.why in COUNTED and seen is not None and each.before.task in seen.told
+        if not (ours and each.why in COUNTED and each.incident and each.incident.seen):
+            return False
+        # What started after that look may have been in it for its start before, on another node.
+        return each.before.at <= each.incident.at and each.before.task in each.incident.seen.told
 
     return [each for each in again if was_told(each) and not each.recorded]
 

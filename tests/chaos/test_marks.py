@@ -218,3 +218,14 @@ def test_a_second_start_has_to_say_that_it_is_one(number: float, told: set[str],
 
     assert [each.recorded for each in again] == [number == 2]
     assert len(unrecorded(again)) == expected
+
+
+@pytest.mark.parametrize(("started", "expected"), [(14.9, 1), (15.1, 0)])
+def test_what_started_after_the_look_at_redis_is_not_what_redis_knew_of(started: float, expected: int) -> None:
+    """Another node had died over it, and the one that is killed now started it after Redis had been asked."""
+    marks = [mark("start", started, number=2), mark("start", SECOND, "node2@stalk", 2, number=2)]
+
+    again = second_starts(marks, [Incident(DIED, 15, 16, "node1@stalk", seen=Seen(frozenset({"t"}), frozenset({"t"})))])
+
+    assert [each.why for each in again] == [DIED]
+    assert len(unrecorded(again)) == expected
