@@ -15,10 +15,11 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import GaveUp
 from tests.support.world import World
 
-# What a shell starts in the background ignores Ctrl-C, and so would all that tests start and press it for. A CI job
-# that is cancelled gets TERM, and what tests have started must not outlive it.
+# What a shell starts in the background ignores Ctrl-C and Ctrl-\, and so would all that tests start and press it for.
+# A CI job that is cancelled gets TERM, and what tests have started must not outlive it.
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # The host's proxy, where it has one, is for what lies outside of this machine.
 direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")

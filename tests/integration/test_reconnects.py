@@ -233,6 +233,7 @@ def lose(broker: Broker) -> Callable[[], None]:
     return again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", [publish, consume, listen, ask, look_at, fail, lose])
 def test_a_client_keeps_nothing_of_what_has_ended(broker: Broker, use: Callable[[Broker], Callable[[], None]]) -> None:
     again = use(broker)

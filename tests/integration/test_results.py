@@ -400,6 +400,7 @@ def test_a_stop_gives_back_the_tasks_whose_results_wait(bench: tuple[Stack, Resu
     assert [stack.world.started(label) for label in sent] == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_what_the_main_process_of_a_prefork_node_stores_is_waited_for_too(bench: tuple[Stack, Results]) -> None:
     """A time limit, a child that is gone, a revoked task, and a stop in the middle of it."""
     stack, kept = bench

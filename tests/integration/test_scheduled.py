@@ -233,6 +233,7 @@ def test_inspect_shows_what_waits_in_redis_the_next_one_first(stack: Stack) -> N
     assert (one["request"]["name"], one["request"]["args"], one["request"]["kwargs"]) == ("probe.mark", ["near"], {})
 
 
+@pytest.mark.slow
 def test_inspect_shows_as_many_as_somebody_reads(stack: Stack) -> None:
     for number in range(1010):
         later(stack, f"one-of-many-{number}")

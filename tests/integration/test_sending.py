@@ -143,6 +143,7 @@ def test_a_soft_time_limit_does_not_come_to_a_task_that_has_ended(
     assert failed(kept) == []
 
 
+@pytest.mark.slow
 def test_a_cold_stop_while_the_body_of_a_chord_waits_fails_no_chord(bench: tuple[Stack, Results, Results]) -> None:
     """The task goes back, and whoever runs it again sends the body."""
     stack, broker, kept = bench

@@ -55,6 +55,7 @@ def dev(local: Local) -> Iterator[Dev]:
         dev.process.wait(MAKE_SECONDS)
 
 
+@pytest.mark.slow
 def test_a_change_is_taken_up_warm_and_mistakes_are_refused(local: Local, dev: Dev) -> None:
     before = local.pids()
     old = local.run_task(WORD)

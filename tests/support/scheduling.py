@@ -51,7 +51,8 @@ def group(item: pytest.Item) -> str:
             return f"{owner} 2" if owner == PROCESSES and item.path.name in SECOND_HALF else owner
     path = str(item.path.relative_to(item.config.rootpath))
     # A unit test takes less than it costs to hand it out alone.
-    return f"{path} {build_of(item)}".rstrip() if part(item) == "unit" or shares(item) else ""
+    together = shares(item) or (part(item) == "unit" and not is_slow(item))
+    return f"{path} {build_of(item)}".rstrip() if together else ""
 
 
 def fixtures(item: pytest.Item) -> list[str]:
@@ -74,9 +75,15 @@ def part(item: pytest.Item) -> str:
     return Path(item.nodeid).parts[1]
 
 
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test is slow by itself, and not a copy for another Redis."""
+    return item.get_closest_marker("slow") is not None and not build_of(item)
+
+
 def rank(item: pytest.Item) -> int:
     """The place of a test's group in the order of starting."""
     names = [mark.args[0] for mark in item.iter_markers("xdist_group")]
     if names and names[0] in ORDER:
         return ORDER.index(names[0])
-    return len(ORDER) + (part(item) == "unit")
+    # What is slow by itself is longer than a copy of a quick test for another Redis.
+    return len(ORDER) if is_slow(item) else len(ORDER) + 1 + (part(item) == "unit")
