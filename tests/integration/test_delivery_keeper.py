@@ -124,6 +124,7 @@ def test_leases_are_renewed_while_redis_refuses_something_else(held: Held) -> No
     acked = held.take()
     held.holder.ack(acked.tag)
     held.wait(lambda: not held.client.hexists(UNACKED, acked.tag), "acknowledgements go on as well")
+    assert held.client.hexists(UNACKED, refused.tag), held.describe()
 
     held.client.delete(DEAD_LETTERS_NEXT)
     held.wait(lambda: held.letters, "what was refused is said again")

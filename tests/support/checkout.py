@@ -22,8 +22,8 @@ class Checkout:
         # Where the code's programs come from, as long as nobody changes the code.
         self.nursery: Nursery | None = None
         for name in CODE:
-            # With what has been compiled: each copy would take a second for it.
-            shutil.copytree(ROOT / name, directory / name)
+            # What is compiled there may be being written just now, or by another user.
+            shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(Path(__file__).with_name("probe.py"), directory / f"{PROBE}.py")
 
     def replace(self, file: str, old: str, new: str) -> None:
