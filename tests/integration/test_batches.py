@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from typing import Any
 
 import pytest
@@ -43,18 +44,25 @@ def cut(checked_out: World) -> Stack:
         client.client_kill_filter(_type=kind, skipme=True)
 
     def again() -> bool:
-        now = set(client.hkeys("unacked"))
-        # The one kind has a whole batch now: the request that is no delivery any more, and the one that is.
-        return len(now) == len(POOLS) and not now & before
+        now = {pool: held(stack, pool) for pool in POOLS}
+        # The other kind is whole, and ends: what is no delivery any more, and the same as it came again.
+        return not before & {tag for tags in now.values() for tag in tags} and all(
+            list(tags.values()) == [f"{pool}-in_batches-first"] for pool, tags in now.items()
+        )
 
     checked_out.wait_until(again, PATIENCE, "each has been given it again")
     return stack
 
 
-def held(stack: Stack, queue: str) -> list[str]:
-    """The tags of a queue's messages that its node holds."""
-    messages: Any = stack.redis.client().hgetall("unacked")
-    return [tag for tag, text in messages.items() if json.loads(text)[2] == queue]
+def held(stack: Stack, queue: str) -> dict[str, str]:
+    """The tags and labels of a queue's messages that its node holds."""
+    found: Any = stack.redis.client().hgetall("unacked")
+    messages = {tag: json.loads(text) for tag, text in found.items()}
+    return {
+        tag: json.loads(b64decode(message["body"]))[0][0]
+        for tag, (message, _, origin) in messages.items()
+        if origin == queue
+    }
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -6,6 +6,7 @@ Tests that share a fixture of a module or of the session stay in one worker; all
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put those first that take longest."""
-    items.sort(key=rank)
+    """Put those first that take longest: within a rank, groups of many tests."""
+    sizes = Counter(name for item in items for name in group_names(item))
+    items.sort(key=lambda item: (rank(item), -max((sizes[name] for name in group_names(item)), default=1)))
 
 
 def group(item: pytest.Item) -> str:
@@ -80,10 +82,15 @@ def is_slow(item: pytest.Item) -> bool:
     return item.get_closest_marker("slow") is not None and not build_of(item)
 
 
+def group_names(item: pytest.Item) -> list[str]:
+    """The groups that a test has been put in: one, or none."""
+    return [mark.args[0] for mark in item.iter_markers("xdist_group")]
+
+
 def rank(item: pytest.Item) -> int:
     """The place of a test's group in the order of starting."""
-    names = [mark.args[0] for mark in item.iter_markers("xdist_group")]
+    names = group_names(item)
     if names and names[0] in ORDER:
         return ORDER.index(names[0])
     # What is slow by itself is longer than a copy of a quick test for another Redis.
-    return len(ORDER) if is_slow(item) else len(ORDER) + 1 + (part(item) == "unit")
+    return len(ORDER) if is_slow(item) else len(ORDER) + 1
