@@ -27,6 +27,8 @@ START_SECONDS = 120
 # Safe to be a broker; a test that wants it otherwise says so in lines of its own, which come later and win.
 SAFE = ("appendonly yes", 'save ""', "maxmemory-policy noeviction", "timeout 0")
 PORT_ATTEMPTS = 5
+# The port on which members of a cluster talk is so much higher.
+CLUSTER_BUS = 10_000
 # Milliseconds; one that does not answer is frozen.
 ANSWER_SECONDS = 60
 # It is gone within milliseconds, or when it has written its file.
@@ -103,7 +105,7 @@ class RedisServer:
             self._run()
             return self
         for attempt in range(PORT_ATTEMPTS):
-            self.port = free_port()
+            self.port = free_port(CLUSTER_BUS if "cluster-enabled yes" in self._lines else 0)
             try:
                 self._run()
             except AssertionError:
