@@ -18,6 +18,8 @@ from services.delivery.board import NOTHING, Board, Notice
 
 # Suspended machines and stopped processes have to see that time went on.
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+# Two renewals may fail before a lease runs out.
+RENEWALS_PER_LEASE = 3
 # A keeper that cannot reach Redis cannot keep the bound of the buffer; nobody waits for longer than this.
 LONGEST_ACK_WAIT_SECONDS = 1.0
 
@@ -49,6 +51,11 @@ class Rules:
     dead_letters: tuple[str, ...] = (RETRIES, REJECTS)
     dead_letters_max: int = 10_000
     max_requeues: int = 100
+
+    @property
+    def renewal(self) -> float:
+        """Seconds from one renewal of a lease to the next."""
+        return self.lease / RENEWALS_PER_LEASE
 
 
 @dataclass(slots=True)
@@ -140,7 +147,7 @@ class Holder:
         self.rules = rules
         self.changed = threading.Condition()
         self.closing = False
-        # Asked for a tag whose lease may have run out: whether Redis still has it for us.
+        # Asked for a tag whose lease ends soon, or may have run out: whether it is still ours, and renewed.
         self.confirm: Callable[[str], bool] = lambda tag: False
         self.mark_started: Callable[[str, list[str]], None] = lambda tag, acks: None
         # Called after a place has become free, from whatever thread that was: one for each connection that consumes.
@@ -236,9 +243,10 @@ class Holder:
             return self._acks.mention()
 
     def _sure(self, tag: str) -> Held | None:
-        """What is held under `tag`, if its lease has not run out unseen."""
+        """What is held under `tag`, if its lease lasts for longer than it takes to renew it."""
         held = self._held.get(tag)
-        if held and clock() >= held.until and not self.confirm(tag):
+        # Less is left when renewals have failed, or when the answer to a claim was long on its way.
+        if held and clock() >= held.until - self.rules.renewal and not self.confirm(tag):
             # Redis may have given it to somebody else. If not, its lease ends there too, and somebody will get it.
             self._drop(tag)
             return None

@@ -23,8 +23,6 @@ logger = get_logger(__name__)
 Command = tuple[scripts.Script, Sequence[str], list[Any]]
 News = tuple[scripts.Script, Sequence[str], list[Any], Work]
 
-# Two renewals may fail before a lease runs out.
-RENEWALS_PER_LEASE = 3
 # While Redis is away: often enough to renew at once when it is back, too seldom to be a burden.
 RETRY_SECONDS = 0.5
 # How long the end of a process waits for Redis to take back what it held; a lease later others take it anyway.
@@ -221,7 +219,7 @@ class Keeper:
         started, others = self._holder.leased()
         if started or others:
             self._ask_renewal(started, others)
-        self._renew_at = clock() + self._holder.rules.lease / RENEWALS_PER_LEASE
+        self._renew_at = clock() + self._holder.rules.renewal
         # Whoever renews sweeps as well: it leaves the mark that renewals have run unbroken.
         self._sweep_at = clock()
 

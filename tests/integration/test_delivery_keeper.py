@@ -19,6 +19,7 @@ from services.delivery.lease import Keeper
 from services.queues import (
     DEAD_LETTERS,
     DEAD_LETTERS_NEXT,
+    HELD,
     PRIORITY_STEPS,
     SCHEDULED,
     SCHEDULED_MESSAGES,
@@ -51,10 +52,10 @@ class Held:
         self._numbers, self._claims = count(1), Claims()
         self.keeper = Keeper(self.holder, client, on_dead_letters or self.letters.extend)
 
-    def take(self, queue: str = "celery", message: bytes = b"") -> Claimed:
-        """Publish a message and claim it."""
+    def take(self, queue: str = "celery", message: bytes = b"", ago: float = 0) -> Claimed:
+        """Publish a message and claim it, with a question that was sent so many seconds ago."""
         self.client.lpush(queue, message or b'{"body":%d}' % next(self._numbers))
-        asked = Claim(self._claims.next(), 1, (queue,), [], clock())
+        asked = Claim(self._claims.next(), 1, (queue,), [], clock() - ago)
         [found] = claimed(asked, scripts.CLAIM(self.client, *command(asked, lists_of(queue), LEASE)))
         self.holder.hold([found.tag], 1, asked.since)
         return found
@@ -243,6 +244,44 @@ def test_a_task_id_that_utf8_cannot_spell_ends_nothing(held: Held) -> None:
     held.holder.postpone(late.tag, time.time() + 3600, "half a pair: \ud800")
     held.wait(lambda: held.client.hkeys(SCHEDULED_MESSAGES) == [b"half a pair: \\ud800"], "it waits in Redis")
     held.renewals_go_on(one)
+
+
+# The answer to a claim may be long on its way: a packet that is lost after a cut comes again up to ten seconds later.
+ALMOST = LEASE - 0.1
+
+
+def test_a_lease_that_is_almost_over_is_renewed_before_its_task_starts(held: Held) -> None:
+    one = held.take(ago=ALMOST)
+    end = held.client.zscore(UNACKED_LEASES, one.tag)
+
+    assert held.holder.hand_over(one.tag)
+    assert held.client.zscore(UNACKED_LEASES, one.tag) > end, held.describe()
+
+
+def test_a_task_does_not_start_when_its_lease_is_almost_over_and_somebody_else_has_it(held: Held) -> None:
+    one = held.take(ago=ALMOST)
+    scripts.RESTORE(held.client, HELD, [restore.as_json(PRIORITY_STEPS), one.tag])
+
+    assert not held.holder.start(one.tag)
+    assert held.client.llen("celery") == 1, held.describe()
+
+
+def test_a_task_does_not_start_when_its_lease_is_almost_over_and_redis_is_away() -> None:
+    holder = Holder(Rules(LEASE, max_deliveries=2, visibility_timeout=3600, priority_steps=PRIORITY_STEPS))
+    holder.hold(["1"], 1, clock() - ALMOST)
+
+    assert not holder.start("1")
+    assert not holder.holds("1")
+
+
+def test_nobody_asks_redis_before_a_task_starts_whose_lease_is_fresh() -> None:
+    holder = Holder(Rules(LEASE, max_deliveries=2, visibility_timeout=3600, priority_steps=PRIORITY_STEPS))
+    asked: list[str] = []
+    holder.confirm = lambda tag: not asked.append(tag)  # type: ignore[func-returns-value]
+    holder.hold(["1"], 1, clock())
+
+    assert holder.start("1")
+    assert not asked
 
 
 def test_a_listener_that_fails_ends_nothing_and_is_told_again(client: Any) -> None:
