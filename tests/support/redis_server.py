@@ -95,6 +95,7 @@ class RedisServer:
         self._lines, self._sentinel, self._launch = tuple(lines), sentinel, launch
         self.port = 0
         self._process: Process | None = None
+        self._clients: dict[tuple[int, str], redis.Redis] = {}
         directory.mkdir(parents=True)
 
     # Faults and their end.
@@ -152,7 +153,13 @@ class RedisServer:
         return self._process
 
     def client(self, database: int = 0) -> redis.Redis:
-        """A client for the test's own questions."""
+        """A client for the test's own questions; one for all of them, because waits ask twenty times a second."""
+        key = (database, self.password)
+        if key not in self._clients:
+            self._clients[key] = self._connect(database)
+        return self._clients[key]
+
+    def _connect(self, database: int) -> redis.Redis:
         tls: dict[str, Any] = {}
         if self.certificates:
             files = {"ssl_ca_certs": "ca.crt", "ssl_certfile": "server.crt", "ssl_keyfile": "server.key"}
