@@ -21,7 +21,7 @@ def is_of_a_test(report: object) -> bool:
 
 
 def write_parts(terminal: TerminalReporter, reports: list[pytest.TestReport]) -> None:
-    """Tests, their time added up, and when the last one ended, for each directory of tests."""
+    """Tests, how many of them were skipped, their time added up, and when the last one ended, for each directory."""
     parts: defaultdict[str, list[pytest.TestReport]] = defaultdict(list)
     for report in reports:
         parts[Path(report.nodeid).parts[1]].append(report)
@@ -31,8 +31,10 @@ def write_parts(terminal: TerminalReporter, reports: list[pytest.TestReport]) ->
     terminal.section("parts")
     for name, found in sorted(parts.items()):
         tests, seconds = len({report.nodeid for report in found}), sum(report.duration for report in found)
-        ended = max(report.stop for report in found) - began
-        terminal.line(f"{name:12} {tests:5} tests, {seconds:6.0f} s of work, done after {ended:4.0f} s")
+        skipped, ended = sum(report.skipped for report in found), max(report.stop for report in found) - began
+        terminal.line(
+            f"{name:12} {tests:5} tests, {skipped:3} skipped, {seconds:6.0f} s of work, done after {ended:4.0f} s"
+        )
 
 
 def write_skips(terminal: TerminalReporter, skipped: list[pytest.TestReport]) -> None:
