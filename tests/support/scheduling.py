@@ -17,15 +17,18 @@ from tests.support.every_redis import build_of
 WORKERS_PER_CORE = 3
 # Each needs half a GB with all that it starts, and the containers' own groups take as long with more of them.
 MOST_WORKERS = 12
-# Fixtures that own something of which there is one: the containers, and the stack as processes.
-PROCESSES = "processes"
-OWNERS = {"first_stack": "containers", "harbour": "containers of faults", "first_up": PROCESSES}
-# Files whose tests take a second stack of processes, because the first one alone would take longest of all.
-SECOND_HALF = frozenset({"test_dead_letters.py", "test_dev.py", "test_new_task.py", "test_faults.py"})
+# Fixtures that own something that many tests share: the containers, and the stack as processes.
+CONTAINERS, FAULTS, PROCESSES = "containers", "containers of faults", "processes"
+OWNERS = {"first_stack": CONTAINERS, "harbour": FAULTS, "first_up": PROCESSES}
+# Files whose tests take a second one, because the first one alone would take longest of all.
+SECOND_HALF = {
+    CONTAINERS: frozenset({"test_call.py", "test_redis.py", "test_workers.py"}),
+    PROCESSES: frozenset({"test_dead_letters.py", "test_dev.py", "test_new_task.py", "test_faults.py"}),
+}
 # Fixtures that each worker may make for itself, because they only copy files or ask a question.
 CHEAP = frozenset({"checkout", "docker_engine", "tmp_path_factory", "bridge", "redis_build"})
 # Whatever takes longest begins first, so that the end does not wait for it alone.
-ORDER = ("containers", "containers of faults", PROCESSES, f"{PROCESSES} 2")
+ORDER = (CONTAINERS, f"{CONTAINERS} 2", FAULTS, PROCESSES, f"{PROCESSES} 2")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -50,7 +53,7 @@ def group(item: pytest.Item) -> str:
     """The tests that have to run in the same worker as this one; "" when it may run anywhere."""
     for fixture, owner in OWNERS.items():
         if fixture in fixtures(item):
-            return f"{owner} 2" if owner == PROCESSES and item.path.name in SECOND_HALF else owner
+            return f"{owner} 2" if item.path.name in SECOND_HALF.get(owner, ()) else owner
     path = str(item.path.relative_to(item.config.rootpath))
     # A unit test takes less than it costs to hand it out alone.
     together = shares(item) or (part(item) == "unit" and not is_slow(item))
