@@ -6,7 +6,7 @@ STALK := .venv/bin/python -m stack
 # byte code is kept: each of them would compile all tests anew.
 PYTEST := PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 # Lists that `make lint` and nobody else needs.
-SHELL_SCRIPTS := .ci/run .ci/newcomer .ci/bare-machine .ci/docker-engine stack/bootstrap docker/base/build \
+SHELL_SCRIPTS := .ci/run .ci/newcomer .ci/ruined .ci/bare-machine .ci/docker-engine stack/bootstrap docker/base/build \
 	docker/certificates docker/healthcheck docker/install-debian-packages docker/redis/start docker/redis/repair \
 	docker/redis/healthcheck
 DOCKERFILES := .ci/bare.Dockerfile docker/Dockerfile docker/base/python.Dockerfile docker/base/redis.Dockerfile
