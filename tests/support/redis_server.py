@@ -26,6 +26,9 @@ from tests.support.waiting import wait_until
 START_SECONDS = 120
 # Safe to be a broker; a test that wants it otherwise says so in lines of its own, which come later and win.
 SAFE = ("appendonly yes", 'save ""', "maxmemory-policy noeviction", "timeout 0")
+# What a test has removed is no part of the memory any more by which it then says how full the server is. Valkey 8 frees
+# it later, in a thread.
+AT_ONCE = ("lazyfree-lazy-user-flush no", "lazyfree-lazy-user-del no")
 PORT_ATTEMPTS = 5
 # The port on which members of a cluster talk is so much higher.
 CLUSTER_BUS = 10_000
@@ -228,7 +231,7 @@ class RedisServer:
             ]
         if self._sentinel:
             return [*lines, *self._lines]
-        lines += [f"unixsocket {self.socket_path}", "unixsocketperm 700", *SAFE]
+        lines += [f"unixsocket {self.socket_path}", "unixsocketperm 700", *SAFE, *AT_ONCE]
         if self.password:
             # As a hash, because the configuration file knows no way to write every character.
             digest = hashlib.sha256(self.password.encode()).hexdigest()
