@@ -22,7 +22,7 @@ def connection_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
         "socket_keepalive": True,
         "health_check_interval": HEALTH_CHECK_SECONDS,
     }
-    if settings.broker.sentinel_master:
+    if url.scheme == "sentinel":
         options["master_name"] = settings.broker.sentinel_master
         options["sentinel_kwargs"] = sentinel_options(settings, url)
     return options

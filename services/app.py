@@ -9,6 +9,7 @@ from celery import Celery
 from config import ConfigError, Settings, load
 from config.celery import celery_configuration, soft_limit
 from services import heartbeat, memory, results, shutdown
+from services.connections import require_tls_files
 from services.delivery.limits import Limits
 from services.delivery.telling import TellStep
 from services.delivery.worker import Stalk
@@ -22,8 +23,9 @@ CONFIGURATION_EXIT_CODE = 2
 def create_app(settings: Settings) -> Celery:
     """The application for these settings.
 
-    Raises ConfigError when BEAT_SCHEDULE names an entry that does not exist.
+    Raises ConfigError when BEAT_SCHEDULE names an entry that does not exist, and for files of TLS that cannot be used.
     """
+    require_tls_files(settings)
     app = Stalk("stalk", set_as_current=True)
     app.conf.update(celery_configuration(settings))
     app.conf.update(

@@ -44,11 +44,14 @@ def check() -> None:
             SourceFileLoader(path.stem, str(path)).get_code(path.stem)
     with told():
         from config import load
+        from services.connections import require_tls_files
         from services.modules import task_modules
         from services.schedule import beat_schedule
 
         # services/app.py would end the process with these mistakes.
-        beat_schedule(load().beat.schedule)
+        settings = load()
+        beat_schedule(settings.beat.schedule)
+        require_tls_files(settings)
         from services.app import app
     for name in task_modules(app.settings.tasks.imports):
         with told(f"{name} cannot be imported: "):
@@ -56,6 +59,8 @@ def check() -> None:
     with told():
         app.loader.import_default_modules()
         app.finalize()
+        # A module may have changed them; this connects to nothing.
+        app.amqp.Connection(app.conf.broker_url, transport_options=app.conf.broker_transport_options)
     for name, entry in app.conf.beat_schedule.items():
         if problem := mistake_in(app, name, entry):
             raise Mistake(f"{SCHEDULE}{line_of(name)}: the entry {name!r} {problem}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,21 +16,27 @@ from redis.sentinel import Sentinel
 
 from config import ConfigError, Settings
 from config.celery import CONNECT_TIMEOUT_SECONDS, SOCKET_TIMEOUT_SECONDS, sentinel_options
-from config.redis_url import RedisUrl
+from config.redis_url import TLS_FILES, RedisUrl
 
 
-class NotSet(ConfigError, click.ClickException):
-    """A URL that has to be set is not; Celery's command line shows the sentence and no traceback."""
+class Unusable(ConfigError, click.ClickException):
+    """A mistake in the settings that shows when something is to connect; Celery shows the sentence and no traceback."""
 
     exit_code = 2
 
+    def __init__(self, problem: str) -> None:
+        click.ClickException.__init__(self, problem)
+        self.problems = (problem,)
+
+
+class NotSet(Unusable):
+    """A URL that has to be set is not."""
+
     def __init__(self, variables: Iterable[str]) -> None:
-        problem = (
+        super().__init__(
             f"{' and '.join(variables)} must be exported, because nobody outside the stack's containers has a host "
             "named redis; and REDIS_PASSWORD, where the URL has no password: docs/connect.md says what to write"
         )
-        click.ClickException.__init__(self, problem)
-        self.problems = (problem,)
 
 
 def require_set(url: str, settings: Settings) -> None:
@@ -35,6 +44,48 @@ def require_set(url: str, settings: Settings) -> None:
     unset = settings.unset_urls
     if url in [default.text() for default in unset.values()]:
         raise NotSet(unset)
+
+
+def require_tls_files(settings: Settings) -> None:
+    """Raise ConfigError where a file of TLS that a URL names cannot be used: to redis-py its Redis would be away."""
+    urls = {"CELERY_BROKER_URL": settings.broker_url, "CELERY_RESULT_BACKEND": settings.result_url}
+    problems = [f"{variable}: {problem}" for variable, url in urls.items() if (problem := _tls_problem(url))]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _tls_problem(url: RedisUrl) -> str:
+    """What is wrong with the files of TLS that a URL names; "" for nothing."""
+    files, context = dict(url.tls), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for name in TLS_FILES:
+        try:
+            Path(files.get(name, os.devnull)).open("rb").close()
+        except (OSError, ValueError) as error:
+            return (
+                f"{name} names {files[name]}, which cannot be read ({_reason(error)}): correct the path; in a "
+                "container it is one inside, where the file has to be mounted (docs/connect.md)"
+            )
+    authority, certificate, key = (files.get(name) for name in TLS_FILES)
+    try:
+        if authority:
+            context.load_verify_locations(authority)
+    except OSError as error:
+        return f"ssl_ca_certs names {authority}, which has no certificate in PEM form ({_reason(error)}): correct it"
+    try:
+        if certificate:
+            # Without a password openssl asks the terminal for one.
+            context.load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        return (
+            f"ssl_certfile and ssl_keyfile name {' and '.join(filter(None, [certificate, key]))}, which cannot be used "
+            f"({_reason(error)}): name a certificate and its key, in PEM form, the key without a password"
+        )
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    """What the system or openssl says, without the place in the latter's source."""
+    return str(getattr(error, "strerror", None) or error).partition(" (_ssl.c")[0]
 
 
 def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:

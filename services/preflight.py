@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import re
-import ssl
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from redis.sentinel import MasterNotFoundError
 
 from config import Settings
 from config.redis_url import RedisUrl
-from services.connections import connect
+from services.connections import connect, require_tls_files
 from services.delivery import scripts
 from services.queues import DEAD_LETTERS, HELD, RESULT
 
@@ -283,7 +282,11 @@ def say(line: str) -> None:
 
 
 def check(settings: Settings) -> None:
-    """Check the broker's and the results' Redis; wait for them; exit with 3 where one is refused."""
+    """Check the broker's and the results' Redis; wait for them; exit with 3 where one is refused.
+
+    Raises ConfigError for files of TLS that cannot be used.
+    """
+    require_tls_files(settings)
     broker, results = settings.broker_url, settings.result_url
     refused = not _check_one(settings, "CELERY_BROKER_URL", broker, settings.broker.allow_volatile)
     if (results.server, results.tls) != (broker.server, broker.tls):
@@ -299,7 +302,6 @@ def _check_one(
     client = connect(url, settings)
     name = f"{variable} ({url.masked()})"
     try:
-        _read_tls_files(url)
         found = wait_for(lambda: inspect_redis(client, allow_volatile, variable, carries_tasks), name)
     except Refused as error:
         say(f"error: {name}: {error}")
@@ -316,23 +318,6 @@ def _check_one(
     if found.unchecked:
         say(f"warning: {name}: not everything could be checked; refused were {'; '.join(found.unchecked)}")
     return not found.refusals
-
-
-def _read_tls_files(url: RedisUrl) -> None:
-    """Raise Refused where a file that the URL names cannot be used: to redis-py that is a Redis that is away."""
-    files, context = url.tls_options, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    certificate, key, authority = (files.get(f"ssl_{name}") for name in ("certfile", "keyfile", "ca_certs"))
-    name = "ssl_ca_certs"
-    try:
-        if authority:
-            context.load_verify_locations(authority)
-        name = "ssl_certfile or ssl_keyfile"
-        if certificate:
-            # Without a password openssl asks the terminal for one.
-            context.load_cert_chain(certificate, key, password="")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise Refused(f"{name} cannot be used ({reason}): correct it in the URL, or the file") from None
 
 
 def wait_for(look: Callable[[], Findings], name: str) -> Findings:

@@ -37,6 +37,23 @@ PUBLISHED_SECONDS = 3600
 ANSWER_MILLISECONDS = 600_000
 # A claim under way when its channel closes has been answered by then, or will not be.
 LAST_ANSWER_SECONDS = 1.0
+# Of kombu's transport options those that mean here what they mean there; Connection refuses the others (kombu 5.7).
+KOMBU_OPTIONS = (
+    "body_encoding",
+    "client_name",
+    "deadletter_queue",
+    "fanout_patterns",
+    "fanout_prefix",
+    "health_check_interval",
+    "max_connections",
+    "retry_on_timeout",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "socket_keepalive_options",
+    "socket_timeout",
+    "visibility_timeout",
+)
+SENTINEL_OPTIONS = ("master_name", "min_other_sentinels", "sentinel_fanout_compat", "sentinel_kwargs")
 OPTIONS = ("lease", "max_deliveries", "max_requeues", "dead_letters", "dead_letters_max")
 # What the scripts write first into a message (lua/record.lua).
 COUNTS = ("delivery_count", "requeue_count")
@@ -129,7 +146,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     _async_sentinel_manager: Any
 
     QoS, Message = QoS, Message
-    from_transport_options = kombu_redis.Channel.from_transport_options + OPTIONS
+    from_transport_options = KOMBU_OPTIONS + OPTIONS
     lease = 60
     max_deliveries = 5
     max_requeues = 100
@@ -185,7 +202,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                 return
         text, topics = dumps(message), self._get_publish_topics(exchange, routing_key)
         with self.conn_or_acquire() as client:
-            self.heard = sum(insist(partial(client.publish, topic, text), self._answers) for topic in topics)
+            # Of a second topic, sentinel_fanout_compat's: those that hear the first hear it as well.
+            self.heard = max(insist(partial(client.publish, topic, text), self._answers) for topic in topics)
         if not self.heard and carries_tasks(exchange):
             logger.warning("no node hears what is broadcast to %s with routing key %s", exchange, routing_key)
 
@@ -604,4 +622,4 @@ def _number(of: dict[str, Any], name: str) -> int:
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]
     """A channel to the Redis that sentinels name."""
 
-    from_transport_options = kombu_redis.SentinelChannel.from_transport_options + OPTIONS
+    from_transport_options = Channel.from_transport_options + SENTINEL_OPTIONS

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import kombu
@@ -14,14 +15,46 @@ from kombu import Queue, connection
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 
+from services.connections import Unusable
 from services.delivery.transport import SentinelTransport, Transport
 from services.patience import Patience, insist, patience, task_ended
 
 TRANSPORTS = {kombu_redis.Transport: Transport, kombu_redis.SentinelTransport: SentinelTransport}
+# Transport options that kombu's connection reads itself, for any transport (kombu 5.7).
+CONNECTING = (
+    "callback",
+    "connect_retries_timeout",
+    "errback",
+    "interval_max",
+    "interval_start",
+    "interval_step",
+    "max_retries",
+)
+# What to do in place of an option that kombu's Redis transport reads and ours does not.
+INSTEAD = {
+    "global_keyprefix": "give each application a Redis database of its own",
+    "polling_interval": "messages are waited for without polling",
+    "priority_steps": "the priorities 0, 3, 6 and 9 have lists of their own, and those between go with them",
+    "queue_order_strategy": "queues take turns; what is urgent has a priority, or a worker of its own",
+    "unacked_restore_interval": "WORKER_LEASE says how soon the tasks of a dead worker are back",
+    "unacked_restore_throttle": "WORKER_LEASE says how soon the tasks of a dead worker are back",
+}
 
 
 class Connection(kombu.Connection):  # type: ignore[misc]
-    """A broker connection over which deliveries are ours."""
+    """A broker connection over which deliveries are ours.
+
+    Raises NotRead for transport options that would be ignored: keys under a prefix, say, would be shared after all.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        transport = self.get_transport_cls()
+        if not issubclass(transport, Transport):
+            return
+        read = {*transport.Channel.from_transport_options, *CONNECTING}
+        if ignored := [name for name in self.transport_options if name not in read]:
+            raise NotRead(ignored, read)
 
     def get_transport_cls(self) -> Any:
         chosen = super().get_transport_cls()
@@ -30,6 +63,17 @@ class Connection(kombu.Connection):  # type: ignore[misc]
     def Pool(self, limit: int | None = None, **options: Any) -> Any:  # noqa: N802 - kombu's name
         """Connections to share; kombu's own pool would make them from kombu's own class."""
         return Pool(self, limit, **options)
+
+
+class NotRead(Unusable):
+    """Transport options that nothing reads."""
+
+    def __init__(self, ignored: Iterable[str], read: Iterable[str]) -> None:
+        said = []
+        for name in sorted(ignored):
+            hint = INSTEAD.get(name) or next((f"did you mean {near}?" for near in get_close_matches(name, read, 1)), "")
+            said.append(f"{name} ({hint})" if hint else name)
+        super().__init__(f"broker_transport_options: Stalk does not read {', '.join(said)}: take it out")
 
 
 class PooledConnection(connection.PooledConnection, Connection):  # type: ignore[misc]

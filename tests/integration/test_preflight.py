@@ -391,22 +391,6 @@ def test_a_version_of_tls_that_the_server_does_not_speak_is_refused(
     assert "ssl_ options in CELERY_BROKER_URL" in said
 
 
-@pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile"])
-@pytest.mark.parametrize(("there", "reason"), [(False, "No such file or directory"), (True, "")])
-def test_a_file_of_tls_that_cannot_be_used_is_refused(
-    world: World, check: Checker, option: str, there: bool, reason: str
-) -> None:
-    path = world.path("certificate")
-    if there:
-        path.write_text("no certificate")
-    url = f"rediss://127.0.0.1:{free_port()}/0?{option}={path}"
-
-    code, said = check(RedisServer(world.path("redis")), CELERY_BROKER_URL=url, CELERY_RESULT_BACKEND=url)
-
-    assert code == REFUSED
-    assert re.search(rf"{option}.* cannot be used \(.*{reason}", said)
-
-
 @pytest.mark.parametrize("given", ["", "guessed"])
 def test_a_wrong_password_of_sentinels_is_refused_in_words(world: World, check: Checker, given: str) -> None:
     redis = world.redis("")

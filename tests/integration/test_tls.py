@@ -35,7 +35,8 @@ def app_of(settings: Settings) -> Celery:
     app = create_app(settings)
     for options in (app.conf.broker_transport_options, app.conf.result_backend_transport_options):
         # By itself redis-py asks a sentinel eleven times before it gives up (redis-py 8.1).
-        options["sentinel_kwargs"]["retry"] = Retry(NoBackoff(), 0)
+        if "sentinel_kwargs" in options:
+            options["sentinel_kwargs"]["retry"] = Retry(NoBackoff(), 0)
     return app
 
 
