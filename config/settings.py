@@ -134,10 +134,11 @@ Whole = Annotated[int, BeforeValidator(check_whole)]
 Names = Annotated[tuple[str, ...], BeforeValidator(splitter(","))]
 Url = Annotated[RedisUrl, BeforeValidator(parse_url)]
 Size = Annotated[str, BeforeValidator(lower), Field(pattern=r"^[1-9][0-9]*[kmg]$")]
-Cpus = Annotated[str, Field(pattern=r"^(0|[0-9]+\.[0-9]+|[1-9][0-9]*)$")]
+# The kernel gives no container less than a hundredth of a CPU.
+Cpus = Annotated[str, Field(pattern=r"^(0(\.0+)?|0\.(0[1-9]|[1-9])[0-9]*|[1-9][0-9]*(\.[0-9]+)?)$")]
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9._/@:-]*$")]
 SIZE = "a whole number with k, m or g, such as 512m"
-CPUS = "a number such as 1 or 0.5; 0 is no limit"
+CPUS = "a number from 0.01, such as 1 or 0.5, up to the CPUs that there are; 0 is no limit"
 
 
 def setting(

@@ -39,7 +39,7 @@ class Containers:
         self._image_before = ""
 
     def require(self) -> None:
-        """Raise Failure unless a Docker Engine answers and its Compose is new enough."""
+        """Raise Failure unless a Docker Engine answers, and it and its Compose are new enough."""
         docker.require_engine()
 
     def prepare(self, settings: Settings) -> None:
@@ -47,6 +47,7 @@ class Containers:
 
         Raises Failure.
         """
+        require_cpus(settings)
         make_readable(ROOT / "docker" / "redis")
         images.prepare(settings)
         self._image_before = run("docker", "image", "inspect", "--format={{.Id}}", image(), check=False).stdout.strip()
@@ -128,7 +129,11 @@ class Containers:
             apart(["docker", "restart", *others])
 
     def scale(self, settings: Settings) -> None:
-        """Run as many worker containers as the settings say, leaving the others as they are."""
+        """Run as many worker containers as the settings say, leaving the others as they are.
+
+        Raises Failure.
+        """
+        require_cpus(settings)
         compose(*files(), "up", "--detach", "--no-recreate", "--scale", f"worker={settings.stack.workers}")
 
     def units(self) -> list[Unit]:
@@ -185,6 +190,22 @@ class Containers:
             for container in docker.containers()
             if container["Service"] == "flower"
             for publisher in container.get("Publishers") or []
+        )
+
+
+def require_cpus(settings: Settings) -> None:
+    """Raise Failure for a limit above the CPUs that there are: Docker would refuse the container, after others."""
+    limits = {
+        "REDIS_CPUS": settings.stack.redis_cpus if settings.stack.redis_replicas else "0",
+        "WORKER_CPUS": settings.stack.worker_cpus,
+        "BEAT_CPUS": settings.stack.beat_cpus,
+        "FLOWER_CPUS": settings.stack.flower_cpus,
+    }
+    there = docker.cpus()
+    if found := [f"{name} is {limit}" for name, limit in limits.items() if float(limit) > there]:
+        raise Failure(
+            f"{' and '.join(found)}, and the CPUs of Docker's machine are {there}: set at most that in .env, or 0 for "
+            "no limit"
         )
 
 

@@ -13,6 +13,9 @@ from stack.failure import Failure
 from stack.terminal import attached
 
 ROOT = places.ROOT
+# compose.yaml's health checks have a `start_interval`, which Docker Engine 25 knows: its API is 1.44. Not asked for by
+# the engine's own version, because Podman counts otherwise.
+LOWEST_API = (1, 44)
 # `env_file` with `required: false` came with 2.24.
 LOWEST_COMPOSE = (2, 24)
 # An engine on this machine answers in milliseconds, a remote one in seconds; after that it hangs.
@@ -51,35 +54,58 @@ def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
 
 
+def ask_engine() -> tuple[str, str]:
+    """The Docker Engine's version, and that of its API.
+
+    Raises Failure where none answers.
+    """
+    form = "{{.Server.Version}} {{.Server.APIVersion}}"
+    try:
+        engine = run("docker", "version", "--format", form, check=False, timeout=ANSWER_SECONDS)
+    except Failure as failure:
+        raise Failure(f"Docker is needed and does not answer ({failure}); {INSTALL}") from None
+    if engine.returncode != 0:
+        raise Failure(f"no Docker Engine answers ({last_line(engine.stderr)}): start it; {INSTALL}")
+    version, _, api = engine.stdout.strip().partition(" ")
+    return version, api
+
+
 def why_no_engine() -> str:
     """Why no Docker Engine answers; "" where one does."""
     try:
-        engine = run("docker", "version", "--format", "{{.Server.Version}}", check=False, timeout=ANSWER_SECONDS)
+        ask_engine()
     except Failure as failure:
-        return f"Docker is needed and does not answer ({failure}); {INSTALL}"
-    if engine.returncode != 0:
-        return f"no Docker Engine answers ({last_line(engine.stderr)}): start it; {INSTALL}"
+        return str(failure)
     return ""
 
 
 def require_engine() -> None:
-    """Raise Failure unless a Docker Engine answers and its Compose is new enough."""
-    if why := why_no_engine():
-        raise Failure(why)
+    """Raise Failure unless a Docker Engine answers, and it and its Compose are new enough."""
+    version, api = ask_engine()
+    if major_minor(api) < LOWEST_API:
+        raise Failure(f"Docker Engine is {version} (API {api}), and 25 or newer is needed: upgrade it")
     plugin = run("docker", "compose", "version", "--short", check=False)
     wanted = ".".join(map(str, LOWEST_COMPOSE))
     if plugin.returncode != 0:
         raise Failure(f"Docker has no Compose plugin: install Docker Compose {wanted} or newer; {INSTALL}")
-    if compose_version(plugin.stdout) < LOWEST_COMPOSE:
+    if major_minor(plugin.stdout) < LOWEST_COMPOSE:
         raise Failure(
             f"Docker Compose is {plugin.stdout.strip()}, and {wanted} or newer is needed: upgrade it; {INSTALL}"
         )
 
 
-def compose_version(text: str) -> tuple[int, ...]:
-    """(major, minor) of what `docker compose version --short` prints, such as v2.26.1-4; () where it tells neither."""
+def major_minor(text: str) -> tuple[int, ...]:
+    """(major, minor) of a version such as v2.26.1-4; () where the text tells neither."""
     found = re.match(r"v?([0-9]+)\.([0-9]+)", text.strip())
     return (int(found[1]), int(found[2])) if found else ()
+
+
+def cpus() -> int:
+    """The CPUs of the machine that the Docker Engine runs on, which need not be this one.
+
+    Raises Failure.
+    """
+    return int(run("docker", "info", "--format", "{{.NCPU}}").stdout)
 
 
 def containers() -> list[dict[str, Any]]:

@@ -77,8 +77,10 @@ def choose(settings: Settings) -> Runtime:
     try:
         runtime.require()
     except Failure as failure:
-        if before != "docker" or asked:
+        if asked or before == "local":
             raise
+        if not before:
+            raise Failure(f"{failure}; or run the stack as processes of this host: make local") from None
         raise Failure(
             f"{failure}; this checkout's data is in Docker's volumes, so nothing was started without it (to start "
             "anew with processes and no data: STALK_RUNTIME=local make up)"

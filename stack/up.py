@@ -49,7 +49,7 @@ def up(from_source: bool = False) -> Runtime:
 def cpus(chosen: Runtime) -> str:
     """The CPUs of the machine that runs the stack, which with Docker need not be this one."""
     if chosen.name == "docker":
-        return docker.run("docker", "info", "--format", "{{.NCPU}}").stdout.strip()
+        return str(docker.cpus())
     return str(os.cpu_count() or 1)
 
 

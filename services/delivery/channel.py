@@ -146,7 +146,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     _async_sentinel_manager: Any
 
     QoS, Message = QoS, Message
-    from_transport_options = KOMBU_OPTIONS + OPTIONS
+    from_transport_options: tuple[str, ...] = KOMBU_OPTIONS + OPTIONS
     lease = 60
     max_deliveries = 5
     max_requeues = 100

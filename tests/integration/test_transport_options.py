@@ -23,7 +23,7 @@ from tests.support.world import World
 
 EVERYBODY = Exchange("everybody", "fanout")
 # What redis-py's connections are made with.
-OF_CONNECTIONS = {
+OF_CONNECTIONS: dict[str, Any] = {
     "client_name": "shop",
     "health_check_interval": 7,
     "retry_on_timeout": True,
@@ -80,7 +80,7 @@ def test_what_no_queue_is_bound_for_goes_where_deadletter_queue_says(broker: Bro
         ({"fanout_patterns": False}, "/0.everybody"),
     ],
 )
-def test_a_broadcast_goes_by_prefix_and_patterns(broker: Broker, options: dict[str, object], topic: str) -> None:
+def test_a_broadcast_goes_by_prefix_and_patterns(broker: Broker, options: dict[str, Any], topic: str) -> None:
     assert heard(broker.connect(**options), broker) == (["a"], 2, [topic])
 
 

@@ -17,7 +17,7 @@ from tests.local.handle import Local
 # What `docker` answers on a machine with an engine; everything that would change something fails.
 FAKE_DOCKER = """#!/bin/sh
 case "$*" in
-  "version --format {{.Server.Version}}") echo 27.0.1 ;;
+  "version --format "*) echo 27.0.1 1.46 ;;
   "compose version --short") echo 2.30.0 ;;
   "ps --all "*) ;;
   "compose ps --all --format json") cat "$(dirname "$0")/containers" ;;

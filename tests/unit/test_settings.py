@@ -199,7 +199,7 @@ def test_seconds_are_whole_and_above_zero(variable: str, text: str) -> None:
         ("REDIS_REPLICAS", ["2", "-1"]),
         ("REDIS_MAXMEMORY", ["512", "512mb", "0m", "0.5g", "half"]),
         ("WORKER_MEMORY", ["-1g", "1t", "1 g"]),
-        ("WORKER_CPUS", ["-1", "two", ".5", "1,5", "01"]),
+        ("WORKER_CPUS", ["-1", "two", ".5", "1,5", "01", "0.005", "0.009"]),
         ("REDIS_PIDS", ["15"]),
         ("WORKER_PIDS", ["63"]),
         ("REDIS_IMAGE", ["Redis:8", "redis 8", "-redis"]),

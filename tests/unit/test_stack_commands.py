@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.docker import LOWEST_COMPOSE, compose_version
+from stack.docker import LOWEST_API, LOWEST_COMPOSE, major_minor
 from tests.stack.handle import ROOT, clone, environment, run
 from tests.support.ports import free_port
 
@@ -19,7 +19,7 @@ from tests.support.ports import free_port
 SECONDS = 60
 COMMANDS = ("up", "call x", "scale 2", "status", "logs", "shell", "stop", "down", "clean --yes")
 INSTALL = "'sudo .ci/docker-engine' installs it on Debian 12 and newer"
-ENGINE = 'if [ "$1" = version ]; then echo 26.1.5; exit; fi\n'
+ENGINE = 'if [ "$1" = version ]; then echo 26.1.5 1.45; exit; fi\n'
 
 Say = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -67,12 +67,13 @@ def only_sentence(done: subprocess.CompletedProcess[str]) -> str:
         ("", ()),
     ],
 )
-def test_the_version_of_compose_is_read(printed: str, version: tuple[int, ...]) -> None:
-    assert compose_version(printed) == version
+def test_a_version_is_read(printed: str, version: tuple[int, ...]) -> None:
+    assert major_minor(printed) == version
 
 
 def test_versions_are_compared_as_numbers() -> None:
-    assert compose_version("2.9.0") < LOWEST_COMPOSE <= compose_version("2.24.0") < compose_version("10.0.0")
+    assert major_minor("2.9.0") < LOWEST_COMPOSE <= major_minor("2.24.0") < major_minor("10.0.0")
+    assert major_minor("1.9") < LOWEST_API <= major_minor("1.44") < major_minor("1.100")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -102,6 +103,50 @@ def test_a_compose_that_is_too_old_is_one_sentence(checkout: Path, tmp_path: Pat
     done = stack(checkout, "up", **fake_docker(tmp_path / "bin", f"{ENGINE}echo {version}\n"))
     assert only_sentence(done) == f"Docker Compose is {version}, and 2.24 or newer is needed: upgrade it; {INSTALL}"
     assert not (checkout / ".env").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "version", "api"),
+    [("up", "24.0.9", "1.43"), ("up", "20.10.24+dfsg1", "1.41"), ("scale 2", "24.0.9", "1.43"), ("stop", "master", "")],
+)
+def test_an_engine_that_is_too_old_is_one_sentence(
+    checkout: Path, tmp_path: Path, command: str, version: str, api: str
+) -> None:
+    script = f"if [ \"$1\" = version ]; then echo '{version} {api}'; exit; fi\necho 2.30.0\n"
+    done = stack(checkout, command, **fake_docker(tmp_path / "bin", script))
+    assert only_sentence(done) == f"Docker Engine is {version} (API {api}), and 25 or newer is needed: upgrade it"
+    assert not (checkout / ".env").exists()
+
+
+@pytest.mark.parametrize(
+    "answers", ["echo 24.0.9 1.43", "if [ \"$1\" = version ]; then echo 26.1.5 1.45; else echo 2.23.3; fi"]
+)
+def test_a_first_start_does_not_pass_over_a_docker_that_is_too_old(
+    checkout: Path, tmp_path: Path, answers: str
+) -> None:
+    done = stack(checkout, "up", STALK_RUNTIME="", **fake_docker(tmp_path / "bin", f"{answers}\n"))
+    assert only_sentence(done).endswith("; or run the stack as processes of this host: make local")
+    assert not (checkout / ".env").exists()
+    assert not (checkout / ".stalk" / "runtime").exists()
+
+
+@pytest.mark.parametrize("command", ["up", "scale 2"])
+def test_more_cpus_than_dockers_machine_has_are_one_sentence_before_anything_starts(
+    tmp_path: Path, command: str
+) -> None:
+    own = clone(tmp_path / "clone")
+    script = (
+        f'{ENGINE}case "$*" in *--short) echo 2.30.0;; info*) echo 2;; *"ps "*) ;; *) echo "asked: $*" >&2; exit 9;; '
+        "esac\n"
+    )
+    shutil.copy(own / ".env.example", own / ".env")
+    login = {"FLOWER_BASIC_AUTH": "a:b", "REDIS_PASSWORD": "c", "FLOWER_PORT": str(free_port())}
+    limits = {"REDIS_CPUS": "2.0", "WORKER_CPUS": "3", "BEAT_CPUS": "0", "FLOWER_CPUS": "2.5"}
+    done = stack(own, command, **fake_docker(tmp_path / "bin", script), **login, **limits)
+    assert only_sentence(done) == (
+        "WORKER_CPUS is 3 and FLOWER_CPUS is 2.5, and the CPUs of Docker's machine are 2: set at most that in .env, or "
+        "0 for no limit"
+    )
 
 
 def test_a_docker_without_compose_is_one_sentence(checkout: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ URL = "redis://127.0.0.1:1/0"
 SETTINGS = {"CELERY_BROKER_URL": URL, "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/1"}
 SENTINEL = SETTINGS | {"CELERY_BROKER_URL": "sentinel://127.0.0.1:1/0", "CELERY_SENTINEL_MASTER": "main"}
 # Of kombu's own, with values that people give them.
-IGNORED = {
+IGNORED: dict[str, object] = {
     "ack_emulation": False,
     "global_keyprefix": "shop:",
     "priority_steps": [0, 5],
@@ -34,7 +34,7 @@ IGNORED = {
     "unacked_restore_throttle": 1,
 }
 # Not in kombu's list, but read by its transport.
-UNLISTED = {"polling_interval": 1, "reauth_check_interval": 1, "retry": None, "retry_on_error": []}
+UNLISTED: dict[str, object] = {"polling_interval": 1, "reauth_check_interval": 1, "retry": None, "retry_on_error": []}
 # None of these commands does more than import the application.
 SECONDS = 120
 
