@@ -15,7 +15,6 @@ from services.delivery.telling import TellStep
 from services.delivery.worker import Stalk
 from services.modules import task_modules
 from services.queues import BEAT_PREFIX, DEFAULT_QUEUE
-from services.schedule import beat_schedule
 
 CONFIGURATION_EXIT_CODE = 2
 
@@ -25,6 +24,9 @@ def create_app(settings: Settings) -> Celery:
 
     Raises ConfigError when BEAT_SCHEDULE names an entry that does not exist, and for files of TLS that cannot be used.
     """
+    # Only here, where an entry that is refused is said to be without a traceback.
+    from services.schedule import beat_schedule
+
     require_tls_files(settings)
     app = Stalk("stalk", set_as_current=True)
     app.conf.update(celery_configuration(settings))

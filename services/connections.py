@@ -20,7 +20,7 @@ from config.redis_url import TLS_FILES, RedisUrl
 
 
 class Unusable(ConfigError, click.ClickException):
-    """A mistake in the settings that shows when something is to connect; Celery shows the sentence and no traceback."""
+    """A mistake that shows after the settings are read; Celery's command line prints the sentence and no traceback."""
 
     exit_code = 2
 

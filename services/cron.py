@@ -15,15 +15,29 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from celery.schedules import crontab
+from celery.schedules import crontab, solar
+
+from services.connections import Unusable
 
 # No zone changes its clock by more for summer time: two hours in Antarctica, elsewhere one or half of it.
 LONGEST_CHANGE = timedelta(hours=3)
 
 
 def install() -> None:
-    """Have every crontab of Celery's reckon so, whoever makes it: the schedule, RedBeat's decoder, a shell."""
+    """Have every crontab of Celery's reckon so, whoever makes it: the schedule, RedBeat's decoder, a shell.
+
+    A solar schedule cannot be made from then on: RedBeat could not keep it, with its package no more than without.
+    """
     crontab.remaining_estimate = _remaining_estimate
+    solar.__init__ = _refuse_solar
+
+
+def _refuse_solar(_: Any, *place: Any, **named: Any) -> None:
+    written = ", ".join([*map(repr, place), *(f"{name}={value!r}" for name, value in named.items())])
+    raise Unusable(
+        f"solar({written}): beat keeps its schedule in Redis, where RedBeat has no form for a solar one, with the "
+        "package ephem no more than without: write a crontab in its place"
+    )
 
 
 def _remaining_estimate(self: Any, last_run_at: datetime, ffwd: Any = None) -> timedelta:

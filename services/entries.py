@@ -24,7 +24,6 @@ from redbeat.schedulers import RedBeatConfig, RedBeatSchedulerEntry, get_redis
 from redis import Redis
 from redis.exceptions import RedisError
 
-from services import cron
 from services.queues import BEAT_LOCK
 from services.schedule import ENTRIES
 
@@ -39,7 +38,6 @@ remove = RedBeatSchedulerEntry.delete
 
 def configure(app: Celery) -> Any:
     """RedBeat's settings for this application; RedBeat itself is as this module says from then on."""
-    cron.install()
     schedulers.RedBeatJSONEncoder = Encoder
     RedBeatSchedulerEntry.due_at = property(due_at)
     RedBeatSchedulerEntry.save = save

@@ -8,6 +8,10 @@ from typing import Any
 from celery.schedules import ParseException, crontab
 
 from config import ConfigError
+from services import cron
+
+# Before the first entry is made.
+cron.install()
 
 # Add an entry here; its `schedule` is a number of seconds or a crontab. services/entries.py is about those that are
 # added at run time.

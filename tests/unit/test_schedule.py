@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 from celery.schedules import crontab
 
 from config import ConfigError, load
 from services.schedule import ENTRIES, beat_schedule, with_period
+from tests.support.checkout import Checkout
 
 EVERY = tuple(ENTRIES)
 # An entry of the tests' own, so that they hold whatever a user makes of the schedule.
 ONE = "probe"
+# None of these commands does more than import the application.
+SECONDS = 120
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +95,38 @@ def test_all_mistakes_are_reported_at_once_with_what_is_allowed() -> None:
     assert unknown == f"BEAT_SCHEDULE: found entry 'nightly'; allowed: {', '.join(sorted(ENTRIES))}"
     assert f"of {ONE} cannot be read" in unreadable
     assert "'hourly'" in other
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["without ephem", "with ephem"])
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        ("-m services.check", "schedule.py"),
+        ("-m services.launch worker", "schedule.py"),
+        ("-m services.launch beat", "schedule.py"),
+        ("-m celery -A services.app worker", "schedule.py"),
+        ("-m celery -A services.app worker", "tasks/own.py"),
+    ],
+)
+def test_a_solar_schedule_is_refused_in_one_sentence_that_says_what_to_write(
+    own_checkout: Checkout, command: str, place: str, installed: bool
+) -> None:
+    path = own_checkout.path / "services" / place
+    before = path.read_text() if path.exists() else ""
+    path.write_text(f"{before}\nfrom celery.schedules import solar\nDUSK = solar('sunset', 52.5, lon=13.4)\n")
+    if installed:
+        # That it is there is all that Celery asks before anything else is looked at.
+        own_checkout.write("ephem.py", "")
+    done = subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=own_checkout.path,
+        env={"LANG": "C.UTF-8", "CELERY_BROKER_URL": "redis://127.0.0.1:1", "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/1"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    (said,) = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 2, said
+    assert "rror: solar('sunset', 52.5, lon=13.4): beat keeps its schedule in Redis" in said
+    assert said.endswith("write a crontab in its place")

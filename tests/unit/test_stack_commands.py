@@ -119,7 +119,7 @@ def test_an_engine_that_is_too_old_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "answers", ["echo 24.0.9 1.43", "if [ \"$1\" = version ]; then echo 26.1.5 1.45; else echo 2.23.3; fi"]
+    "answers", ["echo 24.0.9 1.43", 'if [ "$1" = version ]; then echo 26.1.5 1.45; else echo 2.23.3; fi']
 )
 def test_a_first_start_does_not_pass_over_a_docker_that_is_too_old(
     checkout: Path, tmp_path: Path, answers: str
