@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from celery.app.task import Context
 from kombu import Consumer, Exchange, Producer, Queue
 from kombu.transport.virtual.base import UndeliverableWarning
 from kombu.utils.encoding import bytes_to_str
@@ -17,6 +18,7 @@ from config import load
 from config.celery import celery_configuration
 from services.delivery.connection import Connection
 from tests.integration.test_urls import served
+from tests.support.application import create_app
 from tests.support.broker import PATIENCE, Broker, Inbox
 from tests.support.waiting import wait_until
 from tests.support.world import World
@@ -92,6 +94,16 @@ def test_a_broadcast_on_both_topics_of_sentinels_is_heard_once(world: World) -> 
     options = settings["broker_transport_options"] | {"sentinel_fanout_compat": True}
     with Connection(settings["broker_url"], transport_options=options) as connection:
         assert heard(connection, broker) == (["a"], 2, ["/0.everybody/all", "/{db}.everybody/all"])
+
+
+def test_results_have_the_prefix_that_their_options_say(broker: Broker) -> None:
+    url = broker.server.url()
+    app = create_app(load({"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}))
+    app.conf.result_backend_transport_options["global_keyprefix"] = "shop:"
+    app.backend.store_result("one", 7, "SUCCESS")
+    assert app.AsyncResult("one").get(timeout=PATIENCE) == 7
+    app.backend.store_result("two", None, "RETRY", request=Context(id="two", retries=1))
+    assert sorted(broker.client.keys()) == [b"shop:celery-task-meta-one", b"shop:celery-task-meta-two"]
 
 
 def heard(connection: Any, broker: Broker) -> tuple[list[str], int | None, list[str]]:

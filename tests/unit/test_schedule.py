@@ -120,7 +120,11 @@ def test_a_solar_schedule_is_refused_in_one_sentence_that_says_what_to_write(
     done = subprocess.run(
         [sys.executable, *command.split()],
         cwd=own_checkout.path,
-        env={"LANG": "C.UTF-8", "CELERY_BROKER_URL": "redis://127.0.0.1:1", "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/1"},
+        env={
+            "LANG": "C.UTF-8",
+            "CELERY_BROKER_URL": "redis://127.0.0.1:1",
+            "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/1",
+        },
         capture_output=True,
         text=True,
         timeout=SECONDS,
