@@ -142,6 +142,21 @@ def test_a_path_that_redis_cannot_be_told_is_named(bare: Callable[..., Local]) -
     assert "has a double quote" in sentence(local.make("up", check=False).stderr)
 
 
+def test_a_file_of_tls_that_is_not_there_is_named_and_nothing_is_started(bare: Callable[..., Local]) -> None:
+    local = bare()
+    urls = {
+        variable: f"rediss://redis.example.com/{database}?ssl_ca_certs=/etc/stalk/gone.crt"
+        for database, variable in enumerate(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"))
+    }
+    # Processes of the host have no limits of containers, however many CPUs these name.
+    done = local.make("up", check=False, exported=urls | {"REDIS_REPLICAS": "0", "WORKER_CPUS": "1000"})
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    for line, variable in zip(lines, urls, strict=True):
+        assert f"{variable}: ssl_ca_certs names /etc/stalk/gone.crt, which cannot be read (No such file" in line
+        assert line.endswith("; nothing was started or replaced")
+    assert not local.run.exists()
+
+
 # ---- Redis
 
 
