@@ -73,7 +73,8 @@ class NotRead(Unusable):
         for name in sorted(ignored):
             hint = INSTEAD.get(name) or next((f"did you mean {near}?" for near in get_close_matches(name, read, 1)), "")
             said.append(f"{name} ({hint})" if hint else name)
-        super().__init__(f"broker_transport_options: Stalk does not read {', '.join(said)}: take it out")
+        them = "them" if said[1:] else "it"
+        super().__init__(f"broker_transport_options: Stalk does not read {', '.join(said)}: take {them} out")
 
 
 class PooledConnection(connection.PooledConnection, Connection):  # type: ignore[misc]

@@ -61,7 +61,7 @@ def test_an_option_that_nothing_reads_is_refused_by_name(url: str, name: str) ->
 def test_the_sentence_names_all_of_them_and_what_to_do_in_their_place() -> None:
     assert refusal(URL, global_keyprefix="shop:", visiblity_timeout=60, lease=60, region="eu") == (
         "broker_transport_options: Stalk does not read global_keyprefix (give each application a Redis database of its "
-        "own), region, visiblity_timeout (did you mean visibility_timeout?): take it out"
+        "own), region, visiblity_timeout (did you mean visibility_timeout?): take them out"
     )
 
 
