@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 
 import config
 from config import ConfigError, Settings
-from config.environment import read_env_file
 from stack import docker, env_file, runtime, source, terminal, waiting
-from stack.environment import TASKS_FILE
 from stack.failure import Failure
 from stack.turns import own_turn
 
@@ -65,8 +63,6 @@ def checked_settings() -> Settings:
         problems.append("REDIS_PASSWORD is not set, and the redis service needs one: set it in .env")
     if problems:
         raise ConfigError(problems)
-    # Compose would say back a line that it cannot read, and what stands there may be a secret.
-    read_env_file(TASKS_FILE)
     for warning in settings.warnings:
         terminal.warning(warning)
     return settings
