@@ -56,7 +56,7 @@ def compose(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[
 
 
 def _require_readable() -> None:
-    """Raise ConfigError where Compose fails at a line of an env file: it would say it back, secret and all."""
+    """Raise ConfigError where Compose fails at a line of an env file: it says that line back, and a secret with it."""
     if run("docker", "compose", "config", "--quiet", check=False).returncode != 0:
         for name in (".env", ".env.tasks"):
             read_env_file(ROOT / name)

@@ -134,7 +134,7 @@ def test_a_line_that_compose_cannot_read_is_named_and_not_said_back(tmp_path: Pa
     # Docker has every image and no container.
     script = (
         f'{ENGINE}case "$*" in *--short) echo 2.30.0;; info*) echo 2;; '
-        "compose*) echo \"line 1: unterminated quoted value 'canary\" >&2; exit 15;; esac\n"
+        'compose*) echo "line 1: unterminated quoted value \'canary" >&2; exit 15;; esac\n'
     )
     variables = fake_docker(tmp_path / "bin", script) | {"FLOWER_PORT": str(free_port())}
     for command in ("up", "logs", "stop"):
