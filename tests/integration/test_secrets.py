@@ -95,13 +95,11 @@ def login() -> str:
 SIGNS = (*map(word, (*SECRETS, OWN)), b64encode(login().encode()).decode())
 
 
-def secrets(redis: RedisServer, form: str, world: World) -> dict[str, str]:
-    """Each secret with its canary; both URLs are of this form."""
+def secrets(form: str, server: RedisServer) -> dict[str, str]:
+    """Each secret with its canary; both URLs are of this form, and name this server."""
+    place, ending = f"127.0.0.1:{server.port}", "/"
     if form == "redis+socket":
-        place, ending = str(redis.socket_path), "?virtual_host="
-    else:
-        port = watching(world, redis).port if form == "sentinel" else redis.port
-        place, ending = f"127.0.0.1:{port}", "/"
+        place, ending = str(server.socket_path), "?virtual_host="
     values = {"REDIS_PASSWORD": planted("REDIS_PASSWORD"), "FLOWER_BASIC_AUTH": login()}
     values["CELERY_SENTINEL_PASSWORD"] = planted("CELERY_SENTINEL_PASSWORD")
     for database, (name, user) in enumerate(USERS.items()):
@@ -133,8 +131,9 @@ class Talk:
         self.world = world
         users = [f"user {user} {opened(name)}" for name, user in USERS.items()]
         redis = world.redis(planted("REDIS_PASSWORD"), users)
-        settings = secrets(redis, form, world)
-        if form == "sentinel":
+        self.sentinel = watching(world, redis) if form == "sentinel" else None
+        settings = secrets(form, self.sentinel or redis)
+        if self.sentinel:
             settings = in_files(settings, world) | {"CELERY_SENTINEL_MASTER": MASTER}
         urls = load(settings).broker_url, load(settings).result_url
         assert [url.password for url in urls] == [planted(name) for name in USERS]
@@ -187,7 +186,7 @@ class Talk:
             self.answers[f"page {path}"] = self.page(path)
 
     def trouble(self) -> None:
-        """Let Redis refuse everybody, then die, and come back as it was."""
+        """Let Redis refuse everybody, then die, and its sentinel with it, and come back as it was."""
         for user in USERS.values():
             self.stack.redis.ask("ACL", "SETUSER", user, "resetpass", ">another")
             self.stack.redis.ask("CLIENT", "KILL", "USER", user)
@@ -196,7 +195,11 @@ class Talk:
         assert self.stack.worker().exits(PATIENCE) == 3
         self.hear(*TROUBLED)
         self.stack.redis.kill()
+        if self.sentinel:
+            self.sentinel.stop()
         self.hear(*TROUBLED)
+        if self.sentinel:
+            self.sentinel.start()
         self.stack.redis.start()
 
     def works(self) -> None:
