@@ -129,8 +129,13 @@ def with_secret_files(environment: Mapping[str, str], secrets: Iterable[str]) ->
             values[name] = _secret_from(path)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            problems.append(f"{name}_FILE: {path} cannot be read ({reason})")
+            problems.append(f"{name}_FILE: {_shown_path(path)} cannot be read ({reason})")
     return values, problems
+
+
+def _shown_path(path: str) -> str:
+    # What somebody has put there in place of a path may be the secret itself.
+    return path if Path(path).is_absolute() else "a file whose name is not shown, as it begins with no slash,"
 
 
 def _secret_from(path: str) -> str:

@@ -30,6 +30,7 @@ TLS_CHOICES = {
         written: name for name, number in TLS_VERSIONS.items() for written in (name.lower(), str(int(number)))
     },
 }
+PASSWORD_IN_URL = re.compile(r"(://[^:/@\s]*:)[^/@\s]+@")
 # A login has no slash, and a question mark ends the path.
 NAMES_DATABASE = re.compile(r"sentinel://[^/?]*/+[^/?]")
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
@@ -89,6 +90,15 @@ class RedisUrl:
         return ";".join(
             f"{self.scheme}://{login}{_bracket(host)}:{port}/{self.database}{query}" for host, port in self.hosts
         )
+
+
+def without_passwords(value: Any) -> Any:
+    """`value`, whatever its shape, with the passwords masked that stand under that name or inside of a Redis URL."""
+    if isinstance(value, dict):
+        return {key: MASK if key == "password" and inner else without_passwords(inner) for key, inner in value.items()}
+    if isinstance(value, str):
+        return PASSWORD_IN_URL.sub(rf"\1{MASK}@", value)
+    return [without_passwords(inner) for inner in value] if isinstance(value, list) else value
 
 
 def parse(text: str) -> RedisUrl:

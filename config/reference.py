@@ -116,6 +116,9 @@ Every setting is an environment variable. `make up` and Compose read them from `
 environment of `make` or `docker compose` beats `.env`. A variable that is empty counts as not set. Where two
 names stand in the first column, the second names a file that holds the value.
 
+A secret in `.env` is in the environment of the containers that need it, and `docker inspect` shows it to whoever may
+use Docker; one in a file is not. Logs, errors, `celery inspect`, Flower and process lists show none.
+
 Special characters in `.env` go into single quotes, with `\\'` for a quote: `REDIS_PASSWORD='pa$$w#rd'`.
 
 `python -m config check` checks all of it and names every mistake (exit code 2), `python -m config show` prints
@@ -140,8 +143,8 @@ TLS has these options; all others are refused:
   Celery without Stalk's code fails with it
 - `ssl_certfile`, `ssl_keyfile`: a certificate to show to a server that wants one, and its key, without a password
 
-Variables and secrets of your own tasks belong in `.env.tasks`: workers and beat get all of it, and
-`config.variable("NAME")` and `config.secret("NAME")` read it (the second from `NAME_FILE` too).
+Variables and secrets of your own tasks belong in `.env.tasks`, written as in `.env`: workers and beat get all of it,
+and `config.variable("NAME")` and `config.secret("NAME")` read it (the second from `NAME_FILE` too).
 """
 
 EXAMPLE_HEAD = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 import redis
+from redis._parsers.base import BaseParser
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -17,6 +19,14 @@ from redis.sentinel import Sentinel
 from config import ConfigError, Settings
 from config.celery import CONNECT_TIMEOUT_SECONDS, SOCKET_TIMEOUT_SECONDS, sentinel_options
 from config.redis_url import TLS_FILES, RedisUrl
+
+# What a server says back of a command that it does not know. redis-py logs in with HELLO, which came with Redis 6 and
+# may be renamed: there it is the password (redis-py 8.1).
+ARGUMENTS = re.compile(r", with args beginning with:.*", re.DOTALL)
+# Of every client: kombu, Celery and RedBeat make their own, and their errors end in logs and tracebacks.
+_parser: Any = BaseParser
+_parse_error = _parser.parse_error.__func__
+_parser.parse_error = classmethod(lambda cls, response: _parse_error(cls, ARGUMENTS.sub("", response)))
 
 
 class Unusable(ConfigError, click.ClickException):

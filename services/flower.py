@@ -13,7 +13,6 @@ import hmac
 import logging
 import os
 import pickle
-import re
 import secrets
 import signal
 import threading
@@ -39,13 +38,12 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.web import OutputTransform, RedirectHandler, RequestHandler, StaticFileHandler, stream_request_body
 
 from config import ConfigError, Settings
+from config.redis_url import without_passwords
 from services.connections import connect
 from services.status import known_queues, waiting
 
 logger = logging.getLogger(__name__)
 
-MASK = "***"
-PASSWORD_IN_URL = re.compile(r"(://[^:/@\s]*:)[^/@\s]+@")
 # Silence after which Redis is sent a PING, and how many may stay without answer before the connection is given up.
 PING_SECONDS = 2
 MISSED_PINGS = 5
@@ -469,22 +467,10 @@ class Events(events.Events):  # type: ignore[misc]
 
 
 class Inspector(inspector.Inspector):  # type: ignore[misc]
-    """What workers tell about themselves, without the passwords in it."""
+    """What workers tell about themselves, without the passwords in it: Celery's own workers tell them (celery 5.7)."""
 
     def _on_update(self, workername: str, method: str, response: Any) -> None:
         super()._on_update(workername, method, without_passwords(response))
-
-
-def without_passwords(value: Any) -> Any:
-    """`value` with every password masked: the sentinels' among the transport options, and those inside of URLs.
-
-    A worker that reaches its broker over a socket gives the whole URL as the host's name (kombu 5.7).
-    """
-    if isinstance(value, dict):
-        return {key: MASK if key == "password" and inner else without_passwords(inner) for key, inner in value.items()}
-    if isinstance(value, str):
-        return PASSWORD_IN_URL.sub(rf"\1{MASK}@", value)
-    return [without_passwords(inner) for inner in value] if isinstance(value, list) else value
 
 
 class Server(Flower):  # type: ignore[misc]

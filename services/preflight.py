@@ -48,6 +48,11 @@ CLUSTER = (
     "with cluster-enabled no, or use a sentinel:// URL"
 )
 
+TOO_OLD = (
+    "it does not know HELLO, with which clients log in: name a Redis or Valkey of version "
+    f"{'.'.join(map(str, LOWEST_VERSION))} or newer, in which HELLO is not renamed"
+)
+
 
 @dataclass
 class Findings:
@@ -97,6 +102,8 @@ def _log_in(client: Redis, variable: str) -> None:
         # It is not ready: its disk is full, or a script runs.
         if str(error).startswith(("MISCONF", "BUSY")):
             raise ConnectionError(str(error)) from None
+        if re.match("unknown command .HELLO", str(error)):
+            raise Refused(TOO_OLD) from None
         raise
     except MasterNotFoundError:
         raise ConnectionError(_ask_sentinels(client, variable)) from None

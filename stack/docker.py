@@ -34,18 +34,43 @@ def run(*command: str, check: bool = True, timeout: float | None = None) -> subp
         raise Failure(f"{command[0]} is not on PATH: install it") from None
     except subprocess.TimeoutExpired:
         raise Failure(f"'{' '.join(command[:3])}' did not answer within {timeout:g} s") from None
-    if check and done.returncode != 0:
-        raise Failure(f"'{' '.join(command)}' failed: {last_line(done.stderr or done.stdout)}")
+    if check:
+        require_success(done)
     return done
 
 
+def require_success(done: subprocess.CompletedProcess[str]) -> None:
+    """Raise Failure with the last line of a command that failed."""
+    if done.returncode != 0:
+        raise Failure(f"'{' '.join(done.args)}' failed: {last_line(done.stderr or done.stdout)}")
+
+
 def compose(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run `docker compose …` and return what it printed."""
-    return run("docker", "compose", *arguments, check=check)
+    """Run `docker compose …` and return what it printed.
+
+    Raises Failure, as `run` does, and ConfigError where Compose cannot read .env or .env.tasks.
+    """
+    done = run("docker", "compose", *arguments, check=False)
+    if done.returncode != 0:
+        _require_readable()
+    if check:
+        require_success(done)
+    return done
+
+
+def _require_readable() -> None:
+    """Raise ConfigError where Compose fails at a line of an env file: it says that line back, and a secret with it."""
+    if run("docker", "compose", "config", "--quiet", check=False).returncode != 0:
+        for name in (".env", ".env.tasks"):
+            read_env_file(ROOT / name)
 
 
 def compose_shown(*arguments: str) -> int:
-    """Run `docker compose …` on the terminal, input and output included; its exit code."""
+    """Run `docker compose …` on the terminal, input and output included; its exit code.
+
+    Raises ConfigError where Compose cannot read .env or .env.tasks.
+    """
+    _require_readable()
     return attached(["docker", "compose", *arguments], ROOT)
 
 

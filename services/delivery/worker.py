@@ -34,6 +34,7 @@ from celery.worker.request import Request as CeleryRequest
 from kombu.utils.objects import cached_property
 
 from config import Settings
+from config.redis_url import without_passwords
 from services.connections import connect, require_set
 from services.delivery import children, control, failures, holders, limits  # noqa: F401 - control registers commands
 from services.delivery.batches import BatchPool
@@ -124,6 +125,8 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         if isinstance(self.pool, PreforkPool):
             hard, soft = self.app.time_limits
             found["pool"]["timeouts"] = (soft or 0, hard or 0)
+        # A socket's URL is the host's name to kombu, and the sentinels' password an option (kombu 5.7).
+        found["broker"] = without_passwords(found["broker"])
         return found
 
     def _process_task(self, req: Any) -> None:

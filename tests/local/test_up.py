@@ -14,6 +14,9 @@ import redis
 from config.environment import read_env_file
 from tests.local.handle import PROGRAMS, Local
 
+# What people ask with `make`.
+ASKING = ("status", "schedule", "dead-letters")
+
 
 def test_the_first_up_says_which_runtime_and_why_and_keeps_it_beside_the_data(first_up: tuple[Local, str]) -> None:
     local, said = first_up
@@ -140,6 +143,20 @@ def test_redis_is_reached_through_its_socket_alone_and_with_its_password(local: 
         assert client.config_get("port")["port"] == "0"
         for name, value in {"maxmemory-policy": "noeviction", "appendonly": "yes", "timeout": "0"}.items():
             assert client.config_get(name)[name] == value
+
+
+def test_no_secret_is_shown_or_written_but_where_only_its_owner_reads(local: Local) -> None:
+    login = read_env_file(local.env_file)["FLOWER_BASIC_AUTH"].partition(":")[2]
+    assert local.flower() == 200
+
+    shown = {f"make {name} {JSON}": local.make(name, JSON=JSON).stdout for name in ASKING for JSON in ("", "1")}
+    shown |= {f"process {number}": line for number, line in enumerate(local.left())}
+    files = [path for path in local.state.rglob("*") if path.is_file() and path != local.run / "environment.json"]
+    shown |= {str(path): path.read_bytes().decode(errors="replace") for path in files}
+
+    assert not [place for place, text in shown.items() for secret in (local.password(), login) if secret in text]
+    for path in (local.env_file, local.run / "environment.json"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def listening(pid: int) -> list[str]:

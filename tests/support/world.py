@@ -222,6 +222,10 @@ class Stack:
         """`python -m services ARGUMENTS`."""
         return self._node("command", f"-m services {arguments}", more)
 
+    def python(self, arguments: str, **more: str) -> Node:
+        """`python ARGUMENTS`: any program of the stack, or of somebody's own."""
+        return self._node("python", arguments, more)
+
     def _node(self, name: str, arguments: str, more: Mapping[str, str]) -> Node:
         environment = self.environment(**more)
         node = Node(self.world, self.world.python(name, arguments, environment), environment)

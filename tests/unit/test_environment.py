@@ -218,6 +218,15 @@ def test_a_secret_file_that_cannot_be_read_is_named_with_its_variable(tmp_path: 
     ]
 
 
+@pytest.mark.parametrize("given", ["s3cret", "redis://:s3cret@redis/0", "s3cret" * 100])
+def test_a_secret_that_stands_where_its_file_belongs_is_not_repeated(given: str) -> None:
+    _, (problem,) = with_secret_files({"PASSWORD_FILE": given}, ["PASSWORD"])
+    assert problem.startswith(
+        "PASSWORD_FILE: a file whose name is not shown, as it begins with no slash, cannot be read ("
+    )
+    assert "s3cret" not in problem
+
+
 def test_the_environment_that_was_given_stays_as_it_was(tmp_path: Path) -> None:
     environment = {"PASSWORD_FILE": str(written(tmp_path / "password", "s3cret"))}
     with_secret_files(environment, ["PASSWORD"])

@@ -15,7 +15,7 @@ from celery.app.backends import by_url
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.redis_url import MASK, RedisUrl, parse
+from config.redis_url import MASK, RedisUrl, parse, without_passwords
 from services.results import BACKENDS
 
 CHECKS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
@@ -104,10 +104,33 @@ def test_the_result_backend_reads_the_same_login_and_database(url: RedisUrl) -> 
 def test_no_form_for_people_shows_the_password(user: str, around: tuple[str, str]) -> None:
     password = PASSWORD.join(around)
     url = RedisUrl("redis", hosts=(("redis", 6379),), username=user, password=password)
-    for text in (url.masked(), repr(url), str(url), f"{url}"):
+    for text in (url.masked(), repr(url), str(url), f"{url}", without_passwords(url.text())):
         assert PASSWORD not in text
         assert quote(password, safe="") not in text
     assert f":{MASK}@" in url.masked()
+
+
+def test_the_password_of_sentinels_is_masked_in_what_a_connection_tells() -> None:
+    told = {"broker": {"transport_options": {"sentinel_kwargs": {"password": "s3cret", "socket_timeout": 1}}}}
+    masked = {"broker": {"transport_options": {"sentinel_kwargs": {"password": "***", "socket_timeout": 1}}}}
+    assert without_passwords(told) == masked
+    assert without_passwords([{"password": None}, "password"]) == [{"password": None}, "password"]
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        (
+            "redis+socket://:s3%40ret@/run/redis.sock?virtual_host=0",
+            "redis+socket://:***@/run/redis.sock?virtual_host=0",
+        ),
+        ("sentinel://u:s3cret@a:1/0;sentinel://u:s3cret@b:1/0", "sentinel://u:***@a:1/0;sentinel://u:***@b:1/0"),
+        ("see redis://:s3cret@a/0, then http://b:80/c@d", "see redis://:***@a/0, then http://b:80/c@d"),
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+    ],
+)
+def test_the_password_of_a_url_is_masked_in_what_a_connection_tells(told: str, shown: str) -> None:
+    assert without_passwords({"broker": {"hostname": told}}) == {"broker": {"hostname": shown}}
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,23 @@ def test_a_command_of_docker_that_fails_is_told_by_its_last_line(checkout: Path,
     assert only_sentence(done).endswith("failed: the reason")
 
 
+@pytest.mark.parametrize("name", [".env", ".env.tasks"])
+def test_a_line_that_compose_cannot_read_is_named_and_not_said_back(tmp_path: Path, name: str) -> None:
+    own = clone(tmp_path / "clone")
+    (own / name).write_text("SHOP_TOKEN='canary\n")
+    # Docker has every image and no container.
+    script = (
+        f'{ENGINE}case "$*" in *--short) echo 2.30.0;; info*) echo 2;; '
+        'compose*) echo "line 1: unterminated quoted value \'canary" >&2; exit 15;; esac\n'
+    )
+    variables = fake_docker(tmp_path / "bin", script) | {"FLOWER_PORT": str(free_port())}
+    for command in ("up", "logs", "stop"):
+        done = stack(own, command, **variables)
+        assert done.returncode == 2, done
+        assert f"{own / name} line 1: it is not NAME=value" in done.stderr
+        assert "canary" not in done.stdout + done.stderr
+
+
 def test_without_registry_and_debootstrap_one_sentence_names_both_ways_out(tmp_path: Path) -> None:
     own = clone(tmp_path / "clone")
     script = (
