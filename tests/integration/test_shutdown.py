@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from time import time
 from typing import Any
 
 import pytest
 
 from services.queues import SCHEDULED_MESSAGES, UNACKED
+from tests.support.odd_checkout import odd_checkout
 from tests.support.processes import command_line
 from tests.support.world import Node, Stack, World
 
@@ -221,4 +225,39 @@ def test_a_task_that_arrives_during_a_stop_is_not_lost(world: World, pool: str) 
 
     assert worker.exits(PATIENCE) == 0
     assert sorted(texts(stack, "celery")) == [f"('endless', {ENDLESS})", "('late',)"]
+    assert stack.unacked() == 0
+
+
+def told(stack: Stack) -> None:
+    """By remote control, as Flower does; it is answered."""
+    [answer] = stack.client.control.broadcast("shutdown", reply=True, limit=1, timeout=PATIENCE)
+    assert all("ok" in said for said in answer.values())
+
+
+def hung_up(stack: Stack) -> None:
+    """By HUP, as somebody does who wants it to begin anew."""
+    stack.nodes[0].process.signal(signal.SIGHUP)
+
+
+def asked_by_a_task(stack: Stack) -> None:
+    """By a task that raises WorkerShutdown."""
+    stack.send("odd_tasks.end_with", "last", "shutdown")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("stop", [told, hung_up, asked_by_a_task])
+def test_whoever_stops_a_node_what_overruns_goes_back_to_its_queue(
+    world: World, tmp_path: Path, pool: str, stop: Callable[[Stack], None]
+) -> None:
+    world.checkout = odd_checkout(tmp_path / "code")
+    stack = stopping(world, SOFT_SHUTDOWN, CELERY_IMPORTS="probe,odd_tasks")
+    worker = stack.celery(f"worker --pool={pool} --concurrency=2 --hostname=node0@%h --loglevel=info").ready()
+    client = stack.redis.client()
+    world.wait_until(client.pubsub_numpat, PATIENCE, "the node hears commands")
+    stack.send("probe.rest", "endless", ENDLESS)
+    world.wait_started("endless")
+    stop(stack)
+
+    assert worker.exits(PATIENCE) == 0
+    assert texts(stack, "celery") == [f"('endless', {ENDLESS})"]
     assert stack.unacked() == 0
