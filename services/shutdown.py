@@ -75,6 +75,9 @@ def shutdown(state: Any, msg: str = "Got shutdown from remote", **_: Any) -> Any
 
 def hand_back_and_exit(worker: Any) -> None:
     """Stop the tasks that still run, put all messages that this node holds back on their queues, end the process."""
+    if worker.blueprint.shutdown_complete.is_set():
+        # It has ended, and its process goes on: somebody has a worker inside a program of his own, as tests do.
+        return
     running, held = tuple(worker_state.active_requests), holders.running()
     if not running and not held and not patience.main_thread_waits():
         # The last task ended just now, and the main thread is on its way out.

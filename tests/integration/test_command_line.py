@@ -188,6 +188,11 @@ def test_what_a_pool_cannot_do_is_said_in_a_sentence(stack: Stack, command: str)
     assert "Error(" not in said
 
 
+def test_a_node_with_an_autoscaler_takes_other_bounds(stack: Stack) -> None:
+    node = _asked(stack, "prefork --autoscale=2,1")
+    assert "autoscale now max=3 min=1" in run(stack, f"control autoscale 3 1 -d {node}")
+
+
 def _asked(stack: Stack, pool: str) -> str:
     """The full name of a node with this pool; one for all tests."""
     host, name = _host(stack), f"asked-{pool[:4]}"

@@ -27,6 +27,26 @@ ENDLESS = 600
 # A node says so when TERM has reached it.
 STOPS = "Warm shutdown"
 POOLS = ("prefork", "threads", "solo")
+# A program that runs two workers, one after the other, and then ends with a code of its own.
+WENT_ON = 7
+INSIDE = f"""
+import sys
+from threading import Thread
+
+from celery.worker import state
+
+from services.app import app
+
+for label, seconds in (("first", 0), ("second", int(sys.argv[1]))):
+    state.should_stop = None
+    worker = Thread(target=app.Worker(pool="threads", concurrency=1, hostname="inside@h", quiet=True).start)
+    worker.start()
+    result = app.send_task("probe.rest", [label, seconds])
+    result.get(timeout={PATIENCE}, disable_sync_subtasks=False)
+    state.should_stop = 0
+    worker.join({PATIENCE})
+sys.exit({WENT_ON})
+"""
 # Case → pool, and the task that overruns.
 OVERRUNS = {
     "prefork": ("prefork", "rest"),
@@ -261,3 +281,13 @@ def test_whoever_stops_a_node_what_overruns_goes_back_to_its_queue(
     assert worker.exits(PATIENCE) == 0
     assert texts(stack, "celery") == [f"('endless', {ENDLESS})"]
     assert stack.unacked() == 0
+
+
+def test_a_program_goes_on_after_a_worker_that_it_had_inside(world: World) -> None:
+    """As tests have one. The next worker's task is running when the time of the first one's tasks is over."""
+    stack = stopping(world, SOFT_SHUTDOWN)
+
+    done = world.answer(["-c", INSIDE, str(2 * SOFT_SHUTDOWN)], stack.environment(), PATIENCE)
+
+    assert done.returncode == WENT_ON, done.stdout + done.stderr
+    assert stack.world.ended("second") == 1
