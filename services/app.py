@@ -9,6 +9,7 @@ from celery import Celery
 from config import ConfigError, Settings, load
 from config.celery import celery_configuration, soft_limit
 from services import heartbeat, memory, results, shutdown
+from services.command_line import Gate
 from services.connections import require_tls_files
 from services.delivery.limits import Limits
 from services.delivery.telling import TellStep
@@ -44,6 +45,7 @@ def create_app(settings: Settings) -> Celery:
     memory.install()
     for step in (heartbeat.HeartbeatStep, results.ResultsStep, shutdown.HandBackStep, TellStep, memory.FreezeStep):
         app.steps["worker"].add(step)
+    app.user_options["preload"].add(Gate())
     app.settings = settings
     # Not as Celery's settings: it would give both to a task that has one of its own, and refuse the pair (celery 5.7).
     app.time_limits = Limits(settings.tasks.time_limit, soft_limit(settings.tasks))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from time import time
 from typing import Any
 
 import pytest
 
 from services.queues import SCHEDULED_MESSAGES, UNACKED
+from tests.support.odd_checkout import odd_checkout
 from tests.support.processes import command_line
 from tests.support.world import Node, Stack, World
 
@@ -23,6 +27,26 @@ ENDLESS = 600
 # A node says so when TERM has reached it.
 STOPS = "Warm shutdown"
 POOLS = ("prefork", "threads", "solo")
+# A program that runs two workers, one after the other, and then ends with a code of its own.
+WENT_ON = 7
+INSIDE = f"""
+import sys
+from threading import Thread
+
+from celery.worker import state
+
+from services.app import app
+
+for label, seconds in (("first", 0), ("second", int(sys.argv[1]))):
+    state.should_stop = None
+    worker = Thread(target=app.Worker(pool="threads", concurrency=1, hostname="inside@h", quiet=True).start)
+    worker.start()
+    result = app.send_task("probe.rest", [label, seconds])
+    result.get(timeout={PATIENCE}, disable_sync_subtasks=False)
+    state.should_stop = 0
+    worker.join({PATIENCE})
+sys.exit({WENT_ON})
+"""
 # Case → pool, and the task that overruns.
 OVERRUNS = {
     "prefork": ("prefork", "rest"),
@@ -222,3 +246,48 @@ def test_a_task_that_arrives_during_a_stop_is_not_lost(world: World, pool: str) 
     assert worker.exits(PATIENCE) == 0
     assert sorted(texts(stack, "celery")) == [f"('endless', {ENDLESS})", "('late',)"]
     assert stack.unacked() == 0
+
+
+def told(stack: Stack) -> None:
+    """By remote control, as Flower does; it is answered."""
+    [answer] = stack.client.control.broadcast("shutdown", reply=True, limit=1, timeout=PATIENCE)
+    assert all("ok" in said for said in answer.values())
+
+
+def hung_up(stack: Stack) -> None:
+    """By HUP, as somebody does who wants it to begin anew."""
+    stack.nodes[0].process.signal(signal.SIGHUP)
+
+
+def asked_by_a_task(stack: Stack) -> None:
+    """By a task that raises WorkerShutdown."""
+    stack.send("odd_tasks.end_with", "last", "shutdown")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("stop", [told, hung_up, asked_by_a_task])
+def test_whoever_stops_a_node_what_overruns_goes_back_to_its_queue(
+    world: World, tmp_path: Path, pool: str, stop: Callable[[Stack], None]
+) -> None:
+    world.checkout = odd_checkout(tmp_path / "code")
+    stack = stopping(world, SOFT_SHUTDOWN, CELERY_IMPORTS="probe,odd_tasks")
+    worker = stack.celery(f"worker --pool={pool} --concurrency=2 --hostname=node0@%h --loglevel=info").ready()
+    client = stack.redis.client()
+    world.wait_until(client.pubsub_numpat, PATIENCE, "the node hears commands")
+    stack.send("probe.rest", "endless", ENDLESS)
+    world.wait_started("endless")
+    stop(stack)
+
+    assert worker.exits(PATIENCE) == 0
+    assert texts(stack, "celery") == [f"('endless', {ENDLESS})"]
+    assert stack.unacked() == 0
+
+
+def test_a_program_goes_on_after_a_worker_that_it_had_inside(world: World) -> None:
+    """As tests have one. The next worker's task is running when the time of the first one's tasks is over."""
+    stack = stopping(world, SOFT_SHUTDOWN)
+
+    done = world.answer(["-c", INSIDE, str(2 * SOFT_SHUTDOWN)], stack.environment(), PATIENCE)
+
+    assert done.returncode == WENT_ON, done.stdout + done.stderr
+    assert stack.world.ended("second") == 1

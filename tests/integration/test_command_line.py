@@ -1,0 +1,240 @@
+"""Every `celery` command on Stalk's application works, or says in a sentence what to use instead."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from celery.bin.celery import celery
+from celery.worker.control import Panel
+from click import Group
+
+from services.command_line import NEEDS, REFUSED
+from tests.support.application import create_app  # noqa: F401 - registers Stalk's own methods
+from tests.support.world import PASSWORD, Node, Stack, World
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+PATIENCE = 120
+TASK = "probe.mark"
+# Command → what it has to say. Each of them runs beside one node.
+ANSWERS = {
+    "call probe.mark -a '[\"called\"]'": r"^[0-9a-f-]{36}$",
+    "call probe.mark -a '[\"later\"]' --countdown=3600 --queue=later": r"^[0-9a-f-]{36}$",
+    "purge -f -Q later": "Purged 1 message|No messages purged",
+    "status": "1 node online|nodes online",
+    "report": "beat_scheduler: 'services.beat:LockedScheduler'",
+    "shell --python": "InteractiveConsole",
+    "list bindings": r"celery\s+celery\s+celery",
+    "graph bootsteps": '"HandBackStep"',
+    "graph workers": r'"node0@\S+" -> "redis://:\*\*\*@127',
+    "inspect active": "empty",
+    "inspect active_queues": "'name': 'celery'",
+    "inspect clock": '"clock": ',
+    "inspect conf": '"task_acks_late": true',
+    "inspect ping": "pong",
+    "inspect registered": TASK,
+    "inspect report": "redbeat",
+    "inspect reserved": "empty",
+    "inspect revoked": "OK",
+    "inspect stats": '"max-concurrency": ',
+    "inspect scheduled": "OK",
+    "inspect query_task nobody": "OK",
+    "inspect held": '"held": 0',
+    "control revoke nobody": "flagged as revoked",
+    "control revoke_by_stamped_headers name=value": "flagged as revoked",
+    "control terminate KILL nobody": "tasks unknown",
+    f"control rate_limit {TASK} 100/s": "new rate limit set",
+    f"control time_limit {TASK} 60 90": "time limits set",
+    "control add_consumer another": "add consumer another",
+    "control cancel_consumer another": "no longer consuming",
+    "control enable_events": "task events",
+    "control disable_events": "task events",
+    "control pool_grow 2": "pool will grow",
+    "control pool_shrink 1": "pool will shrink|pool shrinks by 0 only",
+    "control autoscale 3 1": "set WORKER_AUTOSCALE",
+    "control heartbeat": "OK",
+}
+# They do not come to an end of their own, or have a test with more in it.
+OTHERS = {"worker", "beat", "multi", "events", "result", "control shutdown"}
+# What is typed → what the sentence names.
+MISTAKES = {
+    "control rate_limit": "task_name, rate_limit is missing: it takes <task_name>",
+    "control add_consumer": "queue is missing: it takes <queue>",
+    "control pool_grow much": "n is 'much', not int",
+    "control autoscale a b": "max is 'a', not int",
+}
+ELSEWHERE = {
+    "amqp": "make status",
+    "flower": "make up",
+    "logtool stats file": "make logs",
+    "migrate redis://a redis://b": "make to-plain",
+    "upgrade settings file": "docs/configuration.md",
+    "control election": "elect nobody",
+    "control pool_restart": "celery control shutdown",
+    "inspect memdump": "psutil",
+    "inspect memsample": "psutil",
+    "inspect objgraph": "objgraph",
+}
+
+
+@pytest.fixture(scope="module")
+def stack(shared_world: World) -> Stack:
+    """A node that somebody has started by hand."""
+    stack = shared_world.stack()
+    stack.celery("worker --pool=prefork --concurrency=1 --hostname=node0@%h --loglevel=info --task-events").ready()
+    client = stack.redis.client()
+    shared_world.wait_until(client.pubsub_numpat, PATIENCE, "the node hears commands")
+    return stack
+
+
+def run(stack: Stack, typed: str, *, code: int = 0) -> str:
+    """What `celery -A services.app TYPED` prints, ended with this code."""
+    command = ["-m", "celery", "--no-color", "-A", "services.app", *_words(typed)]
+    done = stack.world.answer(command, stack.environment(), PATIENCE)
+    assert done.returncode == code, f"celery {typed}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stdout + done.stderr
+    assert PASSWORD not in done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def _words(typed: str) -> list[str]:
+    done = subprocess.run(["sh", "-c", f"printf '%s\\0' {typed}"], capture_output=True, text=True, check=True)
+    return done.stdout.split("\0")[:-1]
+
+
+def table() -> dict[str, str]:
+    """Command → `works` or `refused`, as docs/operations.md has it."""
+    _, found, section = DOCUMENT.read_text().partition("\n## Celery's own commands\n")
+    assert found, f"{DOCUMENT} has no section on Celery's own commands"
+    rows = re.findall(r"^\| (`.+?`) \| (works|refused) \|", section.partition("\n## ")[0], re.MULTILINE)
+    return {command: word for commands, word in rows for command in re.findall("`(.+?)`", commands)}
+
+
+def commands() -> set[str]:
+    """All that Celery has, a method or a subcommand each, unless the whole command is refused."""
+    found = set()
+    for name, command in celery.commands.items():
+        if name in ("inspect", "control"):
+            found |= {f"{name} {one}" for one, meta in Panel.meta.items() if meta.type == name and meta.visible}
+        elif isinstance(command, Group) and name not in REFUSED:
+            found |= {f"{name} {one}" for one in command.commands}
+        else:
+            found.add(name)
+    return found
+
+
+def stands_for(typed: str) -> str:
+    """The command of the table that is typed here."""
+    two = " ".join(typed.split()[:2])
+    return two if two in table() else typed.split(maxsplit=1)[0]
+
+
+def test_the_document_has_every_command_of_celery() -> None:
+    # A test's module may have added methods to this process.
+    assert table().keys() == {name for name in commands() if not _is_a_tests(name)}
+
+
+def _is_a_tests(name: str) -> bool:
+    handler = Panel.data.get(name.partition(" ")[2])
+    return handler is not None and not handler.__module__.startswith(("celery.", "services."))
+
+
+def test_the_document_says_of_each_command_what_is_tested_here() -> None:
+    for word, tested in (("works", {*map(stands_for, ANSWERS), *OTHERS}), ("refused", {*map(stands_for, ELSEWHERE)})):
+        assert {name for name, said in table().items() if said == word} == tested
+    assert {*REFUSED, *(f"inspect {method}" for method in NEEDS)} == {*map(stands_for, ELSEWHERE)}
+
+
+@pytest.mark.parametrize("typed", ANSWERS)
+def test_a_command_works(stack: Stack, typed: str) -> None:
+    assert re.search(ANSWERS[typed], run(stack, typed), re.MULTILINE)
+
+
+@pytest.mark.parametrize("typed", [*ELSEWHERE, *MISTAKES])
+def test_a_command_that_cannot_work_says_so_in_a_sentence(stack: Stack, typed: str) -> None:
+    said = run(stack, typed, code=2)
+    assert said.startswith(f"Error: celery {stands_for(typed)}: ")
+    assert said.count("\n") == 1
+    assert (ELSEWHERE | MISTAKES)[typed] in said
+
+
+def test_events_and_results_are_seen(stack: Stack) -> None:
+    stack.celery("events --dump").says("starting capture").says("heartbeat")
+    events = stack.nodes[-1]
+    task_id = run(stack, f"call {TASK} -a '[\"seen\"]'").strip()
+    events.says(f"task succeeded: {re.escape(TASK)}.{task_id}")
+    assert "seen" in run(stack, f"result {task_id}")
+
+
+def test_beat_sends_by_the_stacks_schedule(stack: Stack) -> None:
+    stack.celery("beat --loglevel=info --pidfile=").says("got the lock, writing the schedule")
+
+
+@pytest.mark.parametrize("command", ["pool_grow 1", "pool_shrink 1", "pool_shrink 0", "pool_restart", "autoscale 1 3"])
+def test_what_a_pool_cannot_do_is_said_in_a_sentence(stack: Stack, command: str) -> None:
+    """Asked by another program, such as Flower."""
+    name, *numbers = command.split()
+    arguments = dict(zip(("max", "min") if name == "autoscale" else ("n",), map(int, numbers), strict=False))
+    pool = "solo" if command in ("pool_grow 1", "pool_shrink 1") else "prefork --autoscale=2,1"
+    node = _asked(stack, pool)
+    [answer] = stack.client.control.broadcast(
+        name, arguments, destination=[node], reply=True, limit=1, timeout=PATIENCE
+    )
+    said = answer[node]["error"]
+    assert " " in said
+    assert "Error(" not in said
+
+
+def test_a_node_with_an_autoscaler_takes_other_bounds(stack: Stack) -> None:
+    node = _asked(stack, "prefork --autoscale=2,1")
+    assert "autoscale now max=3 min=1" in run(stack, f"control autoscale 3 1 -d {node}")
+
+
+def _asked(stack: Stack, pool: str) -> str:
+    """The full name of a node with this pool; one for all tests."""
+    host, name = _host(stack), f"asked-{pool[:4]}"
+    if not any(f"--hostname={name}@" in " ".join(_argv(one)) for one in stack.nodes):
+        node = stack.celery(f"worker --pool={pool} --hostname={name}@%h --loglevel=info --queues={name}")
+        node.says(rf"{name}@\S+ ready")
+        stack.world.wait_until(
+            lambda: stack.client.control.ping([f"{name}@{host}"], timeout=1), PATIENCE, f"{name} hears commands"
+        )
+    return f"{name}@{host}"
+
+
+def _host(stack: Stack) -> str:
+    [ready] = stack.nodes[0].process.matches(r"node0@(\S+) ready\.")
+    return ready
+
+
+def _argv(node: Node) -> list[str]:
+    path = Path(f"/proc/{node.process.pid}/cmdline")
+    return path.read_text().split("\0") if path.exists() else []
+
+
+def test_nodes_of_multi_have_a_heartbeat_and_end_when_they_are_told_to(stack: Stack, tmp_path: Path) -> None:
+    """One by `control shutdown`, the other by TERM."""
+    name, host, environment = f"m{uuid4().hex[:6]}", _host(stack), stack.environment()
+    names = [f"{name}a", f"{name}b"]
+    options = [f"--pidfile={tmp_path}/%n.pid", f"--logfile={tmp_path}/%n.log", "--concurrency=1", "--loglevel=info"]
+    command = ["-m", "celery", "--no-color", "-A", "services.app", "multi"]
+
+    def multi(*arguments: str) -> None:
+        done = stack.world.answer([*command, *arguments, *options], environment, PATIENCE)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def running() -> set[str]:
+        return {path.stem for path in tmp_path.glob("*.pid")}
+
+    multi("start", *names)
+    beats = [Path(environment["STALK_RUN_DIR"]) / f"{one}.heartbeat" for one in names]
+    stack.world.wait_until(
+        lambda: all(beat.exists() and beat.read_text() == "ready\n" for beat in beats), PATIENCE, "both are ready"
+    )
+    assert "running tasks finish" in run(stack, f"control shutdown -d {names[0]}@{host}")
+    stack.world.wait_until(lambda: running() == {names[1]}, PATIENCE, f"{names[0]} has ended")
+    multi("stopwait", names[1])
+    assert running() == set()
