@@ -189,8 +189,8 @@ def told(stack: Stack, command: str, **arguments: Any) -> tuple[str, str]:
     """What the node answers to a command: ok or error, and the sentence."""
     with asking(stack) as mailbox:
         [answer] = mailbox.multi_call(command, arguments, limit=1, timeout=ANSWER_SECONDS)
-    [[said]] = [each.items() for each in answer.values()]
-    return said
+    [[[kind, sentence]]] = [each.items() for each in answer.values()]
+    return kind, sentence
 
 
 def runs_at_once(stack: Stack, count: int) -> None:
