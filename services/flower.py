@@ -72,7 +72,7 @@ HEADERS = {
     ),
 }
 STATIC = Path(urls.settings["static_path"]).resolve()
-# "Restart Pool" would cut off what runs; nodes refuse it and say what to do instead (services/delivery/node_control.py).
+# Nodes refuse "Restart Pool", and say what to do instead (services/delivery/node_control.py).
 # Flower shortens ids below 768 pixels only, and whole ones push a task's worker out of a laptop's window. On a phone
 # the names of a worker's settings and tasks push their values out (flower 2.2).
 STYLE = b"""
