@@ -72,11 +72,13 @@ HEADERS = {
     ),
 }
 STATIC = Path(urls.settings["static_path"]).resolve()
-# Nodes refuse "Restart Pool", and say what to do instead (services/delivery/node_control.py).
+# Nodes refuse "Restart Pool", and say what to do instead (services/delivery/node_control.py). Who may not change limits
+# is still shown the fields for them (flower 2.2).
 # Flower shortens ids below 768 pixels only, and whole ones push a task's worker out of a laptop's window. On a phone
 # the names of a worker's settings and tasks push their values out (flower 2.2).
 STYLE = b"""
 #worker-pool-restart { display: none; }
+.worker-limits-table:not(:has(button)) :is(th, td):not(:first-child) { display: none; }
 @media (max-width: 1599.98px) {
   .task-uuid-full { display: none; }
   .task-uuid-short { display: inline; }

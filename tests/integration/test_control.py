@@ -245,6 +245,19 @@ def test_a_node_says_why_it_does_not_do_with_its_pool_what_it_is_told(stack: Sta
     runs_at_once(stack, 1)
 
 
+@pytest.mark.parametrize("stack", ["solo"], indirect=True)
+def test_a_rate_that_would_let_no_task_start_is_refused(stack: Stack) -> None:
+    for wrong in ("-1", "-1/m", "NaN", "inf", "5/x", "many", "/m"):
+        kind, why = told(stack, "rate_limit", task_name="probe.mark", rate_limit=wrong)
+        must = "must be a number, 0 for no limit, or one with /s, /m or /h behind it"
+        assert (kind, why) == ("error", f"the rate limit is {wrong!r}, and {must}")
+    for right in ("1000/s", "60000/m", "0", "2.5"):
+        kind, _ = told(stack, "rate_limit", task_name="probe.mark", rate_limit=right)
+        assert kind == "ok"
+    stack.send("probe.mark", "marked").get(timeout=PATIENCE)
+    assert told(stack, "rate_limit", task_name="unheard.of", rate_limit="1") == ("error", "unknown task")
+
+
 def test_an_autoscaling_node_takes_another_range_and_no_other_size(world: World) -> None:
     stack = world.stack()
     stack.celery("worker --pool=prefork --autoscale=2,1 --hostname=node0@%h --loglevel=info").ready()
