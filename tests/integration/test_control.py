@@ -208,21 +208,11 @@ def runs_at_once(stack: Stack, count: int) -> None:
 
 
 @pytest.mark.parametrize("stack", ["prefork"], indirect=True)
-def test_a_prefork_pool_grows_and_shrinks_and_keeps_one_process(stack: Stack) -> None:
-    assert told(stack, "pool_grow", n=2) == ("ok", "pool will grow")
-    runs_at_once(stack, 3)
+def test_a_prefork_pool_grows_and_shrinks_by_what_runs_nothing_and_keeps_one_process(stack: Stack) -> None:
+    assert told(stack, "pool_grow", n=3) == ("ok", "pool will grow")
     assert told(stack, "pool_shrink", n=1) == ("ok", "pool will shrink")
-    runs_at_once(stack, 2)
-    stays = "the pool has 2 process(es), of which one has to stay: shut the node down instead"
-    assert told(stack, "pool_shrink", n=2) == ("error", stays)
-    assert told(stack, "pool_grow", n=999)[0] == "error"
-    assert told(stack, "pool_grow", n=-1) == ("error", "-1 is no number of processes: give 1 or more")
-    runs_at_once(stack, 2)
+    runs_at_once(stack, 3)
 
-
-@pytest.mark.parametrize("stack", ["prefork"], indirect=True)
-def test_a_pool_whose_processes_run_tasks_shrinks_by_the_others(stack: Stack) -> None:
-    assert told(stack, "pool_grow", n=2)[0] == "ok"
     labels = ["first", "second"]
     for label in labels:
         stack.send("probe.hold", label)
@@ -231,6 +221,12 @@ def test_a_pool_whose_processes_run_tasks_shrinks_by_the_others(stack: Stack) ->
     assert told(stack, "pool_shrink", n=2) == ("error", shrunk)
     for label in labels:
         (stack.world.directory / f"{label}.released").touch()
+    runs_at_once(stack, 2)
+
+    stays = "the pool has 2 process(es), of which one has to stay: shut the node down instead"
+    assert told(stack, "pool_shrink", n=2) == ("error", stays)
+    assert told(stack, "pool_grow", n=999)[0] == "error"
+    assert told(stack, "pool_grow", n=-1) == ("error", "-1 is no number of processes: give 1 or more")
     runs_at_once(stack, 2)
 
 
