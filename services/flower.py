@@ -27,6 +27,7 @@ from typing import Any
 from celery import Celery
 from celery.events import EventReceiver
 from flower import events, inspector, urls
+from flower.api.control import ControlHandler
 from flower.api.tasks import GetQueueLengths
 from flower.app import Flower
 from flower.options import options
@@ -287,6 +288,24 @@ class WorkerPage(WithoutButtons, WorkerView):  # type: ignore[misc]
 
 class TaskPage(WithoutButtons, TaskView):  # type: ignore[misc]
     """Flower's page of a task."""
+
+
+class SaysWhy:
+    """What asks a worker to do something: one that has not answered yet has given no reason (flower 2.2)."""
+
+    def error_reason(self, name: str, answers: Any) -> str:
+        if answers:
+            return str(super().error_reason(name, answers))  # type: ignore[misc]
+        return "it has not answered, and may do it later: with a solo pool when its task has ended"
+
+
+def controls(prefix: str) -> list[Any]:
+    """Every handler of Flower's that asks a worker to do something, so that it says why not."""
+    return [
+        (prefix + pattern, type(handler.__name__, (SaysWhy, handler), {}))
+        for pattern, handler, *_ in (route for route in urls.handlers if isinstance(route, tuple))
+        if issubclass(handler, ControlHandler)
+    ]
 
 
 @cache
@@ -552,6 +571,7 @@ class Server(Flower):  # type: ignore[misc]
             (f"{self.prefix}/task/(.+)", TaskPage),
             (f"{self.prefix}/broker", BrokerPage),
             (f"{self.prefix}/api/queues/length", QueueLengthsApi),
+            *controls(self.prefix),
             *((path, RedirectHandler, to_prefix) for path in ("/", self.prefix) if self.prefix),
         ]
 

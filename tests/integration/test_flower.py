@@ -698,6 +698,14 @@ def test_flower_sends_tasks_and_stops_workers_on_request(flower: ServedFlower, r
     leaver = start_worker(flower.world, redis.url(), "leaver@shop")
     # Flower asks a new worker about itself of its own accord; until then it does not let it be stopped.
     flower.until(lambda: "leaver@shop" in flower.ask("/api/workers").json, PATIENCE, "the new worker is known")
+    leaver.signal(signal.SIGSTOP)
+    answer = flower.ask("/api/worker/queue/add-consumer/leaver@shop?queue=more", "POST")
+    assert (answer.status, answer.text) == (
+        403,
+        "Failed to add 'more' consumer to 'leaver@shop' worker: "
+        "it has not answered, and may do it later: with a solo pool when its task has ended",
+    )
+    leaver.signal(signal.SIGCONT)
     answer = flower.ask("/api/worker/shutdown/leaver@shop", "POST")
     assert (answer.status, answer.json) == (200, {"message": "Shutting down!"})
     assert leaver.wait(PATIENCE) == 0
