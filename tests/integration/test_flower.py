@@ -655,6 +655,8 @@ def test_an_unknown_page_is_a_404_and_no_traceback(flower: ServedFlower) -> None
     assert flower.ask("/nowhere").status == 404
     assert flower.ask("/login").status == 404
     assert flower.ask("/workers", prefix="").status == 404
+    for login in (LOGIN, READ_ONLY_LOGIN):
+        assert {flower.ask(path, login=login).status for path in ("/worker/nobody@shop", "/task/none")} == {404}
     assert "Traceback" not in flower.process.log()
 
 
