@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
@@ -33,6 +33,11 @@ HAND_BACK_SECONDS = 10
 SUPERVISOR_EXIT_SECONDS = 5
 # Of REDIS_MAXMEMORY: as far as workers go when Redis is full (services/delivery/lua/reserve.lua).
 WITH_RESERVE = 1.25
+# Headers that come with requests of people who have not logged in as well: taken for a user's name, they let all in.
+NOT_OF_USERS = {
+    *("accept", "authorization", "connection", "cookie", "forwarded", "host", "origin", "referer", "user-agent", "via"),
+    *("x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto", "x-real-ip", "x-scheme"),
+}
 
 
 def check_whole(text: object) -> object:
@@ -91,6 +96,22 @@ def check_login(value: object) -> object:
     if not (user and colon and password):
         raise ValueError("not user:password")
     return value
+
+
+def parse_header(value: object) -> object:
+    if isinstance(value, str) and (not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", value) or value.lower() in NOT_OF_USERS):
+        raise ValueError("not a header that names a user")
+    return value
+
+
+def parse_networks(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    networks = tuple(ip_network(part) for part in splitter(",")(value))  # type: ignore[attr-defined]
+    # A network without a prefix is everybody.
+    if not networks or not all(network.prefixlen for network in networks):
+        raise ValueError("not named addresses")
+    return networks
 
 
 def parse_prefix(value: object) -> object:
@@ -425,6 +446,28 @@ class FlowerSettings(Group):
         "user:password",
         example="admin:a-long-password",
     )
+    read_only_auth: Annotated[SecretStr, BeforeValidator(check_login)] = setting(
+        "FLOWER_READ_ONLY_AUTH",
+        SecretStr(""),
+        "A second login that sees everything and changes nothing: it gets no buttons, and what acts is refused.",
+        "user:password, another user than that of FLOWER_BASIC_AUTH",
+        example="guest:another-long-password",
+    )
+    trusted_header: Annotated[str, BeforeValidator(parse_header)] = setting(
+        "FLOWER_TRUSTED_HEADER",
+        "",
+        "Header in which a reverse proxy that has logged the user in names that user, who then needs no other login "
+        "and may do everything. Only with FLOWER_TRUSTED_PROXIES (docs/operations.md).",
+        "the name of a header that clients cannot send through the proxy",
+        example="X-Forwarded-User",
+    )
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(parse_networks)] = setting(
+        "FLOWER_TRUSTED_PROXIES",
+        (),
+        "Addresses from which FLOWER_TRUSTED_HEADER is taken, as Flower sees them; from all others it is ignored.",
+        "IP addresses and networks, such as 10.0.0.7 or 10.0.1.0/24, separated by commas; not all addresses",
+        example="10.0.0.7",
+    )
     port: Whole = setting(
         "FLOWER_PORT",
         8080,
@@ -714,15 +757,17 @@ def _sentences(error: ValidationError, group: type[Group], values: Mapping[str, 
 
 
 def _conflicts(
+    *,
     broker: BrokerSettings,
     results: ResultSettings,
     tasks: TaskSettings,
     worker: WorkerSettings,
+    flower: FlowerSettings,
     stack: StackSettings,
     **_: Any,
 ) -> list[str]:
     """Mistakes that only show when settings are held against each other."""
-    found = _worker_conflicts(worker)
+    found = _worker_conflicts(worker) + _flower_conflicts(flower)
     if tasks.soft_time_limit and tasks.soft_time_limit >= tasks.time_limit:
         found.append(
             f"CELERY_TASK_SOFT_TIME_LIMIT ({tasks.soft_time_limit} s) must be below CELERY_TASK_TIME_LIMIT "
@@ -759,6 +804,23 @@ def _worker_conflicts(worker: WorkerSettings) -> list[str]:
         found.append(
             f"WORKER_CONCURRENCY is {worker.concurrency}, but the solo pool runs one task at a time: use "
             "WORKER_PROCESSES, or another WORKER_POOL"
+        )
+    return found
+
+
+def _flower_conflicts(flower: FlowerSettings) -> list[str]:
+    found = []
+    full, read_only = (login.get_secret_value() for login in (flower.basic_auth, flower.read_only_auth))
+    if full and full.partition(":")[0] == read_only.partition(":")[0]:
+        found.append("FLOWER_READ_ONLY_AUTH has the user of FLOWER_BASIC_AUTH: give it another user")
+    if flower.trusted_header and not flower.trusted_proxies:
+        found.append(
+            "FLOWER_TRUSTED_HEADER needs FLOWER_TRUSTED_PROXIES, or anybody could send the header: set it to the "
+            "addresses of the proxies that log users in"
+        )
+    if flower.trusted_proxies and not flower.trusted_header:
+        found.append(
+            "FLOWER_TRUSTED_PROXIES needs FLOWER_TRUSTED_HEADER: set it to the header in which they name the user"
         )
     return found
 

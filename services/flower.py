@@ -1,4 +1,4 @@
-"""Flower as we serve it: a login before everything, a true health check, state that survives a kill.
+"""Flower as we serve it: nobody comes in without a login, a true health check, state that survives a kill.
 
 Flower stays Flower: this module subclasses it and gives it options. What its own start-up reads (the FLOWER_*
 variables, the command line, flowerconfig.py) is never run, so only the validated settings count.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
-import hmac
 import logging
 import os
 import pickle
@@ -19,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from math import inf
 from pathlib import Path
 from time import monotonic, sleep
@@ -27,10 +26,13 @@ from typing import Any
 from celery import Celery
 from celery.events import EventReceiver
 from flower import events, inspector, urls
+from flower.api.control import ControlHandler
 from flower.api.tasks import GetQueueLengths
 from flower.app import Flower
 from flower.options import options
 from flower.views.broker import BrokerView
+from flower.views.tasks import TaskView
+from flower.views.workers import WorkerView
 from redis.exceptions import RedisError
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.ioloop import IOLoop, PeriodicCallback
@@ -40,6 +42,7 @@ from tornado.web import OutputTransform, RedirectHandler, RequestHandler, Static
 from config import ConfigError, Settings
 from config.redis_url import without_passwords
 from services.connections import connect
+from services.logins import Door, Refusal
 from services.status import known_queues, waiting
 
 logger = logging.getLogger(__name__)
@@ -67,10 +70,14 @@ HEADERS = {
         "img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
 }
-STYLE_SHEET = Path(urls.settings["static_path"], "css", "flower.css").resolve()
+STATIC = Path(urls.settings["static_path"]).resolve()
+# Nodes refuse "Restart Pool", and say what to do instead (services/delivery/node_control.py). Who may not change limits
+# is still shown the fields for them (flower 2.2).
 # Flower shortens ids below 768 pixels only, and whole ones push a task's worker out of a laptop's window. On a phone
 # the names of a worker's settings and tasks push their values out (flower 2.2).
 STYLE = b"""
+#worker-pool-restart { display: none; }
+.worker-limits-table:not(:has(button)) :is(th, td):not(:first-child) { display: none; }
 @media (max-width: 1599.98px) {
   .task-uuid-full { display: none; }
   .task-uuid-short { display: inline; }
@@ -81,6 +88,8 @@ STYLE = b"""
   #tab-config td:first-child { min-width: 9rem; overflow-wrap: anywhere; }
 }
 """
+# The button for time limits takes a node's refusal for HTML, fails over it, and nobody sees anything (flower 2.2).
+UNSEEN, SEEN = b"$(data.responseText).text()", b"data.responseText"
 
 
 def serve(
@@ -100,8 +109,7 @@ def serve(
 
     Raises ConfigError when there is no login, or the port or the database cannot be used.
     """
-    login = settings.flower.basic_auth.get_secret_value()
-    if not login:
+    if not settings.flower.basic_auth.get_secret_value():
         raise ConfigError(
             ["FLOWER_BASIC_AUTH is not set: set it to user:password, because whoever sees Flower can stop workers"]
         )
@@ -109,7 +117,7 @@ def serve(
     set_up_logging(settings.tasks.log_level)
     app.conf.broker_transport_options = own_transport_options(app)
     app.set_default()
-    server = Server(app, settings, login, set_options(settings, address, port, database))
+    server = Server(app, settings, set_options(settings, address, port, database))
     server.listen(port)
     server.run(address, port, heartbeat)
 
@@ -123,7 +131,7 @@ def set_options(settings: Settings, address: str, port: int, database: str) -> s
     """Set every option of Flower's that we do not leave at its default, and return Flower's inner login.
 
     Flower compares logins as text and refuses those that are not ASCII (flower 2.2). It gets a random one, which
-    `Server` puts into the requests that have passed the real one.
+    `Server` puts into the requests that have come in.
     """
     inner = f"flower:{secrets.token_urlsafe(32)}"
     options.basic_auth = [inner]
@@ -183,14 +191,18 @@ def write(path: Path, content: bytes) -> None:
 
 
 @stream_request_body
-class LoginRequired(RequestHandler):  # type: ignore[misc]
-    """The answer to everybody who has not logged in, given before a request's body is read."""
+class Refused(RequestHandler):  # type: ignore[misc]
+    """The answer to everybody who is not let in, given before a request's body is read."""
+
+    def initialize(self, refusal: Refusal) -> None:
+        self._refusal = refusal
 
     def prepare(self) -> None:
-        self.set_status(401)
-        # Without the charset browsers may send a password that is not ASCII in another encoding.
-        self.set_header("WWW-Authenticate", 'Basic realm="Flower", charset="UTF-8"')
-        self.finish("Log in with FLOWER_BASIC_AUTH.\n")
+        self.set_status(self._refusal.status)
+        if self._refusal.status == 401:
+            # Without the charset browsers may send a password that is not ASCII in another encoding.
+            self.set_header("WWW-Authenticate", 'Basic realm="Flower", charset="UTF-8"')
+        self.finish(f"{self._refusal.sentence}\n")
 
     def data_received(self, chunk: bytes) -> None:
         """Drop what is still on its way."""
@@ -259,18 +271,59 @@ class QueueLengthsApi(GetQueueLengths):  # type: ignore[misc]
         return QueueLengths(self.application)
 
 
+class WithoutButtons:
+    """A page that shows buttons only to those whose requests they send are not refused."""
+
+    request: HTTPServerRequest
+
+    def render(self, *names: str, **values: Any) -> None:
+        super().render(*names, **values | {"read_only": not self.request.visitor.may_act})  # type: ignore[misc]
+
+
+class WorkerPage(WithoutButtons, WorkerView):  # type: ignore[misc]
+    """Flower's page of a worker."""
+
+
+class TaskPage(WithoutButtons, TaskView):  # type: ignore[misc]
+    """Flower's page of a task."""
+
+
+class SaysWhy:
+    """What asks a worker to do something: one that has not answered yet has given no reason (flower 2.2)."""
+
+    def error_reason(self, name: str, answers: Any) -> str:
+        if answers:
+            return str(super().error_reason(name, answers))  # type: ignore[misc]
+        return "it has not answered, and may do it later: with a solo pool when its task has ended"
+
+
+def controls(prefix: str) -> list[Any]:
+    """Every handler of Flower's that asks a worker to do something, so that it says why not."""
+    return [
+        (prefix + pattern, type(handler.__name__, (SaysWhy, handler), {}))
+        for pattern, handler, *_ in (route for route in urls.handlers if isinstance(route, tuple))
+        if issubclass(handler, ControlHandler)
+    ]
+
+
+@cache
+def changed_files() -> dict[Path, bytes]:
+    """Those of Flower's files that we change."""
+    style, script = STATIC / "css" / "flower.css", STATIC / "js" / "flower.js"
+    return {style: style.read_bytes() + STYLE, script: script.read_bytes().replace(UNSEEN, SEEN)}
+
+
 class StaticFiles(StaticFileHandler):  # type: ignore[misc]
-    """Flower's files, with STYLE at the end of its style sheet."""
+    """Flower's files, some of them changed."""
 
     @classmethod
     def get_content(cls, abspath: str, start: int | None = None, end: int | None = None) -> Any:
-        if Path(abspath).resolve() != STYLE_SHEET:
-            return super().get_content(abspath, start, end)
-        return (STYLE_SHEET.read_bytes() + STYLE)[start:end]
+        changed = changed_files().get(Path(abspath).resolve())
+        return super().get_content(abspath, start, end) if changed is None else changed[start:end]
 
     def get_content_size(self) -> int:
-        own = len(STYLE) if Path(self.absolute_path).resolve() == STYLE_SHEET else 0
-        return int(super().get_content_size()) + own
+        changed = changed_files().get(Path(self.absolute_path).resolve())
+        return int(super().get_content_size()) if changed is None else len(changed)
 
 
 class SafeHeaders(OutputTransform):  # type: ignore[misc]
@@ -478,11 +531,11 @@ class Server(Flower):  # type: ignore[misc]
 
     pool_executor_cls = DaemonThreads
 
-    def __init__(self, app: Celery, settings: Settings, login: str, inner_login: str) -> None:
+    def __init__(self, app: Celery, settings: Settings, inner_login: str) -> None:
         self.stack = settings
         self.broker_uri = settings.broker_url.masked()
         self.prefix = f"/{settings.flower.url_prefix}" if settings.flower.url_prefix else ""
-        self._login = login.encode()
+        self._door = Door(settings.flower, self.prefix)
         self._inner_login = "Basic " + base64.b64encode(inner_login.encode()).decode()
         self._next_inspection = -inf
         self._inspected: set[str] = set()
@@ -500,33 +553,34 @@ class Server(Flower):  # type: ignore[misc]
         to_prefix = {"url": f"{self.prefix}/", "permanent": False}
         return [
             (f"{self.prefix}/healthcheck", Healthcheck),
+            (f"{self.prefix}/worker/(.+)", WorkerPage),
+            (f"{self.prefix}/task/(.+)", TaskPage),
             (f"{self.prefix}/broker", BrokerPage),
             (f"{self.prefix}/api/queues/length", QueueLengthsApi),
+            *controls(self.prefix),
             *((path, RedirectHandler, to_prefix) for path in ("/", self.prefix) if self.prefix),
         ]
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Tornado asks here before anything else, for every method and path."""
-        if request.path != f"{self.prefix}/healthcheck":
-            if not self._knows(request.headers.get("Authorization", "")):
-                return self.get_handler_delegate(request, LoginRequired)
-            request.headers["Authorization"] = self._inner_login
+        if request.path == f"{self.prefix}/healthcheck":
+            return super().find_handler(request, **kwargs)
+        try:
+            request.visitor = self._door.admit(request)
+        except Refusal as refusal:
+            return self.get_handler_delegate(request, Refused, {"refusal": refusal})
+        request.headers["Authorization"] = self._inner_login
         return super().find_handler(request, **kwargs)
 
-    def _knows(self, authorization: str) -> bool:
-        """Whether this header carries our login: user, colon and password as one."""
-        scheme, _, encoded = authorization.partition(" ")
-        try:
-            given = base64.b64decode(encoded.strip(), validate=True)
-        except (binascii.Error, ValueError):
-            return False
-        return scheme.lower() == "basic" and hmac.compare_digest(given, self._login)
-
     def log_request(self, handler: RequestHandler) -> None:
+        request, status = handler.request, handler.get_status()
+        visitor = getattr(request, "visitor", None)
+        if visitor and self._door.acts(request):
+            logger.info("%r has asked for %s %s, answered %d", visitor.name, request.method, request.path, status)
         # Probes ask every few seconds, and Redis's absence has its own line.
         probed = isinstance(handler, Healthcheck)
         # Browsers send the login only after they have been asked for it; a wrong one is worth a line.
-        asked = isinstance(handler, LoginRequired) and "Authorization" not in handler.request.headers
+        asked = status == 401 and isinstance(handler, Refused) and "Authorization" not in request.headers
         if not (probed or asked):
             super().log_request(handler)
 

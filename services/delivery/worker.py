@@ -36,7 +36,7 @@ from kombu.utils.objects import cached_property
 from config import Settings
 from config.redis_url import without_passwords
 from services.connections import connect, require_set
-from services.delivery import children, control, failures, holders, limits  # noqa: F401 - control registers commands
+from services.delivery import children, control, failures, holders, limits, node_control  # noqa: F401 - for commands
 from services.delivery.batches import BatchPool
 from services.delivery.claim import Tag
 from services.delivery.holder import REJECTED, RETRIES, RETRIES_EXHAUSTED, UNDECODABLE, UNKNOWN_TASK, Holder

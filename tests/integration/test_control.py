@@ -183,3 +183,98 @@ def test_a_node_hears_the_next_command_after_an_answer_that_a_full_redis_refused
         node.says("Canceling queue celery")
         client.config_set("maxmemory", 0)
     hears(stack)
+
+
+def told(stack: Stack, command: str, **arguments: Any) -> tuple[str, str]:
+    """What the node answers to a command: ok or error, and the sentence."""
+    with asking(stack) as mailbox:
+        [answer] = mailbox.multi_call(command, arguments, limit=1, timeout=ANSWER_SECONDS)
+    [[[kind, sentence]]] = [each.items() for each in answer.values()]
+    return kind, sentence
+
+
+def runs_at_once(stack: Stack, count: int) -> None:
+    """The node runs so many tasks at the same time; one more waits until they are released."""
+    labels = [uuid4().hex for _ in range(count)]
+    results = [stack.send("probe.hold", label) for label in labels]
+    for label in labels:
+        stack.world.wait_started(label)
+    last = stack.send("probe.mark", "last")
+    stack.world.wait_until(stack.waiting, PATIENCE, "one more task stays in its queue")
+    for label in labels:
+        (stack.world.directory / f"{label}.released").touch()
+    for result in [*results, last]:
+        result.get(timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("stack", ["prefork"], indirect=True)
+def test_a_prefork_pool_grows_and_shrinks_by_what_runs_nothing_and_keeps_one_process(stack: Stack) -> None:
+    assert told(stack, "pool_grow", n=3) == ("ok", "pool will grow")
+    assert told(stack, "pool_shrink", n=1) == ("ok", "pool will shrink")
+    runs_at_once(stack, 3)
+
+    labels = ["first", "second"]
+    for label in labels:
+        stack.send("probe.hold", label)
+        stack.world.wait_started(label)
+    shrunk = "the pool has shrunk by 1: its other processes run tasks, so try again later"
+    assert told(stack, "pool_shrink", n=2) == ("error", shrunk)
+    for label in labels:
+        (stack.world.directory / f"{label}.released").touch()
+    runs_at_once(stack, 2)
+
+    stays = "the pool has 2 process(es), of which one has to stay: shut the node down instead"
+    assert told(stack, "pool_shrink", n=2) == ("error", stays)
+    assert told(stack, "pool_grow", n=999)[0] == "error"
+    assert told(stack, "pool_grow", n=-1) == ("error", "-1 is no number of processes: give 1 or more")
+    runs_at_once(stack, 2)
+
+
+def test_a_node_says_why_it_does_not_do_with_its_pool_what_it_is_told(stack: Stack, request: Any) -> None:
+    assert told(stack, "autoscale", max=4, min=1) == ("error", "this node does not autoscale: set WORKER_AUTOSCALE")
+    refused, why = told(stack, "pool_restart")
+    assert refused == "error"
+    assert why.startswith("a pool is not restarted under its tasks: shut the node down (")
+    if request.node.callspec.params["stack"] != "prefork":
+        fixed = "only a prefork pool grows and shrinks: set WORKER_CONCURRENCY or WORKER_PROCESSES"
+        assert told(stack, "pool_grow", n=1) == told(stack, "pool_shrink", n=1) == ("error", fixed)
+    runs_at_once(stack, 1)
+
+
+@pytest.mark.parametrize("stack", ["solo"], indirect=True)
+def test_a_rate_that_would_let_no_task_start_is_refused(stack: Stack) -> None:
+    for wrong in ("-1", "-1/m", "NaN", "inf", "5/x", "many", "/m"):
+        kind, why = told(stack, "rate_limit", task_name="probe.mark", rate_limit=wrong)
+        must = "must be a number, 0 for no limit, or one with /s, /m or /h behind it"
+        assert (kind, why) == ("error", f"the rate limit is {wrong!r}, and {must}")
+    for right in ("1000/s", "60000/m", "0", "2.5"):
+        kind, _ = told(stack, "rate_limit", task_name="probe.mark", rate_limit=right)
+        assert kind == "ok"
+    stack.send("probe.mark", "marked").get(timeout=PATIENCE)
+    assert told(stack, "rate_limit", task_name="unheard.of", rate_limit="1") == ("error", "unknown task")
+
+
+def test_an_autoscaling_node_takes_another_range_and_no_other_size(world: World) -> None:
+    stack = world.stack()
+    stack.celery("worker --pool=prefork --autoscale=2,1 --hostname=node0@%h --loglevel=info").ready()
+    world.wait_until(stack.redis.client().pubsub_numpat, PATIENCE, "the node hears commands")
+    autoscales = "this node autoscales: change its autoscale range instead"
+    assert told(stack, "pool_grow", n=1) == told(stack, "pool_shrink", n=1) == ("error", autoscales)
+    assert told(stack, "autoscale", max=1, min=2) == ("error", "max=1 min=2 is no range of 1 to 1000 processes")
+    assert told(stack, "autoscale", max=1, min=0)[0] == "error"
+    assert told(stack, "autoscale", max=3, min=1) == ("ok", "autoscale now max=3 min=1")
+    runs_at_once(stack, 3)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_node_that_is_shut_down_gives_back_what_does_not_end_in_time_as_at_any_stop(world: World, pool: str) -> None:
+    stack = world.stack(WORKER_SOFT_SHUTDOWN="2")
+    options = f"--pool={pool} --concurrency=1 --hostname=node0@%h --loglevel=info"
+    node = stack.celery(f"worker {options}").ready()
+    result = stack.send("probe.hold", "held")
+    world.wait_started("held")
+    stack.client.control.shutdown()
+    assert node.exits(PATIENCE) == 0
+    node.says(rf"shutdown: probe\.hold\[{result.id}\] still ran and goes back to its queue")
+    assert (stack.waiting(), stack.unacked()) == (1, 0)
+    assert json.loads(str(stack.redis.client().lindex("celery", 0))).get("delivery_count", 1) == 1

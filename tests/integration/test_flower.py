@@ -27,6 +27,8 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
+from flower import urls
+from tornado.web import RequestHandler
 
 from config import load
 from services.connections import connect
@@ -44,6 +46,10 @@ PATIENCE = 120
 REDIS_PASSWORD = "r:e,d/i@s%20"
 PASSWORD = "a,b:ü ✓"
 LOGIN = f"admin:{PASSWORD}"
+READ_ONLY_LOGIN = f"guest:{PASSWORD}"
+# Each address of loopback is a machine of its own here.
+PROXY, IN_PROXIES_NETWORK, STRANGER = "127.0.0.7", "127.7.7.7", "127.0.0.8"
+LOGGED_IN_BY_PROXY = {"Remote-User": "alice@example.com"}
 
 RUNNER = """
 import json, os, pathlib, sys
@@ -153,11 +159,13 @@ class ServedFlower:
         headers: dict[str, str] | None = None,
         body: str | None = None,
         host: str = "127.0.0.1",
+        source: str = "",
         prefix: str | None = None,
     ) -> Answer:
-        """One request under the prefix."""
+        """One request under the prefix; from the address `source` where that matters."""
         sent = {**({"Authorization": basic(login)} if login is not None else {}), **(headers or {})}
-        connection = http.client.HTTPConnection(host, self.port, timeout=PATIENCE)
+        comes_from = (source, 0) if source else None
+        connection = http.client.HTTPConnection(host, self.port, timeout=PATIENCE, source_address=comes_from)
         try:
             connection.request(method, (self.prefix if prefix is None else prefix) + path, body, sent)
             return Answer(connection.getresponse())
@@ -232,7 +240,13 @@ def flower(shared_world: World, redis: RedisServer) -> ServedFlower:
         "FLOWER_UNAUTHENTICATED_API": "true",
         "FLOWER_URL_PREFIX": "evil",
     }
-    settings = {"FLOWER_URL_PREFIX": "/flower", "LOG_LEVEL": "debug"}
+    settings = {
+        "FLOWER_URL_PREFIX": "/flower",
+        "LOG_LEVEL": "debug",
+        "FLOWER_READ_ONLY_AUTH": READ_ONLY_LOGIN,
+        "FLOWER_TRUSTED_HEADER": next(iter(LOGGED_IN_BY_PROXY)),
+        "FLOWER_TRUSTED_PROXIES": f"{PROXY},127.7.0.0/16",
+    }
     return start_flower(shared_world, redis, directory, settings, hostile).ready()
 
 
@@ -246,8 +260,8 @@ def serve(world: World) -> Callable[..., ServedFlower]:
     return start
 
 
-def send_events(broker: str, count: int = 1, sender: str = "ghost@shop") -> list[str]:
-    """Publish the events of `count` tasks that worked; returns their ids."""
+def send_events(broker: str, count: int = 1, sender: str = "ghost@shop", *, ended: bool = True) -> list[str]:
+    """Publish the events of `count` tasks that worked, or run for ever; returns their ids."""
     ids = [str(uuid4()) for _ in range(count)]
     with (
         Celery("sender", broker=broker, set_as_current=False) as app,
@@ -259,7 +273,8 @@ def send_events(broker: str, count: int = 1, sender: str = "ghost@shop") -> list
             about = {"args": "()", "kwargs": "{}", "root_id": uuid, "parent_id": None, "retries": 0}
             dispatcher.send("task-received", uuid=uuid, name="shop.ghost", eta=None, expires=None, **about)
             dispatcher.send("task-started", uuid=uuid)
-            dispatcher.send("task-succeeded", uuid=uuid, result="None", runtime=0.01)
+            if ended:
+                dispatcher.send("task-succeeded", uuid=uuid, result="None", runtime=0.01)
     return ids
 
 
@@ -285,6 +300,9 @@ def run_task(broker: str) -> str:
 
 # ── login ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+# What the page of tasks asks for.
+TABLE = "draw=1&start=0&length=10&order[0][column]=0&order[0][dir]=asc&columns[0][data]=name&search[value]="
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 OPEN_TO_THE_LOGIN = ["/", "/workers", "/tasks", "/broker", "/metrics", "/api/workers", "/static/js/flower.js"]
 
 
@@ -310,6 +328,8 @@ def test_nothing_is_answered_without_the_login(flower: ServedFlower, method: str
         basic("b:ü ✓"),
         basic("evil:evil"),
         basic(LOGIN).replace("Basic", "Bearer"),
+        basic(f"guest:{PASSWORD[:-1]}"),
+        basic("guest:"),
     ],
 )
 def test_a_wrong_login_is_refused_without_a_traceback(flower: ServedFlower, authorization: str) -> None:
@@ -378,6 +398,158 @@ def test_flower_says_which_port_is_taken(serve: Callable[..., ServedFlower], mon
         monkeypatch.setattr(sys.modules[__name__], "free_port", lambda: port)
         last = serve(None).refused().splitlines()[-1]
     assert last.startswith(f"Flower cannot listen on port {port} (Address already in use)")
+
+
+# ── the login that only looks ──────────────────────────────────────────────────────────────────────────────────────
+
+ACTING = ("POST", "PUT", "DELETE", "PATCH")
+# What somebody who only looks may have answered, all of it, and nothing of it changes anything. A route of a newer
+# Flower has to be looked at before it stands here.
+LOOKED_AT = {
+    *("/", "/workers", "/worker/(.+)", "/task/(.+)", "/tasks", "/tasks/datatable", "/broker", "/metrics"),
+    *("/api/workers", "/api/tasks", "/api/task/types", "/api/queues/length", "/api/task/info/(.*)"),
+    *("/api/task/result/(.+)", "/healthcheck", "/static/(.*)", "/logout", ".*"),
+}
+
+
+def routes() -> dict[str, type[RequestHandler]]:
+    """Every pattern of an address of Flower's, and what answers there."""
+    found = {}
+    for route in urls.handlers:
+        pattern, handler = (route[0], route[1]) if isinstance(route, tuple) else (route.regex.pattern, route.target)
+        found[pattern.removesuffix("$")] = handler
+    return found
+
+
+def answers(handler: type[RequestHandler], method: str) -> bool:
+    return getattr(handler, method.lower()) is not RequestHandler._unimplemented_method
+
+
+def test_every_route_is_one_that_acts_or_one_that_is_known_to_change_nothing() -> None:
+    looked_at = {path for path, handler in routes().items() if answers(handler, "GET") or answers(handler, "HEAD")}
+    assert looked_at == LOOKED_AT
+    acting = routes().keys() - looked_at
+    assert "/api/worker/shutdown/(.+)" in acting
+    assert len(acting) > 10
+
+
+@pytest.mark.parametrize("method", ACTING)
+def test_the_login_that_only_looks_is_refused_on_every_route_that_acts(flower: ServedFlower, method: str) -> None:
+    paths = {re.sub(r"\(.*\)", "x", pattern).removesuffix("?") for pattern in routes()} - {"/healthcheck"}
+    for path in sorted(paths | {"/nowhere"}):
+        answer = flower.ask(path.replace(".*", "/nowhere"), method, login=READ_ONLY_LOGIN)
+        if (method, path) == ("POST", "/tasks/datatable"):
+            # It lacks its arguments; the test below has them.
+            assert answer.status == 400
+            continue
+        assert answer.status == 403, path
+        assert answer.text == (
+            "This login sees everything and changes nothing: to do that, log in with FLOWER_BASIC_AUTH.\n"
+        )
+        assert "WWW-Authenticate" not in answer.headers
+
+
+@pytest.mark.parametrize("path", OPEN_TO_THE_LOGIN)
+def test_the_login_that_only_looks_opens_everything(flower: ServedFlower, path: str) -> None:
+    assert flower.ask(path, login=READ_ONLY_LOGIN).status == 200
+
+
+def test_the_table_of_tasks_is_filled_for_who_only_looks(flower: ServedFlower, task: str) -> None:
+    rows = flower.ask("/tasks/datatable", "POST", login=READ_ONLY_LOGIN, body=TABLE, headers=FORM).json["data"]
+    assert task in [row["uuid"] for row in rows]
+
+
+def test_a_body_is_not_waited_for_from_who_only_looks(flower: ServedFlower) -> None:
+    with socket.create_connection(("127.0.0.1", flower.port), timeout=PATIENCE) as connection:
+        login = f"Authorization: {basic(READ_ONLY_LOGIN)}\r\n"
+        connection.sendall(
+            f"POST /flower/api/task/send-task/a HTTP/1.1\r\nHost: x\r\n{login}Content-Length: 9\r\n\r\n".encode()
+        )
+        assert connection.recv(100).startswith(b"HTTP/1.1 403 ")
+
+
+def buttons(page: str) -> set[str]:
+    """What acts on a page, by its id; what only copies text or opens a menu has none that begins so."""
+    return set(re.findall(r"<button[^>]* id=\"((?:worker|task)-[^\"]*)\"", page)) - {"worker-group"}
+
+
+def test_who_only_looks_sees_no_button_that_acts(
+    flower: ServedFlower, redis: RedisServer, worker: str, task: str
+) -> None:
+    page = f"/worker/{worker}"
+    assert {"worker-shutdown", "worker-pool-grow", "worker-add-consumer"} <= buttons(flower.ask(page).text)
+    assert buttons(flower.ask(page, login=READ_ONLY_LOGIN).text) == set()
+    [started] = send_events(redis.url(), ended=False)
+    flower.wait_for_task(started)
+    page = f"/task/{started}"
+    flower.until(lambda: buttons(flower.ask(page).text) == {"task-terminate"}, PATIENCE, "the task has started")
+    assert buttons(flower.ask(page, login=READ_ONLY_LOGIN).text) == set()
+    # Neither is shown what was made for the other one.
+    assert buttons(flower.ask(page).text) == {"task-terminate"}
+
+
+def test_who_acts_is_logged(flower: ServedFlower) -> None:
+    assert flower.ask("/api/worker/shutdown/nobody@shop", "POST").status == 404
+    line = "'admin' has asked for POST /flower/api/worker/shutdown/nobody@shop, answered 404"
+    flower.until(lambda: flower.process.count(re.escape(line)), PATIENCE, "the log says who it was")
+
+
+# ── proxies that have logged the user in ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("source", [PROXY, IN_PROXIES_NETWORK])
+def test_who_is_logged_in_by_a_proxy_needs_no_other_login_and_acts(flower: ServedFlower, source: str) -> None:
+    def ask(path: str, method: str = "GET") -> Answer:
+        return flower.ask(path, method, login=None, headers=LOGGED_IN_BY_PROXY, source=source)
+
+    assert {path: ask(path).status for path in OPEN_TO_THE_LOGIN} == dict.fromkeys(OPEN_TO_THE_LOGIN, 200)
+    assert ask(f"/api/worker/shutdown/{source}", "POST").status == 404
+    line = f"'alice@example.com' has asked for POST /flower/api/worker/shutdown/{source}, answered 404"
+    flower.until(lambda: flower.process.count(re.escape(line)), PATIENCE, "the log says who it was")
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [{}, {"X-Forwarded-For": PROXY, "X-Real-Ip": PROXY, "Forwarded": f"for={PROXY}"}],
+    ids=["silent", "claims-to-be-the-proxy"],
+)
+def test_a_header_from_elsewhere_is_ignored(flower: ServedFlower, claims: dict[str, str]) -> None:
+    headers = {**LOGGED_IN_BY_PROXY, **claims}
+    answer = flower.ask("/api/workers", login=None, headers=headers, source=STRANGER)
+    assert answer.status == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+    # Nor does it make more of a login than that is.
+    refused = flower.ask("/api/worker/shutdown/x", "POST", login=READ_ONLY_LOGIN, headers=headers, source=STRANGER)
+    assert refused.status == 403
+
+
+@pytest.mark.parametrize("headers", [{}, {"Remote-User": ""}, {"Remote-User": "  "}, {"Remote_User": "alice"}])
+def test_a_proxy_that_names_nobody_is_asked_for_the_login(flower: ServedFlower, headers: dict[str, str]) -> None:
+    assert flower.ask("/api/workers", login=None, headers=headers, source=PROXY).status == 401
+    assert flower.ask("/api/workers", headers=headers, source=PROXY).status == 200
+
+
+def test_a_header_that_is_there_twice_is_refused(flower: ServedFlower) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", flower.port, timeout=PATIENCE, source_address=(PROXY, 0))
+    connection.putrequest("GET", "/flower/api/workers")
+    for name in ("mallory", "alice"):
+        connection.putheader("Remote-User", name)
+    connection.endheaders()
+    answer = Answer(connection.getresponse())
+    connection.close()
+    assert answer.status == 400
+    assert answer.text == "Remote-User is there 2 times: have the proxy replace what clients send.\n"
+
+
+def test_another_site_cannot_press_buttons_with_the_proxys_login(flower: ServedFlower) -> None:
+    for signs in (
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://evil.example"},
+    ):
+        headers = {**LOGGED_IN_BY_PROXY, **signs}
+        answer = flower.ask("/api/worker/shutdown/x", "POST", login=None, headers=headers, source=PROXY)
+        assert (answer.status, answer.text.endswith("request forbidden")) == (403, True), signs
 
 
 # ── pages ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -464,9 +636,7 @@ def test_no_answer_can_be_framed_or_made_to_load_from_elsewhere(
 
 
 def test_what_the_pages_scripts_ask_for_answers_under_the_prefix(flower: ServedFlower, worker: str, task: str) -> None:
-    table = "draw=1&start=0&length=10&order[0][column]=0&order[0][dir]=asc&columns[0][data]=name&search[value]="
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    rows = flower.ask("/tasks/datatable", "POST", body=table, headers=form).json["data"]
+    rows = flower.ask("/tasks/datatable", "POST", body=TABLE, headers=FORM).json["data"]
     assert task in [row["uuid"] for row in rows]
     assert worker in [row["hostname"] for row in flower.ask("/workers?json=1").json["data"]]
     assert worker in flower.ask(f"/api/workers?workername={worker}&refresh=1").json
@@ -485,6 +655,8 @@ def test_an_unknown_page_is_a_404_and_no_traceback(flower: ServedFlower) -> None
     assert flower.ask("/nowhere").status == 404
     assert flower.ask("/login").status == 404
     assert flower.ask("/workers", prefix="").status == 404
+    for login in (LOGIN, READ_ONLY_LOGIN):
+        assert {flower.ask(path, login=login).status for path in ("/worker/nobody@shop", "/task/none")} == {404}
     assert "Traceback" not in flower.process.log()
 
 
@@ -505,6 +677,14 @@ def test_flower_sends_tasks_and_stops_workers_on_request(flower: ServedFlower, r
     leaver = start_worker(flower.world, redis.url(), "leaver@shop")
     # Flower asks a new worker about itself of its own accord; until then it does not let it be stopped.
     flower.until(lambda: "leaver@shop" in flower.ask("/api/workers").json, PATIENCE, "the new worker is known")
+    leaver.signal(signal.SIGSTOP)
+    answer = flower.ask("/api/worker/queue/add-consumer/leaver@shop?queue=more", "POST")
+    assert (answer.status, answer.text) == (
+        403,
+        "Failed to add 'more' consumer to 'leaver@shop' worker: "
+        "it has not answered, and may do it later: with a solo pool when its task has ended",
+    )
+    leaver.signal(signal.SIGCONT)
     answer = flower.ask("/api/worker/shutdown/leaver@shop", "POST")
     assert (answer.status, answer.json) == (200, {"message": "Shutting down!"})
     assert leaver.wait(PATIENCE) == 0

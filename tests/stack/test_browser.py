@@ -17,14 +17,16 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from playwright.sync_api import Browser, ViewportSize, expect
+from playwright.sync_api import Browser, Locator, ViewportSize, expect
 
 from config.environment import read_env_file
 from tests.local.handle import Local
 from tests.support.browser import DESKTOP, PHONE, Visitor, chromium, executable, visit
 from tests.support.waiting import wait_until
 
+READ_ONLY_LOGIN = "guest:only-looks"
 SETTINGS = {
+    "FLOWER_READ_ONLY_AUTH": READ_ONLY_LOGIN,
     "CELERY_IMPORTS": "",
     "WORKERS": "2",
     "WORKER_CONCURRENCY": "1",
@@ -92,9 +94,9 @@ class Site:
             return sent
 
     @contextmanager
-    def visit(self, window: ViewportSize = DESKTOP) -> Iterator[User]:
-        """Somebody who knows the login. Fails when a page complains, or asks for something elsewhere."""
-        with visit(self.browser, self.url, self.login, self.pictures, window) as visitor:
+    def visit(self, window: ViewportSize = DESKTOP, login: str = "") -> Iterator[User]:
+        """Somebody who knows the login, or `login`. Fails when a page complains, or asks for something elsewhere."""
+        with visit(self.browser, self.url, login or self.login, self.pictures, window) as visitor:
             yield User(visitor)
             assert visitor.complaints == []
             assert visitor.strangers() == []
@@ -249,6 +251,41 @@ def test_a_failed_task_is_found_with_its_traceback(site: Site) -> None:
         assert "in add\n    total = x + y" in traceback
 
 
+@pytest.mark.parametrize("site", ["/flower"], indirect=True)
+def test_who_only_looks_sees_all_of_a_node_and_no_button(site: Site) -> None:
+    with site.visit(login=READ_ONLY_LOGIN) as user:
+        open_page(user, f"/task/{site.tasks['SUCCESS']}")
+        assert user.field("Status") == "SUCCESS"
+        open_page(user, "/tasks")
+        user.page.click("text=Workers")
+        for tab in tabs_of_first_node(user):
+            tab.click()
+            expect(user.page.locator(".tab-pane.active.show")).to_contain_text(re.compile(r"\w"))
+            for control in ("button", "textbox", "spinbutton"):
+                expect(user.page.locator(".worker-detail-page").get_by_role(control)).to_have_count(0)
+
+
+@pytest.mark.parametrize("site", ["/flower"], indirect=True)
+def test_a_button_that_cannot_do_it_says_why_and_a_pool_has_none_to_restart_it(site: Site) -> None:
+    # A refusal is an error for the browser as well, so its complaints do not count here.
+    with visit(site.browser, site.url, site.login, site.pictures) as visitor:
+        user = User(visitor)
+        open_page(user, "/")
+        user.page.locator(".worker-name-link").first.click()
+        node = user.page.inner_text("#workername")
+        user.page.click("#worker-group")
+        expect(user.page.locator("#worker-shutdown")).to_be_visible()
+        expect(user.page.locator("#worker-pool-restart")).to_be_hidden()
+        answer = user.page.request.post(f"{site.url}/api/worker/pool/restart/{node}")
+        assert answer.status == 403
+        assert "shut the node down ('Shut Down' in Flower" in answer.text()
+        user.page.click("#worker-tab-limits")
+        row = user.page.locator("#limits-table tr", has_text="services.tasks.arithmetic.add")
+        row.get_by_label("Timeout for services.tasks.arithmetic.add").fill("-1")
+        row.get_by_role("button", name="Soft").click()
+        expect(user.page.locator(".toast-body")).to_contain_text("must be a number of seconds above 0")
+
+
 def queues(user: User) -> dict[str, dict[str, str]]:
     """What the broker's page shows in this window: each queue's columns."""
     user.go("/broker")
@@ -272,6 +309,13 @@ def open_page(user: User, path: str) -> None:
     table = user.page.locator("#tasks-table, #workers-table")
     if table.count():
         table.locator("tbody a").first.wait_for()
+
+
+def tabs_of_first_node(user: User) -> list[Locator]:
+    """Go from the page of workers to a node's, whose script comes with it; its tabs."""
+    user.page.locator(".worker-name-link").first.click()
+    expect(user.page.locator("#workername")).to_be_visible()
+    return user.page.locator("[role=tab]").all()
 
 
 def check(user: User, place: str, scope: str = "body") -> None:
@@ -299,8 +343,7 @@ def test_everything_on_every_page_can_be_reached(site: Site, window: ViewportSiz
             expect(user.page.locator("#primary-navigation")).to_have_class(re.compile(r"\bshow\b"))
             check(user, "the menu")
         user.page.click("text=Workers")
-        user.page.locator(".worker-name-link").first.click()
-        for tab in user.page.locator("[role=tab]").all():
+        for tab in tabs_of_first_node(user):
             tab.click()
             expect(user.page.locator(".tab-pane.active.show")).to_have_attribute(
                 "aria-labelledby", str(tab.get_attribute("id"))

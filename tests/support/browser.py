@@ -70,6 +70,8 @@ def session(browser: Browser, login: str, window: ViewportSize = DESKTOP) -> Ite
 
 # What Chromium breaks off when an interface of the host comes or goes, as with any container.
 NETWORK_CHANGED = "net::ERR_NETWORK_CHANGED"
+# It then goes to a page that says so, and may do that in the middle of the next try.
+GOES_TO_SAY_SO = 'interrupted by another navigation to "chrome-error:'
 # As many containers as other tests may start while one page is loaded.
 RELOADS = 20
 
@@ -106,7 +108,7 @@ class Visitor:
             try:
                 self.page.goto(self.url + path)
             except Error as error:
-                if NETWORK_CHANGED not in str(error):
+                if NETWORK_CHANGED not in str(error) and GOES_TO_SAY_SO not in str(error):
                     raise
                 self._interrupted = True
             if not self._interrupted:

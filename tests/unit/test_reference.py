@@ -25,6 +25,8 @@ COMMON_GROUPS = ("broker", "results", "tasks", "beat")
 OWN_GROUPS = {"worker": "worker", "flower": "flower"}
 # Where Flower is found on the host: Compose's business, and not to be seen by Flower itself.
 HOST_ONLY = {"FLOWER_PORT", "FLOWER_BIND"}
+# Refused one without the other.
+TOGETHER = ("FLOWER_TRUSTED_HEADER", "FLOWER_TRUSTED_PROXIES")
 
 
 def every_setting() -> list[tuple[str, str, str]]:
@@ -85,8 +87,10 @@ def test_the_example_with_secrets_is_a_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize("variable", [name for name in variables() if name not in GENERATED])
 def test_a_line_of_the_example_works_when_it_is_uncommented(tmp_path: Path, variable: str) -> None:
     path = tmp_path / ".env"
-    text = example().replace(f"\n#{variable}=", f"\n{variable}=")
-    assert text != example()
+    text = example()
+    for name in TOGETHER if variable in TOGETHER else (variable,):
+        assert text.count(f"\n#{name}=") == 1
+        text = text.replace(f"\n#{name}=", f"\n{name}=")
     path.write_text(text, encoding="utf-8")
     settings = load({}, path)
     assert settings.warnings == ()

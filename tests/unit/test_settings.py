@@ -121,6 +121,14 @@ def test_a_value_is_read(variable: str, text: str, place: str, value: object) ->
 @pytest.mark.parametrize("login", ["admin:secret", "admin:a:b,c", "admin: ", 'a:"', "ä:ü"])
 def test_a_login_may_have_colons_and_commas_in_its_password(login: str) -> None:
     assert load({"FLOWER_BASIC_AUTH": login}).flower.basic_auth.get_secret_value() == login
+    assert load({"FLOWER_READ_ONLY_AUTH": login}).flower.read_only_auth.get_secret_value() == login
+
+
+def test_proxies_are_addresses_and_networks_of_both_kinds() -> None:
+    proxies = {"FLOWER_TRUSTED_HEADER": "Remote-User", "FLOWER_TRUSTED_PROXIES": "10.0.0.7, 10.0.1.0/24,::1"}
+    flower = load(proxies).flower
+    assert flower.trusted_header == "Remote-User"
+    assert [str(network) for network in flower.trusted_proxies] == ["10.0.0.7/32", "10.0.1.0/24", "::1/128"]
 
 
 def test_the_redis_password_goes_into_every_url_that_has_none() -> None:
@@ -190,6 +198,9 @@ def test_seconds_are_whole_and_above_zero(variable: str, text: str) -> None:
         ("WORKER_HEARTBEAT_TIMEOUT", ["44"]),
         ("BEAT_SCHEDULE", ["nightly", "=60", "a=", "a=0", "a=1.5", "a=never", "a=* * * *", "a=60; b"]),
         ("FLOWER_BASIC_AUTH", ["admin", "admin:", ":secret"]),
+        ("FLOWER_READ_ONLY_AUTH", ["guest", "guest:", ":secret"]),
+        ("FLOWER_TRUSTED_HEADER", ["X User", "X-User:", "x_user", "-", "Authorization", "cookie", "X-Forwarded-For"]),
+        ("FLOWER_TRUSTED_PROXIES", ["proxy", "*", ",", "10.0.0.7/8", "0.0.0.0/0", "10.0.0.7,::/0", "10.0.0.256"]),
         ("FLOWER_PORT", ["0", "65536", "http"]),
         ("FLOWER_BIND", ["localhost", "0.0.0.0 ", "*", "::1", "[127.0.0.1]", "1", "...", "[::1", "[]"]),
         ("FLOWER_URL_PREFIX", ["a b", "//", "/a//b", "/a?b", "https://host/flower"]),
@@ -210,6 +221,25 @@ def test_a_value_outside_what_is_allowed_is_refused(variable: str, values: list[
     for value in values:
         problems = mistakes({variable: value})
         assert [problem.split(":")[0] for problem in problems] == [variable], value
+
+
+def test_the_login_that_only_looks_has_a_user_of_its_own() -> None:
+    logins = {"FLOWER_BASIC_AUTH": f"admin:{MARK}", "FLOWER_READ_ONLY_AUTH": "admin:another"}
+    (problem,) = mistakes(logins)
+    assert problem == "FLOWER_READ_ONLY_AUTH has the user of FLOWER_BASIC_AUTH: give it another user"
+    assert load(logins | {"FLOWER_READ_ONLY_AUTH": "adm:another"}).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "lacking"),
+    [
+        ({"FLOWER_TRUSTED_HEADER": "Remote-User"}, "FLOWER_TRUSTED_PROXIES"),
+        ({"FLOWER_TRUSTED_PROXIES": "10.0.0.7"}, "FLOWER_TRUSTED_HEADER"),
+    ],
+)
+def test_a_trusted_header_and_who_is_trusted_need_each_other(given: dict[str, str], lacking: str) -> None:
+    (problem,) = mistakes(given)
+    assert problem.startswith(f"{next(iter(given))} needs {lacking}")
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
@@ -465,6 +495,7 @@ def test_what_can_carry_a_password_is_a_secret() -> None:
         "REDIS_PASSWORD",
         "CELERY_SENTINEL_PASSWORD",
         "FLOWER_BASIC_AUTH",
+        "FLOWER_READ_ONLY_AUTH",
     }
 
 
@@ -477,6 +508,7 @@ def secretive(password: str) -> dict[str, str]:
         "REDIS_PASSWORD": password,
         "CELERY_SENTINEL_PASSWORD": password,
         "FLOWER_BASIC_AUTH": f"admin:{password}",
+        "FLOWER_READ_ONLY_AUTH": f"guest:{password}",
     }
 
 
