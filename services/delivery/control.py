@@ -1,6 +1,6 @@
 """Remote control that knows what is in Redis: tasks that wait for their time, and what was revoked.
 
-Celery's commands look into the worker, and write there; what its pool cannot do they answer with a traceback.
+Celery's commands look into the worker, and write there.
 """
 
 from __future__ import annotations
@@ -150,56 +150,6 @@ def revoke_by_stamped_headers(
 def terminate(state: Any, signal: Any, task_id: Any, **_: Any) -> Any:
     """Terminate task by task id (or list of ids)."""
     return revoke(state, task_id, terminate=True, signal=signal)
-
-
-@control_command(args=[("n", int)], signature="[N=1]")  # type: ignore[untyped-decorator]
-def pool_grow(state: Any, n: int = 1, **_: Any) -> Any:
-    """Grow pool by n processes/threads."""
-    return _no_resize(state, n) or celery_control.pool_grow(state, n)
-
-
-@control_command(args=[("n", int)], signature="[N=1]")  # type: ignore[untyped-decorator]
-def pool_shrink(state: Any, n: int = 1, **_: Any) -> Any:
-    """Shrink pool by n processes/threads."""
-    if refused := _no_resize(state, n):
-        return refused
-    pool = state.consumer.pool
-    size = pool.num_processes
-    # An autoscaler answers for itself.
-    if not state.consumer.controller.autoscaler and n >= size:
-        return celery_control.nok(f"a pool of {size} cannot shrink by {n}: it would run nothing any more")
-    try:
-        return celery_control.pool_shrink(state, n)
-    except ValueError:
-        # Some were, and have been told; Celery forgets that they take no more tasks (celery 5.7).
-        idle = size - pool.num_processes
-        state.consumer._update_prefetch_count(-idle)
-        return celery_control.nok(f"pool shrinks by {idle} only: no other process was idle; ask again later")
-
-
-def _no_resize(state: Any, n: int) -> Any:
-    """The answer of a pool that keeps its size; None of one that does not."""
-    if not isinstance(state.consumer.pool, PreforkPool):
-        return celery_control.nok("this pool keeps its size: set WORKER_CONCURRENCY, or use make scale")
-    return celery_control.nok(f"{n} processes make no sense: give 1 or more") if n < 1 else None
-
-
-@control_command(args=[("max", int), ("min", int)], signature="[max [min]]")  # type: ignore[untyped-decorator]
-def autoscale(state: Any, max: int | None = None, min: int | None = None, **_: Any) -> Any:
-    """Modify autoscale settings."""
-    if not (scaler := state.consumer.controller.autoscaler):
-        return celery_control.nok("this node was started without an autoscaler: set WORKER_AUTOSCALE=MAX,MIN")
-    most = scaler.max_concurrency if max is None else max
-    least = scaler.min_concurrency if min is None else min
-    if not 0 < least <= most:
-        return celery_control.nok(f"{most} processes at most and {least} at least make no sense")
-    return celery_control.autoscale(state, max, min)
-
-
-@control_command()  # type: ignore[untyped-decorator]
-def pool_restart(state: Any, **_: Any) -> Any:
-    """Not with Stalk: a pool that is made anew would run the code that its node has imported before."""
-    return celery_control.nok("a pool is not made anew: control shutdown ends its node, and Supervisor starts another")
 
 
 def learn_revoked(state: Any, client: Redis) -> None:

@@ -1,29 +1,17 @@
-"""Remote control of a node's pool, rates and end, where Celery's commands fail or leave a node that runs nothing."""
+"""Remote control of a node's pool and rates, where Celery's commands fail or leave a node that runs nothing."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from celery import signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
-from celery.platforms import EX_OK
 from celery.utils.time import rate
 from celery.worker import control as celery_control
-from celery.worker import state as worker_state
 from celery.worker.control import control_command
 
 # As WORKER_CONCURRENCY: a mistyped number must not fill the machine with processes.
 MOST_PROCESSES = 1000
-
-
-@control_command()  # type: ignore[untyped-decorator]
-def shutdown(state: Any, msg: str = "Got shutdown from remote", **_: Any) -> Any:
-    """Shutdown worker(s)."""
-    # As TERM does: for Celery's command the end has no bound, and a node that waits for its tasks seems stuck.
-    signals.worker_shutting_down.send(sender=state.hostname, sig="shutdown", how="Warm", exitcode=EX_OK)
-    worker_state.should_stop = EX_OK
-    return celery_control.shutdown(state, msg)
 
 
 @control_command()  # type: ignore[untyped-decorator]

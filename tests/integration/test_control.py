@@ -264,17 +264,3 @@ def test_an_autoscaling_node_takes_another_range_and_no_other_size(world: World)
     assert told(stack, "autoscale", max=1, min=0)[0] == "error"
     assert told(stack, "autoscale", max=3, min=1) == ("ok", "autoscale now max=3 min=1")
     runs_at_once(stack, 3)
-
-
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_node_that_is_shut_down_gives_back_what_does_not_end_in_time_as_at_any_stop(world: World, pool: str) -> None:
-    stack = world.stack(WORKER_SOFT_SHUTDOWN="2")
-    options = f"--pool={pool} --concurrency=1 --hostname=node0@%h --loglevel=info"
-    node = stack.celery(f"worker {options}").ready()
-    result = stack.send("probe.hold", "held")
-    world.wait_started("held")
-    stack.client.control.shutdown()
-    assert node.exits(PATIENCE) == 0
-    node.says(rf"shutdown: probe\.hold\[{result.id}\] still ran and goes back to its queue")
-    assert (stack.waiting(), stack.unacked()) == (1, 0)
-    assert json.loads(str(stack.redis.client().lindex("celery", 0))).get("delivery_count", 1) == 1
