@@ -461,14 +461,14 @@ class Events(events.Events):  # type: ignore[misc]
         silent = sorted(self.seen, key=self.seen.__getitem__)
         excess = set(silent[: max(0, len(silent) - options.max_workers)])
         late = {name for name in silent if now - self.seen[name] >= options.purge_offline_workers}
-        return {name for name in excess | late if not self.is_alive(name)}
+        return {name for name in excess | late if not self.is_worker_alive(name)}
 
     def last_heartbeat(self, name: str) -> float:
         """When a worker said so, in its own time; 0 when nothing is known of it."""
         worker = self.state.workers.data.get(name)
         return max(worker.heartbeats, default=0.0) if worker else 0.0
 
-    def is_alive(self, name: str) -> bool:
+    def is_worker_alive(self, name: str) -> bool:
         worker = self.state.workers.data.get(name)
         return worker is not None and bool(worker.alive)
 
@@ -614,7 +614,7 @@ class Server(Flower):  # type: ignore[misc]
         for name in gone:
             self.workers.pop(name, None)
         self._inspected &= set(self.events.seen)
-        unknown = {name for name in self.events.state.workers if self.events.is_alive(name)} - set(self.workers)
+        unknown = {name for name in self.events.state.workers if self.events.is_worker_alive(name)} - set(self.workers)
         if unknown - self._inspected or (unknown and monotonic() >= self._next_inspection):
             self._inspected |= unknown
             self._next_inspection = monotonic() + INSPECT_AGAIN_SECONDS
@@ -622,7 +622,7 @@ class Server(Flower):  # type: ignore[misc]
 
     def consumers(self, queue: str) -> int | None:
         """How many nodes take tasks from `queue`; None as long as one has not said from where it does."""
-        alive = [name for name in self.events.state.workers if self.events.is_alive(name)]
+        alive = [name for name in self.events.state.workers if self.events.is_worker_alive(name)]
         taken = [self.workers.get(name, {}).get("active_queues") for name in alive]
         if None in taken:
             return None

@@ -52,6 +52,7 @@ COMMANDS = (
     "-m celery -A services.app status",
     "-m celery -A services.app inspect stats --json",
     "-m celery -A services.app inspect conf",
+    "-m celery -A services.app graph workers",
 )
 # Those that say more where Redis is not as it should be.
 TROUBLED = ("-m services status", f"-m services call {ADD} --args [4,3] --wait 1", "-m celery -A services.app status")
@@ -87,12 +88,16 @@ def planted(name: str) -> str:
     return f"{word(name)}{AWKWARD}{word(name)}"
 
 
-def login() -> str:
-    return f"admin:{planted('FLOWER_BASIC_AUTH')}"
+# Who logs in to Flower with each of its secrets.
+LOGINS = {"FLOWER_BASIC_AUTH": "admin", "FLOWER_READ_ONLY_AUTH": "guest"}
 
 
-# Flower's login as browsers send it, besides all of them as they are.
-SIGNS = (*map(word, (*SECRETS, OWN)), b64encode(login().encode()).decode())
+def login(name: str = "FLOWER_BASIC_AUTH") -> str:
+    return f"{LOGINS[name]}:{planted(name)}"
+
+
+# Flower's logins as browsers send them, besides all of them as they are.
+SIGNS = (*map(word, (*SECRETS, OWN)), *(b64encode(login(name).encode()).decode() for name in LOGINS))
 
 
 def secrets(form: str, server: RedisServer) -> dict[str, str]:
@@ -100,7 +105,7 @@ def secrets(form: str, server: RedisServer) -> dict[str, str]:
     place, ending = f"127.0.0.1:{server.port}", "/"
     if form == "redis+socket":
         place, ending = str(server.socket_path), "?virtual_host="
-    values = {"REDIS_PASSWORD": planted("REDIS_PASSWORD"), "FLOWER_BASIC_AUTH": login()}
+    values = {"REDIS_PASSWORD": planted("REDIS_PASSWORD"), **{name: login(name) for name in LOGINS}}
     values["CELERY_SENTINEL_PASSWORD"] = planted("CELERY_SENTINEL_PASSWORD")
     for database, (name, user) in enumerate(USERS.items()):
         values[name] = f"{form}://{user}:{quote(planted(name), safe='')}@{place}{ending}{database}"
