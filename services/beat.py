@@ -134,8 +134,8 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
                 logger.warning("beat: %s was sent late by %.0f s", entry.name, late)
         # Otherwise another beat has the lock or has sent this run: the next tick will see.
 
-    def _messages(self, entry: Any) -> list[tuple[str, str]]:
-        """The entry's next run as pairs of Redis list and message."""
+    def _messages(self, entry: Any) -> list[tuple[str, str, int | None]]:
+        """The entry's next run: Redis list, message, and milliseconds for which a queue that expires may live."""
         # Nobody else sees the change: RedBeat reads its entries anew at each tick.
         entry.options = {"task_id": self._run_id(entry)} | entry.options | {"retry": False}
         # Denied, or Celery subscribes to the run's result, for which beat never asks: with a Redis of the results that
@@ -148,30 +148,32 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         return collected
 
     @contextmanager
-    def _collecting(self) -> Iterator[tuple[Any, list[tuple[str, str]]]]:
+    def _collecting(self) -> Iterator[tuple[Any, list[tuple[str, str, int | None]]]]:
         """A producer that declares queues as always, and puts what it publishes into a list."""
-        collected: list[tuple[str, str]] = []
+        collected: list[tuple[str, str, int | None]] = []
         with self.app.connection_for_write() as connection:
             # Not its default_channel, which waits for Redis without end.
             channel = connection.channel()
 
             def put(queue: str, message: dict[str, Any], **_: Any) -> None:
                 key = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
-                collected.append((key, dumps(message)))
+                collected.append((key, dumps(message), channel._expires.get(queue)))
 
             # The one method that kombu's virtual transports have for this.
             channel._put = put
             yield self.app.amqp.Producer(channel, auto_declare=False), collected
 
-    def _commit(self, entry: Any, following: Any, messages: list[tuple[str, str]]) -> bool:
+    def _commit(self, entry: Any, following: Any, messages: list[tuple[str, str, int | None]]) -> bool:
         """Send the run and write down what follows, both or neither; whether that was this beat's to do."""
         with self.app.redbeat_redis.pipeline() as pipe:
             pipe.watch(BEAT_LOCK, entry.key)
             if not self._may_send(pipe, entry):
                 return False
             pipe.multi()
-            for key, message in messages:
+            for key, message, expires in messages:
                 pipe.lpush(key, message)
+                if expires:
+                    pipe.pexpire(key, expires)
             # As RedBeat's own _next_instance writes it (celery-redbeat 2.4.2).
             pipe.hset(entry.key, "meta", entries.runs(following))
             pipe.zadd(self.app.redbeat_conf.schedule_key, {entry.key: following.score})

@@ -20,7 +20,7 @@ from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from kombu.utils.objects import cached_property
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from services import reserve
 from services.delivery import dispatch, holders, scheduled, scripts
@@ -154,6 +154,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self._refused = False
         self._backlog: deque[Claimed] = deque()
         self._line: ClaimLine | None = None
+        # When queues that expire are kept alive again, by `clock`.
+        self._keep_queues_at = 0.0
         try:
             super().__init__(connection, **keywords)
         except BaseException:
@@ -282,6 +284,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             # Also without acknowledgements: kombu's own way of those ends with the first message that is none.
             self.delivers = True
             holders.keep(self)
+            # Before the first claim, which looks for how long its lists may live.
+            self._maybe_update_queues_expire(self._commands, queue)
         self.connection._callbacks[queue] = self._receiver(callback, no_ack)
         return answer
 
@@ -472,13 +476,20 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         # Redis has the table. kombu's own, which nobody reads, grows with each queue of answers (kombu 5.7).
         self.state.exchanges[exchange]["table"].clear()
 
-    def _refresh_bindings(self, queues: list[str]) -> None:
-        try:
-            super()._refresh_bindings(queues)
-        except ResponseError as error:
-            # They live for hours; kombu would try each second, with a traceback.
-            if not reserve.is_full(error):
-                raise
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Keep the bindings of consumed queues that expire, and what waits in these."""
+        queues = [queue for queue in self.active_queues if queue in self._expires]
+        if queues and clock() >= self._keep_queues_at:
+            for queue in queues:
+                # As kombu does whenever it takes something, which a worker that is busy does not.
+                self._maybe_update_queues_expire(self._commands, queue)
+            self._keep_queues_at = clock() + min(self._expires[queue] for queue in queues) / 3000
+        super().maybe_refresh_binding_expiry()
+
+    def _do_restore_message(self, payload: Any, exchange: str, routing_key: str, *arguments: Any) -> None:
+        super()._do_restore_message(payload, exchange, routing_key, *arguments)
+        for queue in self._lookup(exchange, routing_key):
+            self._maybe_update_queues_expire(self._commands, queue)
 
     @cached_property  # type: ignore[untyped-decorator]
     def _refresh_binding(self) -> Callable[..., Any]:
@@ -501,12 +512,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         """Enqueue a message, once, however often that is tried."""
-        if kwargs.get("_publish_batch") is not None or queue in self._expires:
-            # A batch is never repeated, and queues that expire are for replies to remote control.
+        tasks = carries_tasks(message["properties"]["delivery_info"]["exchange"])
+        if kwargs.get("_publish_batch") is not None or (queue in self._expires and not tasks):
+            # A batch is never repeated, nor is a question.
             super()._put(queue, message, **kwargs)
             return
         key = self._q_for_pri(queue, self._get_message_priority(message))
-        if not carries_tasks(message["properties"]["delivery_info"]["exchange"]):
+        if not tasks:
             # Only the channel of whoever asks knows that its queue expires.
             with self._commands.pipeline() as pipe:
                 pipe.lpush(key, dumps(message)).pexpire(key, ANSWER_MILLISECONDS).execute()
@@ -518,6 +530,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         # Also what a task publishes without Celery.
         with patience(f"a message for {queue}"):
             insist(lambda: self._commands.run(scripts.PUBLISH, [key, mark], arguments), self._answers)
+            insist(lambda: self._maybe_update_queues_expire(self._commands, queue), self._answers)
 
     def _answers(self) -> bool:
         try:
