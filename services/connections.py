@@ -68,6 +68,14 @@ def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:
     return redis.Redis(host=host, port=port, **keywords)
 
 
+def place(client: redis.Redis) -> str:
+    """Which Redis a client talks to, for a log: without a login."""
+    pool: Any = client.connection_pool
+    options = pool.connection_kwargs
+    host = options.get("path") or f"{options.get('host')}:{options.get('port')}"
+    return f"Redis at {getattr(pool, 'service_name', None) or host}/{options.get('db') or 0}"
+
+
 def refusal(error: Exception) -> str:
     """What Redis said, without the command that redis-py repeats before it: nobody wants a result in a log."""
     text = str(error).rpartition("caused error: ")[2]

@@ -40,6 +40,7 @@ from tornado.web import OutputTransform, RedirectHandler, RequestHandler, Static
 
 from config import ConfigError, Settings
 from services.connections import connect
+from services.outages import Outage
 from services.status import known_queues, waiting
 
 logger = logging.getLogger(__name__)
@@ -345,6 +346,8 @@ class Events(events.Events):  # type: ignore[misc]
     def __init__(self, capp: Celery, io_loop: IOLoop) -> None:
         self._file = Path(options.db)
         self._receiver: Receiver | None = None
+        self._outage = Outage("events", logger.warning)
+        self._where = f"Redis at {capp.connection_for_read().as_uri()}"
         self._room = threading.BoundedSemaphore(MAX_WAITING_EVENTS)
         self._unsaved = False
         self._slow = False
@@ -372,22 +375,18 @@ class Events(events.Events):  # type: ignore[misc]
 
     def run(self) -> None:
         """Receive events for ever; Flower's own loop waits twice as long after each failure, without end."""
-        lost = False
         while True:
             try:
-                self._receive(lost)
+                self._receive()
             except Exception as error:
-                log = logger.debug if lost and self._receiver is None else logger.warning
-                log("events are missed until Redis answers: %r", error)
-                lost = True
+                self._outage.goes_on(error, self._where, "send events, which are missed until then")
             self._receiver = None
             sleep(RECONNECT_SECONDS)
 
-    def _receive(self, lost: bool) -> None:
+    def _receive(self) -> None:
         with self.capp.connection_for_read() as connection:
             connection.connect()
-            if lost:
-                logger.info("Redis answers again: receiving events")
+            self._outage.over()
             self._receiver = Receiver(connection, handlers={"*": self.on_event}, app=self.capp)
             self._receiver.capture(limit=None, timeout=None, wakeup=True)
 

@@ -36,6 +36,7 @@ from config import Settings
 from config.redis_url import RedisUrl
 from services.connections import connect
 from services.delivery import scripts
+from services.outages import Outage
 from services.queues import DEAD_LETTERS, HELD, RESULT
 
 REFUSED_EXIT_CODE = 3
@@ -279,7 +280,11 @@ def _check_timeout(client: Redis, found: Findings) -> None:
 
 def say(line: str) -> None:
     """One line for the log, at once."""
-    print(f"preflight: {line}", file=sys.stderr, flush=True)
+    _write(f"preflight: {line}")
+
+
+def _write(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def check(settings: Settings) -> None:
@@ -337,14 +342,16 @@ def _read_tls_files(url: RedisUrl) -> None:
 
 def wait_for(look: Callable[[], Findings], name: str) -> Findings:
     """`look()`, again and again while Redis does not answer."""
-    seconds = FIRST_WAIT_SECONDS
+    seconds, outage = FIRST_WAIT_SECONDS, Outage("preflight", _write)
     while True:
         try:
-            return look()
+            found = look()
+            outage.over()
+            return found
         except (ConnectionError, TimeoutError, OSError) as error:
             if isinstance(error, AuthenticationError):
                 raise
-            say(f"waiting for {name}: {error}; next try in {seconds:g} s")
+            outage.goes_on(error, name)
         # Jitter: a hundred workers must not come back in the same millisecond.
         sleep(seconds * random.uniform(0.8, 1.2))
         seconds = min(seconds * 2, LONGEST_WAIT_SECONDS)

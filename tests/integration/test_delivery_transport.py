@@ -22,7 +22,9 @@ from config import load
 from config.celery import celery_configuration
 from services.delivery import claim, restore, scripts
 from services.delivery.asking import Mailbox
+from services.delivery.channel import Channel
 from services.delivery.connection import Connection
+from services.outages import Outage
 from services.queues import (
     DEAD_LETTER,
     DEAD_LETTERS,
@@ -604,6 +606,27 @@ def test_a_full_redis_loses_nothing_and_consuming_goes_on_when_there_is_room(bro
         wait_until(lambda: len(listener.bodies) == 10, PATIENCE, "the rest arrives", broker.describe)
     broker.nothing_is_left()
     assert listener.bodies == list(range(10))
+
+
+def test_a_consumer_that_finds_nothing_in_a_full_redis_does_not_wait_for_it_any_more(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(Channel, "outage", Outage("consumer", log.append))
+    broker.send("one", "a")
+    broker.client.config_set("maxmemory", 1)
+    inbox = Inbox(broker.connect().channel(), "one")
+
+    def until(lines: int) -> None:
+        wait_until(lambda: inbox.stays_at(0, 0.05) or len(log) >= lines, PATIENCE, f"{lines} lines: {log}")
+
+    until(1)
+    # Somebody else has taken it.
+    broker.client.delete("one")
+    until(2)
+    where = f"Redis at 127.0.0.1:{broker.server.port}/0"
+    assert log[0].startswith(f"consumer: waiting for {where} to give tasks: OOM "), log
+    assert log[1].endswith(f" s of waiting for {where}"), log
 
 
 def test_a_consumer_that_waits_without_end_hears_when_a_full_redis_has_room_again(broker: Broker) -> None:
