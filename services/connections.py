@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,9 @@ from redis.sentinel import Sentinel
 from config import ConfigError, Settings
 from config.celery import CONNECT_TIMEOUT_SECONDS, SOCKET_TIMEOUT_SECONDS, sentinel_options
 from config.redis_url import RedisUrl
+
+# What Redis 7 says at the end of an error in a script.
+SCRIPT = re.compile(r" script: [0-9a-f]{40}.*")
 
 
 class NotSet(ConfigError, click.ClickException):
@@ -77,6 +81,9 @@ def place(client: redis.Redis) -> str:
 
 
 def refusal(error: Exception) -> str:
-    """What Redis said, without the command that redis-py repeats before it: nobody wants a result in a log."""
-    text = str(error).rpartition("caused error: ")[2]
+    """What Redis said, without the command that redis-py repeats before it: nobody wants a result in a log.
+
+    Nor the number of the script that a command was in.
+    """
+    text = SCRIPT.sub("", str(error).rpartition("caused error: ")[2])
     return " ".join(f"{getattr(error, 'status_code', None) or ''} {text}".split()) or repr(error)

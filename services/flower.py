@@ -343,11 +343,11 @@ class Receiver(EventReceiver):  # type: ignore[misc]
 class Events(events.Events):  # type: ignore[misc]
     """The thread that receives events, and the state that they make."""
 
-    def __init__(self, capp: Celery, io_loop: IOLoop) -> None:
+    def __init__(self, capp: Celery, io_loop: IOLoop, broker: str = "") -> None:
         self._file = Path(options.db)
         self._receiver: Receiver | None = None
         self._outage = Outage("events", logger.warning)
-        self._where = f"Redis at {capp.connection_for_read().as_uri()}"
+        self._where = f"Redis at {broker}"
         self._room = threading.BoundedSemaphore(MAX_WAITING_EVENTS)
         self._unsaved = False
         self._slow = False
@@ -503,7 +503,7 @@ class Server(Flower):  # type: ignore[misc]
         stop_on_signals(loop.asyncio_loop)
         under_prefix = {"static_url_prefix": f"{self.prefix}/static/", "login_url": f"{self.prefix}/login"}
         own = {"static_handler_class": StaticFiles, **under_prefix}
-        super().__init__(options, app, Events(app, loop), loop, **urls.settings | own)
+        super().__init__(options, app, Events(app, loop, self.broker_uri), loop, **urls.settings | own)
         self.add_transform(SafeHeaders)
         self.inspector = Inspector(loop, app, options.inspect_timeout / 1000)
         self.add_handlers(".*", self._own_handlers())

@@ -34,7 +34,7 @@ from redis.sentinel import MasterNotFoundError
 
 from config import Settings
 from config.redis_url import RedisUrl
-from services.connections import connect
+from services.connections import connect, refusal
 from services.delivery import scripts
 from services.outages import Outage
 from services.queues import DEAD_LETTERS, HELD, RESULT
@@ -187,8 +187,7 @@ def _check_scripts(client: Redis, found: Findings) -> None:
     except ResponseError as error:
         if _is_of_cluster(error):
             raise Refused(CLUSTER) from None
-        # Without the number of the script.
-        reason = re.sub(r" script: [0-9a-f]{40}.*", "", str(error))
+        reason = refusal(error)
         if re.search(r"\bkeys?\b", reason) and _is_of_acl(error, reason):
             # Beat, which asks as well, needs fewer of them than a worker.
             found.unchecked.append(f"EVAL: {reason}")
@@ -314,8 +313,8 @@ def _check_one(
         return False
     finally:
         client.close()
-    for refusal in found.refusals:
-        say(f"error: {name}: {refusal}")
+    for problem in found.refusals:
+        say(f"error: {name}: {problem}")
     for warning in found.warnings:
         say(f"warning: {name}: {warning}")
     if found.unchecked:

@@ -617,8 +617,12 @@ def test_a_consumer_that_finds_nothing_in_a_full_redis_does_not_wait_for_it_any_
     broker.client.config_set("maxmemory", 1)
     inbox = Inbox(broker.connect().channel(), "one")
 
+    def said(lines: int) -> bool:
+        inbox.stays_at(0, 0.05)
+        return len(log) >= lines
+
     def until(lines: int) -> None:
-        wait_until(lambda: inbox.stays_at(0, 0.05) or len(log) >= lines, PATIENCE, f"{lines} lines: {log}")
+        wait_until(lambda: said(lines), PATIENCE, f"{lines} lines", lambda: f"{log}")
 
     until(1)
     # Somebody else has taken it.
