@@ -145,6 +145,8 @@ def set_options(settings: Settings, address: str, port: int, database: str) -> s
 def set_up_logging(level: str) -> None:
     """Log to standard error, unless the caller has set up logging already."""
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(processName)s %(message)s")
+    # Where its connection comes and goes, the outage has lines of its own.
+    logging.getLogger("kombu.mixins").setLevel(logging.WARNING)
     # The pages ask every second: a line for each request would drown the rest.
     logging.getLogger("tornado.access").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
 

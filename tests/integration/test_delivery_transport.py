@@ -608,6 +608,22 @@ def test_a_full_redis_loses_nothing_and_consuming_goes_on_when_there_is_room(bro
     assert listener.bodies == list(range(10))
 
 
+def test_a_consumer_waits_for_a_redis_that_lets_it_claim_nothing(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(Channel, "outage", Outage("consumer", log.append))
+    broker.send("one", "a")
+    broker.server.ask("ACL", "SETUSER", "default", "-evalsha")
+    try:
+        inbox = Inbox(broker.connect().channel(), "one")
+        inbox.stays_at(0, QUIET)
+    finally:
+        broker.server.ask("ACL", "SETUSER", "default", "+evalsha")
+    assert inbox.drain(1, broker) == ["a"]
+    assert ["NOPERM" in log[0], "goes on" in log[1], len(log)] == [True, True, 2], log
+
+
 def test_a_consumer_that_finds_nothing_in_a_full_redis_does_not_wait_for_it_any_more(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

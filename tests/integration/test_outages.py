@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.request import urlopen
+
 import pytest
 
 from tests.integration.test_results import PATIENCE, POOLS
@@ -29,14 +31,16 @@ def test_an_outage_has_one_line_when_it_begins_and_one_when_it_is_over(world: Wo
     redis = stack.redis
     found = {pool: stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool) for pool in POOLS}
     found["beat"] = stack.beat()
-    found["flower"] = flower(stack.world, stack.environment(FLOWER_BASIC_AUTH="admin:correct-horse"))
+    port = free_port()
+    found["flower"] = flower(world, port, stack.environment(FLOWER_BASIC_AUTH="admin:correct-horse"))
     for pool in POOLS:
         found[pool].ready()
         stack.send("probe.hold", f"{pool}-held", queue=pool)
     for pool in POOLS:
         world.wait_started(f"{pool}-held")
     found["beat"].says("beat: ticking")
-    found["flower"].says("Connected to")
+    found["flower"].says("Flower listens")
+    world.wait_until(lambda: hears_redis(port), PATIENCE, "Flower receives events")
 
     if fault == "stopped":
         redis.stop()
@@ -63,9 +67,18 @@ def test_an_outage_has_one_line_when_it_begins_and_one_when_it_is_over(world: Wo
         assert process.count(redis.password) == 0, process.tail()
 
 
-def flower(world: World, environment: dict[str, str]) -> Node:
+def hears_redis(port: int) -> bool:
+    """Whether Flower says that events can arrive."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=PATIENCE) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def flower(world: World, port: int, environment: dict[str, str]) -> Node:
     """Flower, as services/launch.py serves it."""
     directory = world.path("flower")
     directory.mkdir()
-    arguments = f"--address 127.0.0.1 --port {free_port()} --database {directory / 'flower.db'}"
+    arguments = f"--address 127.0.0.1 --port {port} --database {directory / 'flower.db'}"
     return Node(world, world.python("flower", f"-m services.launch flower {arguments}", environment), environment)
