@@ -410,6 +410,18 @@ def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, held
     beat.says("beat: waiting for Redis at .* to take other: .*NOPERM", times=1)
 
 
+def test_what_is_sent_to_a_queue_that_expires_expires(world: World, held_up_for_long: Checkout) -> None:
+    default = "        task_default_queue=DEFAULT_QUEUE,\n"
+    expiring = f"{default}        task_queues=[__import__('kombu').Queue(DEFAULT_QUEUE, expires={PATIENCE})],\n"
+    held_up_for_long.replace("services/app.py", default, expiring)
+    stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
+    stack.beat()
+
+    sends(stack, 2)
+
+    assert 0 < stack.redis.client().pttl("celery") <= PATIENCE * 1000
+
+
 def test_an_entry_that_can_never_be_sent_is_reported_and_keeps_no_other(
     world: World, held_up_for_long: Checkout
 ) -> None:
