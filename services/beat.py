@@ -33,6 +33,7 @@ from config import Settings
 from services import entries
 from services.connections import refusal
 from services.heartbeat import STANDBY, TICKING, WAITING, HeartbeatFile
+from services.outages import Outage
 from services.queues import BEAT_LOCK, BEAT_LOCK_SECONDS
 from services.schedule import ENTRIES
 
@@ -66,8 +67,9 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         # Entry → why its next run could not be sent, at this tick and at the one before.
         self._unsent: dict[str, str] = {}
         self._unsent_before: dict[str, str] = {}
-        # Whether Redis refused one of them, and why it refused the whole of the last tick.
-        self._refused, self._refusal = False, ""
+        # Entry → why Redis refused its run at this tick.
+        self._refused: dict[str, Exception] = {}
+        self._outage = Outage("beat", logger.warning)
         self._held = app.redbeat_redis.lock(BEAT_LOCK, timeout=BEAT_LOCK_SECONDS, thread_local=False)
         super().__init__(app, **options)
         # None switches off RedBeat's own handling of the lock.
@@ -78,29 +80,30 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def tick(self, **options: Any) -> float:
         """Send what is due if this beat holds the lock; seconds until the next tick."""
-        self._unsent_before, self._unsent, self._refused = self._unsent, {}, False
+        self._unsent_before, self._unsent, self._refused = self._unsent, {}, {}
         try:
             if not self._hold_lock():
+                self._outage.over()
                 self._say(STANDBY)
                 return STANDBY_SECONDS
             seconds = super().tick(**options)
-        except AWAY as error:
+        except (*AWAY, RedisError) as error:
             # This tick has not got to all entries: what was said of them is not news at the next.
             self._unsent = self._unsent_before | self._unsent
-            self._say(WAITING, f"waiting for Redis ({error})")
-            return RETRY_SECONDS
-        except RedisError as error:
-            # No heartbeat: a Redis that answers and refuses is a fault somebody has to mend.
-            if refusal(error) != self._refusal:
-                self._refusal = refusal(error)
-                logger.error("beat: Redis refused a tick: %s; trying again each second", self._refusal)
-            return RETRY_SECONDS
-        self._refusal = ""
+            return self._wait(error, "the runs that are due")
         if self._refused:
-            # No heartbeat, for the same reason.
-            return RETRY_SECONDS
+            return self._wait(next(iter(self._refused.values())), ", ".join(sorted(self._refused)))
+        self._outage.over()
         self._say(TICKING)
         return float(min(seconds, TICK_SECONDS))
+
+    def _wait(self, error: Exception, what: str) -> float:
+        """Say that Redis does not take `what`; seconds until the next tick."""
+        self._outage.goes_on(error, f"Redis at {self.app.settings.broker_url.masked()}", f"take {what}")
+        # No heartbeat from one that answers and refuses: that is a fault somebody has to mend.
+        if isinstance(error, AWAY):
+            self._say(WAITING)
+        return RETRY_SECONDS
 
     # What RedBeat's tick gives maybe_due: a producer, for which it would wait here until Redis is back.
     _maybe_due_kwargs: dict[str, Any] = {}  # noqa: RUF012
@@ -134,8 +137,8 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
                 logger.warning("beat: %s was sent late by %.0f s", entry.name, late)
         # Otherwise another beat has the lock or has sent this run: the next tick will see.
 
-    def _messages(self, entry: Any) -> list[tuple[str, str]]:
-        """The entry's next run as pairs of Redis list and message."""
+    def _messages(self, entry: Any) -> list[tuple[str, str, int | None]]:
+        """The entry's next run: Redis list, message, and milliseconds for which a queue that expires may live."""
         # Nobody else sees the change: RedBeat reads its entries anew at each tick.
         entry.options = {"task_id": self._run_id(entry)} | entry.options | {"retry": False}
         # Denied, or Celery subscribes to the run's result, for which beat never asks: with a Redis of the results that
@@ -148,30 +151,32 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         return collected
 
     @contextmanager
-    def _collecting(self) -> Iterator[tuple[Any, list[tuple[str, str]]]]:
+    def _collecting(self) -> Iterator[tuple[Any, list[tuple[str, str, int | None]]]]:
         """A producer that declares queues as always, and puts what it publishes into a list."""
-        collected: list[tuple[str, str]] = []
+        collected: list[tuple[str, str, int | None]] = []
         with self.app.connection_for_write() as connection:
             # Not its default_channel, which waits for Redis without end.
             channel = connection.channel()
 
             def put(queue: str, message: dict[str, Any], **_: Any) -> None:
                 key = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
-                collected.append((key, dumps(message)))
+                collected.append((key, dumps(message), channel._expires.get(queue)))
 
             # The one method that kombu's virtual transports have for this.
             channel._put = put
             yield self.app.amqp.Producer(channel, auto_declare=False), collected
 
-    def _commit(self, entry: Any, following: Any, messages: list[tuple[str, str]]) -> bool:
+    def _commit(self, entry: Any, following: Any, messages: list[tuple[str, str, int | None]]) -> bool:
         """Send the run and write down what follows, both or neither; whether that was this beat's to do."""
         with self.app.redbeat_redis.pipeline() as pipe:
             pipe.watch(BEAT_LOCK, entry.key)
             if not self._may_send(pipe, entry):
                 return False
             pipe.multi()
-            for key, message in messages:
+            for key, message, expires in messages:
                 pipe.lpush(key, message)
+                if expires:
+                    pipe.pexpire(key, expires)
             # As RedBeat's own _next_instance writes it (celery-redbeat 2.4.2).
             pipe.hset(entry.key, "meta", entries.runs(following))
             pipe.zadd(self.app.redbeat_conf.schedule_key, {entry.key: following.score})
@@ -199,8 +204,10 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         return task_id
 
     def _report(self, name: str, what: str, error: Exception) -> None:
+        if isinstance(error, RedisError):
+            self._refused[name] = error
+            return
         said = refusal(error)
-        self._refused = self._refused or isinstance(error, RedisError)
         if said not in (self._unsent.get(name), self._unsent_before.get(name)):
             logger.error("beat: %s %s (%s); trying at each tick", name, what, said)
         self._unsent[name] = said
@@ -298,10 +305,11 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
 
         self.app.redbeat_redis.transaction(forget, key)
 
-    def _say(self, word: str, message: str = "") -> None:
-        if word != self._word:
-            logger.info("beat: %s", message or word)
-            self._word = word
+    def _say(self, word: str) -> None:
+        # An outage has lines of its own.
+        if word != self._word and WAITING not in (word, self._word):
+            logger.info("beat: %s", word)
+        self._word = word
         if self._heartbeat.usable:
             self._heartbeat.touch(word)
 

@@ -28,6 +28,9 @@ _parser: Any = BaseParser
 _parse_error = _parser.parse_error.__func__
 _parser.parse_error = classmethod(lambda cls, response: _parse_error(cls, ARGUMENTS.sub("", response)))
 
+# What Redis 7 says at the end of an error in a script.
+SCRIPT = re.compile(r" script: [0-9a-f]{40}.*")
+
 
 class Unusable(ConfigError, click.ClickException):
     """A mistake that shows after the settings are read; Celery's command line prints the sentence and no traceback."""
@@ -129,7 +132,18 @@ def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:
     return redis.Redis(host=host, port=port, **keywords)
 
 
+def place(client: redis.Redis) -> str:
+    """Which Redis a client talks to, for a log: without a login."""
+    pool: Any = client.connection_pool
+    options = pool.connection_kwargs
+    host = options.get("path") or f"{options.get('host')}:{options.get('port')}"
+    return f"Redis at {getattr(pool, 'service_name', None) or host}/{options.get('db') or 0}"
+
+
 def refusal(error: Exception) -> str:
-    """What Redis said, without the command that redis-py repeats before it: nobody wants a result in a log."""
-    text = str(error).rpartition("caused error: ")[2]
+    """What Redis said, without the command that redis-py repeats before it: nobody wants a result in a log.
+
+    Nor the number of the script that a command was in.
+    """
+    text = SCRIPT.sub("", str(error).rpartition("caused error: ")[2])
     return " ".join(f"{getattr(error, 'status_code', None) or ''} {text}".split()) or repr(error)

@@ -43,6 +43,7 @@ from config import ConfigError, Settings
 from config.redis_url import without_passwords
 from services.connections import connect
 from services.logins import Door, Refusal
+from services.outages import Outage
 from services.status import known_queues, waiting
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,8 @@ def set_options(settings: Settings, address: str, port: int, database: str) -> s
 def set_up_logging(level: str) -> None:
     """Log to standard error, unless the caller has set up logging already."""
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(processName)s %(message)s")
+    # Where its connection comes and goes, the outage has lines of its own.
+    logging.getLogger("kombu.mixins").setLevel(logging.WARNING)
     # The pages ask every second: a line for each request would drown the rest.
     logging.getLogger("tornado.access").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
 
@@ -393,9 +396,11 @@ class Receiver(EventReceiver):  # type: ignore[misc]
 class Events(events.Events):  # type: ignore[misc]
     """The thread that receives events, and the state that they make."""
 
-    def __init__(self, capp: Celery, io_loop: IOLoop) -> None:
+    def __init__(self, capp: Celery, io_loop: IOLoop, broker: str = "") -> None:
         self._file = Path(options.db)
         self._receiver: Receiver | None = None
+        self._outage = Outage("events", logger.warning)
+        self._where = f"Redis at {broker}"
         self._room = threading.BoundedSemaphore(MAX_WAITING_EVENTS)
         self._unsaved = False
         self._slow = False
@@ -423,22 +428,18 @@ class Events(events.Events):  # type: ignore[misc]
 
     def run(self) -> None:
         """Receive events for ever; Flower's own loop waits twice as long after each failure, without end."""
-        lost = False
         while True:
             try:
-                self._receive(lost)
+                self._receive()
             except Exception as error:
-                log = logger.debug if lost and self._receiver is None else logger.warning
-                log("events are missed until Redis answers: %r", error)
-                lost = True
+                self._outage.goes_on(error, self._where, "send events, which are missed until then")
             self._receiver = None
             sleep(RECONNECT_SECONDS)
 
-    def _receive(self, lost: bool) -> None:
+    def _receive(self) -> None:
         with self.capp.connection_for_read() as connection:
             connection.connect()
-            if lost:
-                logger.info("Redis answers again: receiving events")
+            self._outage.over()
             self._receiver = Receiver(connection, handlers={"*": self.on_event}, app=self.capp)
             self._receiver.capture(limit=None, timeout=None, wakeup=True)
 
@@ -543,7 +544,7 @@ class Server(Flower):  # type: ignore[misc]
         stop_on_signals(loop.asyncio_loop)
         under_prefix = {"static_url_prefix": f"{self.prefix}/static/", "login_url": f"{self.prefix}/login"}
         own = {"static_handler_class": StaticFiles, **under_prefix}
-        super().__init__(options, app, Events(app, loop), loop, **urls.settings | own)
+        super().__init__(options, app, Events(app, loop, self.broker_uri), loop, **urls.settings | own)
         self.add_transform(SafeHeaders)
         self.inspector = Inspector(loop, app, options.inspect_timeout / 1000)
         self.add_handlers(".*", self._own_handlers())

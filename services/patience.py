@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic, sleep
+from time import sleep
 from typing import TypeVar
 
 import redis
@@ -18,7 +18,8 @@ from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
-from services.connections import refusal
+from services.connections import place, refusal
+from services.outages import Outage
 
 logger = get_logger(__name__)
 
@@ -45,18 +46,18 @@ AWAY = (ConnectionError, TimeoutError, OSError)
 
 
 class Patience(threading.local):
-    """What this thread stores at the moment, and since when it waits for Redis; nothing where nobody has to wait."""
+    """What this thread stores at the moment; nothing where nobody has to wait."""
 
     # Of the whole process.
     in_worker = False
     # Of each thread.
     what = ""
-    since: float | None = None
 
 
 _patience = Patience()
-# Threads that wait.
-_waiting: set[int | None] = set()
+# Threads that wait, and what they say: the first of them that they do, the last that they do no more.
+_waiting: set[int] = set()
+_outage = Outage("patience", logger.warning)
 
 
 def asked() -> bool:
@@ -78,15 +79,15 @@ def patience(what: str) -> Iterator[None]:
     _patience.what = what
     try:
         yield
-        if _patience.since is not None:
-            logger.warning("patience: %s stored after %.0f s", what, monotonic() - _patience.since)
     finally:
-        _patience.what, _patience.since = "", None
+        _patience.what = ""
         _waiting.discard(threading.get_ident())
+        if not _waiting and worker_state.should_terminate is None:
+            _outage.over()
 
 
-def insist(attempt: Callable[[], T], redis_answers: Callable[[], bool]) -> T:
-    """Repeat `attempt` until it succeeds, where patience is asked for.
+def insist(attempt: Callable[[], T], client: Callable[[], redis.Redis] | None = None) -> T:
+    """Repeat `attempt`, which `client` is for, until it succeeds, where patience is asked for.
 
     Raises what it raises when that is no matter of waiting. In a cold shutdown Celery's WorkerTerminate: it would take
     an error for the end of the task, or of its chord.
@@ -102,10 +103,11 @@ def insist(attempt: Callable[[], T], redis_answers: Callable[[], bool]) -> T:
                 raise
             if worker_state.should_terminate is not None:
                 raise WorkerTerminate(worker_state.should_terminate) from error
-            broken = broken + 1 if isinstance(error, AWAY) and redis_answers() else 0
+            broken = broken + 1 if isinstance(error, AWAY) and client and _answers(client) else 0
             if broken == BROKEN_TRIES:
                 raise
-            _begin_waiting(error)
+            _waiting.add(threading.get_ident())
+            _outage.goes_on(error, _where(client), f"take {_patience.what}")
         sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -128,8 +130,17 @@ def passes(error: Exception) -> bool:
     return isinstance(error, (*AWAY, *PASSING_ERRORS)) or bool(PASSING_TEXT.search(refusal(error)))
 
 
-def _begin_waiting(error: Exception) -> None:
-    if _patience.since is None:
-        _patience.since = monotonic()
-        _waiting.add(threading.get_ident())
-        logger.warning("patience: Redis does not take %s (%s); trying until it does", _patience.what, refusal(error))
+def _where(client: Callable[[], redis.Redis] | None) -> str:
+    try:
+        return place(client()) if client else "Redis"
+    except (RedisError, OSError):
+        # A channel that has been closed makes no client any more.
+        return "Redis"
+
+
+def _answers(client: Callable[[], redis.Redis]) -> bool:
+    """Whether Redis answers, when it is asked without patience."""
+    try:
+        return bool(redis.Redis(connection_pool=client().connection_pool).ping())
+    except (RedisError, OSError):
+        return False

@@ -33,8 +33,9 @@ from redis.sentinel import MasterNotFoundError
 
 from config import Settings
 from config.redis_url import RedisUrl
-from services.connections import connect, require_tls_files
+from services.connections import connect, refusal, require_tls_files
 from services.delivery import scripts
+from services.outages import Outage
 from services.queues import DEAD_LETTERS, HELD, RESULT
 
 REFUSED_EXIT_CODE = 3
@@ -192,8 +193,7 @@ def _check_scripts(client: Redis, found: Findings) -> None:
     except ResponseError as error:
         if _is_of_cluster(error):
             raise Refused(CLUSTER) from None
-        # Without the number of the script.
-        reason = re.sub(r" script: [0-9a-f]{40}.*", "", str(error))
+        reason = refusal(error)
         if re.search(r"\bkeys?\b", reason) and _is_of_acl(error, reason):
             # Beat, which asks as well, needs fewer of them than a worker.
             found.unchecked.append(f"EVAL: {reason}")
@@ -285,7 +285,11 @@ def _check_timeout(client: Redis, found: Findings) -> None:
 
 def say(line: str) -> None:
     """One line for the log, at once."""
-    print(f"preflight: {line}", file=sys.stderr, flush=True)
+    _write(f"preflight: {line}")
+
+
+def _write(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def check(settings: Settings) -> None:
@@ -318,8 +322,8 @@ def _check_one(
         return False
     finally:
         client.close()
-    for refusal in found.refusals:
-        say(f"error: {name}: {refusal}")
+    for problem in found.refusals:
+        say(f"error: {name}: {problem}")
     for warning in found.warnings:
         say(f"warning: {name}: {warning}")
     if found.unchecked:
@@ -329,14 +333,16 @@ def _check_one(
 
 def wait_for(look: Callable[[], Findings], name: str) -> Findings:
     """`look()`, again and again while Redis does not answer."""
-    seconds = FIRST_WAIT_SECONDS
+    seconds, outage = FIRST_WAIT_SECONDS, Outage("preflight", _write)
     while True:
         try:
-            return look()
+            found = look()
+            outage.over()
+            return found
         except (ConnectionError, TimeoutError, OSError) as error:
             if isinstance(error, AuthenticationError):
                 raise
-            say(f"waiting for {name}: {error}; next try in {seconds:g} s")
+            outage.goes_on(error, name)
         # Jitter: a hundred workers must not come back in the same millisecond.
         sleep(seconds * random.uniform(0.8, 1.2))
         seconds = min(seconds * 2, LONGEST_WAIT_SECONDS)

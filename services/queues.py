@@ -31,6 +31,8 @@ DEAD_LETTER = "dead_letter:"
 DEAD = (DEAD_LETTERS, DEAD_LETTERS_NEXT, DEAD_LETTERS_UNTOLD)
 # The last message of each thread that publishes, and each message of a chord's body.
 PUBLISHED = "published:"
+# For how many milliseconds a list of a queue that expires may live (services/delivery/lua/record.lua).
+EXPIRES = "expires:"
 # Of a result; Celery's own.
 RESULT = "celery-task-meta-"
 # One set for each exchange: routing key, pattern and queue, joined by the separator.

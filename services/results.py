@@ -30,7 +30,7 @@ from celery.worker import request as stock_request
 from celery.worker import state as worker_state
 from kombu.utils.encoding import bytes_to_str
 from redis.client import Pipeline
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import NoPermissionError
 
 from config.redis_url import TLS_FILES
 from services import reserve
@@ -82,13 +82,13 @@ class PatientClient(reserve.Client):
     """A client that repeats a command while this thread has patience."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        return insist(partial(super().execute_command, *args, **options), partial(_answers, self))
+        return insist(partial(super().execute_command, *args, **options), lambda: self)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
         return PatientTransaction(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
     def run(self, script: scripts.Script, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
-        return insist(partial(self.run_once, script, keys, arguments), partial(_answers, self))
+        return insist(partial(self.run_once, script, keys, arguments), lambda: self)
 
     def run_once(self, script: scripts.Script, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """Run a script without patience. Raises redis.exceptions.RedisError."""
@@ -106,15 +106,7 @@ class PatientTransaction(reserve.Transaction):
             self.command_stack = list(commands)
             return super(PatientTransaction, self).execute(raise_on_error)
 
-        return insist(attempt, partial(_answers, self))
-
-
-def _answers(client: redis.Redis) -> bool:
-    """Whether Redis answers a client without patience."""
-    try:
-        return bool(redis.Redis(connection_pool=client.connection_pool).ping())
-    except (RedisError, OSError):
-        return False
+        return insist(attempt, lambda: self)
 
 
 class Stored:
@@ -160,7 +152,7 @@ class Stored:
                 # Here nobody may run scripts: in Celery's way, in two steps.
                 super(Stored, self)._store_result(task_id, result, state, traceback, request, **options)  # type: ignore[misc]
 
-        insist(attempt, partial(_answers, self.client))  # type: ignore[attr-defined]
+        insist(attempt, lambda: self.client)  # type: ignore[attr-defined]
         return result
 
     def _get_result_meta(self, result: Any, state: str, traceback: Any, request: Any, **options: Any) -> Any:

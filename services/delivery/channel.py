@@ -20,12 +20,14 @@ from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from kombu.utils.objects import cached_property
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from services import reserve
+from services.connections import place
 from services.delivery import dispatch, holders, scheduled, scripts
 from services.delivery.claim import MOST, Claim, Claimed, ClaimLine, Claims, Refused, claimed, command
 from services.delivery.holder import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
+from services.outages import Outage
 from services.patience import insist, patience
 from services.queues import PUBLISHED, carries_tasks
 
@@ -158,6 +160,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     # Called whenever this channel has begun to hear broadcasts: what was broadcast before is lost. redis-py connects
     # again without a word (redis-py 8.1).
     on_subscribed: Callable[[], None] | None = None
+    # Of whatever consumes here: all channels of this process, and those that come after them.
+    outage = Outage("consumer", logger.warning)
     # The socket that was heard on when that was called last.
     _heard_on: Any = None
 
@@ -167,10 +171,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self.delivers = False
         # kombu has them of the whole process, and forgets none: each reconnect and each receiver of events adds one.
         self._fanout_queues = connection.fanout_queues
-        # Whether Redis had no room for the last claim.
-        self._refused = False
         self._backlog: deque[Claimed] = deque()
         self._line: ClaimLine | None = None
+        # When queues that expire are kept alive again, by `clock`.
+        self._keep_queues_at = 0.0
         try:
             super().__init__(connection, **keywords)
         except BaseException:
@@ -197,13 +201,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             # Each node that has run it may ask for that, and all nodes would run what each of them has sent.
             mark = f"{PUBLISHED}{headers.get('id')}:{retry}:{exchange}"
             first = partial(self._commands.set, mark, tag, nx=True, ex=PUBLISHED_SECONDS)
-            if not insist(first, self._answers) and bytes_to_str(self._commands.get(mark)) != tag:
+            if not insist(first, self._server) and bytes_to_str(self._commands.get(mark)) != tag:
                 logger.info("%s: another node has sent retry %s of it to all", headers.get("id"), retry)
                 return
         text, topics = dumps(message), self._get_publish_topics(exchange, routing_key)
         with self.conn_or_acquire() as client:
             # Of a second topic, sentinel_fanout_compat's: those that hear the first hear it as well.
-            self.heard = max(insist(partial(client.publish, topic, text), self._answers) for topic in topics)
+            self.heard = max(insist(partial(client.publish, topic, text), self._server) for topic in topics)
         if not self.heard and carries_tasks(exchange):
             logger.warning("no node hears what is broadcast to %s with routing key %s", exchange, routing_key)
 
@@ -300,6 +304,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             # Also without acknowledgements: kombu's own way of those ends with the first message that is none.
             self.delivers = True
             holders.keep(self)
+            # Before the first claim, which looks for how long its lists may live.
+            self._maybe_update_queues_expire(self._commands, queue)
         self.connection._callbacks[queue] = self._receiver(callback, no_ack)
         return answer
 
@@ -361,26 +367,30 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         try:
             found = self._line.read(connection)
         except Refused as error:
-            if not self._refused:
-                logger.warning("claim: Redis takes no more (%s): waiting until it does", error)
-            self._refused = True
+            self._say_away(error)
             self._in_poll = None
             raise Empty from None
         except self.connection_errors as error:
             # Whether Redis itself is away shows when this is connected again.
-            logger.warning("claim: the connection broke (%s)", error)
+            self._say_away(error)
             self._hang_up(connection)
             raise Empty from None
         except BaseException:
             self._hang_up(connection)
             raise
+        if not self._line.outstanding:
+            self.outage.over()
         if found is None:
             raise Empty
-        self._in_poll, self._refused = None, False
+        self._in_poll = None
         self._backlog.extend(found)
         if found:
             self._queue_cycle.rotate(found[-1].queue)
         return self.deliver()
+
+    def _say_away(self, error: Exception) -> None:
+        """Say that this process waits for tasks, because of this error."""
+        self.outage.goes_on(error, place(self.client), "give tasks")
 
     def absorb(self) -> None:
         """Read what has come unasked: late news about lists, or the end of the connection."""
@@ -440,7 +450,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if not line or not self._in_poll:
             return
         if line.overdue:
-            logger.warning("claim: Redis has not answered; connecting again")
+            self._say_away(TimeoutError("it has not answered; connecting again"))
             self._hang_up(self.client.connection)
         elif line.wants_look:
             self._in_poll = None
@@ -475,14 +485,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     # Publishing: the whole way of a message waits for a Redis that takes nothing, where somebody has patience.
 
     def queue_declare(self, *arguments: Any, **options: Any) -> Any:
-        return insist(partial(super().queue_declare, *arguments, **options), self._answers)
+        return insist(partial(super().queue_declare, *arguments, **options), self._server)
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str | None, queue: str) -> None:
         """Store a binding; a node that starts waits with it, as what a task sends does."""
         bind = partial(super()._queue_bind, exchange, routing_key, pattern, queue)
         try:
             with patience(f"the binding of {queue}"):
-                insist(bind, self._answers)
+                insist(bind, self._server)
         except BaseException:
             # kombu has noted before that it is there, and would never try again.
             self.state.binding_delete(queue, exchange, routing_key)
@@ -490,13 +500,20 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         # Redis has the table. kombu's own, which nobody reads, grows with each queue of answers (kombu 5.7).
         self.state.exchanges[exchange]["table"].clear()
 
-    def _refresh_bindings(self, queues: list[str]) -> None:
-        try:
-            super()._refresh_bindings(queues)
-        except ResponseError as error:
-            # They live for hours; kombu would try each second, with a traceback.
-            if not reserve.is_full(error):
-                raise
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Keep the bindings of consumed queues that expire, and what waits in these."""
+        queues = [queue for queue in self.active_queues if queue in self._expires]
+        if queues and clock() >= self._keep_queues_at:
+            for queue in queues:
+                # As kombu does whenever it takes something, which a worker that is busy does not.
+                self._maybe_update_queues_expire(self._commands, queue)
+            self._keep_queues_at = clock() + min(self._expires[queue] for queue in queues) / 3000
+        super().maybe_refresh_binding_expiry()
+
+    def _do_restore_message(self, payload: Any, exchange: str, routing_key: str, *arguments: Any) -> None:
+        super()._do_restore_message(payload, exchange, routing_key, *arguments)
+        for queue in self._lookup(exchange, routing_key):
+            self._maybe_update_queues_expire(self._commands, queue)
 
     @cached_property  # type: ignore[untyped-decorator]
     def _refresh_binding(self) -> Callable[..., Any]:
@@ -519,12 +536,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         """Enqueue a message, once, however often that is tried."""
-        if kwargs.get("_publish_batch") is not None or queue in self._expires:
-            # A batch is never repeated, and queues that expire are for replies to remote control.
+        tasks = carries_tasks(message["properties"]["delivery_info"]["exchange"])
+        if kwargs.get("_publish_batch") is not None or (queue in self._expires and not tasks):
+            # A batch is never repeated, nor is a question.
             super()._put(queue, message, **kwargs)
             return
         key = self._q_for_pri(queue, self._get_message_priority(message))
-        if not carries_tasks(message["properties"]["delivery_info"]["exchange"]):
+        if not tasks:
             # Only the channel of whoever asks knows that its queue expires.
             with self._commands.pipeline() as pipe:
                 pipe.lpush(key, dumps(message)).pexpire(key, ANSWER_MILLISECONDS).execute()
@@ -535,13 +553,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         arguments = [dumps(message), "1" if name else message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
         # Also what a task publishes without Celery.
         with patience(f"a message for {queue}"):
-            insist(lambda: self._commands.run(scripts.PUBLISH, [key, mark], arguments), self._answers)
+            insist(lambda: self._commands.run(scripts.PUBLISH, [key, mark], arguments), self._server)
+            insist(lambda: self._maybe_update_queues_expire(self._commands, queue), self._server)
 
-    def _answers(self) -> bool:
-        try:
-            return bool(self._commands.ping())
-        except (RedisError, OSError):
-            return False
+    def _server(self) -> Any:
+        return self._commands
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         """The queues that a message goes to.
@@ -550,7 +566,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         Events and answers that nobody waits for any more go there.
         """
         look = partial(super()._lookup, exchange, routing_key, default)
-        queues: list[str] = insist(look, self._answers)
+        queues: list[str] = insist(look, self._server)
         if not queues and carries_tasks(exchange):
             raise InconsistencyError(f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r}")
         return queues

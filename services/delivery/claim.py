@@ -20,8 +20,10 @@ from typing import Any
 from celery.utils.log import get_logger
 from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
 
+from services.connections import refusal
 from services.delivery import scripts
 from services.delivery.holder import Holder, clock
+from services.patience import passes
 from services.queues import HELD
 
 logger = get_logger(__name__)
@@ -36,8 +38,6 @@ LOOK_SECONDS = 5.0
 LOOK_UNTRACKED_SECONDS = 0.2
 # Redis answers in milliseconds; config/celery.py gives up a socket after the same time.
 REPLY_SECONDS = 10.0
-# No memory, not even in reserve, or no disk: Redis answers, and takes nothing until there is room.
-FULL = ("OOM", "MISCONF")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Claimed:
 
 
 class Refused(Exception):
-    """Redis is full: nothing was claimed."""
+    """Redis answers, and lets nothing be claimed until somebody sees to it: it is full, for instance."""
 
 
 class Claims:
@@ -239,9 +239,9 @@ class ClaimLine:
             return
         # An error inside the script: what it had written before stays under the lease, and goes back.
         self.reset()
-        if kind == "claim" and str(error).startswith(FULL):
+        if kind == "claim" and passes(error):
             self._not_before = clock() + LOOK_UNTRACKED_SECONDS
-            raise Refused(str(error)) from None
+            raise Refused(refusal(error)) from None
         raise error
 
     def reset(self) -> None:

@@ -105,7 +105,7 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]
             # What a task sends is part of it: it waits for a Redis that is away or full, as its result does.
             with patience(f"a message for {name}"):
                 # Apart: kombu gives up the first connection of a process after four seconds (celery 5.7).
-                insist(lambda: _connect(producer), lambda: False)
+                insist(lambda: _connect(producer))
                 return send(producer, name, message, **options)
 
         return send_task

@@ -13,9 +13,11 @@ from celery.utils.log import get_logger
 from redis import Redis, exceptions
 from redis.exceptions import NoScriptError, RedisError
 
+from services.connections import place
 from services.delivery import restore, scripts
 from services.delivery.holder import Holder, Rejection, Work, clock
 from services.delivery.started import StartMarks
+from services.outages import Outage
 from services.queues import DEAD, DEAD_LETTER, HELD, SCHEDULED, SCHEDULED_MESSAGES, scheduled_fields
 
 logger = get_logger(__name__)
@@ -31,8 +33,6 @@ CLOSE_SECONDS = 5.0
 SLACK_SECONDS = 0.002
 # There is no connection; everything else is an answer, and says nothing about the next command's.
 AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
-# So long a Redis that answers with errors keeps a thread from saying so again.
-QUIET_SECONDS = 60.0
 # A task that asks to be run later waits twice as long each time: first as long as whoever has to give way needs, at
 # last as seldom as costs nothing.
 FIRST_REQUEUE_SECONDS = 0.1
@@ -52,8 +52,7 @@ class Keeper:
         holder.confirm, holder.mark_started = self._confirm, self._mark.send
         # By `clock`: when leases are renewed, and when something is due before that.
         self._renew_at = self._sweep_at = clock()
-        self._failing_since: float | None = None
-        self._complained_at = float("-inf")
+        self._outage = Outage("lease", logger.warning)
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
         self._thread.start()
 
@@ -261,14 +260,9 @@ class Keeper:
     # What it says.
 
     def _complain(self, error: Exception) -> None:
-        if self._failing_since is None:
-            self._failing_since = clock()
-        if clock() - self._complained_at > QUIET_SECONDS:
-            self._complained_at = clock()
-            if isinstance(error, RedisError | OSError):
-                logger.warning("lease: Redis does not take %d deliveries' news: %s", len(self._holder), error)
-            else:
-                logger.error("lease: a mistake of ours or of a listener's; it is tried again", exc_info=error)
+        said = self._outage.goes_on(error, place(self._client), f"take acks and renewals ({len(self._holder)} held)")
+        if said and not isinstance(error, RedisError | OSError):
+            logger.error("lease: a mistake of ours or of a listener's; it is tried again", exc_info=error)
 
     def _say_not_kept(self, one: Rejection) -> None:
         logger.warning(
@@ -279,9 +273,7 @@ class Keeper:
         )
 
     def _recovered(self) -> None:
-        if self._failing_since is not None:
-            logger.warning("lease: Redis is back after %.1f s", clock() - self._failing_since)
-            self._failing_since, self._complained_at = None, float("-inf")
+        if self._outage.over():
             self._renew_at = clock()
 
 

@@ -12,7 +12,11 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import NoScriptError
 
+from services.queues import EXPIRES
+
 DIRECTORY = Path(__file__).with_name("lua")
+# What scripts would have to be told again and again, by whoever may cause them to give something back.
+NAMES = f"local EXPIRES = '{EXPIRES}'"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def of(text: str) -> Script:
 
 
 def _script(name: str, *shared: str) -> Script:
-    return of("\n".join(map(_read, (*shared, name))))
+    return of("\n".join((NAMES, *map(_read, (*shared, name)))))
 
 
 def _read(name: str) -> str:

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from services.connections import connect
 from services.delivery import holders, messages, scripts
+from services.outages import Outage
 from services.queues import DEAD_LETTER, DEAD_LETTERS_UNTOLD
 
 logger = get_logger(__name__)
@@ -114,10 +115,12 @@ class TellStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, worker: Any) -> None:
         client = connect(worker.app.settings.broker_url, worker.app.settings)
         teller = Teller(worker.app, client, worker.hostname)
-        threading.Thread(target=self._run, args=(teller,), name="dead-letter-teller", daemon=True).start()
+        where = f"the results at {worker.app.settings.result_url.masked()}"
+        threading.Thread(target=self._run, args=(teller, where), name="dead-letter-teller", daemon=True).start()
         holders.on_dead_letters(self._news.put)
 
-    def _run(self, teller: Teller) -> None:
+    def _run(self, teller: Teller, where: str) -> None:
+        outage = Outage("dead letter", logger.warning)
         while True:
             ids = set(self._news.get())
             try:
@@ -129,4 +132,6 @@ class TellStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 teller.tell(sorted(ids))
             except AWAY as error:
                 # The next sweep that sees them asks again.
-                logger.warning("dead letter: %d tasks could not be told that they failed: %s", len(ids), error)
+                outage.goes_on(error, where, f"take that {len(ids)} tasks have failed")
+            else:
+                outage.over()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from queue import Empty
 from typing import Any
 
 from kombu.transport import redis as kombu_redis
 from kombu.utils.eventio import READ
+from redis.exceptions import RedisError
 
 from services.delivery.channel import Channel, SentinelChannel
 from services.delivery.holder import Holder
@@ -28,8 +29,8 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
         self._registered_with: Any = None
         # Those that ring when a place becomes free.
         self._holders: set[Holder] = set()
-        # Takes this poller out of the event loop.
-        self.leave_loop: Callable[[], None] = lambda: None
+        # Takes this poller, and what it is rung by, out of the event loop.
+        self.leave_loop: Callable[[int], None] = lambda bell: None
 
     def ring(self) -> None:
         """Wake whoever polls. May be called from any thread."""
@@ -38,14 +39,16 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
                 os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
+        for channel in list(self._channels):
+            self.discard(channel)
         super().close()
-        self.leave_loop()
         while self._holders:
             self._holders.pop().ring_no_more(self.ring)
         # A number that is closed may be somebody else's the moment after.
         with self._bell_lock:
             bell, self._bell = self._bell, -1
             if bell >= 0:
+                self.leave_loop(bell)
                 os.close(bell)
 
     def __del__(self) -> None:
@@ -55,7 +58,16 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
     def _on_connection_disconnect(self, connection: Any) -> None:
         super()._on_connection_disconnect(connection)
         # kombu forgets a connection where an event loop runs, and elsewhere keeps its channel (kombu 5.7).
-        gone = {key for key in list(self._chan_to_sock) if key[1].connection is connection}
+        self._forget({key for key in list(self._chan_to_sock) if key[1].connection is connection})
+
+    def discard(self, channel: Any) -> None:
+        """Forget a channel that is about to close its connections, whose numbers may be somebody else's then."""
+        super().discard(channel)
+        for fileno in [fileno for fileno, (owner, _) in self._fd_to_chan.items() if owner is channel]:
+            self._unregister_from_poll(fileno)
+        self._forget({key for key in self._chan_to_sock if key[0] is channel})
+
+    def _forget(self, gone: set[tuple[Any, Any, str]]) -> None:
         for channel, client, kind in gone:
             del self._chan_to_sock[channel, client, kind]
             for fileno in [fileno for fileno, owner in list(self._fd_to_chan.items()) if owner == (channel, kind)]:
@@ -121,6 +133,13 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
     def maybe_restore_messages(self) -> None:
         """Nothing: the keeper sweeps."""
 
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Called each second: keep alive what expires; where Redis refuses that, the next second will do."""
+        for channel in list(self._channels):
+            # kombu would log a traceback each time (kombu 5.7).
+            with suppress(RedisError, OSError):
+                channel.maybe_refresh_binding_expiry()
+
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]
     """redis://, rediss:// and redis+socket://"""
@@ -136,8 +155,14 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         before = loop.on_tick.copy()
         super().register_with_event_loop(connection, loop)
-        # kombu would have it turn for ever, with each of its predecessors (kombu 5.7).
-        self.cycle.leave_loop = partial(loop.on_tick.difference_update, loop.on_tick - before)
+        ticks = loop.on_tick - before
+
+        def leave(bell: int) -> None:
+            # kombu would have it turn for ever, with each of its predecessors (kombu 5.7).
+            loop.on_tick.difference_update(ticks)
+            loop.remove(bell)
+
+        self.cycle.leave_loop = leave
 
     def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
         """Give back what has come for a consumer that is gone."""

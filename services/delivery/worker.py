@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,8 +18,8 @@ from celery import Celery, signals
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.apps.worker import Worker as CeleryWorker
 from celery.concurrency.prefork import TaskPool as PreforkPool
-from celery.exceptions import Ignore as IgnoreTask
 from celery.exceptions import (
+    CPendingDeprecationWarning,
     MaxRetriesExceededError,
     Reject,
     Retry,
@@ -24,12 +27,15 @@ from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
+from celery.exceptions import Ignore as IgnoreTask
 from celery.states import FAILURE
 from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.consumer import consumer as celery_consumer
+from celery.worker.consumer.consumer import CANCEL_TASKS_BY_DEFAULT, CONNECTION_ERROR, CONNECTION_RETRY
 from celery.worker.request import Request as CeleryRequest
 from kombu.utils.objects import cached_property
 
@@ -38,6 +44,7 @@ from config.redis_url import without_passwords
 from services.connections import connect, require_set
 from services.delivery import children, control, failures, holders, limits, node_control  # noqa: F401 - for commands
 from services.delivery.batches import BatchPool
+from services.delivery.channel import Channel
 from services.delivery.claim import Tag
 from services.delivery.holder import REJECTED, RETRIES, RETRIES_EXHAUSTED, UNDECODABLE, UNKNOWN_TASK, Holder
 from services.delivery.limits import Limits
@@ -172,7 +179,22 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         # Messages under no lease that a connection has left, and that the pool does not have yet.
         self._kept: list[Any] = []
+        # At each reconnect, of a setting that is explicit here (config/celery.py). Celery resets filters at its start.
+        warnings.filterwarnings("ignore", re.escape(CANCEL_TASKS_BY_DEFAULT), CPendingDeprecationWarning)
         super().__init__(*arguments, **keywords)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        _say_away(exc, self.conninfo.as_uri())
+        super().on_connection_error_after_connected(exc)
+
+    def connect(self) -> Any:
+        connection = super().connect()
+        Channel.outage.over()
+        if self.restart_count:
+            # Said once: the outage has lines of its own, and Redis may come and go.
+            for step in ("connection", "mingle"):
+                logging.getLogger(f"celery.worker.consumer.{step}").setLevel(logging.WARNING)
+        return connection
 
     def update_strategies(self) -> None:
         if not self.restart_count:
@@ -279,6 +301,21 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def _dead_letter(self, message: Any, reason: str, detail: str) -> None:
         _holder(message).reject(message.delivery_tag, reason, detail)
+
+
+def _is_of_no_outage(record: logging.LogRecord) -> bool:
+    """Whether a line of Celery's is to be logged. It has one for each try to connect, and Stalk one a minute."""
+    said: Any = record.args or ()
+    if record.msg == CONNECTION_ERROR:
+        _say_away(said[1], said[0])
+    return record.msg != CONNECTION_ERROR and CONNECTION_RETRY not in said
+
+
+def _say_away(error: Exception, url: str) -> None:
+    Channel.outage.goes_on(error, f"Redis at {url}", "give tasks")
+
+
+celery_consumer.logger.addFilter(_is_of_no_outage)
 
 
 class LeaseLostError(TaskRevokedError):  # type: ignore[misc]

@@ -162,7 +162,7 @@ def test_a_busy_node_hears_a_broadcast_and_rests(world: World, tmp_path: Path) -
     # What waits for a place of the pool outlives its connection.
     cut_off(stack, READY)
     for node in stack.nodes:
-        node.says("Connection to broker lost")
+        node.says("consumer: waiting for")
     for pool in pools:
         (world.directory / f"held-{pool}.released").touch()
     wait_for_all(stack, "told", len(pools))

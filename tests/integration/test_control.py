@@ -158,7 +158,8 @@ def test_a_node_hears_the_next_command_after_one_that_is_none(stack: Stack) -> N
         make(stack)
         hears(stack, f"the next command after: {mistake}")
     [node] = stack.nodes
-    assert node.process.count("Connected to") == 1, "it has connected again"
+    assert node.process.count("Connected to") == 1
+    assert node.process.count("consumer: waiting for") == 0, "it has connected again"
 
 
 def test_whoever_asks_hears_why_there_is_no_answer(stack: Stack) -> None:

@@ -15,14 +15,27 @@ from uuid import uuid4
 import pytest
 import redis
 from kombu import Exchange, Producer, Queue
+from kombu.asynchronous import Hub
 from kombu.exceptions import InconsistencyError
 
 from config import load
 from config.celery import celery_configuration
-from services.delivery import claim, restore
+from services.delivery import claim, restore, scripts
 from services.delivery.asking import Mailbox
+from services.delivery.channel import Channel
 from services.delivery.connection import Connection
-from services.queues import DEAD_LETTERS, PRIORITY_STEPS, SWEEPS, UNACKED, UNACKED_LEASES
+from services.outages import Outage
+from services.queues import (
+    DEAD_LETTER,
+    DEAD_LETTERS,
+    DEAD_LETTERS_UNTOLD,
+    HELD,
+    PRIORITY_STEPS,
+    SWEEPS,
+    UNACKED,
+    UNACKED_LEASES,
+)
+from services.queues import EXPIRES as EXPIRES_KEY
 from tests.integration.test_urls import FORMS, served
 from tests.support.broker import PATIENCE, QUIET, Broker, Inbox, Listener
 from tests.support.proxy import Proxy, has_word
@@ -161,6 +174,26 @@ def test_closing_gives_back_what_is_held_in_its_old_order(broker: Broker) -> Non
     assert broker.waiting("one") == [*"bcdef"]
 
 
+def test_a_connection_that_is_closed_leaves_its_event_loop(broker: Broker) -> None:
+    hub = Hub()
+    connection = broker.connect()
+    Inbox(connection.channel(), "one")
+    before = set(hub.readers)
+    connection.transport.register_with_event_loop(connection.connection, hub)
+    for tick in list(hub.on_tick):
+        tick()
+    bell = connection.transport.cycle._bell
+    assert bell in hub.readers
+    # A child that is forked has one as well, and as long as that is open the loop would go on hearing it.
+    copy = os.dup(bell)
+    connection.close()
+    assert (set(hub.readers), hub.on_tick) == (before, set())
+    os.eventfd_write(copy, 1)
+    assert bell not in [number for number, _ in hub.poller.poll(0) or []]
+    os.close(copy)
+    hub.close()
+
+
 def test_closing_gives_back_what_a_claim_under_way_takes(broker: Broker) -> None:
     connection = broker.connect()
     inbox = Inbox(connection.channel(), "one", ack=False)
@@ -283,6 +316,110 @@ def test_what_others_took_while_this_process_stood_still_is_not_delivered(broker
     assert sorted(inbox.drain(3, broker)) == [0, 1, 2]
     inbox.stays_at(3, 0.2)
     broker.nothing_is_left()
+
+
+# --- Queues that expire
+
+
+# Long enough for the slowest test.
+EXPIRES = 600
+
+
+def expiring(broker: Broker, *bodies: Any, consumed: bool = True) -> Inbox:
+    """A consumer of a queue that expires, which holds all that was sent there; or its producer alone."""
+    channel = broker.connect().channel()
+    queue = Queue("fleeting", expires=EXPIRES)
+    producer = Producer(channel)
+    for body in bodies:
+        producer.publish(body, routing_key="fleeting", declare=[queue])
+    inbox = Inbox(channel if consumed else broker.connect().channel(), "fleeting", ack=False)
+    inbox.drain(len(bodies), broker)
+    assert not broker.client.exists("fleeting")
+    return inbox
+
+
+def die(broker: Broker, inbox: Inbox) -> None:
+    """Have a sweep find what this consumer holds, as if its process were dead."""
+    for tag in list(inbox.channel.holder._held):
+        broker.client.zadd(UNACKED_LEASES, {tag: 1}, xx=True)
+    broker.client.hset(SWEEPS, mapping={"last": time.time(), "rest": 0})
+    assert restore.sweep(broker.client, inbox.channel.holder.rules).restored == 1
+
+
+def wait_for_its_time(broker: Broker, inbox: Inbox) -> None:
+    """Let its message be due later, which is soon."""
+    [message] = inbox.messages
+    inbox.channel.holder.postpone(message.delivery_tag, time.time() + 0.01, "some-id")
+
+
+def replay(broker: Broker, inbox: Inbox) -> None:
+    """Make a dead letter of its message, and replay it."""
+    inbox.messages[0].reject()
+    wait_until(lambda: broker.client.zcard(DEAD_LETTERS) == 1, PATIENCE, "it is parked", broker.describe)
+    [number] = broker.client.zrange(DEAD_LETTERS, 0, -1)
+    arguments = [restore.as_json(PRIORITY_STEPS), DEAD_LETTER, number]
+    assert scripts.REPLAY(broker.client, [DEAD_LETTERS, DEAD_LETTERS_UNTOLD], arguments) == [number]
+
+
+WAYS_BACK: dict[str, Callable[[Broker, Inbox], object]] = {
+    "given back": lambda _, inbox: inbox.messages[0].requeue(),
+    "closed": lambda _, inbox: inbox.channel.connection.client.close(),
+    "crashed": lambda _, inbox: inbox.channel.holder.crash(inbox.messages[0].delivery_tag, "it died"),
+    "swept": die,
+    "due": wait_for_its_time,
+    "replayed": replay,
+}
+
+
+@pytest.mark.parametrize("consumed", [True, False], ids=["declared by its consumer", "declared by its producer"])
+@pytest.mark.parametrize("way", WAYS_BACK)
+def test_a_queue_that_expires_does_so_with_what_was_given_back_to_it(broker: Broker, way: str, consumed: bool) -> None:
+    inbox = expiring(broker, "a", consumed=consumed)
+    WAYS_BACK[way](broker, inbox)
+    wait_until(lambda: broker.client.exists("fleeting"), PATIENCE, "it is back", broker.describe)
+    assert 0 < broker.client.pttl("fleeting") <= EXPIRES * 1000, broker.describe()
+
+
+def test_what_a_stock_consumer_left_in_a_queue_that_expires_goes_back_to_expire(broker: Broker) -> None:
+    inbox = expiring(broker, "a")
+    [tag] = inbox.channel.holder._held
+    record = broker.client.hget(UNACKED, tag)
+    assert scripts.RESTORE_STOCK(broker.client, HELD, [tag, record, "fleeting", "a"]) == 1
+    assert 0 < broker.client.pttl("fleeting") <= EXPIRES * 1000, broker.describe()
+
+
+def test_an_answer_that_comes_for_an_asker_that_is_gone_expires_still(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    queue = Queue("answers", Exchange("reply.everybody.pidbox", "direct"), routing_key="answers", expires=EXPIRES)
+    Producer(channel).publish("a", exchange=queue.exchange, routing_key="answers", declare=[queue])
+    answer = channel._get("answers")
+    assert not broker.client.exists("answers")
+    channel.connection._reject_inbound_message(answer)
+    assert 0 < broker.client.pttl("answers") <= EXPIRES * 1000, broker.describe()
+
+
+def test_what_is_given_back_to_a_queue_that_does_not_expire_stays(broker: Broker) -> None:
+    inbox = Inbox(broker.connect().channel(), "one", prefetch=1, ack=False)
+    broker.send("one", "a")
+    inbox.drain(1, broker)
+    inbox.channel.connection.client.close()
+    wait_until(lambda: broker.client.exists("one"), PATIENCE, "it is back", broker.describe)
+    assert broker.client.pttl("one") == -1
+    assert not broker.client.exists(f"{EXPIRES_KEY}one")
+
+
+def test_a_consumer_that_is_busy_keeps_what_waits_in_its_queue_that_expires(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    producer = Producer(channel)
+    for body in "ab":
+        producer.publish(body, routing_key="fleeting", declare=[Queue("fleeting", expires=EXPIRES)])
+    inbox = Inbox(channel, "fleeting", prefetch=1, ack=False)
+    inbox.drain(1, broker)
+    broker.client.pexpire("fleeting", 1000 * EXPIRES // 2)
+    # As if a third of its time were over.
+    channel._keep_queues_at = 0.0
+    inbox.stays_at(1, 0.1)
+    assert broker.client.pttl("fleeting") > 1000 * EXPIRES // 2, broker.describe()
 
 
 # --- Publishing
@@ -479,6 +616,48 @@ def test_a_full_redis_loses_nothing_and_consuming_goes_on_when_there_is_room(bro
         wait_until(lambda: len(listener.bodies) == 10, PATIENCE, "the rest arrives", broker.describe)
     broker.nothing_is_left()
     assert listener.bodies == list(range(10))
+
+
+def test_a_consumer_waits_for_a_redis_that_lets_it_claim_nothing(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(Channel, "outage", Outage("consumer", log.append))
+    broker.send("one", "a")
+    broker.server.ask("ACL", "SETUSER", "default", "-evalsha")
+    try:
+        inbox = Inbox(broker.connect().channel(), "one")
+        inbox.stays_at(0, QUIET)
+    finally:
+        broker.server.ask("ACL", "SETUSER", "default", "+evalsha")
+    assert inbox.drain(1, broker) == ["a"]
+    assert ["NOPERM" in log[0], "goes on" in log[1], len(log)] == [True, True, 2], log
+
+
+def test_a_consumer_that_finds_nothing_in_a_full_redis_does_not_wait_for_it_any_more(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(Channel, "outage", Outage("consumer", log.append))
+    broker.send("one", "a")
+    broker.client.config_set("maxmemory", 1)
+    inbox = Inbox(broker.connect().channel(), "one")
+
+    def said(lines: int) -> bool:
+        inbox.stays_at(0, 0.05)
+        return len(log) >= lines
+
+    def until(lines: int) -> None:
+        wait_until(lambda: said(lines), PATIENCE, f"{lines} lines", lambda: f"{log}")
+
+    until(1)
+    # Somebody else has taken it.
+    broker.client.delete("one")
+    until(2)
+    where = f"Redis at 127.0.0.1:{broker.server.port}/0"
+    assert log[0].startswith(f"consumer: waiting for {where} to give tasks: "), log
+    assert "OOM command not allowed" in log[0], log
+    assert log[1].endswith(f" s of waiting for {where}"), log
 
 
 def test_a_consumer_that_waits_without_end_hears_when_a_full_redis_has_room_again(broker: Broker) -> None:

@@ -42,7 +42,7 @@ SOFT_SHUTDOWN = 2
 HEARTBEAT_TIMEOUT = 10
 # A heartbeat comes each 2 s, and the watchdog looks each 5 s.
 KILLED_SECONDS = HEARTBEAT_TIMEOUT + 7
-WAITS = "trying until it does"
+WAITS = "patience: waiting for"
 
 
 class Results:
@@ -162,7 +162,7 @@ def test_a_result_that_redis_does_not_take_is_stored_later_and_its_task_runs_onc
     assert [stack.world.started(label) for label in (*sent, *again)] == [1] * len((*sent, *again))
     for node in nodes.values():
         # A line when it begins, one when it is over, and no traceback of it.
-        assert node.process.count(WAITS) == node.process.count(r"patience: .* stored after")
+        assert node.process.count(WAITS) == node.process.count("patience: goes on after")
         assert node.process.count(r"redis\.exceptions") == 0
 
 

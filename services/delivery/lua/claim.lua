@@ -10,6 +10,7 @@
 --      3 unacked_leases  zset  tag -> end of the lease; what stock consumers hold is not in it
 --      4 unacked_started set   tags of tasks that have begun to run
 --      5…                lists of the queues: all queues of the most urgent priority, then of the next
+--      expires:<list>    string for how long a list may live (see record.lua)
 -- ARGV 1 claim           the tags are claim:1, claim:2, …
 --      2 credit          how many at most
 --      3 lease           seconds
@@ -24,6 +25,8 @@ local bytes, queues = tonumber(ARGV[4]), tonumber(ARGV[5])
 local answer = { '' }
 local expiry = exact(now() + lease)
 local taken = 0
+-- Lists that something was taken from.
+local known = {}
 
 -- 1 when a message was taken, 0 when the list was empty, nothing when Redis has no memory for it.
 local function take(list, queue)
@@ -43,6 +46,10 @@ local function take(list, queue)
     end
     redis.call('ZADD', KEYS[2], expiry, tag)
     redis.call('ZADD', KEYS[3], expiry, tag)
+    if not known[list] then
+        known[list] = true
+        remember_expiry(list)
+    end
     redis.call('RPOP', list)
     taken = taken + 1
     bytes = bytes - #message

@@ -98,7 +98,35 @@ local function forget(tag)
     redis.call('SREM', KEYS[4], tag)
 end
 
+-- Queues that expire (x-expires): their lists are keys with a time to live, which is gone with the last message that is
+-- taken, while only who has declared such a queue knows how long it is.
+--
+-- expires:<list>  milliseconds that the list had left when something was taken from it; for a month
+
+local A_MONTH = 30 * 24 * 3600 * 1000
+
+local function remember_expiry(list)
+    local left = redis.call('PTTL', list)
+    if left > 0 then
+        redis.call('SET', EXPIRES .. list, left, 'PX', A_MONTH)
+    end
+end
+
+-- Of a list that something has been given back to.
+local function keep_expiry(list)
+    local left = redis.call('GET', EXPIRES .. list)
+    if left and redis.call('PTTL', list) == -1 then
+        redis.call('PEXPIRE', list, left)
+    end
+end
+
+-- Put a message into a list; `push` says at which end.
+local function put_back(push, list, message)
+    write(push, list, message)
+    keep_expiry(list)
+end
+
 -- Back to the end of the list that is taken from next: it was there before what has come since.
 local function requeue(message, queue, steps)
-    write('RPUSH', list_of(message, queue, steps), message)
+    put_back('RPUSH', list_of(message, queue, steps), message)
 end

@@ -7,7 +7,7 @@ if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
     return 0
 end
 for position = 3, #ARGV, 2 do
-    write('RPUSH', ARGV[position], ARGV[position + 1])
+    put_back('RPUSH', ARGV[position], ARGV[position + 1])
 end
 forget(ARGV[1])
 return 1
