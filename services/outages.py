@@ -27,19 +27,22 @@ class Outage:
     def goes_on(self, error: Exception, where: str, purpose: str = "") -> bool:
         """Wait for `where` once more, because of this error; `purpose` says to do what. Whether there was a line."""
         now = self._clock()
-        if self._since is None:
-            self._since, self._where = now, where
+        since = self._since
+        if since is None:
+            since, self._since, self._where = now, now, where
         if now - self._last_said < MINUTE:
             return False
-        how = f"still waiting, after {now - self._since:.0f} s," if self._said else "waiting"
-        self._said, self._last_said = True, now
+        # First, so that no other thread says it too.
+        self._last_said = now
+        how = f"still waiting, after {now - since:.0f} s," if self._said else "waiting"
+        self._said = True
         self._say(f"{self._loop}: {how} for {where}{purpose and ' to '}{purpose}: {refusal(error)}")
         return True
 
     def over(self) -> bool:
         """Go on. Whether there was an outage, however short."""
         since, self._since = self._since, None
-        if since is not None and self._said:
-            self._said = False
+        said, self._said = self._said, False
+        if since is not None and said:
             self._say(f"{self._loop}: goes on after {self._clock() - since:.1f} s of waiting for {self._where}")
         return since is not None
