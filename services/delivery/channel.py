@@ -285,6 +285,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self.connection._callbacks[queue] = self._receiver(callback, no_ack)
         return answer
 
+    def _update_queue_cycle(self) -> None:
+        super()._update_queue_cycle()
+        if self._line:
+            self._line.outdate()
+
     def _receiver(self, callback: Callable[[Any], Any], no_ack: bool) -> Callable[[Any], Any]:
         def receive(raw: Any) -> Any:
             try:
@@ -417,7 +422,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         return self._line.patience if self._line else None
 
     def look(self) -> None:
-        """Called again and again by the poller: end a silence that has lasted too long."""
+        """Called again and again by the poller: end a silence that has lasted too long, or is about other queues."""
         line = self._line
         if not line or not self._in_poll:
             return
