@@ -65,6 +65,7 @@ def hand_back_and_exit(worker: Any) -> None:
         logger.warning("shutdown: %d tasks still ran in batches and go back to their queues", len(batched))
     if not holders.close():
         logger.error("shutdown: Redis does not answer; what this node held goes back when its lease runs out")
+    worker.leave_rates()
     sys.stdout.flush()
     sys.stderr.flush()
     # A thread or the main thread is in the middle of a task: only leaving hard stops it.

@@ -596,6 +596,8 @@ def _payload(one: Claimed) -> dict[str, Any]:
     if count:
         # Somebody had started it, or had held it when he died.
         properties["delivery_info"] = (properties.get("delivery_info") or {}) | {"redelivered": True}
+    if token := payload.get("rate_limit_token"):
+        properties["delivery_info"] = (properties.get("delivery_info") or {}) | {"rate_limit_token": token}
     # The tag of this delivery; the one inside belongs to the publish.
     properties["delivery_tag"] = one.tag
     return payload

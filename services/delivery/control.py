@@ -20,7 +20,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from services.connections import connect, refusal
-from services.delivery import holders, limits, messages, revoked, scheduled
+from services.delivery import holders, limits, messages, rates, revoked, scheduled
 from services.delivery.holder import Holder
 from services.delivery.limits import Limits
 from services.patience import AWAY
@@ -95,6 +95,22 @@ def time_limit(state: Any, task_name: str = "", hard: float | None = None, soft:
     limits.change(task, Limits(hard, soft))
     logger.info("New time limits for tasks of type %s: soft=%s hard=%s", task_name, soft, hard)
     return celery_control.ok("time limits set successfully")
+
+
+@control_command(  # type: ignore[untyped-decorator]
+    args=[("task_name", str), ("rate_limit", str)], signature="<task_name> <rate_limit (e.g., 5/s | 5/m | 5/h)>"
+)
+def rate_limit(state: Any, task_name: str, rate_limit: Any, **_: Any) -> Any:
+    """Tell worker(s) to modify the rate limit for a task by type."""
+    answer = celery_control.rate_limit(state, task_name, rate_limit)
+    if "ok" not in answer:
+        return answer
+    try:
+        with _redis(state) as client:
+            rates.settle(client, {task_name: state.consumer.rate_of(task_name)})
+    except (RedisError, OSError) as error:
+        return celery_control.ok(f"{answer['ok']}, but what waits in Redis goes on to: {refusal(error)}")
+    return answer
 
 
 @inspect_command(variadic="ids", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]

@@ -109,11 +109,12 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Postponement:
-    """`tag` waits in Redis until `due` (Unix time), under the id of its task."""
+    """`tag` waits in Redis until `due` (Unix time), under the id of its task; for a token of its rate, if given."""
 
     tag: str
     due: float
     task_id: str
+    token: str = ""
 
 
 @dataclass
@@ -306,12 +307,12 @@ class Holder:
                 self._work.rejections.append(Rejection(tag, reason, detail, told))
                 self.changed.notify_all()
 
-    def postpone(self, tag: str, due: float, task_id: str) -> None:
-        """It waits in Redis until `due`. Its place becomes free when Redis has it."""
+    def postpone(self, tag: str, due: float, task_id: str, token: str = "") -> None:
+        """It waits in Redis until `due`, for `token` if that is given. Its place becomes free when Redis has it."""
         with self.changed:
             if held := self._held.get(tag):
                 held.leaving = task_id
-                self._work.postponements.append(Postponement(tag, due, task_id))
+                self._work.postponements.append(Postponement(tag, due, task_id, token))
                 self.changed.notify_all()
 
     def wait_left(self, task_ids: Container[str], seconds: float) -> None:

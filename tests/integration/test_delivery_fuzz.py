@@ -16,9 +16,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kombu import Consumer, Producer, Queue
 
-from services.delivery import restore, scripts
+from services.delivery import restore, scheduled, scripts
 from services.delivery.claim import MOST, Claim, claimed, command
 from services.delivery.holder import Rules, clock
+from services.delivery.messages import of_record
+from services.delivery.rates import Rate
 from services.queues import (
     BINDINGS,
     DEAD,
@@ -193,7 +195,7 @@ def crash(client: Any, tag: str) -> None:
 
 
 def postpone(client: Any, tag: str) -> None:
-    field = scripts.POSTPONE(client, [*HELD, SCHEDULED, SCHEDULED_MESSAGES], [tag, 1, "id"])
+    field = scripts.POSTPONE(client, [*HELD, SCHEDULED, SCHEDULED_MESSAGES], [tag, 1, "", "id"])
     assert field == b"id"
     assert restore.sweep(client, RULES).promoted == 1
 
@@ -252,6 +254,25 @@ def check(client: Any, queue: str, message: bytes, way: Way) -> None:
         assert (lists, letters) == ([message if way in UNCHANGED else after], [])
     for key in (UNACKED, UNACKED_INDEX, UNACKED_LEASES, UNACKED_STARTED, SCHEDULED, SCHEDULED_MESSAGES):
         assert not client.exists(key), key
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_waits_for_its_rate_has_its_own_bytes_again_for_others(broker: Broker, name: str) -> None:
+    broker.client.lpush("celery", ALL[name])
+    for due in (2.0, 3.0):
+        tag = claim(broker.client, "celery")
+        token = Rate.of("a [task]", 1, "node")._token(due, 1)
+        scripts.POSTPONE(broker.client, [*HELD, SCHEDULED, SCHEDULED_MESSAGES], [tag, due, token, "id"])
+        if name in GOOD:
+            marked = json.loads(of_record(broker.client.hget(SCHEDULED_MESSAGES, "id")))
+            assert marked["rate_limit_token"] == ["a [task]", "1.000000000", "node", due, 1]
+        assert restore.sweep(broker.client, RULES).promoted == 1
+    tag = claim(broker.client, "celery")
+    scripts.POSTPONE(broker.client, [*HELD, SCHEDULED, SCHEDULED_MESSAGES], [tag, 3, token, "id"])
+
+    scheduled.to_plain(broker.client)
+
+    assert broker.client.lrange("celery", 0, -1) == [ALL[name]]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)

@@ -85,6 +85,29 @@ local function with_counts(message, deliveries, requeues)
     return string.format('{"delivery_count":%d', deliveries) .. asked .. comma .. rest
 end
 
+-- A message that waits for a token of a rate limit ends with it: ,"rate_limit_token":[task,interval,node,due,start]}
+-- (services/delivery/rates.py).
+local TOKEN = '^(.*),%s*"rate_limit_token"%s*:%s*(%b[])%s*}(%s*)$'
+
+-- What it waits for; nothing when there is no token.
+local function token_of(message)
+    local _, text = message:match(TOKEN)
+    local readable, found = pcall(cjson.decode, text or '')
+    if readable and type(found) == 'table' then
+        return { task = found[1], interval = found[2], node = found[3] }
+    end
+end
+
+local function without_token(message)
+    local rest, _, spaces = message:match(TOKEN)
+    return rest and rest .. '}' .. spaces or message
+end
+
+local function with_token(message, token)
+    local rest, spaces = without_token(message):match('^(.*[^{%s]%s*)}(%s*)$')
+    return rest and rest .. ',"rate_limit_token":' .. token .. '}' .. spaces or message
+end
+
 -- What gives back or renews takes no memory, and is refused nothing however full Redis is (see reserve.lua).
 local function take_no_memory()
     redis.call('SREM', KEYS[4], '')
