@@ -109,7 +109,7 @@ def rate_limit(state: Any, task_name: str, rate_limit: Any, **_: Any) -> Any:
         with _redis(state) as client:
             rates.settle(client, {task_name: state.consumer.rate_of(task_name)})
     except (RedisError, OSError) as error:
-        return celery_control.ok(f"{answer['ok']}, but what waits in Redis goes on to: {refusal(error)}")
+        return celery_control.ok(f"{answer['ok']}, but what waits keeps its time: {refusal(error)}")
     return answer
 
 

@@ -6,9 +6,10 @@ Celery keeps such tasks in the worker, where they take up its prefetch count (ce
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, time
 from typing import Any, NamedTuple
 
 from redis import Redis
@@ -73,25 +74,26 @@ class Rate:
 
 
 def settle(client: Redis, rates: dict[str, Rate | None]) -> dict[str, int]:
-    """Bring back to their queues what waits for a token of another rate than these; None: there is no limit.
+    """Bring back to their queues tasks that wait for tokens of other rates than these, or without this node.
 
-    Returns how many of each task. Costs a round trip where nothing does. Raises redis.exceptions.RedisError.
+    Returns how many of each task. Costs a round trip where nothing waits. Raises redis.exceptions.RedisError.
     """
     with client.pipeline(transaction=False) as pipe:
         for task in rates:
             pipe.hgetall(_key(task))
-        promised = pipe.execute()
-    found = {}
-    for (task, rate), nodes in zip(rates.items(), promised, strict=True):
-        others = [node for node, value in nodes.items() if not _is_of(rate, node, value)]
-        if others:
-            client.hdel(_key(task), *others)
-            found[task] = _release(client, task, rate)
-    return found
+        found = zip(rates.items(), pipe.execute(), strict=True)
+    return {task: _release(client, task) for (task, rate), nodes in found if _is_outdated(rate, nodes)}
 
 
-def _is_of(rate: Rate | None, node: bytes, value: bytes) -> bool:
-    return rate is not None and value.split()[-1] == rate.interval.encode() and bool(node) == bool(rate.node)
+def _is_outdated(rate: Rate | None, nodes: dict[bytes, bytes]) -> bool:
+    """Whether tasks wait for tokens that are not those of this rate; `nodes` as in lua/token.lua."""
+    promised = {node: value.split() for node, value in nodes.items() if float(value.split()[0]) > time()}
+    if not promised or rate is None:
+        return bool(promised)
+    # A node that joins takes a part of what waits; what waits for one that was killed starts at the rates of others.
+    joins = bool(rate.node) and rate.node.encode() not in nodes
+    interval, shared = rate.interval.encode(), not rate.node
+    return joins or any(value[-1] != interval or shared is bool(node) for node, value in promised.items())
 
 
 def leave(client: Redis, rates: Iterable[Rate]) -> None:
@@ -101,19 +103,16 @@ def leave(client: Redis, rates: Iterable[Rate]) -> None:
     """
     end = monotonic() + LEAVING_SECONDS
     for rate in rates:
-        if rate.node and (value := client.hget(_key(rate.task), rate.node)):
-            # Under the same name it would start again at once.
-            client.hset(_key(rate.task), rate.node, b" ".join([b"0", *value.split()[1:]]))
-            _release(client, rate.task, None, rate.node, end)
+        if rate.node and client.hexists(_key(rate.task), rate.node):
+            _release(client, rate.task, rate.node, end)
 
 
-def _release(client: Redis, task: str, rate: Rate | None, gone: str = "", end: float = float("inf")) -> int:
+def _release(client: Redis, task: str, gone: str = "", end: float = math.inf) -> int:
     """Returns how many are back in their queues."""
-    interval, scope = (rate.interval, "" if rate.node else SHARED) if rate else ("", "")
     offset = released = 0
     while monotonic() < end:
-        arguments = [restore.as_json(PRIORITY_STEPS), task, interval, scope, gone, offset, MOVED_AT_ONCE]
-        looked, back = scripts.RELEASE(client, KEYS, arguments)
+        arguments = [restore.as_json(PRIORITY_STEPS), task, gone, offset, MOVED_AT_ONCE]
+        looked, back = scripts.RELEASE(client, [*KEYS, _key(task)], arguments)
         released += back
         offset += looked - back
         if looked < MOVED_AT_ONCE:

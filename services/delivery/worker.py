@@ -175,7 +175,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             with connect(self.app.settings.broker_url, self.app.settings) as client:
                 rates.leave(client, filter(None, mine.values()))
         except (RedisError, OSError) as error:
-            logger.warning("rate limits: what waits for a token of this node goes on to: %s", refusal(error))
+            logger.warning("rate limits: what waits keeps its time: %s", refusal(error))
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
@@ -194,8 +194,6 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def update_strategies(self) -> None:
         if not self.restart_count:
             self._say_what_is_not_kept()
-        if not self._rates_settled:
-            self._settle_rates()
         for task in self.app.tasks.values():
             task.Request = _request_class(task.Request)
         # Celery's own strategy takes the pool's method from here too; DeliveredRequest does not use it.
@@ -229,16 +227,16 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         return Rate.of(name, bucket.fill_rate, "" if shared else self.hostname)
 
     def _settle_rates(self) -> None:
-        """Bring back what waits for a rate that a task had before this node started."""
+        """Bring back what waits for a rate that a task had before this node started, or for one without this node."""
         try:
             found = rates.settle(self.connection.default_channel._commands, self.own_rates())
         except AWAY:
             raise
         except RedisError as error:
-            logger.error("rate limits: what waits for another rate than now goes on to: %s", refusal(error))
+            logger.error("rate limits: what waits keeps its time: %s", refusal(error))
         else:
             for name, count in found.items():
-                logger.info("rate limits: %d of %s that waited for another rate are back in their queues", count, name)
+                logger.info("rate limits: %d of %s that waited are back in their queues, for new times", count, name)
         self._rates_settled = True
 
     def create_task_handler(self, *arguments: Any, **keywords: Any) -> Any:
@@ -264,6 +262,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 on_task_received(self._kept.pop())
 
         self.call_soon(receive_kept)
+        if not self._rates_settled:
+            # When this node takes part in what comes back.
+            self.call_soon(self._settle_rates)
         return on_task_received
 
     def _turn_of(self, message: Any) -> Turn | None:

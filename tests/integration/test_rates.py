@@ -159,6 +159,26 @@ def test_a_node_that_starts_with_another_rate_brings_back_what_waits_for_the_old
     assert in_order(stack) == ["seldom-0", "seldom-1"]
 
 
+def test_what_waits_for_a_node_that_was_killed_has_the_rate_of_the_one_that_is_started_instead(stack: Stack) -> None:
+    first = stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
+    send_seldom(stack, 6)
+    wait_scheduled(stack, 5)
+    first.process.signal(signal.SIGKILL)
+    first.exits(PATIENCE)
+
+    stack.celery("worker --pool=solo --loglevel=info --hostname=node1@%h").ready()
+
+    stack.world.wait_started("seldom-1")
+    wait_scheduled(stack, 4)
+    no_place_is_taken(stack)
+    check_apart(stack, HOUR)
+    # With one that comes now it is the same.
+    stack.send("odd_tasks.seldom", "seldom-6")
+    wait_scheduled(stack, 5)
+    check_apart(stack, HOUR)
+    assert in_order(stack) == ["seldom-0", "seldom-1"]
+
+
 def test_a_node_that_stops_leaves_what_waits_to_others_and_starts_no_more_when_it_is_back(stack: Stack) -> None:
     node = stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
     sent = send_seldom(stack, 4)

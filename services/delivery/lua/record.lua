@@ -94,7 +94,7 @@ local function token_of(message)
     local _, text = message:match(TOKEN)
     local readable, found = pcall(cjson.decode, text or '')
     if readable and type(found) == 'table' then
-        return { task = found[1], interval = found[2], node = found[3] }
+        return { task = found[1], node = found[3] }
     end
 end
 
