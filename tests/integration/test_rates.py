@@ -228,7 +228,7 @@ def test_an_eta_and_a_rate_are_both_kept(stack: Stack, pool: str) -> None:
 
 @pytest.mark.parametrize("pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in POOLS[1:])])
 def test_tasks_with_a_rate_are_neither_lost_nor_doubled_when_connections_break(stack: Stack, pool: str) -> None:
-    stack.worker(WORKER_POOL=pool, WORKER_CONCURRENCY="2").ready()
+    stack.worker(WORKER_POOL=pool).ready()
     client: Any = stack.redis.client()
     labels = [f"often-{number}" for number in range(100)]
     for number, label in enumerate(labels):
