@@ -163,8 +163,8 @@ class Worker(CeleryWorker):  # type: ignore[misc]
 
     def on_stopped(self) -> None:
         super().on_stopped()
-        holders.close()
-        self.leave_rates()
+        if holders.close():
+            self.leave_rates()
 
     def leave_rates(self) -> None:
         """Leave to other nodes what waits for a token of this one."""
@@ -172,7 +172,8 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         if not any(mine.values()) or not self.app.settings:
             return
         try:
-            with connect(self.app.settings.broker_url, self.app.settings) as client:
+            options = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), rates.LEAVING_SECONDS)
+            with connect(self.app.settings.broker_url, self.app.settings, **options) as client:
                 rates.leave(client, filter(None, mine.values()))
         except (RedisError, OSError) as error:
             logger.warning("rate limits: what waits keeps its time: %s", refusal(error))
@@ -280,7 +281,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             return None
         start = message.headers["delivery_count"]
         try:
-            turn = rate.take(message.channel._commands, message.delivery_info, start, eta, expires)
+            turn = rate.take(message.channel._commands, message.delivery_info or {}, start, eta, expires)
         except AWAY:
             raise
         except RedisError as error:

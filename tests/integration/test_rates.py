@@ -22,6 +22,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.world import Stack, World
 
 POOLS = ("prefork", "threads", "solo")
+MOSTLY_ONE = ("prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "solo")))
 HOUR = 3600
 # How exactly Redis keeps a time: a microsecond, and what adding up costs.
 EXACT = 1e-3
@@ -210,7 +211,7 @@ def test_a_task_that_expires_before_its_token_comes_is_discarded_then_and_takes_
     assert dues(stack)[after.id] <= began + HOUR
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", MOSTLY_ONE)
 def test_an_eta_and_a_rate_are_both_kept(stack: Stack, pool: str) -> None:
     moment = time()
     sent = [stack.send("odd_tasks.seldom", f"seldom-{number}", countdown=2) for number in range(2)]
@@ -226,7 +227,7 @@ def test_an_eta_and_a_rate_are_both_kept(stack: Stack, pool: str) -> None:
     no_place_is_taken(stack)
 
 
-@pytest.mark.parametrize("pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in POOLS[1:])])
+@pytest.mark.parametrize("pool", MOSTLY_ONE)
 def test_tasks_with_a_rate_are_neither_lost_nor_doubled_when_connections_break(stack: Stack, pool: str) -> None:
     stack.worker(WORKER_POOL=pool).ready()
     client: Any = stack.redis.client()

@@ -1,8 +1,8 @@
 -- Token: when a task with a rate limit may start.
 --
 -- Each start takes one token, and tokens come one interval after the other. Who has waited for his token starts when
--- he comes back, on whichever node. Who comes back long after it starts if nobody has started since one interval, and
--- else takes another token: many who come late together, after an outage, would all start at once.
+-- he comes back, on whichever node. Who comes back long after it starts if that node has started nobody for an
+-- interval, and else takes another token: many who come late together, after an outage, would all start at once.
 --
 -- KEYS 1 rate_limit:<task>  hash  node, or "" for all nodes together -> "next last interval": when its next token comes
 --                                 and when it has started the task last, Unix time; and its seconds from one to the next
