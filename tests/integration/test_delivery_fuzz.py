@@ -256,23 +256,39 @@ def check(client: Any, queue: str, message: bytes, way: Way) -> None:
         assert not client.exists(key), key
 
 
+def wait_for_token(client: Any, due: float) -> None:
+    """The only message there is goes to wait for a token."""
+    token = Rate.of("a [task]", 1, "node")._token(due, 1)
+    keys = [*HELD, SCHEDULED, SCHEDULED_MESSAGES]
+    assert scripts.POSTPONE(client, keys, [claim(client, "celery"), due, token, "id"]) == b"id"
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_what_waits_for_its_rate_has_its_own_bytes_again_for_others(broker: Broker, name: str) -> None:
     broker.client.lpush("celery", ALL[name])
     for due in (2.0, 3.0):
-        tag = claim(broker.client, "celery")
-        token = Rate.of("a [task]", 1, "node")._token(due, 1)
-        scripts.POSTPONE(broker.client, [*HELD, SCHEDULED, SCHEDULED_MESSAGES], [tag, due, token, "id"])
+        wait_for_token(broker.client, due)
         if name in GOOD:
             marked = json.loads(of_record(broker.client.hget(SCHEDULED_MESSAGES, "id")))
             assert marked["rate_limit_token"] == ["a [task]", "1.000000000", "node", due, 1]
         assert restore.sweep(broker.client, RULES).promoted == 1
-    tag = claim(broker.client, "celery")
-    scripts.POSTPONE(broker.client, [*HELD, SCHEDULED, SCHEDULED_MESSAGES], [tag, 3, token, "id"])
+    wait_for_token(broker.client, 4.0)
 
     scheduled.to_plain(broker.client)
 
     assert broker.client.lrange("celery", 0, -1) == [ALL[name]]
+
+
+def test_what_is_replayed_has_waited_for_no_rate(broker: Broker) -> None:
+    broker.client.lpush("celery", kombus())
+    wait_for_token(broker.client, 2.0)
+    assert restore.sweep(broker.client, RULES).promoted == 1
+    reject(broker.client, claim(broker.client, "celery"))
+    assert b"rate_limit_token" in broker.client.hget(f"{DEAD_LETTER}1", "message")
+
+    scripts.REPLAY(broker.client, [DEAD_LETTERS, DEAD[-1]], [STEPS, DEAD_LETTER, 1])
+
+    assert broker.client.lrange("celery", 0, -1) == [kombus()]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)

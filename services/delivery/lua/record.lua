@@ -87,11 +87,19 @@ end
 
 -- A message that waits for a token of a rate limit ends with it: ,"rate_limit_token":[task,interval,node,due,start]}
 -- (services/delivery/rates.py).
-local TOKEN = '^(.*),%s*"rate_limit_token"%s*:%s*(%b[])%s*}(%s*)$'
+local MARK = '"rate_limit_token"'
 
--- What it waits for; nothing when there is no token.
+-- What is before a token, the token as text, and what is behind it; nothing when there is none.
+local function around_token(message)
+    -- First, because a pattern takes long to find nothing in a large message.
+    if message:find(MARK, 1, true) then
+        return message:match('^(.*),%s*' .. MARK .. '%s*:%s*(%b[])%s*(}%s*)$')
+    end
+end
+
+-- What a message waits for; nothing when there is no token.
 local function token_of(message)
-    local _, text = message:match(TOKEN)
+    local _, text = around_token(message)
     local readable, found = pcall(cjson.decode, text or '')
     if readable and type(found) == 'table' then
         return { task = found[1], node = found[3] }
@@ -99,13 +107,17 @@ local function token_of(message)
 end
 
 local function without_token(message)
-    local rest, _, spaces = message:match(TOKEN)
-    return rest and rest .. '}' .. spaces or message
+    local before, _, behind = around_token(message)
+    return before and before .. behind or message
 end
 
 local function with_token(message, token)
-    local rest, spaces = without_token(message):match('^(.*[^{%s]%s*)}(%s*)$')
-    return rest and rest .. ',"rate_limit_token":' .. token .. '}' .. spaces or message
+    local whole = without_token(message)
+    local brace = whole:match('^.*()}%s*$')
+    if not brace or whole:match('^%s*{%s*}') then
+        return whole
+    end
+    return whole:sub(1, brace - 1) .. ',' .. MARK .. ':' .. token .. whole:sub(brace)
 end
 
 -- What gives back or renews takes no memory, and is refused nothing however full Redis is (see reserve.lua).
