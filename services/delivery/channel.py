@@ -23,7 +23,7 @@ from kombu.utils.objects import cached_property
 from redis.exceptions import RedisError, ResponseError
 
 from services import reserve
-from services.delivery import dispatch, holders, scheduled, scripts
+from services.delivery import dispatch, holders, rates, scheduled, scripts
 from services.delivery.claim import MOST, Claim, Claimed, ClaimLine, Claims, Refused, claimed, command
 from services.delivery.holder import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
 from services.patience import insist, patience
@@ -456,7 +456,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _purge(self, queue: str) -> int:
         """Delete what waits in a queue, and what waits for its time to come into it. Returns how many."""
         # What becomes due meanwhile is in a list by the time that those are emptied.
-        waiting = scheduled.purge(self._commands, queue)
+        waiting, rated = scheduled.purge(self._commands, queue)
+        for task in rated:
+            # Their tokens are free: what is left, and what comes, would wait behind nothing.
+            rates.bring_back(self._commands, task.decode())
         return waiting + int(super()._purge(queue))
 
     # Publishing: the whole way of a message waits for a Redis that takes nothing, where somebody has patience.

@@ -82,7 +82,7 @@ def settle(client: Redis, rates: dict[str, Rate | None]) -> dict[str, int]:
         for task in rates:
             pipe.hgetall(_key(task))
         found = zip(rates.items(), pipe.execute(), strict=True)
-    return {task: _release(client, task) for (task, rate), nodes in found if _is_outdated(rate, nodes)}
+    return {task: bring_back(client, task) for (task, rate), nodes in found if _is_outdated(rate, nodes)}
 
 
 def _is_outdated(rate: Rate | None, nodes: dict[bytes, bytes]) -> bool:
@@ -104,11 +104,14 @@ def leave(client: Redis, rates: Iterable[Rate]) -> None:
     end = monotonic() + LEAVING_SECONDS
     for rate in rates:
         if rate.node and client.hexists(_key(rate.task), rate.node):
-            _release(client, rate.task, rate.node, end)
+            bring_back(client, rate.task, rate.node, end)
 
 
-def _release(client: Redis, task: str, gone: str = "", end: float = math.inf) -> int:
-    """Returns how many are back in their queues."""
+def bring_back(client: Redis, task: str, gone: str = "", end: float = math.inf) -> int:
+    """Bring back to its queues what waits of a task for its rate: all, or what waits for the node that is `gone`.
+
+    Returns how many. Raises redis.exceptions.RedisError.
+    """
     offset = released = 0
     while monotonic() < end:
         arguments = [restore.as_json(PRIORITY_STEPS), task, gone, offset, MOVED_AT_ONCE]

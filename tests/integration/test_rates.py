@@ -197,6 +197,21 @@ def test_a_node_that_stops_leaves_what_waits_to_others_and_starts_no_more_when_i
     assert in_order(stack) == ["seldom-0"]
 
 
+def test_a_purge_frees_the_tokens_of_what_it_deletes(stack: Stack) -> None:
+    stack.worker(WORKER_POOL="threads", WORKER_QUEUES="celery,other").ready()
+    send_seldom(stack, 5)
+    wait_scheduled(stack, 4)
+    kept = stack.send("odd_tasks.seldom", "seldom-kept", queue="other")
+    wait_scheduled(stack, 5)
+
+    assert stack.celery("purge -f -Q celery").exits(PATIENCE) == 0
+
+    ((_, _, began),) = stack.world.notes("start", "seldom-0")
+    stack.world.wait_until(lambda: list(dues(stack)) == [kept.id], PATIENCE, "the one of the other queue waits alone")
+    assert dues(stack)[kept.id] <= began + HOUR
+    assert in_order(stack) == ["seldom-0"]
+
+
 def test_a_task_that_expires_before_its_token_comes_is_discarded_then_and_takes_none(stack: Stack) -> None:
     stack.worker(WORKER_POOL="threads").ready()
     stack.send("odd_tasks.seldom", "seldom-0")
