@@ -122,7 +122,8 @@ def test_a_rate_of_all_nodes_together_is_that_of_one(stack: Stack) -> None:
 
     wait_scheduled(stack, 5)
     no_place_is_taken(stack)
-    assert in_order(stack) == ["seldom-0"]
+    # Both nodes have taken one when the first of them starts.
+    assert len(in_order(stack)) == 1
     check_apart(stack, HOUR)
 
 
