@@ -105,6 +105,8 @@ def rate_limit(state: Any, task_name: str, rate_limit: Any, **_: Any) -> Any:
     answer = celery_control.rate_limit(state, task_name, rate_limit)
     if "ok" not in answer:
         return answer
+    for holder in holders.all_holders():
+        holder.wait_left(None, LEAVING_SECONDS)
     try:
         with _redis(state) as client:
             rates.settle(client, {task_name: state.consumer.rate_of(task_name)})
