@@ -26,6 +26,7 @@ from config.redis_url import RedisUrl
 
 ENV_FILE = Path(__file__).resolve().parent.parent / ".env"
 POOLS = ("prefork", "threads", "solo")
+RATE_LIMIT_SCOPES = ("node", "shared")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 # Time the node needs, after its soft shutdown, to hand back what it holds before Supervisor kills it.
 HAND_BACK_SECONDS = 10
@@ -154,6 +155,7 @@ def parse_changes(value: object) -> object:
 Whole = Annotated[int, BeforeValidator(check_whole)]
 Names = Annotated[tuple[str, ...], BeforeValidator(splitter(","))]
 Url = Annotated[RedisUrl, BeforeValidator(parse_url)]
+Scope = Annotated[str, BeforeValidator(lower), Field(pattern="^(" + "|".join(RATE_LIMIT_SCOPES) + ")$")]
 Size = Annotated[str, BeforeValidator(lower), Field(pattern=r"^[1-9][0-9]*[kmg]$")]
 # The kernel gives no container less than a hundredth of a CPU.
 Cpus = Annotated[str, Field(pattern=r"^(0(\.0+)?|0\.(0[1-9]|[1-9])[0-9]*|[1-9][0-9]*(\.[0-9]+)?)$")]
@@ -379,6 +381,13 @@ class WorkerSettings(Group):
         "a whole number from 0 to 10000",
         ge=0,
         le=10000,
+    )
+    rate_limit_scope: Scope = setting(
+        "WORKER_RATE_LIMIT_SCOPE",
+        "node",
+        "Whose starts a task's rate_limit counts: those of each node by itself, as in Celery (node), or those of all "
+        "nodes together (shared). The same for all workers on one Redis.",
+        "one of " + ", ".join(RATE_LIMIT_SCOPES),
     )
     dead_letters: Annotated[tuple[str, ...], BeforeValidator(parse_dead_letters)] = setting(
         "WORKER_DEAD_LETTERS",

@@ -72,7 +72,7 @@ HEADERS = {
     ),
 }
 STATIC = Path(urls.settings["static_path"]).resolve()
-# Nodes refuse "Restart Pool", and say what to do instead (services/delivery/node_control.py). Who may not change limits
+# Nodes refuse "Restart Pool", and say what to do instead (services/delivery/pool_control.py). Who may not change limits
 # is still shown the fields for them (flower 2.2).
 # Flower shortens ids below 768 pixels only, and whole ones push a task's worker out of a laptop's window. On a phone
 # the names of a worker's settings and tasks push their values out (flower 2.2).

@@ -20,6 +20,8 @@ SCHEDULED_MESSAGES = "scheduled_messages"
 # As many times the same task can wait there and be found by its id: a retry beside a copy of it, and more than one
 # of them is an accident already.
 SCHEDULED_COPIES = 5
+# Of each task with a rate limit: when its next tokens come (services/delivery/lua/token.lua).
+RATE_LIMIT = "rate_limit:"
 # What was revoked: ids of tasks, and stamps.
 REVOKED_TASKS = "revoked_tasks"
 REVOKED_STAMPS = "revoked_stamps"

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from services import reserve
 from services.connections import place
-from services.delivery import dispatch, holders, scheduled, scripts
+from services.delivery import dispatch, holders, rates, scheduled, scripts
 from services.delivery.claim import MOST, Claim, Claimed, ClaimLine, Claims, Refused, claimed, command
 from services.delivery.holder import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
 from services.outages import Outage
@@ -309,6 +309,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self.connection._callbacks[queue] = self._receiver(callback, no_ack)
         return answer
 
+    def _update_queue_cycle(self) -> None:
+        super()._update_queue_cycle()
+        if self._line:
+            self._line.outdate()
+
     def _receiver(self, callback: Callable[[Any], Any], no_ack: bool) -> Callable[[Any], Any]:
         def receive(raw: Any) -> Any:
             try:
@@ -445,7 +450,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         return self._line.patience if self._line else None
 
     def look(self) -> None:
-        """Called again and again by the poller: end a silence that has lasted too long."""
+        """Called again and again by the poller: end a silence that has lasted too long, or is about other queues."""
         line = self._line
         if not line or not self._in_poll:
             return
@@ -479,7 +484,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _purge(self, queue: str) -> int:
         """Delete what waits in a queue, and what waits for its time to come into it. Returns how many."""
         # What becomes due meanwhile is in a list by the time that those are emptied.
-        waiting = scheduled.purge(self._commands, queue)
+        waiting, rated = scheduled.purge(self._commands, queue)
+        for task in rated:
+            # Their tokens are free: what is left, and what comes, would wait behind nothing.
+            rates.bring_back(self._commands, task.decode())
         return waiting + int(super()._purge(queue))
 
     # Publishing: the whole way of a message waits for a Redis that takes nothing, where somebody has patience.
@@ -625,6 +633,8 @@ def _payload(one: Claimed) -> dict[str, Any]:
     if count:
         # Somebody had started it, or had held it when he died.
         properties["delivery_info"] = (properties.get("delivery_info") or {}) | {"redelivered": True}
+    if token := payload.get("rate_limit_token"):
+        properties["delivery_info"] = (properties.get("delivery_info") or {}) | {"rate_limit_token": token}
     # The tag of this delivery; the one inside belongs to the publish.
     properties["delivery_tag"] = one.tag
     return payload

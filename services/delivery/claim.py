@@ -116,6 +116,8 @@ class ClaimLine:
         self._expected: deque[str] = deque()
         self._claim: Claim | None = None
         self._lists: list[str] = []
+        # Whether other queues are to be asked for than those of the last question.
+        self._outdated = False
         # When the last question was sent, and since when it waits for news.
         self._asked_at = self._watching_since = 0.0
         self._not_before = 0.0
@@ -137,9 +139,9 @@ class ClaimLine:
 
     @property
     def wants_look(self) -> bool:
-        """Whether it has waited long enough to look by itself."""
+        """Whether it has waited long enough to look by itself, or waits for news about other queues than it should."""
         seconds = LOOK_SECONDS if self._tracked else LOOK_UNTRACKED_SECONDS
-        return not self._expected and clock() > self._watching_since + seconds
+        return not self._expected and (self._outdated or clock() > self._watching_since + seconds)
 
     @property
     def patience(self) -> float:
@@ -151,6 +153,10 @@ class ClaimLine:
         """Whether Redis has refused a claim just now."""
         return clock() < self._not_before
 
+    def outdate(self) -> None:
+        """The queues have changed: ask anew, as soon as nothing is to come."""
+        self._outdated = True
+
     def ask(self, connection: Any, queues: Sequence[str], lists: Sequence[str], credit: int) -> None:
         """Send a claim. Raises redis.exceptions.RedisError."""
         packed = []
@@ -159,7 +165,7 @@ class ClaimLine:
             packed.append(("tracking", ("CLIENT", "TRACKING", "ON", "NOLOOP")))
         acks = self._holder.acks_for_claim()
         self._claim = Claim(self._claims.next(), min(credit, MOST), tuple(queues), acks, clock())
-        self._lists = list(lists)
+        self._lists, self._outdated = list(lists), False
         keys, arguments = command(self._claim, lists, self._holder.rules.lease)
         packed.append(("claim", ("EVALSHA", scripts.CLAIM.sha, len(keys), *keys, *arguments)))
         self._send(connection, packed)

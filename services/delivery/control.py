@@ -5,6 +5,7 @@ Celery's commands look into the worker, and write there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,7 @@ from celery import signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
+from celery.utils.time import rate
 from celery.worker import control as celery_control
 from celery.worker import state as worker_state
 from celery.worker.control import control_command, inspect_command
@@ -20,7 +22,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from services.connections import connect, refusal
-from services.delivery import holders, limits, messages, revoked, scheduled
+from services.delivery import holders, limits, messages, rates, revoked, scheduled
 from services.delivery.holder import Holder
 from services.delivery.limits import Limits
 from services.patience import AWAY
@@ -95,6 +97,35 @@ def time_limit(state: Any, task_name: str = "", hard: float | None = None, soft:
     limits.change(task, Limits(hard, soft))
     logger.info("New time limits for tasks of type %s: soft=%s hard=%s", task_name, soft, hard)
     return celery_control.ok("time limits set successfully")
+
+
+@control_command(  # type: ignore[untyped-decorator]
+    args=[("task_name", str), ("rate_limit", str)], signature="<task_name> <rate_limit (e.g., 5/s | 5/m | 5/h)>"
+)
+def rate_limit(state: Any, task_name: str, rate_limit: Any, **_: Any) -> Any:
+    """Tell worker(s) to modify the rate limit for a task by type."""
+    if not _is_rate(rate_limit):
+        must = "must be a number, 0 for no limit, or one with /s, /m or /h behind it"
+        return celery_control.nok(f"the rate limit is {rate_limit!r}, and {must}")
+    answer = celery_control.rate_limit(state, task_name, rate_limit)
+    if "ok" not in answer:
+        return answer
+    for holder in holders.all_holders():
+        holder.wait_left(None, LEAVING_SECONDS)
+    try:
+        with _redis(state) as client:
+            rates.settle(client, {task_name: state.consumer.rate_of(task_name)})
+    except (RedisError, OSError) as error:
+        return celery_control.ok(f"{answer['ok']}, but what waits keeps its time: {refusal(error)}")
+    return answer
+
+
+def _is_rate(text: Any) -> bool:
+    """Celery takes -1, with which no such task starts any more, and NaN, which Flower sends for an empty field."""
+    try:
+        return bool(0 <= rate(text) < math.inf)
+    except (ValueError, LookupError, TypeError):
+        return False
 
 
 @inspect_command(variadic="ids", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]

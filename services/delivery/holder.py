@@ -109,11 +109,12 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Postponement:
-    """`tag` waits in Redis until `due` (Unix time), under the id of its task."""
+    """`tag` waits in Redis until `due` (Unix time), under the id of its task; for a token of its rate, if given."""
 
     tag: str
     due: float
     task_id: str
+    token: str = ""
 
 
 @dataclass
@@ -306,21 +307,22 @@ class Holder:
                 self._work.rejections.append(Rejection(tag, reason, detail, told))
                 self.changed.notify_all()
 
-    def postpone(self, tag: str, due: float, task_id: str) -> None:
-        """It waits in Redis until `due`. Its place becomes free when Redis has it."""
+    def postpone(self, tag: str, due: float, task_id: str, token: str = "") -> None:
+        """It waits in Redis until `due`, for `token` if that is given. Its place becomes free when Redis has it."""
         with self.changed:
             if held := self._held.get(tag):
                 held.leaving = task_id
-                self._work.postponements.append(Postponement(tag, due, task_id))
+                self._work.postponements.append(Postponement(tag, due, task_id, token))
                 self.changed.notify_all()
 
-    def wait_left(self, task_ids: Container[str], seconds: float) -> None:
-        """Wait until none of these tasks is on its way to wait in Redis."""
+    def wait_left(self, task_ids: Container[str] | None, seconds: float) -> None:
+        """Wait until none of these tasks, None: no task at all, is on its way to wait in Redis."""
         with self.changed:
             self.changed.wait_for(lambda: not self._leaving(task_ids), seconds)
 
-    def _leaving(self, task_ids: Container[str]) -> bool:
-        return any(held.leaving and held.leaving in task_ids for held in self._held.values())
+    def _leaving(self, task_ids: Container[str] | None) -> bool:
+        leaving = [held.leaving for held in self._held.values() if held.leaving]
+        return any(task_ids is None or task_id in task_ids for task_id in leaving)
 
     def release(self, channel: int) -> None:
         """A channel closes: what it has claimed goes back, except what the pool has."""

@@ -191,7 +191,7 @@ class Keeper:
             arguments = [one.tag, one.reason, _bytes(one.detail), DEAD_LETTER, int(one.told), most_letters]
             news.append((scripts.REJECT, [*HELD, *DEAD], arguments, Work(rejections=[one])))
         for late in work.postponements:
-            arguments = [late.tag, repr(late.due), *scheduled_fields(late.task_id)]
+            arguments = [late.tag, repr(late.due), _bytes(late.token), *scheduled_fields(late.task_id)]
             keys = [*HELD, SCHEDULED, SCHEDULED_MESSAGES]
             news.append((scripts.POSTPONE, keys, arguments, Work(postponements=[late])))
         return news

@@ -62,18 +62,19 @@ def remove(client: Redis, fields: Sequence[bytes]) -> set[bytes]:
     return {field for field, count in zip(fields, deleted, strict=True) if count}
 
 
-def purge(client: Redis, queue: str) -> int:
-    """Delete what waits for its time to come into `queue`. Returns how many.
+def purge(client: Redis, queue: str) -> tuple[int, set[bytes]]:
+    """Delete what waits for its time to come into `queue`.
 
-    Raises redis.exceptions.RedisError.
+    Returns how many, and which tasks among them waited for a token of their rate. Raises redis.exceptions.RedisError.
     """
     cursor: Any = b"0"
-    deleted = 0
+    deleted, rated = 0, set()
     while True:
-        cursor, count = scripts.PURGE_SCHEDULED(client, KEYS, [queue, cursor, MOVED_AT_ONCE])
+        cursor, count, tasks = scripts.PURGE_SCHEDULED(client, KEYS, [queue, cursor, MOVED_AT_ONCE])
         deleted += int(count)
+        rated |= set(tasks)
         if cursor == b"0":
-            return deleted
+            return deleted, rated
 
 
 @dataclass(frozen=True)

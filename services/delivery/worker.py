@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
-from celery import Celery, signals
+from celery import Celery, Task, signals
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.apps.worker import Worker as CeleryWorker
 from celery.concurrency.prefork import TaskPool as PreforkPool
@@ -38,22 +38,28 @@ from celery.worker.consumer import consumer as celery_consumer
 from celery.worker.consumer.consumer import CANCEL_TASKS_BY_DEFAULT, CONNECTION_ERROR, CONNECTION_RETRY
 from celery.worker.request import Request as CeleryRequest
 from kombu.utils.objects import cached_property
+from redis.exceptions import RedisError
 
 from config import Settings
 from config.redis_url import without_passwords
-from services.connections import connect, require_set
-from services.delivery import children, control, failures, holders, limits, node_control  # noqa: F401 - for commands
+from services.connections import connect, place, refusal, require_set
+from services.delivery import children, control, failures, holders, limits, pool_control, rates  # noqa: F401 - commands
 from services.delivery.batches import BatchPool
 from services.delivery.channel import Channel
 from services.delivery.claim import Tag
 from services.delivery.holder import REJECTED, RETRIES, RETRIES_EXHAUSTED, UNDECODABLE, UNKNOWN_TASK, Holder
 from services.delivery.limits import Limits
+from services.delivery.rates import NEVER, Rate, Turn
 from services.delivery.unleased import Unleased
+from services.outages import Outage
+from services.patience import AWAY
 
 logger = get_logger(__name__)
 
 # What is due sooner is kept in the worker's own timer, which is exact; what is due later waits in Redis.
 LONGEST_TIMER_SECONDS = 1.0
+# When a task comes again whose token Redis has refused, for want of memory or of rights: seldom enough to cost little.
+REFUSED_SECONDS = 5.0
 # What Celery raises at a header or an option that is not what it should be: it believes all of them. Left to
 # themselves, these errors end the worker, and then the next one.
 UNUSABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -168,7 +174,20 @@ class Worker(CeleryWorker):  # type: ignore[misc]
 
     def on_stopped(self) -> None:
         super().on_stopped()
-        holders.close()
+        if holders.close():
+            self.leave_rates()
+
+    def leave_rates(self) -> None:
+        """Leave to other nodes what waits for a token of this one."""
+        mine = self.consumer.own_rates() if self.consumer else {}
+        if not any(mine.values()) or not self.app.settings:
+            return
+        try:
+            options = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), rates.LEAVING_SECONDS)
+            with connect(self.app.settings.broker_url, self.app.settings, **options) as client:
+                rates.leave(client, filter(None, mine.values()))
+        except (RedisError, OSError) as error:
+            logger.warning("rate limits: what waits keeps its time: %s", refusal(error))
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
@@ -181,6 +200,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self._kept: list[Any] = []
         # At each reconnect, of a setting that is explicit here (config/celery.py). Celery resets filters at its start.
         warnings.filterwarnings("ignore", re.escape(CANCEL_TASKS_BY_DEFAULT), CPendingDeprecationWarning)
+        self._rates_settled = False
+        self._tokens = Outage("rate limits", logger.warning)
         super().__init__(*arguments, **keywords)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
@@ -219,6 +240,31 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 ", ".join(own) or "none",
             )
 
+    def own_rates(self) -> dict[str, Rate | None]:
+        """The rate of every task here; None for those without a limit."""
+        return {name: self.rate_of(name) for name in self.app.tasks}
+
+    def rate_of(self, name: str) -> Rate | None:
+        """How often a task may start; None: as often as anybody likes. A strategy of its own knows no rates."""
+        bucket = None if self.disable_rate_limits else self.task_buckets[name]
+        if not bucket or bucket.fill_rate <= 0 or self.app.tasks[name].Strategy != Task.Strategy:
+            return None
+        shared = self.app.settings and self.app.settings.worker.rate_limit_scope == rates.SHARED
+        return Rate.of(name, bucket.fill_rate, "" if shared else self.hostname)
+
+    def _settle_rates(self) -> None:
+        """Bring back what waits for a rate that a task had before this node started, or for one without this node."""
+        try:
+            found = rates.settle(self.connection.default_channel._commands, self.own_rates())
+        except AWAY:
+            raise
+        except RedisError as error:
+            logger.error("rate limits: what waits keeps its time: %s", refusal(error))
+        else:
+            for name, count in found.items():
+                logger.info("rate limits: %d of %s that waited are back in their queues, for new times", count, name)
+        self._rates_settled = True
+
     def create_task_handler(self, *arguments: Any, **keywords: Any) -> Any:
         handle = super().create_task_handler(*arguments, **keywords)
 
@@ -233,8 +279,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 logger.warning("%s[%s]: delivery %s", headers.get("task"), headers.get("id"), count)
             # A task that has been revoked is Celery's at once: nobody would remember it when it is due.
             here_to_stay = headers.get("task") not in self.strategies or headers["id"] in worker_state.revoked
-            if not here_to_stay and isinstance(holder, Holder) and (due := _due_later(message, self.app)):
-                return holder.postpone(message.delivery_tag, due, headers["id"])
+            if not here_to_stay and isinstance(holder, Holder) and (turn := self._turn_of(message)):
+                return holder.postpone(message.delivery_tag, turn.due, headers["id"], turn.token)
             return self._handled(handle, message)
 
         def receive_kept() -> None:
@@ -242,7 +288,47 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 on_task_received(self._kept.pop())
 
         self.call_soon(receive_kept)
+        if not self._rates_settled:
+            # When this node takes part in what comes back.
+            self.call_soon(self._settle_rates)
         return on_task_received
+
+    def _turn_of(self, message: Any) -> Turn | None:
+        """When a task comes again that has to wait in Redis: for its ETA, or for a token of its rate."""
+        eta = _moment(message, "eta", self.app)
+        if eta > time.time() + LONGEST_TIMER_SECONDS:
+            return Turn(eta, "")
+        if not (rate := self.rate_of(message.headers["task"])):
+            return None
+        expires = _moment(message, "expires", self.app)
+        if NEVER < expires < time.time():
+            # Celery discards it.
+            return None
+        start = message.headers["delivery_count"]
+        try:
+            turn = rate.take(message.channel._commands, message.delivery_info or {}, start, eta, expires)
+        except AWAY:
+            raise
+        except RedisError as error:
+            self._tokens.goes_on(error, place(message.channel.client), f"give tokens to {rate.task}")
+            return Turn(time.time() + REFUSED_SECONDS, "")
+        self._tokens.over()
+        return turn
+
+    def _has_token(self, request: Any) -> bool:
+        """Whether it came by way of `_turn_of`: broadcasts do not, nor does the first version of the protocol."""
+        leased = isinstance(request.holder, Holder)
+        return leased and "task" in request.message.headers and bool(self.rate_of(request.name))
+
+    def _limit_task(self, request: Any, bucket: Any, tokens: int) -> Any:
+        if self._has_token(request):
+            return self._limit_move_to_pool(request)
+        return super()._limit_task(request, bucket, tokens)
+
+    def _limit_post_eta(self, request: Any, bucket: Any, tokens: int) -> Any:
+        if self._has_token(request):
+            return self.apply_eta_task(request)
+        return super()._limit_post_eta(request, bucket, tokens)
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Acknowledge or reject at once: all that is done here is to tell the holder, which any thread may.
@@ -527,12 +613,10 @@ def _are_limits(found: Any) -> bool:
     return isinstance(found, list) and len(found) == 2 and all(isinstance(limit, int | float | None) for limit in found)
 
 
-def _due_later(message: Any, app: Any) -> float | None:
-    """When a task is due, Unix time, if that is too long to wait for it in this process."""
+def _moment(message: Any, name: str, app: Any) -> float:
+    """A time that a task has, "eta" or "expires", as Unix time."""
     try:
-        eta = maybe_make_aware(maybe_iso8601(message.headers.get("eta")), app.timezone)
-        due: float = eta.timestamp()
+        return float(maybe_make_aware(maybe_iso8601(message.headers.get(name)), app.timezone).timestamp())
     except (AttributeError, ValueError, TypeError, OverflowError):
         # There is none, or Celery will say what is wrong with it.
-        return None
-    return due if due > time.time() + LONGEST_TIMER_SECONDS else None
+        return NEVER

@@ -36,15 +36,23 @@ def raise_an_error(state):
     raise ValueError("on purpose")
 """
 
+# As if a node that waits for news did not look by itself before every test has given up.
+PATIENT = """
+from services.delivery import claim
+
+claim.LOOK_SECONDS = 1_000_000
+"""
+
 
 @pytest.fixture(params=POOLS)
 def stack(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     """A node of its own, with nobody beside it."""
     modules = tmp_path_factory.mktemp("modules")
     (modules / "broken.py").write_text(BROKEN)
+    (modules / "patient.py").write_text(PATIENT)
     stack = world.stack()
     options = f"--pool={request.param} --concurrency=1 --hostname=node0@%h --loglevel=info --without-gossip"
-    stack.celery(f"worker {options}", CELERY_IMPORTS="probe,broken", PYTHONPATH=str(modules)).ready()
+    stack.celery(f"worker {options}", CELERY_IMPORTS="probe,broken,patient", PYTHONPATH=str(modules)).ready()
     # It says so a moment before it listens.
     client = stack.redis.client()
     world.wait_until(client.pubsub_numpat, PATIENCE, "the node hears commands")
@@ -68,6 +76,29 @@ def hears(stack: Stack, what: str = "the next command") -> None:
 
 def complains(node: Node) -> list[str]:
     return [line for line in node.process.log().splitlines() if "Traceback" in line or " ERROR " in line]
+
+
+def test_the_first_task_of_a_queue_starts_as_soon_as_a_node_consumes_from_it(stack: Stack) -> None:
+    [node], control = stack.nodes, stack.client.control
+    queues = [f"more-{number}" for number in range(3)]
+    for queue in queues:
+        control.add_consumer(queue)
+        node.says(f"Started consuming from {queue}")
+        stack.send("probe.mark", queue, queue=queue)
+        stack.world.wait_started(queue)
+
+    # From none at all, and then from another one than before.
+    for queue in ("celery", *queues):
+        control.cancel_consumer(queue)
+        node.says(f"Canceling queue {queue}")
+    control.add_consumer("other")
+    node.says("Started consuming from other")
+    stack.send("probe.mark", "other", queue="other")
+    stack.world.wait_started("other")
+    stack.send("probe.mark", "cancelled", queue="celery")
+    stack.send("probe.mark", "another", queue="other")
+    stack.world.wait_started("another")
+    assert (stack.waiting(), stack.world.started("cancelled")) == (1, 0)
 
 
 def test_an_answer_that_nobody_waits_for_is_dropped_in_silence(stack: Stack) -> None:

@@ -16,9 +16,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kombu import Consumer, Producer, Queue
 
-from services.delivery import restore, scripts
+from services.delivery import restore, scheduled, scripts
 from services.delivery.claim import MOST, Claim, claimed, command
 from services.delivery.holder import Rules, clock
+from services.delivery.messages import of_record
+from services.delivery.rates import Rate
 from services.queues import (
     BINDINGS,
     DEAD,
@@ -193,7 +195,7 @@ def crash(client: Any, tag: str) -> None:
 
 
 def postpone(client: Any, tag: str) -> None:
-    field = scripts.POSTPONE(client, [*HELD, SCHEDULED, SCHEDULED_MESSAGES], [tag, 1, "id"])
+    field = scripts.POSTPONE(client, [*HELD, SCHEDULED, SCHEDULED_MESSAGES], [tag, 1, "", "id"])
     assert field == b"id"
     assert restore.sweep(client, RULES).promoted == 1
 
@@ -254,6 +256,41 @@ def check(client: Any, queue: str, message: bytes, way: Way) -> None:
         assert not client.exists(key), key
 
 
+def wait_for_token(client: Any, due: float) -> None:
+    """The only message there is goes to wait for a token."""
+    token = Rate.of("a [task]", 1, "node")._token(due, 1)
+    keys = [*HELD, SCHEDULED, SCHEDULED_MESSAGES]
+    assert scripts.POSTPONE(client, keys, [claim(client, "celery"), due, token, "id"]) == b"id"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_waits_for_its_rate_has_its_own_bytes_again_for_others(broker: Broker, name: str) -> None:
+    broker.client.lpush("celery", ALL[name])
+    for due in (2.0, 3.0):
+        wait_for_token(broker.client, due)
+        if name in GOOD:
+            marked = json.loads(of_record(broker.client.hget(SCHEDULED_MESSAGES, "id")))
+            assert marked["rate_limit_token"] == ["a [task]", "1.000000000", "node", due, 1]
+        assert restore.sweep(broker.client, RULES).promoted == 1
+    wait_for_token(broker.client, 4.0)
+
+    scheduled.to_plain(broker.client)
+
+    assert broker.client.lrange("celery", 0, -1) == [ALL[name]]
+
+
+def test_what_is_replayed_has_waited_for_no_rate(broker: Broker) -> None:
+    broker.client.lpush("celery", kombus())
+    wait_for_token(broker.client, 2.0)
+    assert restore.sweep(broker.client, RULES).promoted == 1
+    reject(broker.client, claim(broker.client, "celery"))
+    assert b"rate_limit_token" in broker.client.hget(f"{DEAD_LETTER}1", "message")
+
+    scripts.REPLAY(broker.client, [DEAD_LETTERS, DEAD[-1]], [STEPS, DEAD_LETTER, 1])
+
+    assert broker.client.lrange("celery", 0, -1) == [kombus()]
+
+
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("name", ALL)
 def test_no_message_is_damaged_on_its_way(broker: Broker, name: str, way: Way) -> None:
@@ -273,7 +310,10 @@ PIECES = st.sampled_from([
     b'"__type__"',
 ])  # fmt: skip
 MESSAGES = st.binary(max_size=60) | st.lists(PIECES, max_size=12).map(b"".join)
-QUEUE_NAMES = st.text(st.characters(codec="utf-8", exclude_characters=PRIORITY_SEPARATOR), min_size=1, max_size=20)
+# Hypothesis tries words of the code as well, and no queue has the name of a key that is none.
+OWN_KEYS = {*HELD, *DEAD, SWEEPS, SCHEDULED, SCHEDULED_MESSAGES}
+CHARACTERS = st.characters(codec="utf-8", exclude_characters=PRIORITY_SEPARATOR)
+QUEUE_NAMES = st.text(CHARACTERS, min_size=1, max_size=20).filter(lambda name: name not in OWN_KEYS)
 
 
 def test_no_message_whatever_is_damaged_on_its_way(broker: Broker) -> None:

@@ -708,7 +708,7 @@ class Deliveries(RuleBasedStateMachine):
         assert [one.message for one in scheduled.first(self.client, [queue])] == [
             message.raw for _, message in sorted((self.scheduled[name] for name in named), key=lambda one: one[0])
         ]
-        assert scheduled.purge(self.client, queue) == len(named)
+        assert scheduled.purge(self.client, queue) == (len(named), set())
         for name in named:
             self.finished.add(self.scheduled.pop(name)[1].number)
 

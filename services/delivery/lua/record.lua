@@ -85,6 +85,41 @@ local function with_counts(message, deliveries, requeues)
     return string.format('{"delivery_count":%d', deliveries) .. asked .. comma .. rest
 end
 
+-- A message that waits for a token of a rate limit ends with it: ,"rate_limit_token":[task,interval,node,due,start]}
+-- (services/delivery/rates.py).
+local MARK = '"rate_limit_token"'
+
+-- What is before a token, the token as text, and what is behind it; nothing when there is none.
+local function around_token(message)
+    -- First, because a pattern takes long to find nothing in a large message.
+    if message:find(MARK, 1, true) then
+        return message:match('^(.*),%s*' .. MARK .. '%s*:%s*(%b[])%s*(}%s*)$')
+    end
+end
+
+-- What a message waits for; nothing when there is no token.
+local function token_of(message)
+    local _, text = around_token(message)
+    local readable, found = pcall(cjson.decode, text or '')
+    if readable and type(found) == 'table' then
+        return { task = found[1], node = found[3] }
+    end
+end
+
+local function without_token(message)
+    local before, _, behind = around_token(message)
+    return before and before .. behind or message
+end
+
+local function with_token(message, token)
+    local whole = without_token(message)
+    local brace = whole:match('^.*()}%s*$')
+    if not brace or whole:match('^%s*{%s*}') then
+        return whole
+    end
+    return whole:sub(1, brace - 1) .. ',' .. MARK .. ':' .. token .. whole:sub(brace)
+end
+
 -- What gives back or renews takes no memory, and is refused nothing however full Redis is (see reserve.lua).
 local function take_no_memory()
     redis.call('SREM', KEYS[4], '')

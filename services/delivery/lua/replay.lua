@@ -13,7 +13,7 @@ for position = 3, #ARGV do
     local id = ARGV[position]
     local message, queue = unpack(redis.call('HMGET', ARGV[2] .. id, 'message', 'queue'))
     if message then
-        put_back('LPUSH', list_of(message, queue, steps), without_counts(message))
+        put_back('LPUSH', list_of(message, queue, steps), without_token(without_counts(message)))
         redis.call('DEL', ARGV[2] .. id)
         redis.call('ZREM', KEYS[1], id)
         redis.call('SREM', KEYS[2], id)

@@ -18,7 +18,7 @@ for _, field in ipairs(redis.call('ZRANGE', KEYS[5], 0, limit - 1)) do
     local record = redis.call('HGET', KEYS[6], field)
     if record then
         local message, queue = parts(record)
-        put_back('LPUSH', list_of(message, queue, steps), message)
+        put_back('LPUSH', list_of(message, queue, steps), without_token(message))
         scheduled = scheduled + 1
     end
     redis.call('HDEL', KEYS[6], field)

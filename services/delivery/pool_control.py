@@ -1,12 +1,10 @@
-"""Remote control of a node's pool and rates, where Celery's commands fail or leave a node that runs nothing."""
+"""Remote control of a node's pool, where Celery's commands fail or leave a node that runs nothing."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from celery.concurrency.prefork import TaskPool as PreforkPool
-from celery.utils.time import rate
 from celery.worker import control as celery_control
 from celery.worker.control import control_command
 
@@ -46,22 +44,6 @@ def autoscale(state: Any, max: int | None = None, min: int | None = None, **_: A
     if not MOST_PROCESSES >= most >= least >= 1:
         return celery_control.nok(f"max={most} min={least} is no range of 1 to {MOST_PROCESSES} processes")
     return celery_control.autoscale(state, max, min)
-
-
-@control_command(  # type: ignore[untyped-decorator]
-    args=[("task_name", str), ("rate_limit", str)], signature="<task_name> <rate_limit (e.g., 5/s | 5/m | 5/h)>"
-)
-def rate_limit(state: Any, task_name: str, rate_limit: Any, **_: Any) -> Any:
-    """Tell worker(s) to modify the rate limit for a task by type."""
-    try:
-        # Celery takes -1, with which no such task starts any more, and NaN, which Flower sends for an empty field.
-        possible = 0 <= rate(rate_limit) < math.inf
-    except (ValueError, LookupError, TypeError):
-        possible = False
-    if not possible:
-        must = "must be a number, 0 for no limit, or one with /s, /m or /h behind it"
-        return celery_control.nok(f"the rate limit is {rate_limit!r}, and {must}")
-    return celery_control.rate_limit(state, task_name, rate_limit)
 
 
 def _shrink(state: Any, n: int) -> Any:
