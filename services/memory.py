@@ -1,5 +1,4 @@
-"""Memory: a node that runs for months stays as large as after its first minutes, and outlives a task that has too much.
-"""
+"""Memory: a node that runs for months stays as large as after its first minutes, and outlives a task that takes it all."""
 
 from __future__ import annotations
 

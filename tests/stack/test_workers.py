@@ -148,7 +148,8 @@ def test_a_node_that_is_killed_is_back(stack: Stack) -> None:
 def small(stack: Stack) -> Iterator[Stack]:
     """The stack with a worker of nine children in 256 MB, half of which they take."""
     stack.make("purge-dead-letters", YES="1")
-    given = {"WORKER_MEMORY": "256m", "WORKER_CONCURRENCY": str(len(INNOCENTS) + 1)}
+    # A short lease, so that those whose node dies come to their last start within the test.
+    given = {"WORKER_MEMORY": "256m", "WORKER_CONCURRENCY": str(len(INNOCENTS) + 1), "WORKER_LEASE": "10"}
     stack.compose("up", "--detach", "--no-deps", "worker", variables=given)
     stack.wait_healthy()
     yield stack
