@@ -1,4 +1,4 @@
-"""Memory: a node that runs for months stays as large as after its first minutes, and outlives a task that takes it all."""
+"""Memory: a node that runs for months stays as large as it was, and outlives a task that takes more than there is."""
 
 from __future__ import annotations
 

@@ -164,9 +164,8 @@ def test_tasks_of_a_priority_that_nobody_reads_are_moved(stack: Stack) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pool", ["threads", "solo"])
-def test_a_task_that_nothing_else_ends_ends_with_its_node(stack: Stack, pool: str) -> None:
-    stack.compose("up", "--detach", "--no-deps", "worker", variables={"WORKER_POOL": pool})
+def test_a_task_that_nothing_else_ends_ends_with_its_node(stack: Stack) -> None:
+    stack.compose("up", "--detach", "--no-deps", "worker", variables={"WORKER_POOL": "threads"})
     stack.wait_healthy()
     try:
         marks = stack.send_marks([None], time_limit=1)
