@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import suppress
-from time import time
+from time import sleep, time
 from typing import Any
 
 from celery import bootsteps
@@ -30,6 +30,7 @@ logger = get_logger(__name__)
 LOOK_SECONDS = 5.0
 # Kept for three more looks, which may come late on a busy machine: what a node that has died had kept goes with that.
 KEPT_SECONDS = 20
+SHOWN = ("node", "id", "name", "limit")
 
 
 class OvertimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -50,8 +51,8 @@ class OvertimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _run(self, worker: Any) -> None:
         client = connect(worker.app.settings.broker_url, worker.app.settings)
-        look = threading.Event()
-        while not look.wait(LOOK_SECONDS):
+        while True:
+            sleep(LOOK_SECONDS)
             # Whatever Redis has against it now, it may not have the next time; the log has it.
             with suppress(RedisError, OSError):
                 self._look(worker, client)
@@ -62,19 +63,18 @@ class OvertimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
             return
         seconds, _ = client.time()
         for request, limit, ran in found:
-            if request.id not in self._known:
-                told = {"node": worker.hostname, "id": request.id, "name": request.name, "limit": limit}
-                self._known[request.id] = json.dumps({**told, "since": seconds - round(ran)})
-                logger.warning(
-                    "%s[%s] has run for %.0f s and its limit is %g s: in this pool nothing ends it but the node's end",
-                    request.name, request.id, ran, limit,
-                )  # fmt: skip
+            if request.id in self._known:
+                continue
+            said = "%s[%s] has run for %.0f s and its limit is %g s: in this pool nothing ends it but the node's end"
+            logger.warning(said, request.name, request.id, ran, limit)
+            told = dict(zip(SHOWN, (worker.hostname, request.id, request.name, limit), strict=True))
+            self._known[request.id] = json.dumps({**told, "since": seconds - round(ran)})
         ended = self._known.keys() - {request.id for request, *_ in found}
         with client.pipeline() as pipe:
             for task_id in ended:
                 pipe.zrem(OVERTIME, self._known.pop(task_id))
-            for told in self._known.values():
-                pipe.zadd(OVERTIME, {told: seconds + KEPT_SECONDS})
+            for member in self._known.values():
+                pipe.zadd(OVERTIME, {member: seconds + KEPT_SECONDS})
             pipe.zremrangebyscore(OVERTIME, "-inf", seconds)
             pipe.expire(OVERTIME, KEPT_SECONDS)
             pipe.execute()
@@ -104,6 +104,7 @@ def read(client: Redis) -> list[dict[str, Any]]:
     `client` decodes its answers.
     """
     seconds, _ = client.time()
-    told = [json.loads(each) for each in client.zrangebyscore(OVERTIME, seconds, "+inf")]
-    found = [{**each, "seconds": seconds - each.pop("since")} for each in told]
-    return sorted(found, key=lambda task: -task["seconds"])
+    kept: Any = client.zrangebyscore(OVERTIME, seconds, "+inf")
+    found = map(json.loads, kept)
+    told = [{name: task[name] for name in SHOWN} | {"seconds": seconds - task["since"]} for task in found]
+    return sorted(told, key=lambda task: -task["seconds"])

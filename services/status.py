@@ -136,6 +136,7 @@ def keys(client: Redis, kind: str, match: str = "*") -> Iterator[str]:
     """The keys of a type, as far as they are among the first MOST_KEYS of all keys."""
     cursor = 0
     for _ in range(MOST_KEYS // KEYS_AT_ONCE):
+        found: Any
         cursor, found = client.scan(cursor, match=match, count=KEYS_AT_ONCE, _type=kind)
         yield from found
         if not cursor:
