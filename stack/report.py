@@ -71,7 +71,8 @@ def status(runtime: Runtime, as_json: bool) -> None:
     state = ask(runtime)
     screen.print(_nodes(state["nodes"]))
     screen.print(_queues(state))
-    for warning in warnings(state, any(unit.service.startswith("worker") and not unit.works for unit in units)):
+    starting = any(unit.service.startswith("worker") and unit.health == "starting" for unit in units)
+    for warning in warnings(state, starting):
         screen.print(warning, style="yellow", markup=False, highlight=False)
     seconds = state["beat"]["seconds_since_tick"]
     screen.print("Beat: no tick, no beat holds the lock" if seconds is None else f"Beat: last tick {seconds} s ago")
