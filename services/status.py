@@ -16,8 +16,8 @@ from services.delivery import messages
 
 # Nodes answer within milliseconds, a busy solo node not at all: waiting longer does not make the list longer.
 ANSWER_SECONDS = 1.0
-# Keys that are looked through for queues, a thousand with each command, which takes Redis less than a millisecond. A
-# broker alone has a few thousand; a million, results that share its database, take a second.
+# Keys that are looked through for queues, a thousand with each command, for which Redis does nothing else for 1.5 ms. A
+# broker alone has a few thousand; a million, where results share its database, takes 1.5 s of Redis's time, twice.
 MOST_KEYS = 1_000_000
 KEYS_AT_ONCE = 1000
 # Lists of names that nobody has declared whose oldest message is read, to tell tasks from what another program keeps.

@@ -73,7 +73,7 @@ def status(runtime: Runtime, as_json: bool) -> None:
     screen.print(_queues(state))
     starting = any(unit.service.startswith("worker") and unit.health == "starting" for unit in units)
     for warning in warnings(state, starting):
-        screen.print(warning, style="yellow", markup=False, highlight=False)
+        screen.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
     seconds = state["beat"]["seconds_since_tick"]
     screen.print("Beat: no tick, no beat holds the lock" if seconds is None else f"Beat: last tick {seconds} s ago")
     if letters := state["dead_letters"]:
