@@ -88,7 +88,8 @@ class Task:
 
 
 def send(name: str, *args: Any, keep_result: bool = True, **options: Any) -> Task:
-    """Queue a task. `options` are those of Celery's apply_async: queue, countdown, expires, priority …
+    """Queue a task. `options` are those of Celery's apply_async: queue, countdown, expires, priority
+    (from 0, the most urgent on Redis and the default, to 9) …
 
     With keep_result=False Redis does not keep what nobody is going to read. Raises Away.
     """

@@ -8,7 +8,7 @@ from celery import Celery
 
 from config import ConfigError, Settings, load
 from config.celery import celery_configuration, soft_limit
-from services import heartbeat, memory, results, shutdown
+from services import heartbeat, memory, overtime, results, shutdown
 from services.command_line import Gate
 from services.connections import require_tls_files
 from services.delivery.limits import Limits
@@ -43,8 +43,16 @@ def create_app(settings: Settings) -> Celery:
     )
     app.loader.override_backends = results.BACKENDS
     memory.install()
-    for step in (heartbeat.HeartbeatStep, results.ResultsStep, shutdown.HandBackStep, TellStep, memory.FreezeStep):
-        app.steps["worker"].add(step)
+    app.steps["worker"].update(
+        (
+            heartbeat.HeartbeatStep,
+            results.ResultsStep,
+            shutdown.HandBackStep,
+            TellStep,
+            overtime.OvertimeStep,
+            memory.FreezeStep,
+        )
+    )
     app.user_options["preload"].add(Gate())
     app.settings = settings
     # Not as Celery's settings: it would give both to a task that has one of its own, and refuse the pair (celery 5.7).

@@ -148,6 +148,8 @@ def _everything(number: int, letter: dict[str, bytes], accept: Iterable[str]) ->
         "args": message.args,
         "kwargs": message.kwargs,
         "options": options,
+        # In Redis 0 is the most urgent one.
+        "priority": message.properties.get("priority"),
         "headers": message.fields,
         "properties": message.properties,
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 DEFAULT_QUEUE = "celery"
-# kombu keeps one list for each priority step; step 0 is the queue's own name.
+# kombu keeps one list for each priority step; step 0 is the queue's own name. 0 is the most urgent one, and that of a
+# task that names none; RabbitMQ has it the other way round.
 PRIORITY_SEPARATOR = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 # What workers hold: kombu's own hash and index, which stock consumers and Flower read as well, and beside them
@@ -35,6 +36,8 @@ DEAD = (DEAD_LETTERS, DEAD_LETTERS_NEXT, DEAD_LETTERS_UNTOLD)
 PUBLISHED = "published:"
 # For how many milliseconds a list of a queue that expires may live (services/delivery/lua/record.lua).
 EXPIRES = "expires:"
+# What runs over its limit where nothing can end it, as JSON, by the second of Redis's clock until which that holds.
+OVERTIME = "overtime"
 # Of a result; Celery's own.
 RESULT = "celery-task-meta-"
 # One set for each exchange: routing key, pattern and queue, joined by the separator.
@@ -50,6 +53,12 @@ def lists_of(queue: str) -> tuple[str, ...]:
     return tuple(queue if step == 0 else f"{queue}{PRIORITY_SEPARATOR}{step}" for step in PRIORITY_STEPS)
 
 
+def queue_and_priority(key: str) -> tuple[str, int]:
+    """Which messages wait in a list, whoever has made it; workers read those of PRIORITY_STEPS only."""
+    queue, _, step = key.rpartition(PRIORITY_SEPARATOR)
+    return (queue, int(step)) if queue and step.isdecimal() else (key, PRIORITY_STEPS[0])
+
+
 def scheduled_fields(task_id: str) -> tuple[bytes, ...]:
     """The names under which messages of this task wait for their time, in the order in which they are taken."""
     copies = (f"{task_id}{PRIORITY_SEPARATOR}{number}" for number in range(2, SCHEDULED_COPIES + 1))
@@ -60,7 +69,12 @@ def scheduled_fields(task_id: str) -> tuple[bytes, ...]:
 def carries_tasks(binding_key: str) -> bool:
     """Whether an exchange's set of bindings is about tasks, not about events, commands or their replies."""
     exchange = binding_key.removeprefix(BINDINGS)
-    return exchange != "celeryev" and not exchange.endswith(".pidbox")
+    return exchange != "celeryev" and not is_mailbox(exchange)
+
+
+def is_mailbox(name: str) -> bool:
+    """Whether this is the exchange or the queue of commands, or of answers to them."""
+    return name.endswith(".pidbox")
 
 
 def bound_queue(member: str) -> str:

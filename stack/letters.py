@@ -118,5 +118,7 @@ def _show(answer: dict[str, Any]) -> None:
     rows.add_column(overflow="fold")
     for name, value in answer.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if name == "priority" and value is not None:
+            shown += " (0 is the most urgent)"
         rows.add_row(name, Text(shown, style=_style(shown) if name == "reason" else ""))
     report.console(LIST_WIDTH).print(rows)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from stack.runtime import Runtime
 
 WIDTH = 200
+# As services/queues.py has them, which `make` does not import.
+PRIORITIES = "nodes read 0, which is the most urgent, 3, 6 and 9"
+UNREAD_HOW = "docs/operations.md#tasks-that-nobody-reads"
+OVERTIME_HOW = "docs/operations.md#time-limits"
 
 
 def ask(runtime: Runtime) -> dict[str, Any]:
@@ -67,6 +71,9 @@ def status(runtime: Runtime, as_json: bool) -> None:
     state = ask(runtime)
     screen.print(_nodes(state["nodes"]))
     screen.print(_queues(state))
+    starting = any(unit.service.startswith("worker") and unit.health == "starting" for unit in units)
+    for warning in warnings(state, starting):
+        screen.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
     seconds = state["beat"]["seconds_since_tick"]
     screen.print("Beat: no tick, no beat holds the lock" if seconds is None else f"Beat: last tick {seconds} s ago")
     if letters := state["dead_letters"]:
@@ -117,6 +124,28 @@ def _queues(state: dict[str, Any]) -> Table:
     rows.add_row("held by workers (unacked)", str(state["unacked"]))
     rows.add_row("wait for their time (scheduled)", str(state["scheduled"]))
     return rows
+
+
+def warnings(state: dict[str, Any], starting: bool) -> list[str]:
+    """What waits in vain, and what runs too long; `starting`: a worker may be about to read more than is read now."""
+    said = []
+    if not state["nodes"] and not state["silent_nodes"]:
+        said.append(f"No node answers{' yet' if starting else ''}; what waits: {queued(state)}.")
+    if silent := state["silent_nodes"]:
+        said.append(f"Nodes that do not answer, such as a solo pool at work: {silent}. What they read is not known.")
+    for one in state["unread"]:
+        name = one["queue"] + (f", priority {one['priority']} ({PRIORITIES})" if one["priority"] else "")
+        soon = ", unless a worker that starts does" if starting else ""
+        said.append(f"No node reads {name}{soon}: {_tasks(one['waiting'])} there, see {UNREAD_HOW}")
+    for one in state["overtime"]:
+        ran, limit = f"{one['seconds']:g} s", f"{one['limit']:g} s"
+        task = f"{one['name']}[{one['id']}]"
+        said.append(f"{one['node']} runs {task} for {ran}, and its limit is {limit}: see {OVERTIME_HOW}")
+    return said
+
+
+def _tasks(count: int) -> str:
+    return f"{count} task{' waits' if count == 1 else 's wait'}"
 
 
 def _plain(cell: str | None) -> Text:

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from services.memory import CHILD_OOM_SCORE_ADJ, LARGEST_OOM_SCORE_ADJ, OOM_SCORE_ADJ
 from tests.support.world import Stack, World
 
 POOLS = ("prefork", "threads", "solo")
@@ -41,6 +42,27 @@ def test_a_task_that_raises_fails_with_its_error_in_each_pool(stack: Stack, pool
 
     with pytest.raises(ValueError, match="limit must be from 0"):
         result.get(timeout=PATIENCE)
+
+
+@pytest.mark.skipif(not OOM_SCORE_ADJ.exists(), reason="only Linux chooses by this number whom to kill")
+@pytest.mark.parametrize(("pool", "more"), [("prefork", CHILD_OOM_SCORE_ADJ), ("threads", 0), ("solo", 0)])
+def test_a_child_goes_before_its_node_when_there_is_no_memory_left(stack: Stack, pool: str, more: int) -> None:
+    stack.send("probe.mark", f"adjusted-{pool}", queue=pool).get(timeout=PATIENCE)
+
+    ((_, process, _),) = stack.world.notes("start", f"adjusted-{pool}")
+    node = parent(process) if pool == "prefork" else process
+    own = int(OOM_SCORE_ADJ.read_text())
+    assert (oom_score_adj(node), oom_score_adj(process)) == (own, min(LARGEST_OOM_SCORE_ADJ, own + more))
+
+
+def oom_score_adj(process: int) -> int:
+    """What the kernel adds to the size of a process when it looks for one to kill."""
+    return int(Path(f"/proc/{process}/oom_score_adj").read_text())
+
+
+def parent(process: int) -> int:
+    """The process that has started this one."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_workflow_counts_words_in_parallel_and_merges_them(stack: Stack) -> None:

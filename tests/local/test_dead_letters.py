@@ -60,6 +60,7 @@ def test_one_dead_letter_shows_its_arguments_as_they_were_sent(local: Local, let
     lines = dict(line.split(maxsplit=1) for line in said.splitlines())
     assert lines["args"].strip() == '["[red]two[/]"]'
     assert lines["reason"].strip() == "unknown-task"
+    assert lines["priority"].strip() == "0 (0 is the most urgent)"
 
 
 def test_the_status_shows_them(local: Local, letters: list[int]) -> None:
@@ -136,5 +137,6 @@ def test_without_workers_all_goes_back_to_plain_queues(local: Local) -> None:
     assert said.startswith("Back in the queues: 1 tasks that waited for their time, 0 of workers that are gone.")
     with local.redis() as client:
         assert (client.zcard(SCHEDULED), client.llen("celery")) == (0, 1)
+        assert "No node answers; what waits: 1 in celery." in local.make("status").stdout
         client.delete("celery")
     local.make("scale", WORKERS="1")

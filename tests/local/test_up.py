@@ -69,6 +69,20 @@ def test_status_shows_units_nodes_queues_and_beat_without_colours(local: Local) 
     assert "\x1b" not in said
 
 
+def test_status_names_where_tasks_wait_that_no_node_reads(local: Local) -> None:
+    local.send("own_probe.rest", "misspelt", 0, queue="mial")
+    with local.redis() as client:
+        client.copy("mial", "celery\x06\x161")
+        try:
+            lines = local.make("status").stdout.splitlines()
+        finally:
+            client.delete("mial", "celery\x06\x161", "_kombu.binding.mial")
+    where = "1 task waits there, see docs/operations.md#tasks-that-nobody-reads"
+    read = "nodes read 0, which is the most urgent, 3, 6 and 9"
+    assert f"No node reads mial: {where}" in lines
+    assert f"No node reads celery, priority 1 ({read}): {where}" in lines
+
+
 def test_status_as_json_is_one_object(local: Local) -> None:
     told = local.status()
     assert told["runtime"] == "local"

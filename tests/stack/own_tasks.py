@@ -1,8 +1,10 @@
 """A task module as a user adds one: copied into the clone's services/tasks/, and found there by itself."""
 
 import json
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from celery import shared_task
@@ -10,6 +12,8 @@ from redis.exceptions import ConnectionError, TimeoutError
 
 # A test that has failed releases nothing; one that waits for much else before it does takes minutes.
 LONGEST_SECONDS = 600
+# More than a child that has run a task differs from one that has not, and less than the node has more than either.
+HOG_CHUNK = 6 * 2**20
 
 
 @shared_task(bind=True)
@@ -44,3 +48,17 @@ def persistently(command: Callable[..., Any], *arguments: str) -> Any:
             if time.monotonic() > end:
                 raise
             time.sleep(0.1)
+
+
+@shared_task
+def hog() -> None:
+    """Take all memory that the container has, in files at first: those are no process's own, and count all the same."""
+    chunk = b"x" * HOG_CHUNK
+    with tempfile.TemporaryFile() as file:
+        # Until it is killed. Where there is swap, /tmp is full before.
+        with suppress(OSError):
+            while True:
+                file.write(chunk)
+        taken = []
+        while True:
+            taken.append(bytes(chunk[1:]))

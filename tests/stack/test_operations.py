@@ -26,19 +26,23 @@ TESTED_HERE = {
     "dead-letters",
     "to-plain",
     "schedule",
+    "unread-queue",
+    "unread-queue-back",
+    "unread-priority",
+    "overtime",
 }
 # By tests/integration/test_entries.py.
 TESTED_THERE = {"entry"}
 
 
-def do(stack: Stack, name: str) -> str:
-    """Run a block's commands in the clone, one after the other; what they printed."""
+def do(stack: Stack, name: str, **variables: str) -> str:
+    """Run a block's commands in the clone, one after the other, with variables of the shell; what they printed."""
     printed = []
     for command in commands(DOCUMENT, name):
         done = subprocess.run(
             ["bash", "-c", MAKE + command],
             cwd=stack.directory,
-            env=stack.environment(),
+            env=stack.environment(**variables),
             capture_output=True,
             text=True,
             check=False,
@@ -136,6 +140,46 @@ def test_emptying_a_queue(stack: Stack) -> None:
     assert stack.queued() == 0
     marks.release()
     marks.wait_finished()
+
+
+def test_workers_take_from_a_queue_that_nobody_read(stack: Stack) -> None:
+    marks = stack.send_marks([0], [0], queue="mial")
+    assert "No node reads mial: 2 tasks wait there" in stack.make("status").stdout
+    do(stack, "unread-queue")
+    marks.wait_finished()
+    assert "mial" in stack.make("status").stdout
+    do(stack, "unread-queue-back")
+    marks = stack.send_marks([0], queue="mial")
+    assert "No node reads mial: 1 task waits there" in stack.make("status").stdout
+    stack.redis("DEL", "mial")
+
+
+def test_tasks_of_a_priority_that_nobody_reads_are_moved(stack: Stack) -> None:
+    marks = stack.send_marks([0], [0], [0], queue="mial")
+    stack.redis("RENAME", "mial", "celery\x06\x161")
+    assert "No node reads celery, priority 1 (" in stack.make("status").stdout
+    do(stack, "unread-priority")
+    marks.wait_finished()
+    assert "No node reads" not in stack.make("status").stdout
+
+
+@pytest.mark.slow
+def test_a_task_that_nothing_else_ends_ends_with_its_node(stack: Stack) -> None:
+    stack.compose("up", "--detach", "--no-deps", "worker", variables={"WORKER_POOL": "threads"})
+    stack.wait_healthy()
+    try:
+        marks = stack.send_marks([None], time_limit=1)
+        (task,) = marks.tasks
+        marks.wait_started()
+        shown = f"[{task}] for "
+        stack.wait(lambda: shown in stack.make("status").stdout, "the task over its limit")
+        do(stack, "overtime", ID=task)
+        stack.wait_healthy()
+        stack.wait(lambda: "REVOKED" in stack.redis("GET", f"celery-task-meta-{task}", database=1), "it is revoked")
+        assert (len(marks.all("started")), len(marks.unfinished())) == (1, 1)
+        stack.wait(lambda: shown not in stack.make("status").stdout, "none over its limit")
+    finally:
+        stack.compose("up", "--detach", "--no-deps", "worker")
 
 
 def test_dead_letters_are_seen_and_replayed(stack: Stack) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+
 import pytest
 
 from tests.stack.handle import Stack
 from tests.support.documents import block
 
 ADD = "services.tasks.arithmetic.add"
+# Tasks that run beside one that takes all memory, and how many of those there are, one after the other.
+INNOCENTS = [[None]] * 8
+HOGS = 5
 SOLO = """
   worker-solo:
     extends: {file: compose.yaml, service: worker}
@@ -135,6 +141,45 @@ def test_a_node_that_is_killed_is_back(stack: Stack) -> None:
     assert stack.call(ADD, 4, 3)[1] == 0
     assert stack.ids("worker") == container
     assert stack.inspect(container[0])["RestartCount"] == 0
+
+
+@pytest.fixture
+def small(stack: Stack) -> Iterator[Stack]:
+    """The stack with a worker of nine children in 256 MB, half of which they take."""
+    stack.make("purge-dead-letters", YES="1")
+    # A short lease, so that those whose node dies come to their last start within the test.
+    given = {"WORKER_MEMORY": "256m", "WORKER_CONCURRENCY": str(len(INNOCENTS) + 1), "WORKER_LEASE": "10"}
+    stack.compose("up", "--detach", "--no-deps", "worker", variables=given)
+    stack.wait_healthy()
+    yield stack
+    stack.compose("up", "--detach", "--no-deps", "worker")
+    stack.make("purge-dead-letters", YES="1")
+
+
+@pytest.mark.slow
+def test_a_task_that_takes_all_memory_becomes_a_dead_letter_alone(small: Stack) -> None:
+    before, node = small.inspected("worker")[0], node_pid(small)
+    hogs: list[str] = []
+    for _ in range(HOGS):
+        innocents = small.send_marks(*INNOCENTS)
+        innocents.wait_started(len(INNOCENTS))
+        (hog,) = small.send("services.tasks.own_tasks.hog", [])
+        hogs.append(hog)
+        small.wait(lambda: len(letters(small)) >= len(hogs), "the next dead letter")
+        assert letters(small) == [[hog, "crashed"] for hog in hogs], small.describe()
+        assert sorted(mark["task"] for mark in innocents.all("started")) == sorted(innocents.tasks), small.describe()
+        innocents.release()
+        innocents.wait_finished()
+        assert len(innocents.all("started")) == len(INNOCENTS), small.describe()
+    after = small.inspected("worker")[0]
+    assert node_pid(small) == node, small.describe()
+    assert (after["Id"], after["RestartCount"]) == (before["Id"], before["RestartCount"])
+
+
+def letters(stack: Stack) -> list[list[str]]:
+    """Which tasks are dead letters and why, oldest first."""
+    said = json.loads(stack.make("dead-letters", JSON="1").stdout)
+    return [[letter["task_id"], letter["reason"]] for letter in said["dead_letters"]]
 
 
 def test_a_node_that_cannot_start_ends_its_container_with_an_error(stack: Stack) -> None:

@@ -6,7 +6,7 @@ import pytest
 from kombu.transport.redis import Channel
 
 from services import queues
-from services.queues import bound_queue, carries_tasks, lists_of
+from services.queues import bound_queue, carries_tasks, lists_of, queue_and_priority
 
 
 class Keys(Channel):  # type: ignore[misc]
@@ -23,6 +23,12 @@ class Keys(Channel):  # type: ignore[misc]
 def test_the_lists_of_a_queue_are_those_that_kombu_fills(queue: str) -> None:
     keys = Keys()
     assert set(lists_of(queue)) == {keys._q_for_pri(queue, priority) for priority in range(10)}
+
+
+@pytest.mark.parametrize("queue", ["celery", "odd\x06\x16name"])
+def test_a_list_tells_its_queue_and_priority(queue: str) -> None:
+    assert [queue_and_priority(key) for key in lists_of(queue)] == [(queue, step) for step in queues.PRIORITY_STEPS]
+    assert queue_and_priority(Keys.sep.join([queue, "1"])) == (queue, 1)
 
 
 def test_the_most_urgent_list_comes_first() -> None:

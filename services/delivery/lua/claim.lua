@@ -9,7 +9,7 @@
 --      2 unacked_index   zset  tag -> end of the lease, Redis time; kombu's own clock for stock consumers
 --      3 unacked_leases  zset  tag -> end of the lease; what stock consumers hold is not in it
 --      4 unacked_started set   tags of tasks that have begun to run
---      5…                lists of the queues: all queues of the most urgent priority, then of the next
+--      5…                lists of the queues: all queues of the most urgent priority (0), then of the next
 --      expires:<list>    string for how long a list may live (see record.lua)
 -- ARGV 1 claim           the tags are claim:1, claim:2, …
 --      2 credit          how many at most
