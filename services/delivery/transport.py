@@ -38,8 +38,8 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
                 os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
-        super().close()
         self.leave_loop()
+        super().close()
         while self._holders:
             self._holders.pop().ring_no_more(self.ring)
         # A number that is closed may be somebody else's the moment after.
@@ -60,6 +60,13 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
             del self._chan_to_sock[channel, client, kind]
             for fileno in [fileno for fileno, owner in list(self._fd_to_chan.items()) if owner == (channel, kind)]:
                 del self._fd_to_chan[fileno]
+
+    def leave(self, loop: Any, ticks: set[Any]) -> None:
+        """Take these callbacks out of an event loop, and all that it reads for us: the numbers may be others' soon."""
+        loop.on_tick -= ticks
+        for fileno in self.fds.keys() & loop.readers.keys():
+            loop.remove_reader(fileno)
+        self.leave_loop = lambda: None
 
     @property
     def fds(self) -> dict[int, Any]:
@@ -137,7 +144,7 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
         before = loop.on_tick.copy()
         super().register_with_event_loop(connection, loop)
         # kombu would have it turn for ever, with each of its predecessors (kombu 5.7).
-        self.cycle.leave_loop = partial(loop.on_tick.difference_update, loop.on_tick - before)
+        self.cycle.leave_loop = partial(self.cycle.leave, loop, loop.on_tick - before)
 
     def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
         """Give back what has come for a consumer that is gone."""

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 import redis
 from kombu import Exchange, Producer, Queue
+from kombu.asynchronous.hub import Hub
 from kombu.exceptions import InconsistencyError
 
 from config import load
@@ -126,6 +127,21 @@ def test_a_cancelled_consumer_leaves_its_messages_to_others(broker: Broker) -> N
     other = Inbox(broker.connect().channel(), "one")
     assert other.drain(1, broker) == ["for others"]
     cancelled.stays_at(0, 0.2)
+
+
+def test_a_connection_that_is_closed_leaves_nothing_in_the_event_loop(broker: Broker) -> None:
+    connection, loop = broker.connect(), Hub()
+    try:
+        Inbox(connection.channel(), "one")
+        connection.register_with_event_loop(loop)
+        for tick in loop.on_tick:
+            tick()
+        # Its connection to Redis, and what other threads wake it by.
+        assert len(loop.readers) == 2
+        connection.close()
+        assert (loop.readers, loop.on_tick) == ({}, set())
+    finally:
+        loop.close()
 
 
 def test_recover_gives_back_what_is_not_acknowledged(broker: Broker) -> None:
