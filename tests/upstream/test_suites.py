@@ -57,12 +57,12 @@ PARTS = (
 
 
 def sources(suite: Suite) -> Path:
-    """Where the suite's tests are; skips the test where they cannot be had."""
+    """Where the suite's tests are; skips where they cannot be had, or fails with STALK_REQUIRE_SUITES=1."""
     try:
         return get(suite.package, suite.config)
     except CannotBeHad as error:
         if os.environ.get("STALK_REQUIRE_SUITES") == "1":
-            raise
+            pytest.fail(f"STALK_REQUIRE_SUITES=1, and {error}", pytrace=False)
         pytest.skip(str(error))
 
 
