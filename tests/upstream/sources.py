@@ -1,0 +1,72 @@
+"""The tests of Celery and kombu: from their source distributions, of the versions and hashes in the lock."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.support.redis_builds import FETCH_SECONDS
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCK = ROOT / "requirements" / "dev.lock"
+
+
+class CannotBeHad(Exception):
+    """Why there are no tests."""
+
+
+def get(package: str, config: str) -> Path:
+    """A directory with a package's tests, as `t/`, and the file that configures pytest for them, and nothing else.
+
+    The package itself is the installed one. Fetched once and kept. Raises CannotBeHad.
+    """
+    version, hashes = locked(package)
+    kept = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "stalk-test"
+        / f"{version}-tests".replace("==", "-")
+    )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with (kept.parent / f".{kept.name}.lock").open("w") as lock:
+        # Several tests want it at the same moment.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            with TemporaryDirectory(dir=kept.parent, prefix=".fetch-") as scratch:
+                fetch(version, hashes, config, Path(scratch)).rename(kept)
+    return kept
+
+
+def locked(package: str) -> tuple[str, str]:
+    """What the lock says of a package: its version, and the hashes of all its files, the sources among them."""
+    found = re.search(rf"^({package}==\S+)((?: \\\n +--hash=\S+)+)", LOCK.read_text(), re.MULTILINE)
+    assert found, f"{LOCK} has no {package}"
+    return found[1], found[2]
+
+
+def fetch(version: str, hashes: str, config: str, scratch: Path) -> Path:
+    """Fetch this version, and lay its tests into a directory below `scratch`. Raises CannotBeHad."""
+    (scratch / "wanted").write_text(f"{version}{hashes}\n")
+    # pip asks the sources for the package's name and version, and fetches what they are built with for that.
+    options = ["--quiet", "--no-deps", "--no-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-r", str(scratch / "wanted"), "-d", str(scratch)]
+    try:
+        subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=True)
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip() or "nothing said").splitlines()[-1]
+        raise CannotBeHad(f"the sources of {version} cannot be had here: pip: {last}") from None
+    except subprocess.TimeoutExpired:
+        raise CannotBeHad(f"pip took longer than {FETCH_SECONDS} s for {version}") from None
+    (archive,) = scratch.glob("*.tar.gz")
+    shutil.unpack_archive(archive, scratch / "all")
+    (tree,) = (scratch / "all").iterdir()
+    tests = scratch / "tests"
+    tests.mkdir()
+    for name in ("t", config):
+        (tree / name).rename(tests / name)
+    return tests

@@ -1,0 +1,107 @@
+"""Celery's and kombu's own tests pass with Stalk in the place of what they test, except for those that are listed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.world import World
+from tests.upstream.sources import ROOT, CannotBeHad, get
+from tests.upstream.suites import HOME, Suite
+
+LISTS = Path(__file__).parent
+CELERY, KOMBU = (Suite.read(LISTS / f"{package}.toml") for package in ("celery", "kombu"))
+# A part takes one to two minutes, and on a machine with much else to do several times that.
+PART_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one pytest runs: so that each takes about as long, the large files in pieces and the small ones together."""
+
+    suite: Suite
+    files: tuple[str, ...]
+    piece: str = "1/1"
+
+    def __str__(self) -> str:
+        return f"{self.suite.package}-{self.files[0].removesuffix('.py')}-{self.piece.replace('/', 'of')}"
+
+
+PARTS = (
+    *(Part(CELERY, ("test_canvas.py",), f"{number}/4") for number in (1, 2, 3, 4)),
+    Part(CELERY, ("test_tasks.py",)),
+    Part(KOMBU, ("test_redis.py", "test_redis_brpop_qos.py")),
+    # In this order: with stock Celery, too, some of test_redis_backend.py do not pass where other tests have left
+    # results, and one of test_worker.py where a worker runs already.
+    Part(CELERY, ("test_redis_backend.py", "test_beat.py", "test_group_chains.py")),
+    Part(
+        CELERY,
+        (
+            "test_worker.py",
+            "test_inspect.py",
+            "test_connection_recovery.py",
+            "test_events_state_memory_leak.py",
+            "test_loader.py",
+            "test_logfile_format.py",
+            "test_request_backend_down.py",
+            "test_serialization.py",
+            "test_upgrade.py",
+        ),
+    ),
+)
+
+
+def sources(suite: Suite) -> Path:
+    """Where the suite's tests are; skips where they cannot be had, or fails with STALK_REQUIRE_SUITES=1."""
+    try:
+        return get(suite.package, suite.config)
+    except CannotBeHad as error:
+        if os.environ.get("STALK_REQUIRE_SUITES") == "1":
+            pytest.fail(f"STALK_REQUIRE_SUITES=1, and {error}", pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_their_tests_pass_as_listed(part: Part, world: World) -> None:
+    tests, redis = sources(part.suite), world.redis(password="")
+    address = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis.port), "REDIS_6379_TCP": str(redis.port)}
+    # Some of them look for results where messages are.
+    urls = dict.fromkeys(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "TEST_BROKER", "TEST_BACKEND"), redis.url())
+    environment = world.environment(
+        **address,
+        **urls,
+        # They start `celery`.
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        PYTHONPATH=os.pathsep.join(map(str, (world.checkout.path, ROOT, tests))),
+    )
+    # fmt: off
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "--disable-warnings", "-p", "no:cacheprovider",
+        "-p", "celery.contrib.pytest", "-p", "tests.upstream.verdicts", "-p", "tests.upstream.stalk",
+        f"--suite={LISTS / part.suite.package}.toml", f"--part={part.piece}", f"--basetemp={world.path('tests')}",
+        *(f"{HOME}{file}" for file in part.files),
+    ]
+    # fmt: on
+    process = world.process("suite", command, environment, tests)
+    try:
+        ended = f"exit code {process.wait(PART_SECONDS)}"
+    except subprocess.TimeoutExpired:
+        ended = f"not over after {PART_SECONDS} s"
+    if ended != "exit code 0":
+        pytest.fail(f"{part}: {ended}\n{process.log()}", pytrace=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", [CELERY, KOMBU], ids=lambda suite: suite.package)
+def test_each_file_of_theirs_runs_or_is_left_out_for_a_reason(suite: Suite) -> None:
+    there = {path.name for path in (sources(suite) / HOME).glob("test_*.py")}
+    run = {file for part in PARTS if part.suite is suite for file in part.files}
+    left_out = {name for name in suite.left_out if name.endswith(".py")}
+    assert run | left_out == there
+    assert not run & left_out
