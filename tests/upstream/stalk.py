@@ -14,7 +14,8 @@ from celery.contrib.testing import worker as testing_worker
 
 from config import load
 from services.app import create_app
-from services.delivery.connection import Connection
+from services.delivery.channel import SentinelChannel
+from services.delivery.connection import CONNECTING, Connection
 from services.delivery.worker import Worker
 
 SETTINGS = load()
@@ -31,6 +32,15 @@ class TestWorker(testing_worker.TestWorkController, Worker):  # type: ignore[mis
 
     def on_start(self) -> None:
         """Handle no signals."""
+
+
+class TestConnection(Connection):
+    """Stalk's connection; what it would refuse, such as other names for its keys, is taken out of kombu's tests."""
+
+    def __init__(self, *arguments: Any, transport_options: dict[str, Any] | None = None, **options: Any) -> None:
+        read = {*SentinelChannel.from_transport_options, *CONNECTING}
+        kept = {name: value for name, value in (transport_options or {}).items() if name in read}
+        super().__init__(*arguments, transport_options=kept, **options)
 
 
 def make_app(
@@ -51,4 +61,4 @@ def make_app(
 # Celery's fixtures and tests look all of these up when they start something.
 testing_app.TestApp = make_app
 testing_worker._start_worker_thread = partial(testing_worker._start_worker_thread, WorkController=TestWorker)
-kombu.Connection = Connection
+kombu.Connection = TestConnection
