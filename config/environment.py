@@ -135,7 +135,7 @@ def with_secret_files(environment: Mapping[str, str], secrets: Iterable[str]) ->
 
 def _shown_path(path: str) -> str:
     # What somebody has put there in place of a path may be the secret itself.
-    return path if Path(path).is_absolute() else "a file whose name is not shown, as it begins with no slash,"
+    return path if Path(path).is_absolute() else "what is there, which is no whole path and not shown here,"
 
 
 def _secret_from(path: str) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
@@ -109,9 +109,13 @@ def parse_networks(value: object) -> object:
     if not isinstance(value, str):
         return value
     networks = tuple(ip_network(part) for part in splitter(",")(value))  # type: ignore[attr-defined]
-    # A network without a prefix is everybody.
-    if not networks or not all(network.prefixlen for network in networks):
-        raise ValueError("not named addresses")
+    for kind in (IPv4Network, IPv6Network):
+        # A network without a prefix is everybody, and so are two halves.
+        joined = collapse_addresses(network for network in networks if isinstance(network, kind))
+        if not all(network.prefixlen for network in joined):
+            raise ValueError("not named addresses")
+    if not networks:
+        raise ValueError("no addresses")
     return networks
 
 

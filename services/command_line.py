@@ -26,7 +26,7 @@ REFUSED = {
     "upgrade": "it rewrites a file of settings, and Stalk's are environment variables: see docs/configuration.md",
     "control election": "it is for what nodes agree on among themselves: Stalk's nodes elect nobody",
     "control pool_restart": "Stalk's pools are not made anew: `celery control shutdown` ends a node when its tasks "
-    "have finished, and Supervisor starts it anew",
+    "have finished, and who started it, Supervisor in the stack, starts it anew",
 }
 # Method of inspect → the package without which a node cannot answer. Nodes have what this process has.
 NEEDS = {"memdump": "psutil", "memsample": "psutil", "objgraph": "objgraph"}

@@ -72,7 +72,7 @@ HEADERS = {
     ),
 }
 STATIC = Path(urls.settings["static_path"]).resolve()
-# Nodes refuse "Restart Pool", and say what to do instead (services/delivery/pool_control.py). Who may not change limits
+# Nodes refuse "Restart Pool", and say what to do instead (services/delivery/node_control.py). Who may not change limits
 # is still shown the fields for them (flower 2.2).
 # Flower shortens ids below 768 pixels only, and whole ones push a task's worker out of a laptop's window. On a phone
 # the names of a worker's settings and tasks push their values out (flower 2.2).
@@ -300,12 +300,19 @@ class SaysWhy:
         return "it has not answered, and may do it later: with a solo pool when its task has ended"
 
 
-def controls(prefix: str) -> list[Any]:
-    """Every handler of Flower's that asks a worker to do something, so that it says why not."""
+def pages(prefix: str) -> list[Any]:
+    """The pages that take the place of Flower's, and whatever of its own asks a worker to do something."""
     return [
-        (prefix + pattern, type(handler.__name__, (SaysWhy, handler), {}))
-        for pattern, handler, *_ in (route for route in urls.handlers if isinstance(route, tuple))
-        if issubclass(handler, ControlHandler)
+        (f"{prefix}/healthcheck", Healthcheck),
+        (f"{prefix}/worker/(.+)", WorkerPage),
+        (f"{prefix}/task/(.+)", TaskPage),
+        (f"{prefix}/broker", BrokerPage),
+        (f"{prefix}/api/queues/length", QueueLengthsApi),
+        *(
+            (prefix + pattern, type(handler.__name__, (SaysWhy, handler), {}))
+            for pattern, handler, *_ in (route for route in urls.handlers if isinstance(route, tuple))
+            if issubclass(handler, ControlHandler)
+        ),
     ]
 
 
@@ -547,20 +554,9 @@ class Server(Flower):  # type: ignore[misc]
         super().__init__(options, app, Events(app, loop, self.broker_uri), loop, **urls.settings | own)
         self.add_transform(SafeHeaders)
         self.inspector = Inspector(loop, app, options.inspect_timeout / 1000)
-        self.add_handlers(".*", self._own_handlers())
-
-    def _own_handlers(self) -> list[Any]:
-        """Handlers that come before Flower's."""
+        self.add_handlers(".*", pages(self.prefix))
         to_prefix = {"url": f"{self.prefix}/", "permanent": False}
-        return [
-            (f"{self.prefix}/healthcheck", Healthcheck),
-            (f"{self.prefix}/worker/(.+)", WorkerPage),
-            (f"{self.prefix}/task/(.+)", TaskPage),
-            (f"{self.prefix}/broker", BrokerPage),
-            (f"{self.prefix}/api/queues/length", QueueLengthsApi),
-            *controls(self.prefix),
-            *((path, RedirectHandler, to_prefix) for path in ("/", self.prefix) if self.prefix),
-        ]
+        self.add_handlers(".*", [(path, RedirectHandler, to_prefix) for path in ("/", self.prefix) if self.prefix])
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Tornado asks here before anything else, for every method and path."""

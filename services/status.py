@@ -20,7 +20,8 @@ ANSWER_SECONDS = 1.0
 # broker alone has a few thousand; a million, where results share its database, takes 1.5 s of Redis's time, twice.
 MOST_KEYS = 1_000_000
 KEYS_AT_ONCE = 1000
-# Lists of names that nobody has declared whose oldest message is read, to tell tasks from what another program keeps.
+# Lists of names that nobody has declared whose oldest message is read, to tell tasks from what another program keeps:
+# each costs a round trip, so that this many take about as long as the nodes are waited for.
 MOST_LISTS = 1000
 
 

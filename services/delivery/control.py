@@ -57,7 +57,8 @@ def list_scheduled(state: Any, **_: Any) -> list[dict[str, Any]]:
 def _entry(state: Any, one: scheduled.Waiting) -> dict[str, Any]:
     """As Celery describes a request in its timer."""
     message = messages.read(one.message, state.app.conf.accept_content)
-    eta = message.fields.get("eta") or datetime.fromtimestamp(one.due, UTC).isoformat()
+    # Of its own, or later, if it waits for its turn or its rate.
+    eta = datetime.fromtimestamp(one.due, UTC).isoformat()
     return {"eta": eta, "priority": 6, "request": _info(message, state.hostname)}
 
 

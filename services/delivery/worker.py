@@ -43,7 +43,7 @@ from redis.exceptions import RedisError
 from config import Settings
 from config.redis_url import without_passwords
 from services.connections import connect, place, refusal, require_set
-from services.delivery import children, control, failures, holders, limits, pool_control, rates  # noqa: F401 - commands
+from services.delivery import children, control, failures, holders, limits, node_control, rates  # noqa: F401 - commands
 from services.delivery.batches import BatchPool
 from services.delivery.channel import Channel
 from services.delivery.claim import Tag

@@ -50,8 +50,8 @@ ANSWERS = {
     f"control time_limit {TASK} 60 90": "time limits set",
     "control add_consumer another": "add consumer another",
     "control cancel_consumer another": "no longer consuming",
-    "control enable_events": "task events",
-    "control disable_events": "task events",
+    "control disable_events": "task events disabled",
+    "control enable_events": "task events( already)? enabled",
     "control pool_grow 2": "pool will grow",
     "control pool_shrink 1": "pool will shrink|the pool has shrunk by 0",
     "control autoscale 3 1": "set WORKER_AUTOSCALE",
@@ -162,6 +162,7 @@ def test_a_command_that_cannot_work_says_so_in_a_sentence(stack: Stack, typed: s
 
 
 def test_events_and_results_are_seen(stack: Stack) -> None:
+    stack.celery("events --camera=celery.events.snapshot.Polaroid").says("Taking snapshots")
     stack.celery("events --dump").says("starting capture").says("heartbeat")
     events = stack.nodes[-1]
     task_id = run(stack, f"call {TASK} -a '[\"seen\"]'").strip()

@@ -518,9 +518,12 @@ def test_a_header_from_elsewhere_is_ignored(flower: ServedFlower, claims: dict[s
     answer = flower.ask("/api/workers", login=None, headers=headers, source=STRANGER)
     assert answer.status == 401
     assert answer.headers["WWW-Authenticate"].startswith("Basic ")
-    # Nor does it make more of a login than that is.
-    refused = flower.ask("/api/worker/shutdown/x", "POST", login=READ_ONLY_LOGIN, headers=headers, source=STRANGER)
-    assert refused.status == 403
+
+
+@pytest.mark.parametrize("source", [PROXY, STRANGER])
+def test_who_has_the_login_that_only_looks_only_looks_whatever_a_proxy_says(flower: ServedFlower, source: str) -> None:
+    path, login = "/api/worker/shutdown/x", READ_ONLY_LOGIN
+    assert flower.ask(path, "POST", login=login, headers=LOGGED_IN_BY_PROXY, source=source).status == 403
 
 
 @pytest.mark.parametrize("headers", [{}, {"Remote-User": ""}, {"Remote-User": "  "}, {"Remote_User": "alice"}])

@@ -222,7 +222,7 @@ def test_a_secret_file_that_cannot_be_read_is_named_with_its_variable(tmp_path: 
 def test_a_secret_that_stands_where_its_file_belongs_is_not_repeated(given: str) -> None:
     _, (problem,) = with_secret_files({"PASSWORD_FILE": given}, ["PASSWORD"])
     assert problem.startswith(
-        "PASSWORD_FILE: a file whose name is not shown, as it begins with no slash, cannot be read ("
+        "PASSWORD_FILE: what is there, which is no whole path and not shown here, cannot be read ("
     )
     assert "s3cret" not in problem
 

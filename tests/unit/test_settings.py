@@ -200,7 +200,10 @@ def test_seconds_are_whole_and_above_zero(variable: str, text: str) -> None:
         ("FLOWER_BASIC_AUTH", ["admin", "admin:", ":secret"]),
         ("FLOWER_READ_ONLY_AUTH", ["guest", "guest:", ":secret"]),
         ("FLOWER_TRUSTED_HEADER", ["X User", "X-User:", "x_user", "-", "Authorization", "cookie", "X-Forwarded-For"]),
-        ("FLOWER_TRUSTED_PROXIES", ["proxy", "*", ",", "10.0.0.7/8", "0.0.0.0/0", "10.0.0.7,::/0", "10.0.0.256"]),
+        (
+            "FLOWER_TRUSTED_PROXIES",
+            ["proxy", "*", ",", "10.0.0.7/8", "0.0.0.0/0", "10.0.0.7,::/0", "0.0.0.0/1,128.0.0.0/1", "10.0.0.256"],
+        ),
         ("FLOWER_PORT", ["0", "65536", "http"]),
         ("FLOWER_BIND", ["localhost", "0.0.0.0 ", "*", "::1", "[127.0.0.1]", "1", "...", "[::1", "[]"]),
         ("FLOWER_URL_PREFIX", ["a b", "//", "/a//b", "/a?b", "https://host/flower"]),

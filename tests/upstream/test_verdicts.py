@@ -90,10 +90,11 @@ def test_a_name_that_is_no_test_is_refused(tmp_path: Path) -> None:
     assert "test_a.py::test_gone is listed for a and is none of its tests" in done.stderr
 
 
-def test_a_test_that_hangs_is_ended_and_the_next_one_runs(tmp_path: Path) -> None:
-    done = run(tmp_path, HANGS, "--test-seconds=1")
+@pytest.mark.parametrize("lists", [{}, {"differs": {"test_a.py::test_hangs": "bad"}}], ids=["", "listed"])
+def test_a_test_that_hangs_is_ended_and_the_next_one_runs(tmp_path: Path, lists: dict[str, dict[str, str]]) -> None:
+    done = run(tmp_path, HANGS, "--test-seconds=5", **lists)
     assert "1 failed, 1 passed" in done.stdout, done.stdout
-    assert "it took longer than 1 s" in done.stdout
+    assert "it took longer than 5 s" in done.stdout
     # Where it was, for somebody who asks why.
     assert "in test_hangs" in done.stderr
 

@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 ERRORS = pytest.StashKey[int]()
+HUNG = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -72,6 +73,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """End a test that hangs, and show where all threads were."""
 
     def end(*_: object) -> None:
+        item.stash[HUNG] = True
         faulthandler.dump_traceback(item.config.stash[ERRORS])
         # Not TimeoutError, after which Celery and kombu would try again.
         pytest.fail(f"it took longer than {seconds} s")
@@ -83,3 +85,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     finally:
         signal.alarm(0)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have a test fail that hung, also where it is listed: it is to fail by itself."""
+    report = yield
+    if item.stash.get(HUNG, False) and report.skipped:
+        report.outcome = "failed"
+        del report.wasxfail
+    return report

@@ -138,6 +138,7 @@ end
 --
 -- expires:<list>  milliseconds that the list had left when something was taken from it; for a month
 
+-- As long as a revocation is remembered: whatever waits longer for its time is put back without an end.
 local A_MONTH = 30 * 24 * 3600 * 1000
 
 local function remember_expiry(list)

@@ -1,4 +1,4 @@
-"""Remote control of a node's pool, where Celery's commands fail or leave a node that runs nothing."""
+"""Remote control of a node, where Celery's commands fail, do nothing, or leave a node that runs nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pool_restart(state: Any, **_: Any) -> Any:
     """Refuse to restart the execution pool: `shutdown` ends the node in order, and its supervisor starts it again."""
     return celery_control.nok(
         "a pool is not restarted under its tasks: shut the node down ('Shut Down' in Flower, or celery control "
-        "shutdown), and Supervisor starts it again"
+        "shutdown), and who started it, Supervisor in the stack, starts it again"
     )
 
 
@@ -44,6 +44,16 @@ def autoscale(state: Any, max: int | None = None, min: int | None = None, **_: A
     if not MOST_PROCESSES >= most >= least >= 1:
         return celery_control.nok(f"max={most} min={least} is no range of 1 to {MOST_PROCESSES} processes")
     return celery_control.autoscale(state, max, min)
+
+
+@control_command()  # type: ignore[untyped-decorator]
+def disable_events(state: Any, **_: Any) -> Any:
+    """Tell worker(s) to stop sending task-related events."""
+    dispatcher = state.consumer.event_dispatcher
+    if dispatcher is not None and not dispatcher.groups:
+        # No group is named, which means all of them; Celery would find none to take out (celery 5.7).
+        dispatcher.groups |= {"worker", "task"}
+    return celery_control.disable_events(state)
 
 
 def _shrink(state: Any, n: int) -> Any:
