@@ -109,13 +109,12 @@ def parse_networks(value: object) -> object:
     if not isinstance(value, str):
         return value
     networks = tuple(ip_network(part) for part in splitter(",")(value))  # type: ignore[attr-defined]
-    for kind in (IPv4Network, IPv6Network):
-        # A network without a prefix is everybody, and so are two halves.
-        joined = collapse_addresses(network for network in networks if isinstance(network, kind))
-        if not all(network.prefixlen for network in joined):
-            raise ValueError("not named addresses")
-    if not networks:
-        raise ValueError("no addresses")
+    version_4 = collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
+    version_6 = collapse_addresses(network for network in networks if isinstance(network, IPv6Network))
+    prefixes = [network.prefixlen for network in version_4] + [network.prefixlen for network in version_6]
+    # A network without a prefix is everybody, and so are two halves.
+    if not prefixes or not all(prefixes):
+        raise ValueError("not named addresses")
     return networks
 
 

@@ -91,14 +91,16 @@ def hand_back_and_exit(worker: Any) -> None:
         logger.warning("shutdown: %s[%s] still ran and %s", request.name, request.id, fate)
     if batched := held.difference(request.tag for request in running):
         logger.warning("shutdown: %d tasks still ran in batches and go back to their queues", len(batched))
-    if holders.close():
-        worker.leave_rates()
-    else:
-        logger.error("shutdown: Redis does not answer; what this node held goes back when its lease runs out")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # A thread or the main thread is in the middle of a task: only leaving hard stops it.
-    os._exit(worker.exitcode or EX_OK)
+    try:
+        if holders.close():
+            worker.leave_rates()
+        else:
+            logger.error("shutdown: Redis does not answer; what this node held goes back when its lease runs out")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A thread or the main thread is in the middle of a task: only leaving hard stops it.
+        os._exit(worker.exitcode or EX_OK)
 
 
 def _kill_children(worker: Any) -> None:

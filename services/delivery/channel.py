@@ -465,6 +465,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if no_ack:
             return super().basic_get(queue, no_ack=no_ack, **kwargs)
         holders.keep(self)
+        self._maybe_update_queues_expire(self._commands, queue)
         claim = Claim(self._claims.next(), 1, (queue,), [], clock())
         lists = [self._q_for_pri(queue, step) for step in self.priority_steps]
         keys, arguments = command(claim, lists, self.holder.rules.lease)

@@ -242,7 +242,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def own_rates(self) -> dict[str, Rate | None]:
         """The rate of every task here; None for those without a limit."""
-        return {name: self.rate_of(name) for name in self.app.tasks}
+        return {name: self.rate_of(name) for name in tuple(self.app.tasks)}
 
     def rate_of(self, name: str) -> Rate | None:
         """How often a task may start; None: as often as anybody likes. A strategy of its own knows no rates."""
@@ -258,7 +258,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             found = rates.settle(self.connection.default_channel._commands, self.own_rates())
         except AWAY:
             raise
-        except RedisError as error:
+        except (RedisError, ValueError, IndexError) as error:
+            # Of the latter two one that somebody else has written.
             logger.error("rate limits: what waits keeps its time: %s", refusal(error))
         else:
             for name, count in found.items():

@@ -408,6 +408,21 @@ def test_what_is_given_back_to_a_queue_that_does_not_expire_stays(broker: Broker
     assert not broker.client.exists(f"{EXPIRES_KEY}one")
 
 
+def test_a_queue_that_expires_no_more_keeps_what_is_given_back_to_it(broker: Broker) -> None:
+    expiring(broker, "a").channel.connection.client.close()
+    wait_until(lambda: broker.client.exists("fleeting"), PATIENCE, "it is back", broker.describe)
+    broker.client.delete("fleeting")
+    assert broker.client.exists(f"{EXPIRES_KEY}fleeting")
+
+    inbox = Inbox(broker.connect().channel(), "fleeting", prefetch=1, ack=False)
+    broker.send("fleeting", "b")
+    inbox.drain(1, broker)
+    inbox.channel.connection.client.close()
+
+    wait_until(lambda: broker.client.exists("fleeting"), PATIENCE, "it is back", broker.describe)
+    assert broker.client.pttl("fleeting") == -1, broker.describe()
+
+
 def test_a_consumer_that_is_busy_keeps_what_waits_in_its_queue_that_expires(broker: Broker) -> None:
     channel = broker.connect().channel()
     producer = Producer(channel)

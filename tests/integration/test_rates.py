@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from services.delivery import scripts
+from services.delivery import rates, scripts
 from services.delivery.rates import Rate, Turn
 from services.queues import RATE_LIMIT, SCHEDULED
 from services.reserve import Client
@@ -356,8 +356,18 @@ def test_tokens_come_one_interval_apart_whatever_is_asked_for(client: Any) -> No
     assert take(client, Rate.of("a task", 1 / HOUR, "other")) is None
     assert take(client, Rate.of("a task", 1 / HOUR, "")) is None
     assert take(client, Rate.of("another task", 1 / HOUR, "node")) is None
-    # Another rate begins anew.
-    assert take(client, Rate.of("a task", 1 / 60, "node")) is None
+
+
+@pytest.mark.each_redis
+def test_nodes_with_different_rates_take_turns_until_one_settles_it(client: Any) -> None:
+    faster = Rate.of("a task", 1 / 60, "node")
+    assert take(client) is None
+    for rate, seconds in ((faster, HOUR), (NODE, HOUR + 60), (faster, 2 * HOUR + 60)):
+        assert waits(take(client, rate), seconds)
+    rates.settle(client, {"a task": faster})
+    # The new rate begins anew.
+    assert take(client, faster) is None
+    assert waits(take(client, faster), 60)
 
 
 @pytest.mark.each_redis

@@ -141,25 +141,25 @@ end
 -- As long as a revocation is remembered: whatever waits longer for its time is put back without an end.
 local A_MONTH = 30 * 24 * 3600 * 1000
 
+-- A user who may not touch that key gets no error: what is under way is to be done whole.
 local function remember_expiry(list)
     local left = redis.call('PTTL', list)
     if left > 0 then
-        redis.call('SET', EXPIRES .. list, left, 'PX', A_MONTH)
-    end
-end
-
--- Of a list that something has been given back to.
-local function keep_expiry(list)
-    local left = redis.call('GET', EXPIRES .. list)
-    if left and redis.call('PTTL', list) == -1 then
-        redis.call('PEXPIRE', list, left)
+        redis.pcall('SET', EXPIRES .. list, left, 'PX', A_MONTH)
+    elseif left == -1 then
+        -- Its queue expires no more: nobody would renew what is given back.
+        redis.pcall('DEL', EXPIRES .. list)
     end
 end
 
 -- Put a message into a list; `push` says at which end.
 local function put_back(push, list, message)
+    -- First, as long as an error has done nothing yet.
+    local left = redis.call('GET', EXPIRES .. list)
     write(push, list, message)
-    keep_expiry(list)
+    if left and redis.call('PTTL', list) == -1 then
+        redis.call('PEXPIRE', list, left)
+    end
 end
 
 -- Back to the end of the list that is taken from next: it was there before what has come since.

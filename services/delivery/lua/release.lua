@@ -8,7 +8,7 @@
 -- ARGV 1 steps   the lowest priority of each list, JSON
 --      2 task    its name
 --      3 gone    a node: only its tokens are taken back; "" for those of all
---      4 offset  so many are passed over; 0 in the first call, which takes the tokens back
+--      4 offset  so many are passed over
 --      5 look    how many are looked at
 -- Returns {how many were looked at, how many of them went back}
 local steps, first, released = cjson.decode(ARGV[1]), tonumber(ARGV[4]), 0
@@ -17,13 +17,12 @@ local function is_meant(node)
     return ARGV[3] == '' or node == ARGV[3]
 end
 
-if first == 0 then
-    local nodes = redis.call('HGETALL', KEYS[3])
-    for position = 1, #nodes, 2 do
-        local rest = nodes[position + 1]:match('^%S+( %S+ %S+)$')
-        if rest and is_meant(nodes[position]) then
-            write('HSET', KEYS[3], nodes[position], '0' .. rest)
-        end
+local nodes = redis.call('HGETALL', KEYS[3])
+for position = 1, #nodes, 2 do
+    local rest = nodes[position + 1]:match('^%S+( %S+ %S+)$')
+    if rest and is_meant(nodes[position]) then
+        -- In each call: what has been taken again since the last one goes back with the last, and so does its token.
+        write('HSET', KEYS[3], nodes[position], '0' .. rest)
     end
 end
 local fields = redis.call('ZREVRANGE', KEYS[1], first, first + tonumber(ARGV[5]) - 1)

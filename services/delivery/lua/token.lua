@@ -5,7 +5,8 @@
 -- interval, and else takes another token: many who come late together, after an outage, would all start at once.
 --
 -- KEYS 1 rate_limit:<task>  hash  node, or "" for all nodes together -> "next last interval": when its next token comes
---                                 and when it has started the task last, Unix time; and its seconds from one to the next
+--                                 and when it has started the task last, Unix time; and its seconds from one to the
+--                                 next, or "mixed" where nodes have different ones
 -- ARGV 1 node      whose rate it is; "" for that of all nodes together
 --      2 interval  seconds from one token to the next
 --      3 earliest  Unix time before which this task does not start; 0 for none
@@ -23,11 +24,14 @@ local function read(value)
 end
 
 local coming, last, before = read(redis.call('HGET', KEYS[1], ARGV[1]) or '')
-if before ~= ARGV[2] then
-    -- With another rate; who waits for its tokens is brought back (release.lua).
+local stands, due = ARGV[2], nil
+if before ~= stands and coming > time then
+    -- Nodes with other rates take tokens here too: one that learns of it brings back what waits for any (release.lua).
+    stands = 'mixed'
+elseif before ~= stands then
+    -- A new rate, for which nobody waits any more.
     coming, last = 0, 0
 end
-local due
 if waited > 0 and (time < waited + math.max(interval, LATE) or time >= last + interval) then
     due = time
 else
@@ -42,7 +46,7 @@ local starts = due <= math.max(time, earliest)
 if starts then
     last = due
 end
-local new = write('HSET', KEYS[1], ARGV[1], exact(coming) .. ' ' .. exact(last) .. ' ' .. ARGV[2]) == 1
+local new = write('HSET', KEYS[1], ARGV[1], exact(coming) .. ' ' .. exact(last) .. ' ' .. stands) == 1
 local ends = math.max(coming, last + interval)
 if redis.call('PTTL', KEYS[1]) < (ends - time) * 1000 then
     redis.call('PEXPIREAT', KEYS[1], math.ceil(ends * 1000))
@@ -52,7 +56,7 @@ if new then
     local nodes = redis.call('HGETALL', KEYS[1])
     for position = 1, #nodes, 2 do
         local theirs, started, seconds = read(nodes[position + 1])
-        if math.max(theirs, started + tonumber(seconds)) < time then
+        if math.max(theirs, started + (tonumber(seconds) or 0)) < time then
             redis.call('HDEL', KEYS[1], nodes[position])
         end
     end
