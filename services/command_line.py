@@ -6,6 +6,7 @@ docs/operations.md has a table of all commands; tests/integration/test_command_l
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -51,6 +52,10 @@ class Gate(click.Option):
 def _check(name: str, method: str | None, arguments: Sequence[str]) -> None:
     """Raises CeleryCommandException for what cannot work."""
     typed = f"{name} {method}" if name in ("inspect", "control") else name
+    if name == "multi" and " " in sys.executable:
+        # Celery would look for a program of the name up to there (celery 5.7).
+        program = sys.executable
+        _refuse(typed, f"it cannot start {program}, whose path has a space: move the checkout, or use `make scale`")
     if reason := REFUSED.get(typed) or _package(name, method):
         _refuse(typed, reason)
     if method and method in Panel.meta and Panel.meta[method].type == name:

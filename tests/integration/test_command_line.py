@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -182,15 +183,31 @@ def _host(stack: Stack) -> str:
     return ready
 
 
+def multi_with(executable: str) -> list[str]:
+    """`celery multi`, as this interpreter runs it."""
+    code = f"import sys; sys.executable = {executable!r}; from celery.__main__ import main; main()"
+    return ["-c", code, "--no-color", "-A", "services.app", "multi"]
+
+
+def test_multi_says_that_it_starts_nothing_whose_path_has_a_space(stack: Stack) -> None:
+    done = stack.world.answer([*multi_with("/a stalk/python"), "start", "1"], stack.environment(), PATIENCE)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: celery multi: it cannot start /a stalk/python, whose path has a space: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_nodes_of_multi_have_a_heartbeat_and_end_when_they_are_told_to(stack: Stack, tmp_path: Path) -> None:
     """One by `control shutdown`, the other by TERM."""
     name, host, environment = f"m{uuid4().hex[:6]}", _host(stack), stack.environment()
     names = [f"{name}a", f"{name}b"]
     options = [f"--pidfile={tmp_path}/%n.pid", f"--logfile={tmp_path}/%n.log", "--concurrency=1", "--loglevel=info"]
-    command = ["-m", "celery", "--no-color", "-A", "services.app", "multi"]
+    # A path without a space.
+    environments = tmp_path / "python"
+    environments.symlink_to(sys.prefix)
+    executable = str(environments / "bin" / "python")
 
     def multi(*arguments: str) -> None:
-        done = stack.world.answer([*command, *arguments, *options], environment, PATIENCE)
+        done = stack.world.answer([*multi_with(executable), *arguments, *options], environment, PATIENCE)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def running() -> set[str]:
