@@ -38,6 +38,7 @@ from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.redis_server import RedisServer, make_certificates, require_tls
+from tests.support.waiting import GaveUp
 from tests.support.world import World, forget_results
 
 # Of whatever comes in any case: Flower looks at most things once a second.
@@ -1037,7 +1038,12 @@ def test_the_brokers_page_tells_how_many_nodes_take_from_a_queue(
         return re.findall(r"<td[^>]*>([^<]*)</td>", row)
 
     # Messages, ready, consumers; the two between and after are a dash in an element of its own.
-    flower.until(lambda: cells("celery") == ["0", "0", "1"], PATIENCE, "one node takes from celery")
+    try:
+        flower.until(lambda: cells("celery") == ["0", "0", "1"], PATIENCE, "one node takes from celery")
+    except GaveUp as error:
+        known = {path: flower.ask(path).text for path in ("/api/workers", "/api/workers?status=1")}
+        said = [line for line in flower.process.log().splitlines() if not re.search(" (DEBUG|INFO) ", line)]
+        raise AssertionError(f"{cells('celery')} {known} {said}") from error
     assert cells("left") == ["1", "1", "0"]
 
 
@@ -1062,7 +1068,11 @@ def test_flower_leaves_the_unacknowledged_messages_of_workers_alone(
     for _ in range(2):
         assert served.ask("/api/workers?refresh=1").status == 200
     assert (client.hlen("unacked"), client.llen("orphans")) == (1, 0)
-    # And this is what a consumer with the usual names does.
+    # And this is what a consumer with the usual names does, in its first second or later.
     with Celery("stock", broker=redis.url(), set_as_current=False) as app:
-        app.control.inspect(timeout=1).stats()
-    assert (client.hlen("unacked"), client.llen("orphans")) == (0, 1)
+
+        def given_back() -> bool:
+            app.control.inspect(timeout=1).stats()
+            return (client.hlen("unacked"), client.llen("orphans")) == (0, 1)
+
+        served.until(given_back, PATIENCE, "it is back in its queue")
