@@ -276,6 +276,9 @@ def send_events(broker: str, count: int = 1, sender: str = "ghost@shop", *, ende
             dispatcher.send("task-started", uuid=uuid)
             if ended:
                 dispatcher.send("task-succeeded", uuid=uuid, result="None", runtime=0.01)
+        # Flower runs in UTC here: a sender east of it would live for hours by its heartbeat (celery 5.7).
+        if not ended:
+            dispatcher.send("worker-offline", freq=1)
     return ids
 
 
