@@ -6,19 +6,14 @@ import fcntl
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.redis_builds import FETCH_SECONDS
+from tests.support.redis_builds import CannotBeHad, do
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements" / "dev.lock"
-
-
-class CannotBeHad(Exception):
-    """Why there are no tests."""
 
 
 def get(package: str, config: str) -> Path:
@@ -56,12 +51,9 @@ def fetch(version: str, hashes: str, config: str, scratch: Path) -> Path:
     options = ["--quiet", "--no-deps", "--no-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "download", *options, "-r", str(scratch / "wanted"), "-d", str(scratch)]
     try:
-        subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=True)
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip() or "nothing said").splitlines()[-1]
-        raise CannotBeHad(f"the sources of {version} cannot be had here: pip: {last}") from None
-    except subprocess.TimeoutExpired:
-        raise CannotBeHad(f"pip took longer than {FETCH_SECONDS} s for {version}") from None
+        do(command)
+    except CannotBeHad as error:
+        raise CannotBeHad(f"the sources of {version} cannot be had here: {error}") from None
     (archive,) = scratch.glob("*.tar.gz")
     shutil.unpack_archive(archive, scratch / "all")
     (tree,) = (scratch / "all").iterdir()

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.redis_builds import CannotBeHad
 from tests.support.world import World
-from tests.upstream.sources import ROOT, CannotBeHad, get
+from tests.upstream.sources import ROOT, get
 from tests.upstream.suites import HOME, Suite
 
 LISTS = Path(__file__).parent
