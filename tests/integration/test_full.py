@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from celery import chain, chord
 from kombu.exceptions import OperationalError
-from redis.exceptions import ResponseError
 
 from tests.integration.test_results import OUTAGE_SECONDS, PATIENCE, POOLS, WAITS, signature
 from tests.support.world import Node, Stack, World
@@ -27,10 +26,11 @@ def stack(world: World) -> Stack:
 def fill(stack: Stack, queue: str) -> None:
     """Send tasks, until Redis refuses one."""
     sent = 0
-    # Where it declares its queue kombu says it with an error of its own.
-    with pytest.raises((OperationalError, ResponseError), match=REFUSED):
+    with pytest.raises(OperationalError, match=REFUSED):
         while True:
-            stack.send("probe.mark", f"{queue}-{sent}", queue=queue, headers={"padding": "x" * PADDING})
+            # Once: where Redis is full at one try and not at the next, kombu publishes to a channel that it has closed.
+            padding = {"padding": "x" * PADDING}
+            stack.send("probe.mark", f"{queue}-{sent}", queue=queue, headers=padding, retry=False)
             sent += 1
     assert sent > PADDED / 2
 
