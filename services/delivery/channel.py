@@ -538,6 +538,19 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         super()._delete(queue, *arguments, **options)
         self._expires.pop(queue, None)
 
+    def basic_publish(self, *arguments: Any, **options: Any) -> Any:
+        # kombu closes the channel of a publish when the declaration before it has to be repeated (kombu 5.7).
+        self._require_open()
+        return super().basic_publish(*arguments, **options)
+
+    def _require_open(self) -> None:
+        """Raise ConnectionError, at which kombu takes a new channel.
+
+        A closed one has no connection any more, and kombu 5.7 dies of looking for it.
+        """
+        if self.connection is None:
+            raise ConnectionError("the channel is closed")
+
     def _inplace_augment_message(self, message: dict[str, Any], exchange: str, routing_key: str) -> None:
         before = message["properties"].get("delivery_tag")
         super()._inplace_augment_message(message, exchange, routing_key)
@@ -607,9 +620,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self._in_poll = None
 
     def _connparams(self, asynchronous: bool = False) -> Any:
-        # A closed channel has no connection any more, and kombu 5.7 dies of looking for its host name there.
-        if self.connection is None:
-            raise ConnectionError("the channel is closed")
+        self._require_open()
         parameters = super()._connparams(asynchronous)
         if "ssl_min_version" in parameters:
             # kombu leaves it as it stands in the URL (kombu 5.7).

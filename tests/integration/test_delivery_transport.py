@@ -450,6 +450,21 @@ def test_a_publish_whose_answer_is_lost_is_enqueued_once(broker: Broker, proxy: 
     assert broker.waiting("one") == list(range(5))
 
 
+@pytest.mark.parametrize("exchange", ["", "ours"])
+def test_a_publish_whose_connection_is_cut_as_its_queue_is_declared_comes_once(
+    broker: Broker, proxy: Proxy, exchange: str
+) -> None:
+    connection = broker.connect(f"redis://127.0.0.1:{proxy.port}/0")
+    queue = Queue("one", Exchange("ours", "direct"), routing_key="one")
+    trap = proxy.drop_reply(has_word(b"_kombu.binding.ours"))
+    # kombu declares it over a new connection, and publishes on the old one's channel.
+    Producer(connection).publish(
+        "a", exchange=exchange, routing_key="one", declare=[queue], retry=True, retry_policy={"max_retries": 3}
+    )
+    trap.wait()
+    assert broker.waiting("one") == ["a"]
+
+
 def test_a_question_whose_connection_is_cut_is_asked_again(broker: Broker, proxy: Proxy) -> None:
     connection = broker.connect(f"redis://127.0.0.1:{proxy.port}/0")
     trap = proxy.drop_reply(has_word(b"/0.everybody.pidbox"))
