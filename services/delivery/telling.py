@@ -5,6 +5,7 @@ Errbacks run, a chord errs, the later links of a chain fail. It may happen twice
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
@@ -27,8 +28,37 @@ logger = get_logger(__name__)
 
 # Longer than telling takes, with Celery's patience for a result backend that is away; then somebody else does it.
 TELLING_SECONDS = 60
+# What a fork waits for whoever tells; one that takes longer waits for Redis, and holds no lock meanwhile.
+FORK_SECONDS = 1.0
 # What is raised while Redis is away; RuntimeError by Celery's result backend, when it gives up (celery 5.7).
 AWAY = (OperationalError, BackendError, RedisError, OSError, RuntimeError)
+
+
+class ForkGuard(threading.local):
+    """Keeps the pool from forking while the thread of TellStep is inside Celery.
+
+    What is locked at that moment stays locked in the child, which has no thread to unlock it: kombu has a lock for each
+    of its cached properties (kombu 5.7), and a child that needs one would wait until the hard time limit of its task.
+    """
+
+    lock = threading.Lock()
+    # Whether this thread, which forks, has it.
+    locked = False
+
+    def begin(self) -> None:
+        self.locked = ForkGuard.lock.acquire(timeout=FORK_SECONDS)
+
+    def end(self) -> None:
+        if self.locked:
+            ForkGuard.lock.release()
+
+
+def _renew() -> None:
+    ForkGuard.lock = threading.Lock()
+
+
+_guard = ForkGuard()
+os.register_at_fork(before=_guard.begin, after_in_parent=_guard.end, after_in_child=_renew)
 
 
 class DeadLetter(Exception):
@@ -129,7 +159,8 @@ class TellStep(bootsteps.StartStopStep):  # type: ignore[misc]
             except Empty:
                 pass
             try:
-                teller.tell(sorted(ids))
+                with ForkGuard.lock:
+                    teller.tell(sorted(ids))
             except AWAY as error:
                 # The next sweep that sees them asks again.
                 outage.goes_on(error, where, f"take that {len(ids)} tasks have failed")

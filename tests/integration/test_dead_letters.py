@@ -26,6 +26,8 @@ from services.queues import (
     lists_of,
 )
 from tests.integration.test_call import services
+from tests.support.checkout import Checkout
+from tests.support.processes import children
 from tests.support.world import Stack, World
 
 pytestmark = pytest.mark.each_redis
@@ -251,6 +253,51 @@ def test_a_task_that_kills_its_whole_node_ends_after_the_allowed_deliveries(worl
     assert reason(sent) == "crashed"
     assert world.started("poison") == DELIVERIES
     assert stack.send("probe.mark", "after").get(timeout=PATIENCE) == "after"
+
+
+# Each five, Celery makes the children that are missing.
+POOL_SECONDS = 6.0
+# The client of the results is made while somebody else is waited for; a lock is held meanwhile (kombu 5.7).
+SLOW_CLIENT = """
+import threading
+
+from probe import wait_released
+from services.results import ResultBackend
+
+make = ResultBackend._create_client
+
+
+def create(self, **options):
+    if threading.current_thread().name == "dead-letter-teller":
+        wait_released("telling")
+    return make(self, **options)
+
+
+ResultBackend._create_client = create
+"""
+
+
+def test_no_child_is_made_while_a_dead_letter_is_told_and_holds_locks(world: World, own_checkout: Checkout) -> None:
+    world.checkout = own_checkout
+    own_checkout.write("slow_client.py", SLOW_CLIENT)
+    own_checkout.replace("services/delivery/telling.py", "FORK_SECONDS = 1.0", "FORK_SECONDS = 600.0")
+    stack = world.stack(WORKER_MAX_DELIVERIES="1", CELERY_IMPORTS="probe,slow_client")
+    node = stack.celery("worker --concurrency=1 --loglevel=INFO --hostname=node0@%h").ready()
+    poison = stack.send("probe.die", "poison")
+    world.wait_started("telling")
+
+    before = children(node.process.pid)
+    stack.client.control.pool_grow(1)
+    world.holds_for(lambda: children(node.process.pid) == before, POOL_SECONDS, "no child is made")
+    (world.directory / "telling.released").touch()
+
+    assert reason(poison) == "crashed"
+    world.wait_until(lambda: len(children(node.process.pid)) == 2, PATIENCE, "there are two children")
+    held = {label: stack.send("probe.hold", label) for label in ("one", "two")}
+    for label in held:
+        world.wait_started(label)
+        (world.directory / f"{label}.released").touch()
+    assert [result.get(timeout=PATIENCE) for result in held.values()] == list(held)
 
 
 def test_a_chord_a_chain_and_a_group_err_with_the_task_they_wait_for(stack: Stack) -> None:
