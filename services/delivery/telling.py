@@ -28,14 +28,14 @@ logger = get_logger(__name__)
 
 # Longer than telling takes, with Celery's patience for a result backend that is away; then somebody else does it.
 TELLING_SECONDS = 60
-# What a fork waits for whoever tells; one that takes longer waits for Redis, and holds no lock meanwhile.
+# What a fork waits for whoever tells: a letter that takes longer waits for Redis, and nobody holds a lock over that.
 FORK_SECONDS = 1.0
 # What is raised while Redis is away; RuntimeError by Celery's result backend, when it gives up (celery 5.7).
 AWAY = (OperationalError, BackendError, RedisError, OSError, RuntimeError)
 
 
 class ForkGuard(threading.local):
-    """Keeps the pool from forking while the thread of TellStep is inside Celery.
+    """Keeps the pool from forking while another thread tells of a dead letter, and is inside Celery for that.
 
     What is locked at that moment stays locked in the child, which has no thread to unlock it: kombu has a lock for each
     of its cached properties (kombu 5.7), and a child that needs one would wait until the hard time limit of its task.
@@ -94,7 +94,9 @@ class Teller:
         letters = list(zip(*(taken[part::4] for part in range(4)), strict=True))
         for done, (number, raw, reason, detail) in enumerate(letters):
             try:
-                self._tell_one(int(number), raw, reason.decode(), detail.decode(errors="replace"))
+                # For each anew: many letters take longer than a fork waits.
+                with ForkGuard.lock:
+                    self._tell_one(int(number), raw, reason.decode(), detail.decode(errors="replace"))
             except AWAY:
                 self._leave(int(number) for number, *_ in letters[done:])
                 raise
@@ -159,8 +161,7 @@ class TellStep(bootsteps.StartStopStep):  # type: ignore[misc]
             except Empty:
                 pass
             try:
-                with ForkGuard.lock:
-                    teller.tell(sorted(ids))
+                teller.tell(sorted(ids))
             except AWAY as error:
                 # The next sweep that sees them asks again.
                 outage.goes_on(error, where, f"take that {len(ids)} tasks have failed")

@@ -255,7 +255,7 @@ def test_a_task_that_kills_its_whole_node_ends_after_the_allowed_deliveries(worl
     assert stack.send("probe.mark", "after").get(timeout=PATIENCE) == "after"
 
 
-# Each five, Celery makes the children that are missing.
+# Celery makes the children that are missing each five seconds (celery 5.7).
 POOL_SECONDS = 6.0
 # The client of the results is made while somebody else is waited for; a lock is held meanwhile (kombu 5.7).
 SLOW_CLIENT = """
