@@ -301,6 +301,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if queue in self._fanout_queues:
             return answer
         if carries_tasks(queue):
+            if self._in_poll and self.active_queues == [queue]:
+                # kombu goes on waiting for answers that nobody expects any more, those to `mingle`, for up to a second.
+                self._hang_up(self._in_poll)
             # Also without acknowledgements: kombu's own way of those ends with the first message that is none.
             self.delivers = True
             holders.keep(self)

@@ -509,6 +509,20 @@ def test_a_publish_to_an_exchange_without_a_binding_fails(broker: Broker) -> Non
 # --- Waiting
 
 
+def test_a_channel_that_has_asked_other_nodes_claims_at_once(broker: Broker) -> None:
+    """A node greets the others when it starts; kombu would first wait for more of their answers."""
+    channel = broker.connect().channel()
+    channel.brpop_timeout = PATIENCE * 100
+    answers = Inbox(channel, f"{uuid4()}.reply.celery.pidbox")
+    answers.stays_at(0, 0.2)
+    answers.consumer.cancel()
+
+    tasks = Inbox(channel, "one")
+
+    broker.send("one", "first")
+    assert tasks.drain(1, broker) == ["first"]
+
+
 @pytest.mark.usefixtures("no_looks")
 def test_an_idle_consumer_sends_nothing_between_its_looks(broker: Broker) -> None:
     listener = Listener(broker.connect(), *(f"queue{number}" for number in range(5)))
