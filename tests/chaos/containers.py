@@ -167,8 +167,9 @@ def container_redis_kill(fleet: Fleet) -> None:
 @fault
 def container_worker_kill(fleet: Fleet) -> None:
     """docker kill of a worker's container, and its start."""
-    seen = fleet.seen()
     worker, since = fleet.busy_worker(), monotonic()
+    # Not before: what came and ended in between would be missing in it as if it had been acknowledged.
+    seen = fleet.seen()
     fleet.stack.docker("kill", worker)
     fleet.incidents.append(Incident(DIED, since, monotonic(), node(worker), seen=seen))
     assert fleet.stack.inspect(worker)["State"]["ExitCode"] == KILLED

@@ -14,8 +14,9 @@ POOLS = ("prefork", "threads", "solo")
 CONCURRENCY = {"prefork": 2, "threads": 4, "solo": 1}
 # Tasks that a Stalk node holds for each that it runs: bystanders of a crash, which must not be counted.
 PREFETCH = 4
-# In which a node that was told to stop lets its tasks finish; longer than any task that is meant to finish.
-SOFT_SHUTDOWN = 5
+# In which a node that was told to stop lets its tasks finish; longer than any task that is meant to finish, and than a
+# busy machine pauses.
+SOFT_SHUTDOWN = 10
 # ARGV of services/delivery/lua/claim.lua before its queues; the last of them says how many queues follow.
 CLAIM_ARGUMENTS = 5
 # So that a task may be longer than the lease.

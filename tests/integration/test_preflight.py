@@ -195,8 +195,12 @@ def test_without_info_all_that_could_not_be_checked_is_named(world: World, check
 
 
 def test_a_replica_is_refused(world: World, check: Checker) -> None:
-    master = world.redis("")
+    # By default it waits 5 s for more replicas before it sends its first copy.
+    master = world.redis("", lines=["repl-diskless-sync-delay 0"])
     replica = world.redis("", lines=[f"replicaof 127.0.0.1 {master.port}"])
+    # While it loads that, it answers nobody, and a worker would wait.
+    linked = replica.client()
+    world.wait_until(lambda: linked.info("replication")["master_link_status"] == "up", PATIENCE, "it has its copy")
 
     code, said = check(replica)
 

@@ -59,7 +59,8 @@ def in_order(stack: Stack) -> list[str]:
 
 
 def no_place_is_taken(stack: Stack) -> None:
-    stack.world.wait_until(lambda: stack.unacked() == stack.waiting() == 0, PATIENCE, "nobody holds any")
+    # In the order in which a task passes through them.
+    stack.world.wait_until(lambda: stack.waiting() == stack.unacked() == 0, PATIENCE, "nobody holds any")
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -102,6 +103,8 @@ def test_inspect_shows_what_waits_for_its_rate_with_its_time(stack: Stack) -> No
     node = stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
     sent = send_seldom(stack, 2, countdown=0.5)
     wait_scheduled(stack, 1)
+    # Until its time, the first one waits in the node's timer, and is told of as well.
+    stack.world.wait_started("seldom-0")
 
     def told() -> Any:
         answers = stack.client.control.broadcast("scheduled", reply=True, timeout=2, limit=1)
@@ -279,6 +282,8 @@ def test_a_token_that_redis_refuses_keeps_neither_the_node_nor_others_and_the_ta
 
 def test_a_batch_has_no_rate_as_with_celery(stack: Stack) -> None:
     stack.worker(WORKER_POOL="threads", WORKER_PREFETCH_MULTIPLIER="4").ready()
+    # It says so a moment before it listens, and to nothing else: it has no gossip.
+    stack.world.wait_until(stack.redis.client().pubsub_numpat, PATIENCE, "the node hears commands")
     assert stack.client.control.rate_limit("odd_tasks.in_batches", "1/h", reply=True, timeout=PATIENCE, limit=1)
     labels = [f"batch-{number}" for number in range(4)]
     for label in labels:

@@ -13,6 +13,7 @@ import shlex
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from contextlib import suppress
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -214,9 +215,16 @@ class Talk:
     def places(self) -> dict[str, str]:
         """Everything that may hold no secret: answers, files that somebody wrote, and what `ps` shows."""
         files = [path for path in self.world.directory.rglob("*") if path.is_file() and path.name not in MEANT_TO]
-        written = {str(path): path.read_bytes().decode(errors="replace") for path in files}
+        written = {str(path): text_of(path) for path in files}
         processes = {f"process {path.name}": command_line(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
         return self.answers | written | processes
+
+
+def text_of(path: Path) -> str:
+    """What is in a file; nothing when it is gone, as a temporary one of Redis."""
+    with suppress(FileNotFoundError):
+        return path.read_bytes().decode(errors="replace")
+    return ""
 
 
 def in_files(settings: dict[str, str], world: World) -> dict[str, str]:

@@ -98,6 +98,7 @@ def test_a_task_that_is_called_like_a_function_raises_what_it_raises(stack: Stac
 @pytest.mark.parametrize("how", ["shutdown", "terminate"])
 def test_a_task_that_stops_its_node_fails_and_stops_no_other(stack: Stack, how: str) -> None:
     """Given back, it would stop whichever node runs it next."""
+    stack.world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "what ran before is acknowledged")
     nodes, sent = [], []
     for pool in POOLS:
         queue = f"{how}-{pool}"

@@ -81,6 +81,8 @@ def test_a_node_that_is_killed_is_started_again(stack: Stack) -> None:
 
 def test_a_node_that_exits_with_0_is_started_again(stack: Stack) -> None:
     worker = stack.nodes[0]
+    # To a node that does not hear yet, the command is lost.
+    stack.world.wait_until(lambda: len(names(stack)) == 2, PATIENCE, "both nodes hear commands")
     left, ready = node_process(worker, "node1"), worker.process.count(READY_LINE)
 
     stack.client.control.shutdown(destination=[f"node1@{os.uname().nodename}"])
