@@ -19,7 +19,7 @@ from config import ConfigError
 from stack import source, terminal, up, waiting
 from stack.docker import ROOT
 from stack.failure import Failure
-from stack.fingerprints import fingerprint
+from stack.fingerprints import contents
 from stack.places import SOURCE
 from stack.turns import own_turn
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from stack.runtime import Runtime
 
 SHOWN_FILES = 3
+# Somebody who has just saved a file does not notice a second; a look takes 5 ms.
+UNHEARD_MILLISECONDS = 1_000
 
 
 def dev() -> None:
@@ -34,21 +36,30 @@ def dev() -> None:
 
     Raises Failure or ConfigError when it does not start.
     """
+    watched = [ROOT / name for name in SOURCE]
+    # As it was before anything was started: what changes meanwhile is a change too.
+    content = contents(*watched)
     runtime = up.up(from_source=True)
     print(f"\nWatching {' and '.join(f'{name}/' for name in SOURCE)}; Ctrl-C ends watching, and the stack goes on.")
-    watched = [ROOT / name for name in SOURCE]
-    content = fingerprint(*watched)
     try:
-        for changes in watch(*watched):
-            before, content = content, fingerprint(*watched)
-            if content == before:
-                # Saved as it was, or only its mode or time has changed.
-                continue
+        for files in changes(content, *watched):
             with until_done():
-                take_up(runtime, sorted({str(Path(path).relative_to(ROOT)) for _, path in changes}))
+                take_up(runtime, [str(Path(file).relative_to(ROOT)) for file in files])
     except KeyboardInterrupt:
         print()
     print("Watching has ended; the stack goes on, and 'make up' takes up what you change later.")
+
+
+def changes(content: dict[str, str], *watched: Path) -> Iterator[list[str]]:
+    """Yield the files that have changed, each time that some are no longer what they were; `content` comes first.
+
+    Not those that were saved as they were, or of which only the mode or the time has changed.
+    """
+    # It looks although it has heard nothing, too: of what changes before it listens it never hears.
+    for _ in watch(*watched, rust_timeout=UNHEARD_MILLISECONDS, yield_on_timeout=True):
+        before, content = content, contents(*watched)
+        if changed := before.items() ^ content.items():
+            yield sorted({file for file, _ in changed})
 
 
 def take_up(runtime: Runtime, files: list[str]) -> None:

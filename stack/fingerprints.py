@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 
 def fingerprint(*paths: Path, extra: str = "") -> str:
     """A hash of the content of files and directories."""
-    parts = [extra]
+    return digest(extra, *(part for pair in contents(*paths).items() for part in pair))
+
+
+def contents(*paths: Path) -> dict[str, str]:
+    """A hash of the content of each file, and of those in directories."""
+    found = {}
     for path in paths:
         inside = [file for file in sorted(path.rglob("*")) if not is_scratch(file)] if path.is_dir() else [path]
         for file in inside:
-            if file.is_file():
-                parts += [str(file), hashlib.sha256(file.read_bytes()).hexdigest()]
-    return digest(*parts)
+            # One that an editor takes away meanwhile is none.
+            with suppress(FileNotFoundError):
+                if file.is_file():
+                    found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
 
 
 def is_scratch(file: Path) -> bool:

@@ -381,11 +381,14 @@ def working(rpc: Any) -> set[str]:
 def heartbeat_health(process: dict[str, Any], _: Settings) -> str:
     """What docker/healthcheck says of a node, beat or Flower."""
     path = places.RUN / f"{process['name']}.heartbeat"
+    # In this order: whoever is kept from going on between two of them says "starting", and never takes the word of
+    # its predecessor for its own.
+    running = seconds_since_start(process["pid"])
     try:
-        word, age = path.read_text().strip(), time.time() - path.stat().st_mtime
+        age, word = time.time() - path.stat().st_mtime, path.read_text().strip()
     except FileNotFoundError:
         return "starting"
-    if age > seconds_since_start(process["pid"]):
+    if age > running:
         # Its predecessor's.
         return "starting"
     if word in NOT_ALIVE:

@@ -28,14 +28,15 @@ def letters(local: Local) -> list[int]:
 
 
 def wait_letters(local: Local, count: int) -> list[str]:
-    """The ids of so many dead letters, once there are."""
+    """The ids of so many dead letters, once there are and their tasks were told; a purge keeps those before."""
 
     def ids() -> list[str]:
         with local.redis() as client:
             found: list[str] = client.zrange(DEAD_LETTERS, 0, -1)
-        return found if len(found) == count else []
+            told = not client.scard(DEAD_LETTERS_UNTOLD)
+        return found if told and len(found) == count else []
 
-    return local.wait(ids, f"{count} dead letters")
+    return local.wait(ids, f"{count} dead letters, and their tasks told")
 
 
 def test_dead_letters_are_a_line_each(local: Local, letters: list[int]) -> None:

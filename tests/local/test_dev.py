@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from uuid import uuid4
 import pytest
 
 from tests.local.handle import MAKE_SECONDS, Local
+from tests.stack.handle import save
 from tests.support.waiting import wait_until
 
 MODULE = "services/tasks/seen.py"
@@ -48,7 +50,6 @@ class Dev:
 def dev(local: Local) -> Iterator[Dev]:
     dev = Dev(local)
     try:
-        dev.says("Watching config/ and services/")
         yield dev
     finally:
         dev.interrupt()
@@ -57,14 +58,15 @@ def dev(local: Local) -> Iterator[Dev]:
 
 @pytest.mark.slow
 def test_a_change_is_taken_up_warm_and_mistakes_are_refused(local: Local, dev: Dev) -> None:
+    dev.says("Watching config/ and services/")
     before = local.pids()
     old = local.run_task(WORD)
     module = local.directory / MODULE
     good = module.read_text()
 
-    module.write_text(good + "def broken(:\n")
+    save(module, good + "def broken(:\n")
     dev.says("; the old code goes on")
-    module.write_text(good + "no_such_name\n")
+    save(module, good + "no_such_name\n")
     dev.says("; the old code goes on", times=2)
     line = len(good.splitlines()) + 1
     said = dev.log.read_text()
@@ -77,7 +79,7 @@ def test_a_change_is_taken_up_warm_and_mistakes_are_refused(local: Local, dev: D
     running = local.start(label)
 
     def edit() -> None:
-        module.write_text(good.replace(f'WORD = "{old}"', f'WORD = "{word}"'))
+        save(module, good.replace(f'WORD = "{old}"', f'WORD = "{word}"'))
         dev.says("the new code runs")
 
     local.end_while(edit, label)
@@ -93,3 +95,13 @@ def test_a_change_is_taken_up_warm_and_mistakes_are_refused(local: Local, dev: D
     assert local.pids() == running_programs
     assert local.make("up").returncode == 0
     assert local.pids() == running_programs, "what make dev has put to work is what make up would"
+
+
+@pytest.mark.slow
+def test_what_changes_while_the_stack_starts_is_taken_up(local: Local, dev: Dev) -> None:
+    module, word = local.directory / MODULE, uuid4().hex
+    dev.says("Starting …")
+    save(module, re.sub(r'WORD = ".*"', f'WORD = "{word}"', module.read_text()))
+    dev.says("the new code runs")
+    assert f" {MODULE} …" in dev.log.read_text()
+    assert local.run_task(WORD) == word

@@ -15,6 +15,7 @@ from stack import places, session, waiting
 from stack.failure import Failure
 from stack.processes import Processes, heartbeat_health, seconds_since_start
 from stack.units import Unit
+from tests.support.waiting import wait_until
 
 SETTINGS = config.load({})
 
@@ -68,15 +69,23 @@ def test_before_its_first_heartbeat_a_program_is_starting(heartbeat: Path) -> No
 
 
 def test_the_heartbeat_of_its_predecessor_says_nothing_of_a_new_process(heartbeat: Path, young: int) -> None:
-    say(heartbeat, "ready", seconds_ago=5)
+    # Young enough to be a healthy one's, and older than a process that had to wait for its turn.
+    say(heartbeat, "ready", seconds_ago=25)
     assert health(young) == "starting"
-    say(heartbeat, "ready")
-    assert health(young) == "healthy"
+
+    def its_own() -> bool:
+        say(heartbeat, "ready")
+        return health(young) == "healthy"
+
+    # Whoever is kept from looking at once takes it for the predecessor's, until the next one.
+    wait_until(its_own, 60, "a heartbeat of its own is known")
 
 
 def test_the_age_of_a_process_is_right(young: int) -> None:
-    assert 0 <= seconds_since_start(young) < 30
-    assert seconds_since_start(1) > seconds_since_start(os.getpid()) >= seconds_since_start(young)
+    # From the youngest on, so that whatever passes between two looks makes the older one older.
+    ages = [seconds_since_start(pid) for pid in (young, os.getpid(), 1)]
+    assert 0 <= ages[0] < 30
+    assert ages[0] <= ages[1] < ages[2]
 
 
 def test_a_record_of_another_start_process_or_checkout_names_nobody(elsewhere: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from stack import places
+from stack.turns import own_turn
 from tests.local.handle import MAKE_SECONDS, PROGRAMS, Local
 
 
@@ -34,23 +40,46 @@ def test_down_leaves_no_process_and_keeps_the_data_and_two_ups_start_one_stack(l
     local.make("down")
     assert local.left() == []
     assert not local.run.exists()
-    ups = [
-        subprocess.Popen(
-            local.command("up"),
-            cwd=local.directory,
-            env=local.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    said = [up.communicate(timeout=MAKE_SECONDS)[0] for up in ups]
-    assert [up.returncode for up in ups] == [0, 0]
-    assert sum("Waiting for 'make up' (pid " in text for text in said) == 1
+    logs = [local.directory / f"up-{number}.log" for number in (1, 2)]
+    with turn_of(local, "'make down' (pid 1)"):
+        ups = [begin_up(local, log) for log in logs]
+        waiting = "Waiting for 'make down' (pid 1) in this checkout …"
+        local.wait(lambda: all(waiting in log.read_text() for log in logs), "both wait for the same turn")
+    assert [up.wait(MAKE_SECONDS) for up in ups] == [0, 0], [log.read_text() for log in logs]
     assert sum("services.supervise" in process for process in local.left()) == 1
     assert local.redis_servers() == 1
     assert local.redis(database=5).get("kept") == "yes"
+
+
+@contextmanager
+def turn_of(local: Local, name: str) -> Iterator[None]:
+    """Have the turn in this checkout, as a command of this name has it."""
+    with (local.state / "lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(name)
+        lock.flush()
+        yield
+        lock.truncate(0)
+
+
+def begin_up(local: Local, log: Path) -> subprocess.Popen[bytes]:
+    """`make up`, whose output goes into a file."""
+    with log.open("w") as output:
+        return subprocess.Popen(
+            local.command("up"),
+            cwd=local.directory,
+            env=local.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def test_who_has_the_turn_is_named_and_is_not_afterwards(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["stack", "up"])
+    with own_turn():
+        assert places.LOCK.read_text() == f"'make up' (pid {os.getpid()})\n"
+    assert places.LOCK.read_text() == ""
 
 
 @pytest.mark.slow

@@ -91,6 +91,17 @@ def stack(first_stack: tuple[Stack, str]) -> Stack:
 
 
 @pytest.fixture
+def patient(stack: Stack) -> Iterator[Stack]:
+    """The shared stack, whose workers leave their tasks all the time that a test may need to let them end."""
+    before = dict(stack.settings)
+    # A test wakes them within seconds, on a busy machine within a minute.
+    stack.settings.update(WORKER_SOFT_SHUTDOWN="200", WORKER_STOP_GRACE_PERIOD="220")
+    yield stack
+    stack.settings.clear()
+    stack.settings.update(before)
+
+
+@pytest.fixture
 def other_stack(docker_engine: None, tmp_path: Path) -> Iterator[Stack]:
     """A second fresh clone, in which nothing has been started yet."""
     other = Stack(clone(tmp_path / "clone"), f"stalk-test-{os.getpid()}-other", **SETTINGS)

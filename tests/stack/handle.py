@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from services.queues import DEAD_LETTERS_UNTOLD
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
@@ -42,6 +43,8 @@ PAGE_SECONDS = 60.0
 # How many are held, and, when it is none, what the queues have forgotten: a script is one command for all of it.
 EMPTY_QUEUES = "local n = redis.call('HLEN', 'unacked') if n == 0 then redis.call('DEL', unpack(KEYS)) end return n"
 QUEUES = ("celery", "io", "one", "unacked_index")
+# What tests change, and `settle` sets back.
+CHANGED = ("BEAT_SCHEDULE", "WORKER_SOFT_SHUTDOWN")
 
 SENDER = """
 import json, sys
@@ -94,6 +97,14 @@ def run(
         timeout=timeout,
         check=False,
     )
+
+
+def save(path: Path, text: str) -> None:
+    """As many editors do it: at once, by another name."""
+    new = path.with_suffix(".tmp")
+    new.touch(mode=0o600)
+    new.write_text(text)
+    new.replace(path)
 
 
 @dataclass(frozen=True)
@@ -287,6 +298,11 @@ class Stack:
         """How many tasks wait in a queue."""
         return int(self.redis("LLEN", queue))
 
+    def purge_dead_letters(self) -> str:
+        """`make purge-dead-letters` once all tasks were told, because it keeps those that are told just then."""
+        self.wait(lambda: self.redis("SCARD", DEAD_LETTERS_UNTOLD) == "0", "every task of a dead letter was told")
+        return self.make("purge-dead-letters", YES="1").stdout
+
     def stop_while_they_run(self, stop: Callable[[], T], *marks: Marks) -> T:
         """Begin to stop, and wake the tasks once their worker has been told; what `stop` returned."""
         before = self.logs("worker").count(WARM_SHUTDOWN)
@@ -365,8 +381,8 @@ class Stack:
     def _has_other_settings(self, containers: list[dict[str, Any]]) -> bool:
         # Compose would say so too, but takes a second to do it.
         changed = self.override.exists() or self.env_file.read_text() != self._started_with
-        schedules = {environment_of(container).get("BEAT_SCHEDULE") for container in containers}
-        return changed or schedules - {None} != {self.settings.get("BEAT_SCHEDULE")}
+        given = [environment_of(container) for container in containers]
+        return changed or any({one[name] for one in given if name in one} != {self.settings[name]} for name in CHANGED)
 
     def remains(self) -> dict[str, list[str]]:
         """What Docker still has of this project."""

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from flower.inspector import Inspector
 from playwright.sync_api import Browser, Locator, ViewportSize, expect
 
 from config.environment import read_env_file
@@ -130,6 +131,31 @@ class User:
         assert found
         return found
 
+    def known(self, node: str) -> dict[str, Any]:
+        """All that a node tells of itself. Flower gives it a second for each answer; then its page shows it at once."""
+
+        def look() -> dict[str, Any] | None:
+            told: dict[str, Any] = (self.get(f"/api/workers?refresh=1&workername={node}") or {}).get(node, {})
+            return told if told.keys() >= {*Inspector.inspect_methods} else None
+
+        found = wait_until(look, TASK_SECONDS, f"{node} has told all of itself", lambda: str(self.get("/api/workers")))
+        assert found
+        return found
+
+    def runs(self, node: str, task: str) -> bool:
+        """Whether a node runs a task, as it has said last."""
+        return task in [each["id"] for each in self.known(node)["active"]]
+
+    def open_first_node(self) -> str:
+        """Go from the page of workers to a node's; its name."""
+        link = self.page.locator(".worker-name-link").first
+        node = link.get_attribute("title")
+        assert node
+        self.known(node)
+        link.click()
+        expect(self.page.locator("#workername")).to_have_text(node)
+        return node
+
     def field(self, label: str) -> str:
         """A line of a task's page."""
         return self.page.locator(f".detail-row:has(dt:text-is('{label}')) dd").inner_text()
@@ -198,6 +224,7 @@ def test_the_nodes_are_shown_with_what_they_are(site: Site) -> None:
         nodes = sorted(row.locator("a").first.get_attribute("title") or "" for row in rows.all())
         assert [node.partition("@")[0] for node in nodes] == ["worker1-node0", "worker2-node0"]
         expect(rows.get_by_text("Online")).to_have_count(2)
+        user.known(nodes[0])
         user.page.get_by_role("link", name=f"Worker {nodes[0]}").click()
         expect(user.page.locator("#workername")).to_have_text(nodes[0])
         assert "prefork" in user.page.inner_text("#tab-pool")
@@ -227,14 +254,15 @@ def test_a_running_task_is_ended_with_a_button(site: Site) -> None:
         user.go("/tasks")
         task = user.send("hashes.hash_chain", "stalk", LONG_CHAIN)
         node = user.wait_for(task, "STARTED")["worker"]
+        wait_until(lambda: user.runs(node, task), TASK_SECONDS, "the node says that it runs it")
         user.go(f"/task/{task}")
         user.page.click("text=Terminate")
         expect(user.page.locator(".toast-body")).to_contain_text(f"Revoked '{task}'")
         user.wait_for(task, "REVOKED")
         user.go(f"/task/{task}")
         assert user.field("Status") == "REVOKED"
-        active = user.get(f"/api/workers?refresh=1&workername={node}")[node]["active"]
-        assert task not in [each["id"] for each in active]
+        # Revoked it is from when its child is told to end; the child does that after it.
+        wait_until(lambda: not user.runs(node, task), TASK_SECONDS, "the node runs it no more")
 
 
 def test_a_failed_task_is_found_with_its_traceback(site: Site) -> None:
@@ -271,8 +299,7 @@ def test_a_button_that_cannot_do_it_says_why_and_a_pool_has_none_to_restart_it(s
     with visit(site.browser, site.url, site.login, site.pictures) as visitor:
         user = User(visitor)
         open_page(user, "/")
-        user.page.locator(".worker-name-link").first.click()
-        node = user.page.inner_text("#workername")
+        node = user.open_first_node()
         user.page.click("#worker-group")
         expect(user.page.locator("#worker-shutdown")).to_be_visible()
         expect(user.page.locator("#worker-pool-restart")).to_have_count(1)
@@ -298,8 +325,11 @@ def test_a_phone_shows_a_queue_that_grows_and_that_nobody_takes_from(site: Site)
     with site.visit(PHONE) as user:
         user.go("/")
         user.send("arithmetic.add", 1, 2, queue="forgotten", priority=6)
-        wait_until(lambda: queues(user)["celery"]["Consumers"] == "2", TASK_SECONDS, "both nodes are known")
-        shown = queues(user)
+        shown = wait_until(
+            lambda: found if (found := queues(user))["celery"]["Consumers"] == "2" else None,
+            TASK_SECONDS,
+            "both nodes are known",
+        )
         assert shown["celery"] == {"Queue": "celery", "Ready": "0", "Consumers": "2"}
         assert shown["forgotten"] == {"Queue": "forgotten", "Ready": "1", "Consumers": "0"}
 
@@ -314,8 +344,7 @@ def open_page(user: User, path: str) -> None:
 
 def tabs_of_first_node(user: User) -> list[Locator]:
     """Go from the page of workers to a node's, whose script comes with it; its tabs."""
-    user.page.locator(".worker-name-link").first.click()
-    expect(user.page.locator("#workername")).to_be_visible()
+    user.open_first_node()
     return user.page.locator("[role=tab]").all()
 
 
@@ -376,7 +405,8 @@ def test_a_desk_shows_which_worker_ran_a_task_at_once(site: Site) -> None:
 def test_no_page_shows_a_password(site: Site) -> None:
     secrets = [site.stack.password(), site.login.partition(":")[2]]
     with site.visit() as user:
-        node = next(iter(user.get("/api/workers")))
+        node = wait_until(lambda: next(iter(user.get("/api/workers")), ""), TASK_SECONDS, "a node is known")
+        user.known(node)
         for path in ("/", "/broker", f"/task/{site.tasks['SUCCESS']}", f"/worker/{node}", "/api/workers?refresh=1"):
             user.go(path)
             shown = unquote(user.page.content())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack.handle import MAKE_SECONDS, Stack
+from tests.stack.handle import MAKE_SECONDS, Stack, save
 from tests.support.waiting import wait_until
 
 TASK = "services.tasks.edited.word"
@@ -25,20 +25,12 @@ def word() -> str:
 
 
 @pytest.fixture
-def module(stack: Stack) -> Iterator[Path]:
+def module(patient: Stack) -> Iterator[Path]:
     """A task module that is edited; afterwards the containers run the image again."""
-    path = stack.directory / "services" / "tasks" / "edited.py"
+    path = patient.directory / "services" / "tasks" / "edited.py"
     yield path
     path.unlink(missing_ok=True)
-    stack.make("up")
-
-
-def save(path: Path, text: str) -> None:
-    """As many editors do it: at once, by another name."""
-    new = path.with_suffix(".tmp")
-    new.touch(mode=0o600)
-    new.write_text(text)
-    new.replace(path)
+    patient.make("up")
 
 
 @pytest.mark.slow
@@ -61,11 +53,15 @@ def test_a_change_is_taken_up_warm_and_mistakes_are_refused(stack: Stack, module
     try:
         says("Watching config/ and services/")
         worker = stack.ids("worker")
-        marks = stack.send_marks([4])
+        marks = stack.send_marks([None])
         marks.wait_started()
-        # As an editor under umask 077 saves it: the container's user must still be able to read it.
-        save(module, MODULE.format(word="first"))
-        says("the new code runs")
+
+        def edit() -> None:
+            # As an editor under umask 077 saves it: the container's user must still be able to read it.
+            save(module, MODULE.format(word="first"))
+            says("the new code runs")
+
+        stack.stop_while_they_run(edit, marks)
         assert len(marks.all("started")) == 1
         marks.wait_finished()
         assert stack.call(TASK)[0]["result"] == "first"

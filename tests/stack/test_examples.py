@@ -9,10 +9,11 @@ import socket
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from functools import cache
+from subprocess import CompletedProcess
 from typing import Any
 from uuid import uuid4
 
@@ -34,10 +35,14 @@ START_SECONDS = 300
 TASK_SECONDS = 300
 # Some five seconds of one core: long enough to be looked at several times.
 ROUNDS = 8_000_000
+# Some minutes: it is ended as soon as it was looked at.
+LONG_ROUNDS = 30 * ROUNDS
 # As docs/connect.md has it.
 AWAY_SECONDS = 6
 # As many as FastAPI has threads.
 THREADS = 40
+# One is enough, unless the machine is busy with much else just then.
+ATTEMPTS = 5
 
 
 class Site:
@@ -66,6 +71,16 @@ class Site:
                 return response.status, json.loads(response.read() or "null"), response.headers
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read()), error.headers
+
+    def ask_until_answered(
+        self, method: str, path: str, busy: Sequence[int] = (), **body: Any
+    ) -> tuple[int, Any, Message]:
+        """Like `ask`, once more when Redis was away for a moment (503), or with a status that is `busy`."""
+        return wait_until(
+            lambda: None if (answer := self.ask(method, path, **body))[0] in (503, *busy) else answer,
+            TASK_SECONDS,
+            f"{method} {path} is answered",
+        )
 
     def ask_at_once(self, *requests: tuple[str, str]) -> list[int]:
         """The status of each answer to requests that are all made at the same time."""
@@ -117,9 +132,18 @@ def site_of(reached: dict[str, str], shared_world: World) -> Callable[[str], Sit
     return cache(lambda block: start_site(shared_world, block, reached))
 
 
+def python_until_answered(reached: dict[str, str], *arguments: str) -> CompletedProcess[str]:
+    """Python beside the stack, once more when Redis was away for a moment."""
+    return wait_until(
+        lambda: None if "could not be " in (done := python(reached, *arguments)).stderr else done,
+        TASK_SECONDS,
+        f"Redis answers {arguments}",
+    )
+
+
 def test_plain_python_shows_progress_and_the_result(reached: dict[str, str]) -> None:
     (command,) = shlex.split(typed("run-plain", {}), comments=True)[1:]
-    done = python(reached, command, str(ROUNDS))
+    done = python_until_answered(reached, command, str(2 * ROUNDS))
     assert done.returncode == 0, done.stdout + done.stderr
     sent, *progress, result = done.stdout.splitlines()
     assert re.fullmatch(r"Sent [0-9a-f-]{36}\.", sent)
@@ -130,7 +154,7 @@ def test_plain_python_shows_progress_and_the_result(reached: dict[str, str]) -> 
 
 
 def test_plain_python_gives_up_waiting_and_the_task_goes_on(reached: dict[str, str]) -> None:
-    done = python(reached, "examples/plain.py", str(ROUNDS), "1")
+    done = python_until_answered(reached, "examples/plain.py", str(4 * ROUNDS), "1")
     assert done.returncode == 3, done.stdout + done.stderr
     task = done.stdout.split()[1].rstrip(".")
     program = f"from producer import Task, wait; print(wait(Task({task!r}), {TASK_SECONDS}).state)"
@@ -138,31 +162,32 @@ def test_plain_python_gives_up_waiting_and_the_task_goes_on(reached: dict[str, s
 
 
 def test_the_lines_of_the_page_do_what_they_say(reached: dict[str, str]) -> None:
-    program = printed("lines", {}).replace("10_000_000", str(ROUNDS // 2))
-    done = python(reached, "-c", program + "print(total.value, chain.state)\n")
+    program = printed("lines", {})
+    # A busy machine may need longer for the sum, and to look at a chain that would have ended meanwhile.
+    for old, new in {"4, 3), 5)": f"4, 3), {TASK_SECONDS})", "10_000_000": str(LONG_ROUNDS)}.items():
+        assert program.count(old) == 1, program
+        program = program.replace(old, new)
+    end = "from producer import sender; sender.control.revoke(chain.id, terminate=True)\n"
+    done = python_until_answered(reached, "-c", f"{program}print(total.value, chain.state)\n{end}")
     assert done.stdout in ("7 PENDING\n", "7 PROGRESS\n"), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("block", WEB)
 def test_a_web_request_gets_the_result_when_it_is_there_in_time(site_of: Callable[[str], Site], block: str) -> None:
     # Beside much else five seconds may be too short, and then the answer is 202, which another test is about.
-    status, body = wait_until(
-        lambda: answer if (answer := site_of(block).ask("POST", "/sums", x=4, y=3)[:2])[0] != 202 else None,
-        TASK_SECONDS,
-        "a sum is there in time",
-    )
+    status, body, _ = site_of(block).ask_until_answered("POST", "/sums", busy=[202], x=4, y=3)
     assert (status, body["state"], body["value"]) == (200, "SUCCESS", 7)
 
 
 @pytest.mark.parametrize("block", WEB)
 def test_a_web_application_shows_progress(site_of: Callable[[str], Site], block: str) -> None:
     site = site_of(block)
-    status, body, headers = site.ask("POST", "/chains", seed="seed", rounds=ROUNDS // 2)
+    status, body, headers = site.ask_until_answered("POST", "/chains", seed="seed", rounds=2 * ROUNDS)
     assert (status, headers["Location"]) == (202, f"/tasks/{body['id']}")
     seen: list[tuple[int, Any]] = []
 
     def ended() -> bool:
-        status, body, _ = site.ask("GET", headers["Location"])
+        status, body, _ = site.ask_until_answered("GET", headers["Location"])
         seen.append((status, body))
         return bool(status != 202)
 
@@ -176,9 +201,8 @@ def test_a_web_application_shows_progress(site_of: Callable[[str], Site], block:
 @pytest.mark.parametrize("block", WEB)
 def test_a_web_application_tells_why_a_task_failed(site_of: Callable[[str], Site], block: str) -> None:
     site = site_of(block)
-    _, _, headers = site.ask("POST", "/chains", seed="seed", rounds=-1)
-    wait_until(lambda: site.ask("GET", headers["Location"])[0] != 202, TASK_SECONDS, "the task ends")
-    status, body, _ = site.ask("GET", headers["Location"])
+    _, _, headers = site.ask_until_answered("POST", "/chains", seed="seed", rounds=-1)
+    status, body, _ = site.ask_until_answered("GET", headers["Location"], busy=[202])
     assert (status, body["state"]) == (500, "FAILURE")
     assert body["value"].startswith("ValueError: rounds must be from 1 to ")
 
@@ -188,7 +212,8 @@ def test_a_web_application_tells_why_a_task_failed(site_of: Callable[[str], Site
 
 @pytest.fixture
 def broker(world: World) -> RedisServer:
-    return world.redis()
+    # No test needs its data after its end, and a disk that holds up a write makes a producer believe that it is away.
+    return world.redis(lines=["appendonly no"])
 
 
 @pytest.fixture
@@ -232,6 +257,18 @@ def test_a_web_request_is_answered_while_redis_is_away(
     assert site.ask("POST", "/reports")[0] == 204
 
 
+def all_wait_at_once(site: Site, proxy: Proxy) -> bool:
+    """Whether, of as many requests as FastAPI has threads, each has a connection while none has its answer."""
+    proxy.cut()
+    wait_until(lambda: not proxy.connections(), TASK_SECONDS, "no connection is left of those before")
+    with ThreadPoolExecutor(1) as background:
+        answers = background.submit(site.ask_at_once, *[("POST", "/reports")] * THREADS)
+        wait_until(lambda: proxy.connections() >= THREADS or answers.done(), TASK_SECONDS, "all have a connection")
+        at_once = not answers.done()
+        assert answers.result() == [503] * THREADS
+    return at_once
+
+
 def test_no_request_waits_for_another_one_while_redis_stands_still(
     broker: RedisServer, alone: dict[str, str], serve: Serve
 ) -> None:
@@ -240,12 +277,8 @@ def test_no_request_waits_for_another_one_while_redis_stands_still(
         url = broker.url(0).replace(f":{broker.port}/", f":{proxy.port}/")
         site = serve("run-fastapi", alone | {"CELERY_BROKER_URL": url})
         broker.freeze()
-        with ThreadPoolExecutor(1) as background:
-            answers = background.submit(site.ask_at_once, *[("POST", "/reports")] * THREADS)
-            # Each has a connection, and none has its answer.
-            wait_until(lambda: proxy.connections() >= THREADS or answers.done(), TASK_SECONDS, "all have a connection")
-            assert not answers.done()
-            assert answers.result() == [503] * THREADS
+        # On a busy machine the first may have given up when the last one comes.
+        assert any(all_wait_at_once(site, proxy) for _ in range(ATTEMPTS))
     finally:
         proxy.close()
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
+from functools import partial
 
 import pytest
 
-from tests.stack.handle import MAKE_SECONDS, Stack
+from tests.stack.handle import MAKE_SECONDS, Stack, run
 from tests.support.documents import commands, names
 
 DOCUMENT = "docs/operations.md"
 # The clone shares the checkout's .venv, and a test must not set about installing it anew.
 MAKE = 'make() { command make --old-file=.venv/ready "$@"; }; '
+# What `celery control` exits with then; whoever asks again does no harm.
+NOBODY_ANSWERS = 69
 TESTED_HERE = {
     "scaling",
     "stopping",
@@ -39,19 +43,19 @@ def do(stack: Stack, name: str, **variables: str) -> str:
     """Run a block's commands in the clone, one after the other, with variables of the shell; what they printed."""
     printed = []
     for command in commands(DOCUMENT, name):
-        done = subprocess.run(
-            ["bash", "-c", MAKE + command],
-            cwd=stack.directory,
-            env=stack.environment(**variables),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=MAKE_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
+        done = stack.wait(partial(unless_no_node_answers, stack, command, variables), f"a node answers '{command}'")
+        assert done, command
         assert done.returncode == 0, f"'{command}' exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout + done.stderr)
     return "\n".join(printed)
+
+
+def unless_no_node_answers(
+    stack: Stack, command: str, variables: Mapping[str, str]
+) -> subprocess.CompletedProcess[str] | None:
+    """Run a command in the clone; None when Celery has waited for a node's answer in vain, for 1 s."""
+    done = run(["bash", "-c", MAKE + command], stack.directory, stack.environment(**variables), MAKE_SECONDS)
+    return None if done.returncode == NOBODY_ANSWERS else done
 
 
 def test_every_block_of_the_document_is_run_here() -> None:
@@ -76,6 +80,7 @@ def test_stopping_keeps_what_is_queued(stack: Stack) -> None:
 
 def test_logs(stack: Stack) -> None:
     answer, _ = stack.call("services.tasks.arithmetic.add", 4, 3)
+    stack.wait(lambda: str(answer["id"]) in stack.logs("worker"), "the task in the log, which may follow its result")
     # What it ran last is among its last lines.
     assert str(answer["id"]) in do(stack, "logs")
 
@@ -192,7 +197,7 @@ def test_dead_letters_are_seen_and_replayed(stack: Stack) -> None:
     assert "1 dead letter is back in the queues." in printed
     # It is no JSON now either.
     stack.wait(lambda: stack.redis("ZRANGE", "dead_letters", "0", "-1") == "2", "another dead letter")
-    assert stack.make("purge-dead-letters", YES="1").stdout == "1 dead letter is deleted.\n"
+    assert stack.purge_dead_letters() == "1 dead letter is deleted.\n"
 
 
 def test_the_schedule_is_listed(stack: Stack) -> None:

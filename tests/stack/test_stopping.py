@@ -12,7 +12,8 @@ IN_NO_HURRY = """
 """
 
 
-def test_running_tasks_finish_before_make_stop_and_queued_ones_survive_make_down(stack: Stack) -> None:
+def test_running_tasks_finish_before_make_stop_and_queued_ones_survive_make_down(patient: Stack) -> None:
+    stack = patient
     # A node with a task in its solo pool answers nobody.
     stack.override.write_text("services:" + SOLO + IN_NO_HURRY)
     stack.compose("up", "--detach")

@@ -108,7 +108,10 @@ def test_a_number_of_workers_that_is_none_is_refused(stack: Stack, workers: str,
 
 
 @pytest.mark.slow
-def test_a_task_that_ends_in_time_ends_before_its_worker_stops(stack: Stack) -> None:
+def test_a_task_that_ends_in_time_ends_before_its_worker_stops(patient: Stack) -> None:
+    stack = patient
+    stack.compose("up", "--detach", "--no-deps", "worker")
+    stack.wait_healthy()
     marks = stack.send_marks([None])
     marks.wait_started()
     stack.stop_while_they_run(lambda: stack.compose("stop", "worker"), marks)
@@ -146,14 +149,14 @@ def test_a_node_that_is_killed_is_back(stack: Stack) -> None:
 @pytest.fixture
 def small(stack: Stack) -> Iterator[Stack]:
     """The stack with a worker of nine children in 256 MB, half of which they take."""
-    stack.make("purge-dead-letters", YES="1")
+    stack.purge_dead_letters()
     # A short lease, so that those whose node dies come to their last start within the test.
     given = {"WORKER_MEMORY": "256m", "WORKER_CONCURRENCY": str(len(INNOCENTS) + 1), "WORKER_LEASE": "10"}
     stack.compose("up", "--detach", "--no-deps", "worker", variables=given)
     stack.wait_healthy()
     yield stack
     stack.compose("up", "--detach", "--no-deps", "worker")
-    stack.make("purge-dead-letters", YES="1")
+    stack.purge_dead_letters()
 
 
 @pytest.mark.slow
