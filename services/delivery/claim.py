@@ -162,6 +162,7 @@ class ClaimLine:
         packed = []
         if self._socket is not connection._sock:
             self._socket, self._tracked = connection._sock, True
+            self._holder.prepare_marks()
             packed.append(("tracking", ("CLIENT", "TRACKING", "ON", "NOLOOP")))
         acks = self._holder.acks_for_claim()
         self._claim = Claim(self._claims.next(), min(credit, MOST), tuple(queues), acks, clock())

@@ -151,6 +151,8 @@ class Holder:
         # Asked for a tag whose lease ends soon, or may have run out: whether it is still ours, and renewed.
         self.confirm: Callable[[str], bool] = lambda tag: False
         self.mark_started: Callable[[str, list[str]], None] = lambda tag, acks: None
+        # Called before the first claim over a connection: what that brings may start before the keeper's next turn.
+        self.prepare_marks: Callable[[], None] = lambda: None
         # Called after a place has become free, from whatever thread that was: one for each connection that consumes.
         self._bells: tuple[Callable[[], None], ...] = ()
         self._pid = os.getpid()

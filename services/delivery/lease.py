@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from celery.utils.log import get_logger
@@ -49,7 +50,7 @@ class Keeper:
         self._on_dead_letters = on_dead_letters
         self._steps = restore.as_json(holder.rules.priority_steps)
         self._mark = StartMarks(client)
-        holder.confirm, holder.mark_started = self._confirm, self._mark.send
+        holder.confirm, holder.mark_started, holder.prepare_marks = self._confirm, self._mark.send, self._prepare_marks
         # By `clock`: when leases are renewed, and when something is due before that.
         self._renew_at = self._sweep_at = clock()
         self._outage = Outage("lease", logger.warning)
@@ -67,6 +68,11 @@ class Keeper:
             self._holder.changed.notify_all()
         if self._thread is not threading.current_thread():
             self._thread.join(CLOSE_SECONDS)
+
+    def _prepare_marks(self) -> None:
+        """Connect for marks, if need be. Where that fails it is the thread that tries again, and complains."""
+        with suppress(RedisError, OSError):
+            self._mark.connect()
 
     # The thread.
 

@@ -70,6 +70,7 @@ def make_due(stack: Stack) -> None:
 def ticks(beat: Node, times: int) -> None:
     """Wait until a beat has looked at its schedule so many times more."""
     path = beat.heartbeat("beat")
+    beat.world.wait_until(path.exists, PATIENCE, "beat ticks")
     for _ in range(times):
         before = path.stat().st_mtime_ns
         beat.world.wait_until(lambda: path.stat().st_mtime_ns > before, PATIENCE, "beat ticks")  # noqa: B023

@@ -25,6 +25,7 @@ def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stac
         start(stack, pool)
     for node in stack.nodes:
         node.says(READY)
+    listens(stack, *POOLS)
     return stack
 
 
@@ -38,6 +39,16 @@ def start(stack: Stack, pool: str, name: str = "", queues: str = "", options: st
     return stack.celery(
         f"worker -P {pool} -Q {queues or f'{name},everybody'} -n {name}@%h {options} -l info -f /dev/stderr"
     )
+
+
+def listens(stack: Stack, *queues: str) -> None:
+    """Wait until the nodes of these queues hear broadcasts: each subscribes after its line, before its first task."""
+    world = stack.world
+    for queue in queues:
+        label = world.path(f"listens-{queue}").name
+        stack.send("probe.mark", label, queue=queue)
+        world.wait_until(lambda: world.ended(label), PATIENCE, f"{queue} listens")  # noqa: B023
+    world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "that is acknowledged")
 
 
 def publish(
@@ -133,6 +144,7 @@ def test_every_node_runs_a_broadcast_again_however_many_ask_for_a_retry(stack: S
 def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(world: World, tmp_path: Path) -> None:
     stack = stack_in(world, tmp_path)
     node = start(stack, "prefork").says(READY)
+    listens(stack, "prefork")
 
     publish(stack, "kills", task="probe.die")
 
@@ -173,6 +185,8 @@ def test_a_broadcast_that_waits_for_its_time_outlives_the_connection(stack: Stac
 
     cut_off(stack, rf"{task_id}\] received")
     wait_for_all(stack, "kept")
+    # The tests after this one broadcast as well.
+    listens(stack, *POOLS)
 
 
 def cut_off(stack: Stack, when: str) -> None:
@@ -219,6 +233,7 @@ def test_two_stacks_on_one_server_do_not_hear_each_others_broadcasts(world: Worl
     ]
     for stack in stacks:
         start(stack, "threads").says(READY)
+        listens(stack, "threads")
 
     for number, stack in enumerate(stacks):
         publish(stack, f"to-{number}")

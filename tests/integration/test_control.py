@@ -21,6 +21,8 @@ PATIENCE = 120
 # Long enough for a question to be sent, and too short for somebody who sleeps.
 NO_ANSWER_SECONDS = 0.5
 ANSWER_SECONDS = 60
+# For what must not happen: a node that has a place takes a task within milliseconds.
+STAYS_SECONDS = 1
 POOLS = ("prefork", "threads", "solo")
 # Where Redis publishes what is broadcast to nodes: database 0, kombu's exchange for commands.
 TOPIC = "/0.celery.pidbox"
@@ -232,11 +234,19 @@ def runs_at_once(stack: Stack, count: int) -> None:
     for label in labels:
         stack.world.wait_started(label)
     last = stack.send("probe.mark", "last")
-    stack.world.wait_until(stack.waiting, PATIENCE, "one more task stays in its queue")
+    stack.world.holds_for(stack.waiting, STAYS_SECONDS, "one more task stays in its queue")
     for label in labels:
         (stack.world.directory / f"{label}.released").touch()
     for result in [*results, last]:
         result.get(timeout=PATIENCE)
+
+
+def knows_of(stack: Stack, running: int) -> None:
+    """Wait until the node knows that so many tasks run: it hears of a start after the task has written it down."""
+    inspect = stack.client.control.inspect(timeout=ANSWER_SECONDS, limit=1)
+    stack.world.wait_until(
+        lambda: [len(tasks) for tasks in (inspect.active() or {}).values()] == [running], PATIENCE, "it knows of all"
+    )
 
 
 @pytest.mark.parametrize("stack", ["prefork"], indirect=True)
@@ -249,6 +259,7 @@ def test_a_prefork_pool_grows_and_shrinks_by_what_runs_nothing_and_keeps_one_pro
     for label in labels:
         stack.send("probe.hold", label)
         stack.world.wait_started(label)
+    knows_of(stack, len(labels))
     shrunk = "the pool has shrunk by 1: its other processes run tasks, so try again later"
     assert told(stack, "pool_shrink", n=2) == ("error", shrunk)
     for label in labels:
@@ -288,7 +299,8 @@ def test_a_rate_that_would_let_no_task_start_is_refused(stack: Stack) -> None:
 
 def test_an_autoscaling_node_takes_another_range_and_no_other_size(world: World) -> None:
     stack = world.stack()
-    stack.celery("worker --pool=prefork --autoscale=2,1 --hostname=node0@%h --loglevel=info").ready()
+    # Without gossip nothing else is subscribed to a pattern.
+    stack.celery("worker --pool=prefork --autoscale=2,1 --hostname=node0@%h --loglevel=info --without-gossip").ready()
     world.wait_until(stack.redis.client().pubsub_numpat, PATIENCE, "the node hears commands")
     autoscales = "this node autoscales: change its autoscale range instead"
     assert told(stack, "pool_grow", n=1) == told(stack, "pool_shrink", n=1) == ("error", autoscales)

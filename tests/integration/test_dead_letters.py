@@ -365,7 +365,7 @@ def test_with_too_many_dead_letters_a_failed_task_is_not_kept_and_the_log_says_s
     assert reason(unknown) == "unknown-task"
     stack.nodes[2].says("not kept, because there are 1 .WORKER_DEAD_LETTERS_MAX.: retries-exhausted: ValueError")
     assert failed.id.encode() not in b"".join(letter["message"] for letter in letters(stack).values())
-    assert stack.unacked() == 0
+    stack.world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "both are acknowledged")
 
 
 def test_a_task_is_told_by_another_worker_when_the_one_that_parked_it_has_died(stack: Stack) -> None:

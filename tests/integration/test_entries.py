@@ -351,6 +351,8 @@ def test_what_is_changed_between_a_look_and_a_send_is_not_sent_as_it_was(
     # One tick in which they find that out, and one that begins after that.
     for stack in stacks.values():
         stack.nodes[0].says("beat: ticking")
+        # It says so first.
+        world.wait_until(stack.nodes[0].heartbeat("beat").exists, PATIENCE, "it ticks")
     for _ in range(2):
         paths = [stack.nodes[0].heartbeat("beat") for stack in stacks.values()]
         before = [path.stat().st_mtime_ns for path in paths]

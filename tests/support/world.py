@@ -170,7 +170,8 @@ class World:
     def notes(self, word: str, label: str | None = None) -> list[tuple[str, int, float]]:
         """(label, pid, time) of every `start` or `end`."""
         path = self.directory / "probe.log"
-        lines = path.read_text().splitlines() if path.exists() else []
+        # A line that is being written may be seen by half.
+        lines = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
         found = [line.split() for line in lines]
         return [(of, int(pid), float(at)) for kind, of, pid, at in found if kind == word and label in (None, of)]
 
