@@ -91,7 +91,7 @@ def _delivery(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         # What the pool still has counts against the prefetch count as it is (services/delivery/channel.py).
         "worker_enable_prefetch_count_reduction": False,
-        "worker_consumer": "services.delivery.worker:Consumer",
+        "worker_consumer": "services.worker.worker:Consumer",
         "worker_prefetch_multiplier": settings.worker.prefetch_multiplier,
         "result_expires": settings.results.expires,
     }
@@ -114,7 +114,7 @@ def _worker(settings: Settings) -> dict[str, Any]:
         # What Flower shows: who sent a task, who took it, how it ended.
         "worker_send_task_events": True,
         "task_send_sent_event": True,
-        # services/shutdown.py bounds a warm shutdown; Celery's own sleeps its full length (celery 5.7).
+        # services/worker/shutdown.py bounds a warm shutdown; Celery's own sleeps its full length (celery 5.7).
         "worker_soft_shutdown_timeout": 0,
         "worker_hijack_root_logger": True,
         "worker_log_format": "%(asctime)s %(levelname)s %(processName)s %(message)s",

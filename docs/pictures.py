@@ -18,7 +18,7 @@ from playwright.sync_api import Error as BrowserError
 
 import config
 from config import ConfigError, Settings
-from stack.failure import Failure
+from stack.errors import Failure
 from tests.support.browser import DESKTOP, chromium, executable, session
 from tests.support.waiting import GaveUp, wait_until
 

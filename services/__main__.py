@@ -15,10 +15,10 @@ import click
 import orjson
 
 from config import ConfigError
-from services import call as calling
-from services import dead_letters as letters
-from services import status as state
-from services import to_plain as rollback
+from services.commands import call as calling
+from services.commands import status as state
+from services.dead_letters import store as letters
+from services.delayed import to_plain as rollback
 
 
 def show(answer: Any) -> None:
@@ -77,8 +77,8 @@ def status() -> None:
 
 @main.command(help="Print every entry of beat's schedule as JSON: what is sent, how often, and when next.")
 def schedule() -> None:
-    from services import entries
     from services.app import app
+    from services.beat import entries
 
     end(entries.listed(app))
 

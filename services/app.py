@@ -8,14 +8,16 @@ from celery import Celery
 
 from config import ConfigError, Settings, load
 from config.celery import celery_configuration, soft_limit
-from services import heartbeat, memory, overtime, results, shutdown
-from services.command_line import Gate
-from services.connections import require_tls_files
-from services.delivery.limits import Limits
-from services.delivery.telling import TellStep
-from services.delivery.worker import Stalk
-from services.modules import task_modules
-from services.queues import BEAT_PREFIX, DEFAULT_QUEUE
+from services.broker.client import require_tls_files
+from services.broker.keys import BEAT_PREFIX, DEFAULT_QUEUE
+from services.commands.celery_cli import Gate
+from services.dead_letters.reporter import TellStep
+from services.pool import overtime
+from services.pool.time_limits import Limits
+from services.results import backend
+from services.task_modules import task_modules
+from services.worker import heartbeat, memory, shutdown
+from services.worker.worker import Stalk
 
 CONFIGURATION_EXIT_CODE = 2
 
@@ -35,18 +37,18 @@ def create_app(settings: Settings) -> Celery:
         imports=task_modules(settings.tasks.imports),
         task_default_queue=DEFAULT_QUEUE,
         beat_schedule=beat_schedule(settings.beat.schedule),
-        beat_scheduler="services.beat:LockedScheduler",
+        beat_scheduler="services.beat.scheduler:LockedScheduler",
         # RedBeat gets its connection from Stalk.redbeat_redis; without these two it warns.
         redbeat_redis_url=settings.broker_url.masked(),
         redbeat_redis_options={},
         redbeat_key_prefix=BEAT_PREFIX,
     )
-    app.loader.override_backends = results.BACKENDS
+    app.loader.override_backends = backend.BACKENDS
     memory.install()
     app.steps["worker"].update(
         (
             heartbeat.HeartbeatStep,
-            results.ResultsStep,
+            backend.ResultsStep,
             shutdown.HandBackStep,
             TellStep,
             overtime.OvertimeStep,

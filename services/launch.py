@@ -16,7 +16,7 @@ from pathlib import Path
 
 from config import ConfigError, Settings, child_environment, load
 from config.settings import GROUPS, HAND_BACK_SECONDS, fields
-from services import preflight
+from services.broker import preflight
 
 CONFIGURATION_EXIT_CODE = 2
 SUPERVISOR_CONF = Path(__file__).resolve().parent.parent / "docker" / "supervisor" / "worker.conf"
@@ -51,7 +51,9 @@ def launch_worker(settings: Settings, _: Namespace) -> None:
     beat_schedule(settings.beat.schedule)
     preflight.check(settings)
     environment = child_environment(NODE_VARIABLES, **supervisor_values(settings))
-    become([sys.executable, "-m", "services.supervise", "--configuration", str(SUPERVISOR_CONF)], environment)
+    become(
+        [sys.executable, "-m", "services.supervisor.supervise", "--configuration", str(SUPERVISOR_CONF)], environment
+    )
 
 
 def supervisor_values(settings: Settings) -> dict[str, str]:
@@ -76,7 +78,7 @@ def launch_node(settings: Settings, options: Namespace) -> None:
 def launch_beat(settings: Settings, _: Namespace) -> None:
     """Become Celery's beat."""
     # It imports Celery, which a node does for itself after it has become one.
-    from services.beat import TICK_SECONDS
+    from services.beat.scheduler import TICK_SECONDS
     from services.schedule import beat_schedule
 
     beat_schedule(settings.beat.schedule)
@@ -88,8 +90,8 @@ def launch_beat(settings: Settings, _: Namespace) -> None:
 def launch_flower(settings: Settings, options: Namespace) -> None:
     """Serve Flower in this process: its login never stands on a command line."""
     from services.app import create_app
-    from services.flower import serve
-    from services.heartbeat import READY, HeartbeatFile
+    from services.flower.server import serve
+    from services.worker.heartbeat import READY, HeartbeatFile
 
     heartbeat = HeartbeatFile(settings.stack.run_directory, "flower")
     serve(

@@ -8,13 +8,13 @@ from typing import Any
 from celery.schedules import ParseException, crontab
 
 from config import ConfigError
-from services import cron
+from services.beat import summer_time
 
 # Before the first entry is made.
-cron.install()
+summer_time.install()
 
-# Add an entry here; its `schedule` is a number of seconds or a crontab. services/entries.py is about those that are
-# added at run time.
+# Add an entry here; its `schedule` is a number of seconds or a crontab. Those that are added at run time are in
+# services/beat/entries.py.
 ENTRIES: dict[str, dict[str, Any]] = {
     "report-free-space": {
         "task": "services.tasks.disk.report_free_space",

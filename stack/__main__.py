@@ -14,9 +14,9 @@ import click
 import config
 from config import ConfigError, Settings
 from stack import terminal
-from stack.failure import Failure
-from stack.lenient import settings_or_defaults
+from stack.errors import Failure
 from stack.runtime import chosen, current
+from stack.settings import settings_or_defaults
 
 # Each command imports what it alone needs: somebody waits for `call` and `status`, and imports are most of their time.
 
@@ -28,14 +28,14 @@ def main() -> None:
 
 @main.command("up", help="Build, start and wait.")
 def up_command() -> None:
-    from stack import up
+    from stack.commands import up
 
     up.up()
 
 
 @main.command("dev", help="Up, with the source mounted; then restart nodes on every change.")
 def dev_command() -> None:
-    from stack import dev
+    from stack.commands import dev
 
     dev.dev()
 
@@ -43,7 +43,7 @@ def dev_command() -> None:
 @main.command("new-task", help="Write a task module to start from.")
 @click.argument("name")
 def new_task_command(name: str) -> None:
-    from stack import new_task
+    from stack.commands import new_task
 
     new_task.new_task(name)
 
@@ -63,8 +63,8 @@ def call(task: str, arguments: str, keywords: str, wait: str) -> None:
 @main.command(help="Run so many workers.")
 @click.argument("workers")
 def scale(workers: str) -> None:
-    from stack import env_file, waiting
-    from stack.turns import own_turn
+    from stack import env_file, readiness
+    from stack.checkout_lock import own_turn
 
     if not workers.isdigit():
         raise Failure(f"WORKERS: found {workers!r}; it must be a whole number, as in: make scale WORKERS=4")
@@ -74,24 +74,24 @@ def scale(workers: str) -> None:
     with own_turn():
         env_file.set_variables({"WORKERS": workers})
         runtime.scale(settings())
-    waiting.until_healthy(runtime)
+    readiness.until_healthy(runtime)
     print(f"{workers} workers run; .env says so too.")
 
 
 @main.command(help="Units, nodes, queues and beat.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(as_json: bool) -> None:
-    from stack import report
+    from stack.commands import status
 
-    report.status(chosen(settings_or_defaults()), as_json)
+    status.status(chosen(settings_or_defaults()), as_json)
 
 
 @main.command(help="Every entry of beat's schedule.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def schedule(as_json: bool) -> None:
-    from stack import report
+    from stack.commands import status
 
-    report.schedule(chosen(settings_or_defaults()), as_json)
+    status.schedule(chosen(settings_or_defaults()), as_json)
 
 
 @main.command("dead-letters", help="The latest dead letters, all of them, or one.")
@@ -99,33 +99,33 @@ def schedule(as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def dead_letters(number: str, everything: bool, as_json: bool) -> None:
-    from stack import letters
+    from stack.commands import dead_letters
 
-    letters.dead_letters(chosen(settings_or_defaults()), number, everything, as_json)
+    dead_letters.dead_letters(chosen(settings_or_defaults()), number, everything, as_json)
 
 
 @main.command(help="Put dead letters back into their queues.")
 @click.option("--id", "number", default="")
 @click.option("--all", "everything", is_flag=True)
 def replay(number: str, everything: bool) -> None:
-    from stack import letters
+    from stack.commands import dead_letters
 
-    letters.replay(chosen(settings_or_defaults()), number, everything)
+    dead_letters.replay(chosen(settings_or_defaults()), number, everything)
 
 
 @main.command("purge-dead-letters", help="Delete all dead letters.")
 @click.option("--yes", is_flag=True)
 def purge_dead_letters(yes: bool) -> None:
-    from stack import letters
+    from stack.commands import dead_letters
 
-    letters.purge(chosen(settings_or_defaults()), yes)
+    dead_letters.purge(chosen(settings_or_defaults()), yes)
 
 
 @main.command("to-plain", help="Put back into plain queues what only Stalk's workers understand.")
 def to_plain() -> None:
-    from stack import letters
+    from stack.commands import dead_letters
 
-    letters.to_plain(chosen(settings_or_defaults()))
+    dead_letters.to_plain(chosen(settings_or_defaults()))
 
 
 @main.command(help="Follow the logs.")
@@ -141,8 +141,8 @@ def shell() -> None:
 
 @main.command("stop", help="Stop; running tasks finish first.")
 def stop_command() -> None:
-    from stack import stop
-    from stack.turns import own_turn
+    from stack.checkout_lock import own_turn
+    from stack.commands import stop
 
     with own_turn():
         stop.stop(current(settings_or_defaults()), settings_or_defaults())
@@ -150,8 +150,8 @@ def stop_command() -> None:
 
 @main.command(help="Stop and remove what runs; data is kept.")
 def down() -> None:
-    from stack import stop
-    from stack.turns import own_turn
+    from stack.checkout_lock import own_turn
+    from stack.commands import stop
 
     with own_turn():
         stop.down(current(settings_or_defaults()))
@@ -160,8 +160,8 @@ def down() -> None:
 @main.command(help="Remove what runs and all data.")
 @click.option("--yes", is_flag=True)
 def clean(yes: bool) -> None:
-    from stack import stop
-    from stack.turns import own_turn
+    from stack.checkout_lock import own_turn
+    from stack.commands import stop
 
     with own_turn():
         stop.clean(current(settings_or_defaults()), yes)
@@ -169,7 +169,7 @@ def clean(yes: bool) -> None:
 
 @main.command("lock", help="Pin all packages.")
 def lock_command() -> None:
-    from stack import lock
+    from stack.commands import lock
 
     lock.lock()
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 
-from stack import places
+from stack import paths
 
 # As in compose.yaml: these run the user's code.
 OWN = ("node", "beat")
@@ -17,9 +17,9 @@ OWN = ("node", "beat")
 
 def main(role: str, *arguments: str) -> None:
     """Become the program."""
-    seen = json.loads(places.ENVIRONMENT.read_text(encoding="utf-8"))
+    seen = json.loads(paths.ENVIRONMENT.read_text(encoding="utf-8"))
     environment = seen["all"] | (seen["own"] if role in OWN else {})
-    module = ["stack.redis_server"] if role == "redis" else ["services.launch", role]
+    module = ["stack.local.redis_server"] if role == "redis" else ["services.launch", role]
     os.execve(sys.executable, [sys.executable, "-m", *module, *arguments], environment)
 
 

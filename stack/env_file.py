@@ -10,7 +10,7 @@ from pathlib import Path
 
 from config.environment import quote_value
 from config.reference import example
-from stack.docker import ROOT
+from stack.paths import ROOT
 
 ENV_FILE = ROOT / ".env"
 # 24 random bytes: out of reach of guessing, and short enough to type.

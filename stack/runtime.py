@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from config import Settings
-from stack import docker, places
-from stack.containers import Containers
-from stack.failure import Failure
+from stack import paths
+from stack.docker import engine
+from stack.docker.containers import Containers
+from stack.errors import Failure
 
 if TYPE_CHECKING:
-    from stack.processes import Processes
+    from stack.local.processes import Processes
 
     Runtime = Containers | Processes
 
@@ -25,7 +26,7 @@ def made(name: str) -> Runtime:
     if name == "docker":
         return Containers()
     # Only here, because it imports Supervisor and Celery, which take half a second.
-    from stack.processes import Processes
+    from stack.local.processes import Processes
 
     return Processes()
 
@@ -36,11 +37,11 @@ def recorded() -> str:
     Raises Failure when the record cannot be read.
     """
     try:
-        name = places.RUNTIME_FILE.read_text().strip()
+        name = paths.RUNTIME_FILE.read_text().strip()
     except FileNotFoundError:
         return ""
     if name not in NAMES:
-        raise Failure(f"{places.RUNTIME_FILE} says {name!r}, which is no runtime: write docker or local into it")
+        raise Failure(f"{paths.RUNTIME_FILE} says {name!r}, which is no runtime: write docker or local into it")
     return name
 
 
@@ -59,7 +60,7 @@ def chosen(settings: Settings) -> Runtime:
     name = settings.stack.runtime or recorded()
     if not name:
         # Nothing has run yet; a plain `docker compose up` leaves no record.
-        name = "local" if docker.why_no_engine() else "docker"
+        name = "local" if engine.why_no_engine() else "docker"
     return made(name)
 
 
@@ -71,7 +72,7 @@ def choose(settings: Settings) -> Runtime:
     before, asked = recorded(), settings.stack.runtime
     name, why = asked or before, "as STALK_RUNTIME says" if asked else "as before"
     if not name:
-        missing = docker.why_no_engine()
+        missing = engine.why_no_engine()
         name, why = ("local", "no Docker Engine answers") if missing else ("docker", "a Docker Engine answers")
     runtime = made(name)
     try:
@@ -97,8 +98,8 @@ def choose(settings: Settings) -> Runtime:
 
 def record(chosen: Runtime) -> None:
     """Keep to this runtime from now on: it is about to have data."""
-    places.STATE.mkdir(mode=0o700, exist_ok=True)
-    places.RUNTIME_FILE.write_text(chosen.name + "\n")
+    paths.STATE.mkdir(mode=0o700, exist_ok=True)
+    paths.RUNTIME_FILE.write_text(chosen.name + "\n")
 
 
 def _refuse_two(before: str) -> None:

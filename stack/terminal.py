@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from config.environment import process_environment
-from stack.failure import Failure
+from stack.errors import Failure
 
 RED, YELLOW, PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 

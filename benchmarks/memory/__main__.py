@@ -22,7 +22,7 @@ from celery.exceptions import TimeoutError as NoAnswer
 from benchmarks.footprint import MIB, Figure, Reading, breaches, change, exactly, growth, mib, of_each, table
 from benchmarks.memory.site import CONCURRENCY, Site, opened, patience
 from config import load
-from services.queues import PUBLISHED, SCHEDULED
+from services.broker.keys import PUBLISHED, SCHEDULED
 from tests.chaos.report import versions
 from tests.support.waiting import GaveUp
 

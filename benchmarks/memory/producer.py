@@ -8,8 +8,8 @@ from __future__ import annotations
 import click
 
 from benchmarks.memory.tasks import NOOP
-from services.connections import connect
-from services.queues import DEFAULT_QUEUE
+from services.broker.client import connect
+from services.broker.keys import DEFAULT_QUEUE
 from tests.support.waiting import wait_until
 
 # A node on two cores takes a thousand in half a second, ten times as long as a look at the queue takes to come.

@@ -17,8 +17,8 @@ import redis
 from benchmarks.footprint import Reading, read
 from benchmarks.memory.producer import HIGH, LOW
 from benchmarks.memory.tasks import NOOP
-from services.heartbeat import READY
-from services.queues import DEFAULT_QUEUE, UNACKED
+from services.broker.keys import DEFAULT_QUEUE, UNACKED
+from services.worker.heartbeat import READY
 from tests.support.checkout import ROOT, Checkout
 from tests.support.processes import Process
 from tests.support.waiting import wait_until

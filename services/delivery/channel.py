@@ -22,14 +22,16 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.objects import cached_property
 from redis.exceptions import RedisError
 
-from services import reserve
-from services.connections import place
-from services.delivery import dispatch, holders, rates, scheduled, scripts
+from services.broker import headroom, scripts
+from services.broker.client import place
+from services.broker.keys import PUBLISHED, carries_tasks
+from services.broker.outages import Outage
+from services.broker.retry import insist, patience
+from services.delayed import rate_limits, scheduled
+from services.delivery import registry
 from services.delivery.claim import MOST, Claim, Claimed, ClaimLine, Claims, Refused, claimed, command
-from services.delivery.holder import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
-from services.outages import Outage
-from services.patience import insist, patience
-from services.queues import PUBLISHED, carries_tasks
+from services.delivery.unacked import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
+from services.results import chord_dispatch
 
 logger = get_logger(__name__)
 
@@ -186,7 +188,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     @cached_property  # type: ignore[untyped-decorator]
     def holder(self) -> Holder:
         """What this process holds of this broker; it outlives the channel."""
-        return holders.of(self)
+        return registry.of(self)
 
     @cached_property  # type: ignore[untyped-decorator]
     def _claims(self) -> Claims:
@@ -266,8 +268,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self._claim_pool, self._claim_sentinels = pool, self._async_sentinel_manager
         return self.Client(connection_pool=pool)
 
-    def _get_client(self) -> type[reserve.Client]:
-        return reserve.Client
+    def _get_client(self) -> type[headroom.Client]:
+        return headroom.Client
 
     @cached_property  # type: ignore[untyped-decorator]
     def _commands(self) -> Any:
@@ -306,7 +308,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                 self._hang_up(self._in_poll)
             # Also without acknowledgements: kombu's own way of those ends with the first message that is none.
             self.delivers = True
-            holders.keep(self)
+            registry.keep(self)
             # Before the first claim, which looks for how long its lists may live.
             self._maybe_update_queues_expire(self._commands, queue)
         self.connection._callbacks[queue] = self._receiver(callback, no_ack)
@@ -467,7 +469,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         """One message, or None; claimed in one step unless it needs no acknowledgement."""
         if no_ack:
             return super().basic_get(queue, no_ack=no_ack, **kwargs)
-        holders.keep(self)
+        registry.keep(self)
         self._maybe_update_queues_expire(self._commands, queue)
         claim = Claim(self._claims.next(), 1, (queue,), [], clock())
         lists = [self._q_for_pri(queue, step) for step in self.priority_steps]
@@ -491,7 +493,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         waiting, rated = scheduled.purge(self._commands, queue)
         for task in rated:
             # Their tokens are free: what is left, and what comes, would wait behind nothing.
-            rates.bring_back(self._commands, task.decode())
+            rate_limits.bring_back(self._commands, task.decode())
         return waiting + int(super()._purge(queue))
 
     # Publishing: the whole way of a message waits for a Redis that takes nothing, where somebody has patience.
@@ -572,7 +574,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             with self._commands.pipeline() as pipe:
                 pipe.lpush(key, dumps(message)).pexpire(key, ANSWER_MILLISECONDS).execute()
             return
-        name = dispatch.name_of(message)
+        name = chord_dispatch.name_of(message)
         mark = f"{PUBLISHED}{name or f'{_Producer.id}-{threading.get_ident():x}'}:{key}"
         # That there is such a name says enough.
         arguments = [dumps(message), "1" if name else message["properties"]["delivery_tag"], PUBLISHED_SECONDS]

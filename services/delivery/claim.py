@@ -20,11 +20,11 @@ from typing import Any
 from celery.utils.log import get_logger
 from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
 
-from services.connections import refusal
-from services.delivery import scripts
-from services.delivery.holder import Holder, clock
-from services.patience import passes
-from services.queues import HELD
+from services.broker import scripts
+from services.broker.client import refusal
+from services.broker.keys import HELD
+from services.broker.retry import passes
+from services.delivery.unacked import Holder, clock
 
 logger = get_logger(__name__)
 

@@ -15,9 +15,9 @@ from kombu import Queue, connection
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 
-from services.connections import Unusable
+from services.broker.client import Unusable
+from services.broker.retry import Patience, insist, patience, task_ended
 from services.delivery.transport import SentinelTransport, Transport
-from services.patience import Patience, insist, patience, task_ended
 
 TRANSPORTS = {kombu_redis.Transport: Transport, kombu_redis.SentinelTransport: SentinelTransport}
 # Transport options that kombu's connection reads itself, for any transport (kombu 5.7).

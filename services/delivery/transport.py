@@ -14,7 +14,7 @@ from kombu.utils.eventio import READ
 from redis.exceptions import RedisError
 
 from services.delivery.channel import Channel, SentinelChannel
-from services.delivery.holder import Holder
+from services.delivery.unacked import Holder
 
 
 class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]

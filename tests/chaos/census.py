@@ -47,7 +47,7 @@ def told_in(client: Any) -> set[str]:
 def main() -> None:
     """Print the tasks and the number of dead letters, as JSON."""
     from config import load
-    from services.connections import connect
+    from services.broker.client import connect
 
     settings = load()
     client = connect(settings.broker_url, settings)

@@ -48,7 +48,7 @@ TORN_BYTES = 50
 # WORKER_MAX_DELIVERIES, and the signals that the poison tasks send themselves.
 DELIVERIES = 5
 POISONS = {"poison-kill": signal.SIGKILL, "poison-segv": signal.SIGSEGV}
-# Between the last starts of tasks that have died together (services/delivery/lua/sweep.lua).
+# Between the last starts of tasks that have died together (services/broker/lua/sweep.lua).
 TURN_SECONDS = 10
 # A task that is still running when a node has taken notice of TERM, and is killed: shorter than the soft shutdown.
 SLOW_SECONDS = 4.0

@@ -17,7 +17,7 @@ PREFETCH = 4
 # In which a node that was told to stop lets its tasks finish; longer than any task that is meant to finish, and than a
 # busy machine pauses.
 SOFT_SHUTDOWN = 10
-# ARGV of services/delivery/lua/claim.lua before its queues; the last of them says how many queues follow.
+# ARGV of services/broker/lua/claim.lua before its queues; the last of them says how many queues follow.
 CLAIM_ARGUMENTS = 5
 # So that a task may be longer than the lease.
 TIME_LIMIT = 600
@@ -64,9 +64,9 @@ def settings(pool: str, lease: int) -> dict[str, str]:
 
 def runs(command: Command, name: str) -> bool:
     """Whether it calls this script of Stalk."""
-    if command.name not in (b"EVALSHA", b"EVAL") or not find_spec("services.delivery.scripts"):
+    if command.name not in (b"EVALSHA", b"EVAL") or not find_spec("services.broker.scripts"):
         return False
-    script = getattr(import_module("services.delivery.scripts"), name)
+    script = getattr(import_module("services.broker.scripts"), name)
     return command.words[1] in (script.sha.encode(), script.text.encode())
 
 

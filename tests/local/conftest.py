@@ -41,7 +41,7 @@ def prepare(local: Local) -> None:
     shutil.copy(probe.__file__, local.directory / "own_probe.py")
     shutil.copy(HERE / "seen.py", local.directory / "services" / "tasks" / "seen.py")
     # The answer of a node on a busy machine.
-    local.replace("services/status.py", "\nANSWER_SECONDS = 1.0", "\nANSWER_SECONDS = 60.0")
+    local.replace("services/commands/status.py", "\nANSWER_SECONDS = 1.0", "\nANSWER_SECONDS = 60.0")
     local.tasks_file.write_text(
         f"PROBE_LOG='{str(local.directory / 'probe.log').replace(chr(39), chr(92) + chr(39))}'\n"
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stack import redis_server
-from stack.failure import Failure
+from stack.errors import Failure
+from stack.local import redis_server
 from tests.local.handle import Local
 
 # What `docker` answers on a machine with an engine; everything that would change something fails.

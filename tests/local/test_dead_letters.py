@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from services.queues import DEAD_LETTER, DEAD_LETTERS, DEAD_LETTERS_UNTOLD, SCHEDULED
+from services.broker.keys import DEAD_LETTER, DEAD_LETTERS, DEAD_LETTERS_UNTOLD, SCHEDULED
 from tests.local.handle import MAKE_SECONDS, Local
 
 HOUR = 3600

@@ -112,7 +112,7 @@ def test_after_a_crash_of_the_machine_a_torn_file_needs_nobody(local: Local) -> 
 
 def test_a_second_redis_does_not_touch_the_data(local: Local) -> None:
     second = subprocess.Popen(
-        [ROOT_PYTHON, "-m", "stack.redis_server"],
+        [ROOT_PYTHON, "-m", "stack.local.redis_server"],
         cwd=local.directory,
         env=local.environment(),
         stdout=subprocess.PIPE,

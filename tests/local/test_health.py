@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import config
-from stack import places, session, waiting
-from stack.failure import Failure
-from stack.processes import Processes, heartbeat_health, seconds_since_start
+from stack import paths, readiness
+from stack.errors import Failure
+from stack.local import session
+from stack.local.processes import Processes, heartbeat_health, seconds_since_start
 from stack.units import Unit
 from tests.support.waiting import wait_until
 
@@ -23,8 +24,8 @@ SETTINGS = config.load({})
 @pytest.fixture
 def heartbeat(elsewhere: Path) -> Path:
     """The heartbeat file of the program `node`."""
-    places.RUN.mkdir(parents=True)
-    return places.RUN / "node.heartbeat"
+    paths.RUN.mkdir(parents=True)
+    return paths.RUN / "node.heartbeat"
 
 
 @pytest.fixture
@@ -89,13 +90,13 @@ def test_the_age_of_a_process_is_right(young: int) -> None:
 
 
 def test_a_record_of_another_start_process_or_checkout_names_nobody(elsewhere: Path) -> None:
-    places.STATE.mkdir()
+    paths.STATE.mkdir()
     assert session.members() == []
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as ours:
         session.record(ours.pid, "kind")
         assert [process.pid for process in session.members()] == [ours.pid]
         assert session.kind() == "kind"
-        pid, born, boot, kind, root = places.SESSION.read_text().rstrip().split(" ", 4)
+        pid, born, boot, kind, root = paths.SESSION.read_text().rstrip().split(" ", 4)
         others = (
             f"{pid} {int(born) + 1} {boot} {kind} {root}",
             f"{pid} {born} another-boot {kind} {root}",
@@ -103,7 +104,7 @@ def test_a_record_of_another_start_process_or_checkout_names_nobody(elsewhere: P
             "nonsense",
         )
         for other in others:
-            places.SESSION.write_text(other)
+            paths.SESSION.write_text(other)
             assert session.members() == []
         ours.kill()
 
@@ -117,4 +118,4 @@ class Stopped(Processes):
 
 def test_nothing_that_does_not_run_works() -> None:
     with pytest.raises(Failure, match="nothing runs any more"):
-        waiting.until_healthy(Stopped())
+        readiness.until_healthy(Stopped())

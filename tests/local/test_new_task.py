@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stack import new_task
-from stack.failure import Failure
+from stack.commands import new_task
+from stack.errors import Failure
 from tests.local.handle import Local
 
 

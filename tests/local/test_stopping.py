@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from stack import places
-from stack.turns import own_turn
+from stack import paths
+from stack.checkout_lock import own_turn
 from tests.local.handle import MAKE_SECONDS, PROGRAMS, Local
 
 
@@ -46,7 +46,7 @@ def test_down_leaves_no_process_and_keeps_the_data_and_two_ups_start_one_stack(l
         waiting = "Waiting for 'make down' (pid 1) in this checkout …"
         local.wait(lambda: all(waiting in log.read_text() for log in logs), "both wait for the same turn")
     assert [up.wait(MAKE_SECONDS) for up in ups] == [0, 0], [log.read_text() for log in logs]
-    assert sum("services.supervise" in process for process in local.left()) == 1
+    assert sum("services.supervisor.supervise" in process for process in local.left()) == 1
     assert local.redis_servers() == 1
     assert local.redis(database=5).get("kept") == "yes"
 
@@ -78,8 +78,8 @@ def begin_up(local: Local, log: Path) -> subprocess.Popen[bytes]:
 def test_who_has_the_turn_is_named_and_is_not_afterwards(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["stack", "up"])
     with own_turn():
-        assert places.LOCK.read_text() == f"'make up' (pid {os.getpid()})\n"
-    assert places.LOCK.read_text() == ""
+        assert paths.LOCK.read_text() == f"'make up' (pid {os.getpid()})\n"
+    assert paths.LOCK.read_text() == ""
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def first_stack(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -
     # A busy machine needs more to answer; a node whose solo pool is at work never does.
     status = directory / "services" / "status.py"
     before, text, after = status.read_text().partition("\nANSWER_SECONDS = 1.0")
-    assert text, "services/status.py has no ANSWER_SECONDS = 1.0"
+    assert text, "services/commands/status.py has no ANSWER_SECONDS = 1.0"
     status.write_text(f"{before}\nANSWER_SECONDS = 20.0{after}")
     stack = Stack(directory, f"stalk-test-{os.getpid()}", **SETTINGS)
     try:

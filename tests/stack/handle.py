@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from services.queues import DEAD_LETTERS_UNTOLD
+from services.broker.keys import DEAD_LETTERS_UNTOLD
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 

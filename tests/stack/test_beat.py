@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from services.queues import BEAT_LOCK
+from services.broker.keys import BEAT_LOCK
 from tests.stack.handle import Stack
 from tests.stack.test_workers import node_pid
 

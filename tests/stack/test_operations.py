@@ -35,7 +35,7 @@ TESTED_HERE = {
     "unread-priority",
     "overtime",
 }
-# By tests/integration/test_entries.py.
+# By tests/integration/beat/test_entries.py.
 TESTED_THERE = {"entry"}
 
 

@@ -15,8 +15,8 @@ from kombu import Consumer, Producer, Queue
 from kombu.mixins import ConsumerMixin
 from kombu.utils.json import loads
 
+from services.broker.keys import UNACKED, UNACKED_INDEX, UNACKED_LEASES, UNACKED_STARTED
 from services.delivery.connection import Connection
-from services.queues import UNACKED, UNACKED_INDEX, UNACKED_LEASES, UNACKED_STARTED
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 

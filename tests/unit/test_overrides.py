@@ -24,7 +24,7 @@ from celery.worker import control as celery_control
 from celery.worker.control import Panel
 from tornado.web import URLSpec
 
-from services.flower import STATIC, UNSEEN, SaysWhy, changed_files, pages
+from services.flower.server import STATIC, UNSEEN, SaysWhy, changed_files, pages
 from tests.support.application import create_app  # noqa: F401 - registers Stalk's own methods
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from tests.support.redis_builds import find_uv
 ROOT = Path(__file__).resolve().parents[2]
 # Each with the ports that its tests take: the tests that run beside these take others.
 PYTHONS = {"3.11": "10000-12500", "3.12": "12500-15000", "3.13": "15000-17500", "3.14": "17500-20000"}
-TESTS = ("tests/unit", "tests/integration/test_delivery_transport.py", "tests/integration/test_preflight.py")
+TESTS = ("tests/unit", "tests/integration/delivery/test_transport.py", "tests/integration/broker/test_preflight.py")
 # Fetching all packages into an empty cache, on a slow line; and a minute of tests on a machine with much else to do.
 INSTALL_SECONDS = 300
 TEST_SECONDS = 900

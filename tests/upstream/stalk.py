@@ -16,7 +16,7 @@ from config import load
 from services.app import create_app
 from services.delivery.channel import SentinelChannel
 from services.delivery.connection import CONNECTING, Connection
-from services.delivery.worker import Worker
+from services.worker.worker import Worker
 
 SETTINGS = load()
 # Celery takes these, where they are set, before what a test gives an application of its own.

@@ -1,0 +1,128 @@
+"""Send one task, wait for it, and say how it ended."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from difflib import get_close_matches
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import NotRegistered
+from celery.exceptions import TimeoutError as ResultTimeout
+from kombu.exceptions import EncodeError, OperationalError
+from redis.exceptions import RedisError
+
+from config import ConfigError, Settings
+from services.broker.client import connect
+
+SUCCESS, FAILURE, BAD_INPUT, TIMED_OUT = 0, 1, 2, 3
+# A day: nobody waits longer at a terminal, and the result is gone by then.
+LONGEST_WAIT_SECONDS = 86400
+# One a second: a Redis that is restarted is back by then. Celery's twenty would outlast a short wait.
+RECONNECTS = 5
+# What is raised while Redis is away; RuntimeError by Celery's result consumer, when it gives up (celery 5.7).
+AWAY = (OperationalError, RedisError, OSError, RuntimeError)
+
+
+class BadInput(Exception):
+    """What was asked for cannot be sent."""
+
+
+def call(app: Celery, name: str, arguments: str, keywords: str, wait: str) -> tuple[dict[str, Any], int]:
+    """Send task `name` and wait for it: the object to print and the exit code.
+
+    `arguments` is a JSON list, `keywords` a JSON object, `wait` a number of seconds.
+    """
+    try:
+        task = _find(app, name)
+        args, kwargs = _json("ARGS", arguments, list), _json("KWARGS", keywords, dict)
+        seconds = _seconds(wait)
+    except BadInput as error:
+        return {"id": None, "state": None, "error": str(error)}, BAD_INPUT
+    app.conf.result_backend_transport_options["retry_policy"] = {"max_retries": RECONNECTS}
+    try:
+        _ask_both(app.settings)
+        sent = task.apply_async(args, kwargs)
+    except ConfigError as error:
+        return {"id": None, "state": None, "error": str(error)}, BAD_INPUT
+    except TypeError as error:
+        return {"id": None, "state": None, "error": f"{name}: {error}"}, BAD_INPUT
+    except (*AWAY, EncodeError) as error:
+        return {"id": None, "state": None, "error": f"the task could not be sent: {error}"}, FAILURE
+    return _wait_for(sent, seconds)
+
+
+def _ask_both(settings: Settings) -> None:
+    """Raise RedisError at once where Celery would try again for half a minute."""
+    for url in (settings.broker_url, settings.result_url):
+        with connect(url, settings) as client:
+            client.ping()
+
+
+def _wait_for(sent: Any, seconds: float) -> tuple[dict[str, Any], int]:
+    try:
+        value = sent.get(timeout=seconds, propagate=False)
+    except ResultTimeout:
+        late = f"no result after {seconds:g} s; the task was sent and goes on"
+        return {"id": sent.id, "state": _state(sent), "error": late}, TIMED_OUT
+    except AWAY as error:
+        lost = f"the task was sent, but its result could not be read: {' '.join(str(error).split())}"
+        return {"id": sent.id, "state": None, "error": lost}, FAILURE
+    finally:
+        # Left to the garbage collector, a result that is still pending asks Redis at interpreter exit (celery 5.7).
+        sent.backend.remove_pending_result(sent)
+    state = sent.state
+    if state == "SUCCESS":
+        return {"id": sent.id, "state": state, "result": value}, SUCCESS
+    failure = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else str(value)
+    if isinstance(value, NotRegistered):
+        failure += "; the workers run older code: make up takes up the new one"
+    return {"id": sent.id, "state": state, "error": failure}, FAILURE
+
+
+def _state(sent: Any) -> str | None:
+    try:
+        return str(sent.state)
+    except AWAY:
+        return None
+
+
+def _find(app: Celery, name: str) -> Any:
+    try:
+        app.loader.import_default_modules()
+    except Exception as error:  # a module may raise whatever its author let it
+        traceback.print_exc()
+        raise BadInput(f"the tasks cannot be imported: {error!r}") from error
+    if name in app.tasks:
+        return app.tasks[name]
+    own = sorted(task for task in app.tasks if not task.startswith("celery."))
+    guess = get_close_matches(name, own, n=1, cutoff=0.4)
+    hint = f"did you mean {guess[0]}?" if guess else f"there are {', '.join(own)}"
+    raise BadInput(f"TASK: found {name!r}, which no module in services/tasks/ defines; {hint}")
+
+
+def _json(variable: str, text: str, wanted: type) -> Any:
+    kind = "list, such as [4, 3]" if wanted is list else 'object, such as {"x": 4}'
+    try:
+        # Not orjson, which makes a float of a whole number beyond 64 bits.
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise BadInput(f"{variable}: found {text!r}, which is not JSON ({error}); it must be a JSON {kind}") from None
+    if not isinstance(value, wanted):
+        raise BadInput(f"{variable}: found {text!r}; it must be a JSON {kind}")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= LONGEST_WAIT_SECONDS:
+        raise BadInput(f"WAIT: found {text!r}; it must be seconds, above 0 and up to {LONGEST_WAIT_SECONDS}")
+    return seconds

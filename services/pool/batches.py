@@ -1,0 +1,117 @@
+"""Tasks with a strategy of their own, which run several messages at once, as those of celery-batches do.
+
+They keep requests back and give the pool a list of them, past Celery's own way of a request. What they give it is told
+to the holder here: a batch counts as started when its process dies over it, and what is not ours any more is left out.
+A delivery is known by its tag: its task may have come again, as another one, before the strategy forgets the first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.utils.log import get_logger
+
+from services.delivery import registry
+from services.delivery.claim import Tag
+from services.delivery.no_ack import Unleased
+from services.delivery.unacked import Holder
+from services.pool import failures, time_limits
+from services.pool.time_limits import Limits
+
+logger = get_logger(__name__)
+
+# A delivery that is handed over: who holds it, and its tag.
+Kept = tuple[Holder | Unleased, str]
+
+
+class BatchPool:
+    """A pool, as it is for tasks with a strategy of their own."""
+
+    def __init__(self, pool: Any, general: Limits) -> None:
+        self._pool, self._general = pool, general
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def apply_async(
+        self,
+        run: Callable[..., Any],
+        args: Any = (),
+        kwargs: Any = None,
+        accept_callback: Callable[..., Any] | None = None,
+        callback: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run a batch without what is not ours any more, within the time limits of all tasks."""
+        batch: list[Kept] = []
+        args = _ours(args, batch)
+        if not batch:
+            logger.warning("%r is not run: nothing that it is given has the tag of a delivery that is held here", run)
+            return None
+
+        def accepted(pid: int, at: float) -> None:
+            for holder, tag in batch:
+                holder.start(tag, here=pid == os.getpid())
+            if accept_callback:
+                accept_callback(pid, at)
+
+        def returned(answer: Any) -> None:
+            if isinstance(answer, ExceptionInfo):
+                failed(answer)
+            elif callback:
+                callback(answer)
+
+        def failed(problem: ExceptionInfo) -> None:
+            logger.error("a batch of %d tasks ended with an error", len(batch), exc_info=problem.exc_info)
+            error = failures.error_of(problem)
+            failures.stop_node_for(error)
+            for holder, tag in batch:
+                if isinstance(error, WorkerLostError | TimeLimitExceeded):
+                    holder.crash(tag, f"the process that ran its batch ended: {error!r}")
+                else:
+                    # As celery-batches does with a batch that fails.
+                    holder.ack(tag)
+
+        own = Limits(options.pop("timeout", None), options.pop("soft_timeout", None))
+        hard, soft = time_limits.complete(own, self._general)
+        prefork = isinstance(self._pool, PreforkPool)
+        return self._pool.apply_async(
+            run if prefork else failures.run_here,
+            args if prefork else (run, *args),
+            kwargs,
+            accept_callback=accepted,
+            callback=returned,
+            error_callback=failed,
+            soft_timeout=soft,
+            timeout=hard,
+            **options,
+        )
+
+
+def _ours(found: Any, batch: list[Kept]) -> Any:
+    """The same without requests that have been given back or lost; the others are handed over, and in `batch`."""
+    if not isinstance(found, list | tuple):
+        return found
+    return type(found)(_ours(each, batch) for each in found if _is_ours(each, batch))
+
+
+def _is_ours(each: Any, batch: list[Kept]) -> bool:
+    # A request has it here, and celery-batches copies this from it.
+    properties = (getattr(each, "request_dict", None) or {}).get("properties")
+    if not properties:
+        # It is no request.
+        return True
+    tag = properties["delivery_tag"]
+    ours: list[Holder] | list[Unleased] = registry.all_holders() if isinstance(tag, Tag) else [Unleased()]
+    for holder in ours:
+        if holder.hand_over(tag):
+            batch.append((holder, tag))
+            return True
+    # Nobody holds it here: whatever its strategy says of it later changes nothing.
+    logger.warning("%s is left out of its batch: it was given back, or its lease was lost", each.id)
+    return False

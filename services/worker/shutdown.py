@@ -1,0 +1,113 @@
+"""The end of a warm shutdown: what still runs after WORKER_SOFT_SHUTDOWN goes back to its queue, in every pool.
+
+It is the same whoever asks for it: TERM, `celery control shutdown`, HUP, or a task that raises WorkerShutdown.
+
+Celery's own soft shutdown sleeps its full length even when the tasks have long finished, and loses the task of
+a solo pool (celery 5.7). Here TERM is a plain warm shutdown, which leaves as soon as the tasks are done, and a
+thread ends it when its time is over.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from celery import bootsteps
+from celery.concurrency.prefork import _run_ready_callbacks
+from celery.platforms import EX_OK
+from celery.signals import worker_shutting_down
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+from celery.worker.control import control_command, ok
+
+from services.broker import retry
+from services.delivery import registry
+
+logger = get_logger(__name__)
+
+
+class HandBackStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Bootstep that bounds a warm shutdown."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        self._worker = worker
+        self._timer: threading.Timer | None = None
+        super().__init__(worker, **options)
+
+    def create(self, worker: Any) -> None:
+        worker_shutting_down.connect(self._on_shutdown, weak=False)
+
+    def _on_shutdown(self, how: str, **_: Any) -> None:
+        # This is a signal handler: it may only start the clock.
+        if how == "Warm":
+            self._start_clock()
+
+    def stop(self, worker: Any) -> None:
+        # Before the pool waits for its tasks. HUP, or a task that stops its node, has sent no signal.
+        self._start_clock()
+
+    def _start_clock(self) -> None:
+        if self._timer:
+            return
+        seconds = self._worker.app.settings.worker.soft_shutdown
+        self._timer = threading.Timer(seconds, hand_back_and_exit, (self._worker,))
+        self._timer.daemon = True
+        self._timer.start()
+
+
+@control_command()  # type: ignore[untyped-decorator]
+def shutdown(state: Any, msg: str = "Got shutdown from remote", **_: Any) -> Any:
+    """Shutdown worker(s), as TERM does.
+
+    Celery's own raises WorkerShutdown here: nobody is answered, and the heartbeat takes a node that waits for its tasks
+    for one that stands still (celery 5.7).
+    """
+    logger.warning(msg)
+    worker_shutting_down.send(sender=state.hostname, sig="SIGTERM", how="Warm", exitcode=EX_OK)
+    worker_state.should_stop = EX_OK
+    return ok("running tasks finish, then the node ends")
+
+
+def hand_back_and_exit(worker: Any) -> None:
+    """Stop the tasks that still run, put all messages that this node holds back on their queues, end the process."""
+    if worker.blueprint.shutdown_complete.is_set():
+        # It has ended, and its process goes on: somebody has a worker inside a program of his own, as tests do.
+        return
+    running, held = tuple(worker_state.active_requests), registry.running()
+    if not running and not held and not retry.main_thread_waits():
+        # The last task ended just now, and the main thread is on its way out.
+        return
+    _kill_children(worker)
+    if worker.hub:
+        # Acknowledgements that wait for the main loop, which does not turn any more.
+        _run_ready_callbacks(worker.hub)
+    for request in running:
+        fate = "had been acknowledged and is lost" if request.acknowledged else "goes back to its queue"
+        logger.warning("shutdown: %s[%s] still ran and %s", request.name, request.id, fate)
+    if batched := held.difference(request.tag for request in running):
+        logger.warning("shutdown: %d tasks still ran in batches and go back to their queues", len(batched))
+    try:
+        if registry.close():
+            worker.leave_rates()
+        else:
+            logger.error("shutdown: Redis does not answer; what this node held goes back when its lease runs out")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A thread or the main thread is in the middle of a task: only leaving hard stops it.
+        os._exit(worker.exitcode or EX_OK)
+
+
+def _kill_children(worker: Any) -> None:
+    """End the children of a prefork pool, so that no task goes on beside its second start."""
+    pool = getattr(worker.pool, "_pool", None)
+    for child in list(getattr(pool, "_pool", None) or ()):
+        try:
+            os.kill(child.pid, signal.SIGKILL)
+        except (ProcessLookupError, AttributeError):
+            continue

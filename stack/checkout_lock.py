@@ -1,0 +1,47 @@
+"""One command at a time changes the stack: two `make up` must not start two Redis on the same data."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic, sleep
+from typing import TextIO
+
+from stack import paths
+
+# Writing a name takes less than a millisecond; a busy machine may come back to it later.
+NAME_SECONDS = 1.0
+
+
+@contextmanager
+def own_turn() -> Iterator[None]:
+    """Hold this checkout's lock, which the kernel takes back when we die; waits for the command that has it."""
+    paths.STATE.mkdir(mode=0o700, exist_ok=True)
+    with open(paths.LOCK, "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for {_holder(lock)} in this checkout …", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"'make {' '.join(sys.argv[1:2])}' (pid {os.getpid()})\n")
+        lock.flush()
+        try:
+            yield
+        finally:
+            # Whoever comes at the moment when the next one takes the lock must not read this name.
+            lock.truncate(0)
+
+
+def _holder(lock: TextIO) -> str:
+    """The command that has the lock, which writes its name a moment after it has got it."""
+    end = monotonic() + NAME_SECONDS
+    while True:
+        lock.seek(0)
+        name = lock.read().strip()
+        if name or monotonic() > end:
+            return name or "another make"
+        sleep(0.01)

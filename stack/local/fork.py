@@ -1,0 +1,81 @@
+"""`python -m services …` beside the local stack, in a copy of this process.
+
+A new interpreter would have to import once more what this one has, and that is most of what a command takes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping
+from typing import BinaryIO
+
+from config.environment import adopt, process_environment
+from stack.paths import ROOT
+from stack.terminal import interrupts_ignored
+
+# What an interpreter and its libraries look at once, when they start: prefixes of names.
+AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "OPENSSL_")
+
+
+def answer(arguments: tuple[str, ...], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run it, with this environment, and return what it printed."""
+    # Files, because a pipe that nobody reads meanwhile takes 64 KiB.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        code = _run(arguments, environment, {1: output, 2: errors})
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(arguments, code, output.read().decode(), errors.read().decode())
+
+
+def show(arguments: tuple[str, ...], environment: Mapping[str, str]) -> int:
+    """Run it on our terminal; its exit code."""
+    with interrupts_ignored():
+        return _run(arguments, environment, {})
+
+
+def _run(arguments: tuple[str, ...], environment: Mapping[str, str], streams: Mapping[int, BinaryIO]) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        _become(arguments, environment, streams)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _become(arguments: tuple[str, ...], environment: Mapping[str, str], streams: Mapping[int, BinaryIO]) -> None:
+    """Be that program, and never return: what the caller has opened and locked is not ours to close."""
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, file in streams.items():
+            os.dup2(file.fileno(), number)
+        if not like_ours(environment):
+            command = [sys.executable, "-m", "services", *arguments]
+            os.chdir(ROOT)
+            os.execve(command[0], command, dict(environment))
+        adopt(environment)
+        from services.__main__ import main
+
+        main(arguments, prog_name="python -m services")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def like_ours(environment: Mapping[str, str]) -> bool:
+    """Whether an interpreter that starts with this environment would be as this one is."""
+    ours = process_environment()
+    differ = {name for name in {*ours, *environment} if ours.get(name) != environment.get(name)}
+    # Our output is flushed as it is, and the checkout is where this process was started.
+    differ -= {"PYTHONUNBUFFERED"} | ({"PYTHONPATH"} - set(ours))
+    return not any(name.startswith(AT_START) for name in differ)

@@ -1,0 +1,511 @@
+"""Entries of the schedule that are added, changed, switched off and removed while beat runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from celery.schedules import crontab
+from redbeat import RedBeatSchedulerEntry
+from redbeat.schedules import rrule
+
+from config import load
+from services.beat.scheduler import LockedScheduler
+from tests.integration.beat.test_beat import FREEZING, SCHEDULE, ticks, word
+from tests.integration.commands.test_call import services
+from tests.support.application import create_app
+from tests.support.checkout import Checkout
+from tests.support.documents import block
+from tests.support.world import Stack, World
+from tests.unit.services.test_summer_time import expected
+
+PATIENCE = 120
+OFF = "report-free-space=off"
+IMPORTS = """
+from datetime import timedelta
+from celery.schedules import crontab
+from redbeat import RedBeatSchedulerEntry
+from services.app import app
+Entry = RedBeatSchedulerEntry
+"""
+# Each second, with arguments that tell one definition from another.
+EACH_SECOND = "Entry('one', 'no.such.task', 1, args=[{word!r}], enabled={enabled}, app=app).save()"
+
+INTERVAL = {"__type__": "interval", "every": 1.0, "relative": False}
+FIELDS = ("minute", "hour", "day_of_week", "day_of_month", "month_of_year")
+EACH_MINUTE = {"__type__": "crontab"} | dict.fromkeys(FIELDS, "*")
+NEVER_RUN = '{"last_run_at": null}'
+NO_ZONE = '{"last_run_at": {"__type__": "datetime", "year": 2026, "month": 1, "day": 1, "timezone": "Mars"}}'
+
+
+def definition(name: str, **fields: Any) -> bytes:
+    given = {"name": name, "task": "t", "args": [], "kwargs": {}, "options": {}, "schedule": INTERVAL, "enabled": True}
+    return json.dumps(given | fields).encode()
+
+
+def shell(stack: Stack, code: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run this in a process that has the application, as `make shell` is one."""
+    return stack.world.answer(["-c", IMPORTS + code], stack.environment(**more), PATIENCE)
+
+
+def do(stack: Stack, code: str, **more: str) -> str:
+    done = shell(stack, code, **more)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def sent(stack: Stack, task: str = "no.such.task") -> list[Any]:
+    """The first argument of each message of a task, oldest first."""
+    messages = [json.loads(text) for text in stack.redis.client().lrange("celery", 0, -1)]
+    found = [message["headers"]["argsrepr"] for message in messages if message["headers"]["task"] == task]
+    return [text.strip("()[],'") for text in reversed(found)]
+
+
+def sends(stack: Stack, word: str = "", times: int = 1, task: str = "no.such.task") -> None:
+    """Wait until so many of these have been sent."""
+    what = f"beat sends {word} {times} times"
+    stack.world.wait_until(lambda: sent(stack, task).count(word) >= times, PATIENCE, what)
+
+
+def dump(stack: Stack) -> dict[str, Any]:
+    """All that beat has in Redis."""
+    client = stack.redis.client()
+    return {str(key): client.dump(key) for key in client.keys("redbeat:*")}
+
+
+@pytest.fixture(scope="module")
+def stack(shared_world: World) -> Stack:
+    """A beat without entries of the code, which looks at its schedule each second."""
+    stack = shared_world.stack(BEAT_SCHEDULE=OFF)
+    do(stack, "Entry('metronome', 'metronome', 1, app=app).save()")
+    stack.beat().says("beat: ticking")
+    return stack
+
+
+def test_an_entry_is_added_changed_switched_off_and_on_and_removed_while_beat_runs(stack: Stack) -> None:
+    beat = stack.nodes[0]
+    do(stack, EACH_SECOND.format(word="added", enabled=True))
+    sends(stack, "added", 2)
+
+    do(stack, EACH_SECOND.format(word="changed", enabled=True))
+    # Not one more of what it was, from the moment on in which the change was made.
+    added = sent(stack).count("added")
+    sends(stack, "changed", 2)
+
+    do(stack, EACH_SECOND.format(word="off", enabled=False))
+    before = sent(stack)
+    ticks(beat, 2)
+    assert sent(stack) == before
+
+    do(stack, EACH_SECOND.format(word="on", enabled=True))
+    sends(stack, "on", 2)
+
+    do(stack, "Entry.from_key('redbeat:one', app=app).delete()")
+    before = sent(stack)
+    ticks(beat, 2)
+    assert sent(stack) == before
+    assert before.count("added") == added
+    assert not stack.redis.client().exists("redbeat:one")
+    assert beat.process.count("Traceback") == 0
+
+
+def test_an_entry_survives_a_restart_and_a_deploy(world: World, own_checkout: Checkout) -> None:
+    stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
+    beat = stack.beat()
+    do(stack, EACH_SECOND.format(word="kept", enabled=True))
+    sends(stack, "kept")
+    beat.process.terminate()
+    assert beat.exits(PATIENCE) == 0
+    before = sent(stack).count("kept")
+    # A release whose code has another entry, and lacks the one it had.
+    own_checkout.replace("services/schedule.py", '"report-free-space": {', '"another": {')
+    world.checkout = own_checkout
+
+    beat = stack.beat(BEAT_SCHEDULE="another=1")
+
+    sends(stack, "kept", before + 2)
+    sends(stack, "", 2, "services.tasks.disk.report_free_space")
+    client = stack.redis.client()
+    assert client.smembers("redbeat::statics") == {"another"}
+    assert set(client.zrange("redbeat::schedule", 0, -1)) == {"redbeat:another", "redbeat:one"}
+
+
+def test_what_the_code_had_and_somebody_saves_now_stays(world: World, own_checkout: Checkout) -> None:
+    stack = world.stack()
+    stack.beat().says("beat: ticking")
+    own_checkout.replace("services/schedule.py", '"report-free-space": {', '"another": {')
+    world.checkout = own_checkout
+    do(stack, "Entry('report-free-space', 'no.such.task', 1, args=['mine'], app=app).save()")
+    stack.nodes[0].process.terminate()
+    stack.nodes[0].exits(PATIENCE)
+
+    stack.beat()
+
+    sends(stack, "mine", 2)
+
+
+@pytest.mark.parametrize("schedule", ["report-free-space=60", OFF])
+def test_the_name_of_an_entry_of_the_code_is_refused_and_nothing_is_written(world: World, schedule: str) -> None:
+    stack = world.stack(BEAT_SCHEDULE=schedule)
+    stack.beat().says("beat: ticking")
+    stack.nodes[0].process.terminate()
+    stack.nodes[0].exits(PATIENCE)
+    before = dump(stack)
+
+    one = "Entry('report-free-space', 'no.such.task', 1, app=app)"
+    saved, deleted = (shell(stack, f"{one}.{method}()", BEAT_SCHEDULE=schedule) for method in ("save", "delete"))
+
+    for refused in (saved, deleted):
+        assert refused.stderr.splitlines()[-1] == (
+            "ValueError: the entry 'report-free-space' is one of the code: give yours another name, or change that one "
+            "in services/schedule.py or with BEAT_SCHEDULE"
+        )
+    assert dump(stack) == before
+
+
+PERIODIC = """
+from celery import shared_task
+from services.app import app
+
+@shared_task
+def say(): pass
+
+@app.on_after_finalize.connect
+def add(sender, **_):
+    sender.add_periodic_task(60, say.s(), name="say-hello")
+"""
+
+
+def test_an_entry_that_a_module_of_tasks_adds_is_one_of_the_code(world: World, own_checkout: Checkout) -> None:
+    own_checkout.write("periodic.py", PERIODIC)
+    world.checkout = own_checkout
+    stack = world.stack(BEAT_SCHEDULE=OFF, CELERY_IMPORTS="periodic")
+    stack.beat().says("beat: ticking")
+
+    for method in ("save", "delete"):
+        refused = shell(stack, f"Entry('say-hello', 'no.such.task', 1, app=app).{method}()")
+        assert refused.stderr.splitlines()[-1] == (
+            "ValueError: the entry 'say-hello' is one of the code: give yours another name, or change that one where "
+            "add_periodic_task is called"
+        )
+
+    (row,) = (row for row in services(stack, "schedule").said["schedule"] if row["name"] == "say-hello")
+    assert (row["source"], row["task"]) == ("code", "periodic.say")
+    assert stack.redis.client().smembers("redbeat::statics") == {"say-hello"}
+
+
+@pytest.mark.parametrize("name", ["lock", ":schedule", ":statics"])
+def test_the_name_of_a_key_of_beats_own_is_refused(stack: Stack, name: str) -> None:
+    refused = shell(stack, f"Entry({name!r}, 'no.such.task', 1, app=app).save()")
+
+    said = f"ValueError: beat needs the key of an entry that is named {name!r}: give it another name"
+    assert refused.stderr.splitlines()[-1] == said
+    assert word(stack.nodes[0]) == "ticking"
+
+
+def test_an_entry_that_is_saved_again_is_due_by_its_last_run(stack: Stack) -> None:
+    # As at each start of an application: it would never run if that came more often than an hour.
+    code = "Entry('hourly', 'no.such.task', 3600, args=['hourly'], app=app).save()"
+    do(stack, code)
+    long_ago = {"__type__": "datetime", "year": 2026, "month": 1, "day": 1, "hour": 0, "minute": 0, "timezone": "UTC"}
+    stack.redis.client().hset("redbeat:hourly", "meta", json.dumps({"last_run_at": long_ago, "total_run_count": 7}))
+
+    do(stack, code)
+
+    sends(stack, "hourly")
+    assert json.loads(str(stack.redis.client().hget("redbeat:hourly", "meta")))["total_run_count"] == 8
+    ticks(stack.nodes[0], 1)
+    assert sent(stack).count("hourly") == 1
+
+
+def test_an_entry_that_is_switched_on_again_sends_nothing_of_what_it_missed(stack: Stack) -> None:
+    code = "Entry('weekly', 'no.such.task', 604800, args=['weekly'], enabled={}, app=app).save()"
+    do(stack, code.format(False))
+    long_ago = {"__type__": "datetime", "year": 2026, "month": 1, "day": 1, "hour": 0, "minute": 0, "timezone": "UTC"}
+    stack.redis.client().hset("redbeat:weekly", "meta", json.dumps({"last_run_at": long_ago}))
+
+    do(stack, code.format(True))
+
+    ticks(stack.nodes[0], 2)
+    assert "weekly" not in sent(stack)
+
+
+def test_an_entry_whose_schedule_comes_to_its_end_is_sent_till_then(stack: Stack) -> None:
+    soon = "rrule('SECONDLY', dtstart=app.now() + timedelta(seconds=2), count=1)"
+    imported = "from redbeat.schedules import rrule\n"
+
+    do(stack, f"{imported}Entry('once', 'no.such.task', {soon}, args=['once'], app=app).save()")
+
+    sends(stack, "once")
+    ticks(stack.nodes[0], 1)
+    assert sent(stack).count("once") == 1
+    assert stack.redis.client().zscore("redbeat::schedule", "redbeat:once") == -1
+
+
+def test_an_entry_of_an_earlier_release_is_sent_when_it_is_due(world: World) -> None:
+    # It had reckoned an hour too late, and saved in whichever of the two hours.
+    stack = world.stack(BEAT_SCHEDULE=OFF, CELERY_TIMEZONE="Europe/Berlin")
+    last = {"__type__": "datetime", "year": 2025, "month": 10, "day": 26, "hour": 2, "minute": 30}
+    meta = {"last_run_at": last | {"second": 0, "microsecond": 0, "timezone": "Europe/Berlin"}, "total_run_count": 3}
+    old = definition("old", task="no.such.task", args=["old"], schedule=EACH_MINUTE)
+    client = stack.redis.client()
+    client.hset("redbeat:old", mapping={"definition": old, "meta": json.dumps(meta)})
+    client.zadd("redbeat::schedule", {"redbeat:old": 4e9})
+
+    stack.beat()
+
+    sends(stack, "old")
+
+
+def test_a_crontab_with_an_empty_field_is_refused(stack: Stack) -> None:
+    refused = shell(stack, "Entry('empty', 'no.such.task', crontab(hour=[]), app=app).save()")
+
+    assert refused.stderr.splitlines()[-1] == (
+        "ValueError: the crontab <crontab: * [] * * * (m/h/dM/MY/d)> has an empty field: name a minute, an hour and a "
+        "day of the week"
+    )
+    assert not stack.redis.client().exists("redbeat:empty")
+
+
+# What nobody can make an entry of, or send.
+BROKEN: dict[str, tuple[bytes, str]] = {
+    "not-json": (b"{", NEVER_RUN),
+    "not-utf-8": (b'{"name": "not-utf-8", "task": "\xff\xfe', NEVER_RUN),
+    "no-object": (b"[1]", NEVER_RUN),
+    "other-name": (definition("another"), NEVER_RUN),
+    "no-schedule": (definition("no-schedule", schedule=None), NEVER_RUN),
+    "no-such-type": (definition("no-such-type", schedule={"__type__": "moon"}), NEVER_RUN),
+    "more": (definition("more", colour="red"), NEVER_RUN),
+    "no-such-zone": (definition("no-such-zone"), NO_ZONE),
+    "bad-meta": (definition("bad-meta"), '{"last_run_at": 7}'),
+    "bad-options": (definition("bad-options", options=7), NEVER_RUN),
+    "no-minute": (definition("no-minute", schedule=EACH_MINUTE | {"minute": []}), NEVER_RUN),
+    "no-task": (definition("no-task", task=7), NEVER_RUN),
+}
+
+
+def test_a_broken_entry_is_reported_and_keeps_no_other(world: World) -> None:
+    stack = world.stack(BEAT_SCHEDULE=OFF)
+    beat = stack.beat().says("beat: ticking")
+    client = stack.redis.client()
+    for name, (broken, meta) in BROKEN.items():
+        client.hset(f"redbeat:{name}", mapping={"definition": broken, "meta": meta})
+    client.set("redbeat:no-hash", "?")
+    keys = [f"redbeat:{name}" for name in (*BROKEN, "no-hash")]
+    client.zadd("redbeat::schedule", dict.fromkeys([*keys, "redbeat:gone"], 0))
+
+    do(stack, EACH_SECOND.format(word="good", enabled=True))
+
+    sends(stack, "good", 3)
+    assert beat.process.alive
+    assert word(beat) == "ticking"
+    assert beat.process.count("Traceback") == 0
+    said = beat.process.matches(r"beat: (\S+) (?:cannot be read|could not be sent)")
+    assert Counter(name.removeprefix("redbeat:") for name in said) == Counter([*BROKEN, "no-hash"])
+    assert set(client.zrange("redbeat::schedule", 0, -1)) == {*keys, "redbeat:one"}
+
+    # A beat that starts with them, which looks at all.
+    beat.process.terminate()
+    beat.exits(PATIENCE)
+    before = sent(stack).count("good")
+    other = stack.beat()
+    sends(stack, "good", before + 2)
+    assert word(other) == "ticking"
+
+    # Saved again, it is mended.
+    do(stack, "Entry('not-json', 'no.such.task', 1, args=['mended'], app=app).save()")
+    sends(stack, "mended")
+
+
+# Made by somebody while beat, which has looked at an entry, stands still in the middle of sending it.
+CHANGES = {
+    "changed": "Entry('one', 'no.such.task', crontab(), args=['new'], app=app).save()",
+    "off": EACH_SECOND.format(word="old", enabled=False),
+    "removed": "Entry('one', app=app).delete()",
+}
+
+
+def test_what_is_changed_between_a_look_and_a_send_is_not_sent_as_it_was(
+    world: World, own_checkout: Checkout, tmp_path: Path
+) -> None:
+    own_checkout.write("freezing.py", FREEZING)
+    world.checkout = own_checkout
+    stacks = {}
+    for change in CHANGES:
+        frozen, go_on = tmp_path / f"{change} frozen", tmp_path / f"{change} go on"
+        imports = {"CELERY_IMPORTS": "freezing", "FROZEN": str(frozen), "GO_ON": str(go_on)}
+        stack = stacks[change] = world.stack(BEAT_SCHEDULE=OFF, **imports)
+        do(stack, EACH_SECOND.format(word="old", enabled=True))
+        stack.beat()
+    for change, code in CHANGES.items():
+        world.wait_until((tmp_path / f"{change} frozen").exists, PATIENCE, "it stands still")
+        do(stacks[change], code)
+        (tmp_path / f"{change} go on").touch()
+
+    # One tick in which they find that out, and one that begins after that.
+    for stack in stacks.values():
+        stack.nodes[0].says("beat: ticking")
+        # It says so first.
+        world.wait_until(stack.nodes[0].heartbeat("beat").exists, PATIENCE, "it ticks")
+    for _ in range(2):
+        paths = [stack.nodes[0].heartbeat("beat") for stack in stacks.values()]
+        before = [path.stat().st_mtime_ns for path in paths]
+        for path, touched in zip(paths, before, strict=True):
+            world.wait_until(lambda p=path, t=touched: p.stat().st_mtime_ns > t, PATIENCE, "it ticks")  # type: ignore[misc]
+    for stack in stacks.values():
+        assert set(sent(stack)) <= {"new"}
+    client = stacks["changed"].redis.client()
+    # At a full minute, as it is now: in the second of it, or in the one before, which is looked at again.
+    assert int(client.zscore("redbeat::schedule", "redbeat:one") or 0) % 60 in (0, 59)
+    assert dump(stacks["removed"]).keys() == {"redbeat:lock"}
+
+
+def test_all_entries_are_listed_beside_those_of_the_code(world: World, own_checkout: Checkout) -> None:
+    more = '    "other": {"task": "t", "schedule": 60.0},'
+    own_checkout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{more}\n")
+    world.checkout = own_checkout
+    stack = world.stack(BEAT_SCHEDULE="report-free-space=30 2 * * sun; other=off", CELERY_TIMEZONE="Europe/Berlin")
+    written = {"source": "code", "task": "services.tasks.disk.report_free_space", "schedule": "30 2 * * sun"}
+    assert services(stack, "schedule").said["schedule"][1] == {
+        "name": "report-free-space",
+        **written,
+        "enabled": True,
+        "last_run": None,
+        "next_due": None,
+        "problem": None,
+    }
+    stack.beat().says("beat: ticking")
+    do(stack, EACH_SECOND.format(word="listed", enabled=True))
+    sends(stack, "listed")
+    do(
+        stack,
+        "Entry('once', 'no.such.task', crontab(minute={30, 0}, hour=range(9, 10)), app=app).save()\n"
+        "Entry('paused', 'no.such.task', timedelta(minutes=1), enabled=False, app=app).save()\n"
+        "app.redbeat_redis.hset('redbeat:broken', 'definition', '{')\n"
+        "app.redbeat_redis.zadd('redbeat::schedule', {'redbeat:broken': 0})\n",
+    )
+
+    answer = services(stack, "schedule")
+
+    assert (answer.code, answer.errors) == (0, "")
+    rows = {row["name"]: row for row in answer.said["schedule"]}
+    assert list(rows) == ["other", "report-free-space", "broken", "once", "one", "paused"]
+    assert [row["source"] for row in rows.values()] == ["code"] * 2 + ["run time"] * 4
+    assert [row["enabled"] for row in rows.values()] == [False, True, None, True, True, False]
+    assert [row["schedule"] for row in rows.values()] == ["60", "30 2 * * sun", None, "0,30 9 * * *", "1", "60"]
+    assert [name for name, row in rows.items() if row["last_run"]] == ["one"]
+    assert [name for name, row in rows.items() if row["next_due"]] == ["report-free-space", "once", "one"]
+    due = datetime.fromisoformat(rows["once"]["next_due"])
+    assert (due.hour, due.minute, due.second) in ((9, 0, 0), (9, 30, 0))
+    assert due.replace(tzinfo=None).replace(tzinfo=ZoneInfo("Europe/Berlin")) == due
+    assert rows["broken"]["problem"].startswith("JSONDecodeError")
+
+
+def test_a_schedule_cannot_be_listed_without_redis(world: World) -> None:
+    stack = world.stack()
+    stack.redis.kill()
+
+    answer = services(stack, "schedule")
+
+    assert answer.code == 1
+    assert answer.said["error"].startswith("Redis does not answer")
+
+
+def test_a_schedule_cannot_be_listed_where_a_module_of_tasks_cannot_be_imported(stack: Stack) -> None:
+    answer = services(stack, "schedule", CELERY_IMPORTS="no_such_module")
+
+    said = "the tasks cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"
+    assert (answer.code, answer.said) == (1, {"error": said})
+
+
+def test_the_document_says_it_as_it_is(stack: Stack) -> None:
+    code = block("docs/operations.md", "entry")
+
+    do(stack, code)
+
+    assert not stack.redis.client().exists("redbeat:nightly-report")
+    (saved,) = (line for line in code.splitlines() if line.startswith("entry = "))
+    assert "nightly-report" in saved
+
+
+def test_what_is_saved_in_another_time_zone_is_due_in_that_of_beat(world: World) -> None:
+    stack = world.stack(BEAT_SCHEDULE=OFF)
+    now = datetime(2026, 7, 1, 6, tzinfo=UTC)
+    app, other = (
+        create_app(load(stack.environment(CELERY_IMPORTS="", CELERY_TIMEZONE=zone))) for zone in (BERLIN, "UTC")
+    )
+    for each in (app, other):
+        each.now = lambda zone=each.timezone: now.astimezone(zone)
+    nine = RedBeatSchedulerEntry("nine", "nine", crontab(minute=0, hour=9), app=other)
+    nine.save()
+    RedBeatSchedulerEntry("off", "off", crontab(minute=0, hour=9), enabled=False, app=other).save()
+    RedBeatSchedulerEntry("over", "over", rrule("DAILY", dtstart=now, until=now), app=other).save()
+    RedBeatSchedulerEntry("never", "never", 86400, app=other).save()
+    client = stack.redis.client()
+    client.hset("redbeat:never", "meta", NEVER_RUN)
+    beat = LockedScheduler(app)
+
+    def scores() -> Any:
+        beat.tick()
+        found: Any = client.zrange("redbeat::schedule", 0, -1, withscores=True)
+        return dict(found)
+
+    # Nine o'clock in Berlin.
+    due, tomorrow = ((now + timedelta(hours=hours)).timestamp() for hours in (1, 24))
+    expect = {"redbeat:nine": due, "redbeat:off": due, "redbeat:over": -1, "redbeat:never": tomorrow}
+    assert scores() == expect
+    assert len(sent(stack, "never")) == 1
+    # Saved again in between, and looked at once.
+    now += timedelta(minutes=59)
+    nine.save()
+    assert scores() == expect
+    assert sent(stack, "nine") == []
+
+    now += timedelta(minutes=1)
+
+    assert scores() == expect | {"redbeat:nine": due + 86400}
+    assert len(sent(stack, "nine")) == 1
+    beat.close()
+
+
+# In the night of a change a beat looks each minute; the rest is tests/unit/services/test_summer_time.py.
+BERLIN = "Europe/Berlin"
+NIGHTS = [datetime(2026, 3, 29), datetime(2026, 10, 25)]
+FORMS = {"code": "30 2 * * *", "hourly": "0 * * * *", "quarters": "*/15 1-3 * * *", "morning": "0 9 * * *"}
+
+
+@pytest.mark.parametrize("night", NIGHTS)
+def test_a_beat_sends_each_entry_when_it_should_in_the_night_of_a_change(world: World, night: datetime) -> None:
+    stack = world.stack(CELERY_TIMEZONE=BERLIN, BEAT_SCHEDULE=f"report-free-space={FORMS['code']}")
+    start = night.replace(tzinfo=ZoneInfo(BERLIN)).astimezone(UTC) - timedelta(hours=1)
+    end = start + timedelta(hours=12)
+    now = start
+    app, other = (create_app(load(stack.environment(CELERY_IMPORTS=""))) for _ in range(2))
+    for each in (app, other):
+        each.now = lambda: now.astimezone(ZoneInfo(BERLIN))
+    for name, form in FORMS.items():
+        if name != "code":
+            RedBeatSchedulerEntry(name, name, crontab.from_string(form), app=other).save()
+    RedBeatSchedulerEntry("interval", "interval", 300, app=other).save()
+    beat = LockedScheduler(app)
+    client, found = stack.redis.client(), []
+
+    while now < end:
+        beat.tick()
+        while message := client.rpop("celery"):
+            found.append((json.loads(str(message))["headers"]["task"], now))
+        now += timedelta(minutes=1)
+
+    beat.close()
+    for name, form in FORMS.items():
+        task = "services.tasks.disk.report_free_space" if name == "code" else name
+        assert [moment for sender, moment in found if sender == task] == expected(form, BERLIN, start, end), name
+    intervals = [moment for sender, moment in found if sender == "interval"]
+    assert intervals == [start + count * timedelta(minutes=5) for count in range(1, len(intervals) + 1)]
+    assert intervals[-1] == end - timedelta(minutes=5)

@@ -1,0 +1,194 @@
+"""What a worker writes while Redis is at maxmemory: it goes through as long as the reserve lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from kombu import Exchange, Producer, Queue
+from redis.exceptions import ResponseError
+
+from services.broker import headroom, scripts
+from services.broker.retry import Patience
+from tests.support.broker import PATIENCE, QUIET, Broker, Inbox, Listener
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import holds_for, wait_until
+from tests.support.world import World
+
+pytestmark = pytest.mark.each_redis
+
+# Beside it nothing counts that a test does.
+FILLER_BYTES = 20_000_000
+# Of maxmemory: a producer is refused, a claim is refused, everybody is refused.
+FULL, CLAIMED, USED_UP = 1.06, 1.19, 1.3
+# As far as Redis 6.2 and redis-py say it alike.
+REFUSED = "command not allowed when used memory"
+# Names and arguments of what workers send to a Redis that keeps results, and what takes no memory.
+COMMANDS: tuple[tuple[Any, ...], ...] = (
+    ("SET", "text", "ü"),
+    ("SETEX", "result", 60, b"\x00\xff"),
+    ("SADD", "set", "a", "b"),
+    ("ZADD", "order", 1.5, "a"),
+    ("HSET", "hash", "field", "value"),
+    ("RPUSH", "list", *map(str, range(300))),
+    ("EXPIRE", "list", 60),
+    ("HGET", "hash", "field"),
+    ("LRANGE", "list", 0, -1),
+    ("ZRANGE", "order", 0, -1),
+    ("GET", "nothing"),
+    ("LLEN", "list"),
+    ("PUBLISH", "channel", "news"),
+    ("INCR", "number"),
+)
+
+
+@pytest.fixture(scope="module")
+def server(shared_world: World) -> RedisServer:
+    return shared_world.redis("", lines=["appendonly no"])
+
+
+@pytest.fixture
+def broker(server: RedisServer) -> Iterator[Broker]:
+    broker = Broker(server)
+    server.make_room()
+    broker.client.flushall()
+    broker.client.setrange("filler", FILLER_BYTES, "x")
+    yield broker
+    server.make_room()
+    broker.close()
+
+
+@pytest.fixture
+def in_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Patience, "in_worker", True)
+
+
+def worker(broker: Broker, **options: Any) -> Any:
+    """A client that has a part in the reserve, when the process is a worker."""
+    return headroom.Client(port=broker.server.port, socket_timeout=10, **options)
+
+
+def refuses(call: Any, *arguments: Any) -> None:
+    with pytest.raises(ResponseError, match=REFUSED):
+        call(*arguments)
+
+
+def test_commands_of_a_worker_go_through_with_the_answers_that_they_always_have(
+    broker: Broker, in_worker: None
+) -> None:
+    usual = [broker.client.execute_command(*command) for command in COMMANDS]
+    broker.client.delete(*(command[1] for command in COMMANDS))
+    broker.server.fill(FULL)
+
+    client = worker(broker)
+    assert [client.execute_command(*command) for command in COMMANDS] == usual
+    client.delete(*(command[1] for command in COMMANDS))
+    with client.pipeline() as pipe:
+        for command in COMMANDS:
+            pipe.execute_command(*command)
+        assert pipe.execute() == usual
+
+
+def test_scripts_of_a_worker_go_through(broker: Broker, in_worker: None) -> None:
+    broker.server.fill(FULL)
+
+    script = worker(broker).register_script("return {KEYS[1], redis.call('INCRBY', KEYS[1], ARGV[1])}")
+
+    assert [script(["number"], [3]), script(["number"], [4])] == [[b"number", 3], [b"number", 7]]
+
+
+def test_producers_have_no_part_in_the_reserve(broker: Broker) -> None:
+    broker.server.fill(FULL)
+
+    client = worker(broker)
+    refuses(client.set, "text", "more")
+    refuses(client.pipeline().set("text", "more").execute)
+    refuses(client.register_script("return redis.call('INCR', KEYS[1])"), ["number"])
+    refuses(broker.send, "one", "more")
+    assert broker.client.keys() == [b"filler"]
+
+
+def test_a_reserve_that_is_used_up_refuses_everybody_but_what_takes_no_memory(broker: Broker, in_worker: None) -> None:
+    broker.server.fill(USED_UP)
+
+    client = worker(broker)
+    refuses(client.set, "text", "more")
+    refuses(client.pipeline().set("text", "more").execute)
+    refuses(client.register_script("return redis.call('INCR', KEYS[1])"), ["number"])
+    assert client.pipeline().llen("list").expire("text", 60).delete("text").execute() == [0, False, 0]
+    assert broker.client.keys() == [b"filler"]
+
+
+def test_a_transaction_with_an_error_in_it_is_carried_out_once_there_is_room(broker: Broker, in_worker: None) -> None:
+    broker.client.set("text", "no number")
+    broker.server.fill(FULL)
+
+    # The refusal stays what it was: only with room does Redis look further.
+    refuses(worker(broker).pipeline().incr("text").execute)
+    broker.server.make_room()
+    with pytest.raises(ResponseError, match="not an integer"):
+        worker(broker).pipeline().incr("text").execute()
+
+
+def test_a_pipeline_that_may_have_been_carried_out_in_part_is_not_repeated(broker: Broker, in_worker: None) -> None:
+    broker.client.set("number", 0)
+    broker.server.fill(FULL)
+
+    refuses(worker(broker).pipeline(transaction=False).expire("number", 60).incr("number").execute)
+    assert broker.client.get("number") == b"0"
+
+
+@pytest.mark.parametrize("right", ["-eval", "-info", "-del"])
+def test_a_user_without_the_rights_for_it_has_no_reserve(broker: Broker, in_worker: None, right: str) -> None:
+    broker.client.execute_command("ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", "+@all", "-evalsha", right)
+    broker.server.fill(FULL)
+
+    client = worker(broker, username="plain", password="word")
+    refuses(client.set, "text", "more")
+    refuses(client.pipeline().set("text", "more").execute)
+
+
+def test_messages_are_claimed_from_a_full_redis_and_leave_the_half_of_its_reserve(broker: Broker) -> None:
+    broker.send("one", *range(100))
+    broker.server.fill(CLAIMED)
+    listener = Listener(broker.connect(), "one")
+    with listener.running():
+        holds_for(lambda: not listener.bodies, QUIET, "nothing is claimed", broker.describe)
+        broker.server.fill(FULL)
+        wait_until(lambda: len(listener.bodies) == 100, PATIENCE, "all arrive", broker.describe)
+        broker.nothing_is_left()
+    assert listener.bodies == list(range(100))
+    refuses(broker.client.set, "text", "more")
+
+
+def test_a_claim_of_who_may_not_ask_how_full_redis_is_waits_for_room(broker: Broker) -> None:
+    broker.client.execute_command("ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", "+@all", "-info")
+    broker.send("one", "a")
+    broker.server.fill(FULL)
+    inbox = Inbox(broker.connect(broker.server.url(0, "word", "plain")).channel(), "one")
+    inbox.stays_at(0)
+    broker.server.make_room()
+    assert inbox.drain(1, broker) == ["a"]
+
+
+@pytest.mark.parametrize("full", [FULL, USED_UP])
+def test_a_binding_that_was_refused_is_made_by_the_next_publish(broker: Broker, full: float) -> None:
+    producer = Producer(broker.connect().channel())
+    queue = Queue("late", Exchange("late"), routing_key="late")
+    publish = {"exchange": queue.exchange, "routing_key": "late", "declare": [queue]}
+    broker.server.fill(full)
+    refuses(lambda: producer.publish("refused", **publish))
+    broker.server.make_room()
+
+    producer.publish("taken", **publish)
+
+    assert broker.waiting("late") == ["taken"]
+
+
+def test_every_script_of_a_worker_can_be_run_from_the_reserve(broker: Broker) -> None:
+    """Redis reads them all; what each does is in test_delivery_model.py."""
+    for script in scripts.ALL:
+        broker.client.script_load(script.from_reserve.text)
+    assert redis.Redis(port=broker.server.port).script_exists(scripts.PUBLISH.from_reserve.sha) == [True]

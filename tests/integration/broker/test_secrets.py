@@ -1,0 +1,282 @@
+"""No secret in what the stack says, writes, answers or shows: a word that is nowhere else is planted in each of them.
+
+A stack is made to talk: at its most talkative log level, asked whatever it can be asked, with a Redis that accepts its
+passwords no more, and one that dies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from contextlib import suppress
+from html import unescape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from celery.worker.control import Panel
+
+from config import load
+from config.settings import SECRETS
+from services.control import task_commands  # noqa: F401 - registers commands
+from tests.integration.broker.test_urls import MASTER, quoted
+from tests.support.ports import free_port
+from tests.support.processes import command_line
+from tests.support.redis_server import RedisServer
+from tests.support.world import World
+
+# For several processes that try again every few seconds.
+PATIENCE = 120
+ADD = "services.tasks.arithmetic.add"
+# What URLs, shells, JSON, HTML or log lines write in ways of their own stands between two words that none of them does.
+AWKWARD = "@$:/#%?&;'\" é"
+# A secret of somebody's own, which tasks read.
+OWN = "SHOP_TOKEN"
+# Each URL logs in as a user of its own.
+USERS = {"CELERY_BROKER_URL": "carrier", "CELERY_RESULT_BACKEND": "keeper"}
+# A node needs libraries for this one that Stalk does not have.
+ELSEWHERE = {"objgraph"}
+COMMANDS = (
+    "-m config show",
+    "-m services status",
+    "-m services schedule",
+    "-m services dead-letters --all",
+    "-m services call services.tasks.nowhere",
+    f"-m services call {ADD} --args [4,3] --wait 1",
+    "-m celery -A services.app report",
+    "-m celery -A services.app status",
+    "-m celery -A services.app inspect stats --json",
+    "-m celery -A services.app inspect conf",
+    "-m celery -A services.app graph workers",
+)
+# Those that say more where Redis is not as it should be.
+TROUBLED = ("-m services status", f"-m services call {ADD} --args [4,3] --wait 1", "-m celery -A services.app status")
+# What tests themselves write with a secret in it: what a server and a sentinel run on, and files with one secret each.
+MEANT_TO = ("redis.conf", "secret")
+# Somebody's own program, which shows all that libraries log, and how each error came about.
+PRODUCER = f"""
+import logging, traceback
+logging.basicConfig(level=logging.DEBUG)
+from services.app import app
+print(app, app.connection(), app.backend, app.conf.humanize(with_defaults=True), app.settings)
+for attempt in (
+    lambda: app.send_task({ADD!r}, (1, 2), retry=False, ignore_result=True),
+    lambda: app.backend.client.ping(),
+    lambda: app.redbeat_redis.ping(),
+):
+    try:
+        print(attempt())
+    except Exception:
+        traceback.print_exc()
+"""
+PAGES = ("/", "/broker", "/tasks", "/metrics", "/api/workers?refresh=1", "/api/workers", "/api/tasks",
+         "/api/queues/length", "/api/task/types", "/healthcheck", "/nowhere")  # fmt: skip
+
+
+def word(name: str) -> str:
+    """What betrays a secret, whole or in part."""
+    return f"Canary{name.replace('_', '')}"
+
+
+def planted(name: str) -> str:
+    """The password in a secret."""
+    return f"{word(name)}{AWKWARD}{word(name)}"
+
+
+# Who logs in to Flower with each of its secrets.
+LOGINS = {"FLOWER_BASIC_AUTH": "admin", "FLOWER_READ_ONLY_AUTH": "guest"}
+
+
+def login(name: str = "FLOWER_BASIC_AUTH") -> str:
+    return f"{LOGINS[name]}:{planted(name)}"
+
+
+# Flower's logins as browsers send them, besides all of them as they are.
+SIGNS = (*map(word, (*SECRETS, OWN)), *(b64encode(login(name).encode()).decode() for name in LOGINS))
+
+
+def secrets(form: str, server: RedisServer) -> dict[str, str]:
+    """Each secret with its canary; both URLs are of this form, and name this server."""
+    place, ending = f"127.0.0.1:{server.port}", "/"
+    if form == "redis+socket":
+        place, ending = str(server.socket_path), "?virtual_host="
+    values = {"REDIS_PASSWORD": planted("REDIS_PASSWORD"), **{name: login(name) for name in LOGINS}}
+    values["CELERY_SENTINEL_PASSWORD"] = planted("CELERY_SENTINEL_PASSWORD")
+    for database, (name, user) in enumerate(USERS.items()):
+        values[name] = f"{form}://{user}:{quote(planted(name), safe='')}@{place}{ending}{database}"
+    assert values.keys() == set(SECRETS), "plant a canary in each secret that there is"
+    return values
+
+
+def watching(world: World, master: RedisServer) -> RedisServer:
+    """A sentinel for this master."""
+    password = planted("CELERY_SENTINEL_PASSWORD")
+    lines = [
+        f"requirepass {quoted(password)}",
+        f"sentinel monitor {MASTER} 127.0.0.1 {master.port} 1",
+        f"sentinel auth-pass {MASTER} {quoted(master.password)}",
+    ]
+    return world.redis(password, lines, sentinel=True)
+
+
+def opened(name: str) -> str:
+    """What makes Redis accept the password in this URL, and no other."""
+    return f"on resetpass #{hashlib.sha256(planted(name).encode()).hexdigest()} ~* &* +@all"
+
+
+class Talk:
+    """A stack, and all that it has said."""
+
+    def __init__(self, world: World, form: str) -> None:
+        self.world = world
+        users = [f"user {user} {opened(name)}" for name, user in USERS.items()]
+        redis = world.redis(planted("REDIS_PASSWORD"), users)
+        self.sentinel = watching(world, redis) if form == "sentinel" else None
+        settings = secrets(form, self.sentinel or redis)
+        if self.sentinel:
+            settings = in_files(settings, world) | {"CELERY_SENTINEL_MASTER": MASTER}
+        urls = load(settings).broker_url, load(settings).result_url
+        assert [url.password for url in urls] == [planted(name) for name in USERS]
+        self.stack = world.stack(redis, **settings, **{OWN: planted(OWN)}, LOG_LEVEL="debug")
+        self.worker, self.beat = self.stack.worker(), self.stack.beat()
+        self.events = self.stack.celery("events --dump")
+        self.port, database = free_port(), world.path("flower.db")
+        flower = f"-m services.launch flower --address 127.0.0.1 --port {self.port} --database {database}"
+        self.flower = self.stack.python(flower)
+        # What node and Flower have answered; commands have written it down.
+        self.answers: dict[str, str] = {}
+
+    def hear(self, *commands: str) -> None:
+        """Let commands speak, whether they succeed or not, and everybody's own program."""
+        begun = [self.stack.python(command) for command in (*commands, f"-c {shlex.quote(PRODUCER)}")]
+        for command in begun:
+            command.exits(PATIENCE)
+
+    def ask_node(self) -> None:
+        """Keep what a node answers to every question that there is."""
+        more: dict[str, Any] = {"conf": {"with_defaults": True}, "query_task": {"ids": ["none"]}}
+        questions = {name for name, about in Panel.meta.items() if about.type == "inspect"}
+        for name in sorted(questions - ELSEWHERE):
+            told = self.stack.client.control.broadcast(name, more.get(name), reply=True, timeout=PATIENCE, limit=1)
+            assert told, f"nobody has answered {name}"
+            self.answers[f"inspect {name}"] = json.dumps(told)
+
+    def page(self, path: str) -> str:
+        """What Flower shows."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+        request.add_header("Authorization", f"Basic {SIGNS[-1]}")
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+                return str(response.headers) + unescape(response.read().decode())
+        except urllib.error.HTTPError as error:
+            return str(error.headers) + error.read().decode()
+        except OSError:
+            return ""
+
+    def see_flower(self) -> None:
+        """Keep pages of every kind."""
+
+        def whole() -> str | None:
+            told = self.page("/api/workers")
+            return told if '"stats"' in told and '"conf"' in told else None
+
+        told = self.world.wait_until(whole, PATIENCE, "Flower knows all about the node")
+        (node,) = re.findall(r'"(node0@[^"]+)": {', told)
+        for path in (*PAGES, f"/worker/{node}"):
+            self.answers[f"page {path}"] = self.page(path)
+
+    def trouble(self) -> None:
+        """Let Redis refuse everybody, then die, and its sentinel with it, and come back as it was."""
+        for user in USERS.values():
+            self.stack.redis.ask("ACL", "SETUSER", user, "resetpass", ">another")
+            self.stack.redis.ask("CLIENT", "KILL", "USER", user)
+        for node in (self.worker, self.beat, self.flower):
+            node.says("invalid username-password pair|AuthenticationError", PATIENCE)
+        assert self.stack.worker().exits(PATIENCE) == 3
+        self.hear(*TROUBLED)
+        self.stack.redis.kill()
+        if self.sentinel:
+            self.sentinel.stop()
+        self.hear(*TROUBLED)
+        if self.sentinel:
+            self.sentinel.start()
+        self.stack.redis.start()
+
+    def works(self) -> None:
+        """Wait for a task's result."""
+        assert self.stack.send(ADD, 4, 3).get(timeout=PATIENCE) == 7
+
+    def places(self) -> dict[str, str]:
+        """Everything that may hold no secret: answers, files that somebody wrote, and what `ps` shows."""
+        files = [path for path in self.world.directory.rglob("*") if path.is_file() and path.name not in MEANT_TO]
+        written = {str(path): text_of(path) for path in files}
+        processes = {f"process {path.name}": command_line(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+        return self.answers | written | processes
+
+
+def text_of(path: Path) -> str:
+    """What is in a file; nothing when it is gone, as a temporary one of Redis."""
+    with suppress(FileNotFoundError):
+        return path.read_bytes().decode(errors="replace")
+    return ""
+
+
+def in_files(settings: dict[str, str], world: World) -> dict[str, str]:
+    """The same, each secret in a file of its own."""
+    given: dict[str, str] = {}
+    for name, value in settings.items():
+        path = world.path(name) / "secret"
+        path.parent.mkdir()
+        path.write_text(value)
+        given |= {name: "", f"{name}_FILE": str(path)}
+    return given
+
+
+def shown(text: str) -> list[str]:
+    """Where a secret stands in a text, with what stands around it."""
+    return re.findall(rf".{{0,60}}(?:{'|'.join(map(re.escape, SIGNS))}).{{0,20}}", text)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [pytest.param("redis", marks=pytest.mark.slow), "redis+socket", pytest.param("sentinel", marks=pytest.mark.slow)],
+)
+def test_no_secret_is_shown_anywhere(world: World, form: str) -> None:
+    talk = Talk(world, form)
+    talk.worker.ready()
+    talk.works()
+    for task in ("probe.fail", "nowhere"):
+        assert talk.stack.send(task, "once").get(timeout=PATIENCE, propagate=False)
+
+    talk.hear(*COMMANDS)
+    talk.ask_node()
+    talk.see_flower()
+    before = talk.places()
+    talk.trouble()
+    talk.works()
+    for node in (talk.worker, talk.beat, talk.flower, talk.events):
+        node.process.terminate()
+        node.exits(PATIENCE)
+
+    found = {place: where for place, text in (before | talk.places()).items() if (where := shown(text))}
+    assert not found
+
+
+# Each says it in words of its own.
+@pytest.mark.each_redis
+def test_a_server_that_repeats_what_it_does_not_know_repeats_no_password(world: World) -> None:
+    # redis-py logs in with HELLO (redis-py 8.1).
+    stack = world.stack(world.redis(planted("REDIS_PASSWORD"), ['rename-command HELLO ""']))
+
+    worker, producer = stack.worker(), stack.python(f"-c {shlex.quote(PRODUCER)}")
+
+    assert (worker.exits(PATIENCE), producer.exits(PATIENCE)) == (3, 0)
+    assert worker.process.count("it does not know HELLO, with which clients log in") == 1
+    assert producer.process.count("ResponseError: unknown command .HELLO.$") == 3
+    assert not shown(worker.process.log() + producer.process.log())

@@ -1,0 +1,196 @@
+"""python -m services status: what `make status` shows."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from services.broker.keys import lists_of
+from tests.integration.commands.test_call import Answer, services
+from tests.support.world import Stack, World
+
+PATIENCE = 120
+# Longer than the tests of this module take.
+ENDLESS = 600
+HOST = os.uname().nodename
+EMPTY = {
+    "nodes": {},
+    "silent_nodes": 0,
+    "queues": {"celery": 0},
+    "unread": [],
+    "overtime": [],
+    "unacked": 0,
+    "scheduled": 0,
+    "dead_letters": 0,
+    "beat": {"seconds_since_tick": None},
+}
+
+
+@pytest.fixture(scope="module")
+def stack(shared_world: World) -> Stack:
+    """A worker at work, tasks that wait, and a beat."""
+    stack = shared_world.stack(BEAT_SCHEDULE="report-free-space=off")
+    worker = stack.worker(WORKER_POOL="threads", WORKER_CONCURRENCY="2", WORKER_QUEUES="celery,mail")
+    beat = stack.beat()
+    worker.ready()
+    beat.says("beat: ticking")
+    stack.send("probe.rest", "running", ENDLESS)
+    shared_world.wait_until(lambda: shared_world.started("running"), PATIENCE, "the task runs")
+    for priority in (0, 3, 9):
+        stack.send("probe.mark", "waits", queue="elsewhere", priority=priority)
+    return stack
+
+
+def test_nodes_queues_and_beat_are_shown(stack: Stack) -> None:
+    def shown() -> Answer | None:
+        # A node has a second to answer each question; on a busy machine that may not be enough.
+        answer = services(stack, "status")
+        node = answer.said["nodes"].get(f"node0@{HOST}", {})
+        return answer if node.get("running") and node.get("queues") else None
+
+    answer = stack.world.wait_until(shown, PATIENCE, "the node in the status")
+
+    assert answer.code == 0
+    ((name, node),) = answer.said["nodes"].items()
+    assert name == f"node0@{HOST}"
+    assert (node["pool"], node["concurrency"], node["queues"]) == ("threads", 2, ["celery", "mail"])
+    assert [task["name"] for task in node["running"]] == ["probe.rest"]
+    # Every priority counts, and a queue that no worker here listens on.
+    assert answer.said["queues"] == {"celery": 0, "elsewhere": 3, "mail": 0}
+    assert answer.said["unread"] == [waits("elsewhere", priority) for priority in (0, 3, 9)]
+    assert (answer.said["silent_nodes"], answer.said["overtime"]) == (0, [])
+    assert answer.said["unacked"] == 1
+    assert 0 <= answer.said["beat"]["seconds_since_tick"] < PATIENCE
+    assert answer.errors == ""
+
+
+def waits(queue: str, priority: int = 0, count: int = 1) -> dict[str, Any]:
+    return {"queue": queue, "priority": priority, "waiting": count}
+
+
+def stock_producer(stack: Stack) -> Celery:
+    """A Celery that is not Stalk's, with a list for each priority."""
+    app = Celery("stock", broker=stack.client.conf.broker_url, set_as_current=False)
+    app.conf.broker_transport_options = {"priority_steps": list(range(10))}
+    return app
+
+
+def unread(stack: Stack) -> list[dict[str, Any]]:
+    """What no node reads, as soon as each node has said what it reads."""
+    return list(stack.world.wait_until(lambda: whole_status(stack), PATIENCE, "all nodes answer")["unread"])
+
+
+def whole_status(stack: Stack) -> dict[str, Any] | None:
+    answer = services(stack, "status")
+    return dict(answer.said) if answer.code == 0 and not answer.said["silent_nodes"] else None
+
+
+def test_lists_with_tasks_that_no_node_reads_are_shown_with_their_number(stack: Stack) -> None:
+    """A priority between those that nodes read, and a queue that nobody has declared."""
+    client, before = stack.redis.client(), unread(stack)
+    with stock_producer(stack) as producer:
+        for priority in (1, 1, 3, 8):
+            producer.send_task("probe.mark", ("between",), priority=priority)
+        producer.send_task("probe.mark", ("misspelt",), queue="mial")
+    oldest = client.lindex("mial", -1)
+    assert oldest
+    # As a program writes it that knows nothing of kombu's bindings.
+    client.lpush("celrey", "{}", oldest)
+    client.lmove("celrey", "celrey", "RIGHT", "LEFT")
+    try:
+        stack.world.wait_started("between")
+        found = unread(stack)
+
+        new = [waits("celery", 1, 2), waits("celery", 8), waits("celrey", 0, 2), waits("mial")]
+        assert sorted(found, key=json.dumps) == sorted([*before, *new], key=json.dumps)
+        assert stack.world.started("between") == 1
+    finally:
+        client.delete("celrey", *lists_of("mial"), *(f"celery\x06\x16{step}" for step in (1, 8)))
+        client.delete("_kombu.binding.mial")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"milk", b"\xff\x00", b'{"x": 1}', b'[1, "id", "SUCCESS", 7]', b'{"headers": {}, "properties": {}, "body": "{}"}'],
+    ids=["text", "bytes", "JSON", "part of a chord", "a message that is no task"],
+)
+def test_lists_of_other_programs_are_not_taken_for_queues(stack: Stack, content: bytes) -> None:
+    client, before = stack.redis.client(), unread(stack)
+    client.lpush("shop:carts", content)
+    try:
+        assert unread(stack) == before
+    finally:
+        client.delete("shop:carts")
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_a_task_that_runs_over_its_limit_where_nothing_ends_it_is_shown(world: World, pool: str) -> None:
+    stack = world.stack()
+    node = stack.worker(WORKER_POOL=pool, WORKER_LEASE="10").ready()
+    late = stack.send("probe.hold", "late", time_limit=1)
+    world.wait_started("late")
+
+    # A solo pool at work answers nobody.
+    wanted = (0, 1) if pool == "solo" else (1, 0)
+
+    def shown() -> dict[str, Any] | None:
+        # A node has a second to answer; on a busy machine that may not be enough.
+        said = services(stack, "status").said
+        return dict(said) if said["overtime"] and (len(said["nodes"]), said["silent_nodes"]) == wanted else None
+
+    said = world.wait_until(shown, PATIENCE, f"the task in the status, and of nodes {wanted} that answer and do not")
+
+    (one,) = said["overtime"]
+    assert one.pop("seconds") > 0
+    assert one == {"node": f"node0@{HOST}", "id": late.id, "name": "probe.hold", "limit": 1}
+    node.says(rf"probe\.hold\[{late.id}\] has run for \d+ s and its limit is 1 s")
+
+    (world.directory / "late.released").touch()
+    late.get(timeout=PATIENCE)
+    world.wait_until(lambda: not services(stack, "status").said["overtime"], PATIENCE, "it is gone from the status")
+
+
+def test_where_no_node_runs_only_what_none_would_read_is_unread(world: World) -> None:
+    stack = world.stack()
+    with stock_producer(stack) as producer:
+        for queue, priority in (("celery", 0), ("celery", 1), ("elsewhere", 9)):
+            producer.send_task("probe.mark", ("waits",), queue=queue, priority=priority)
+
+    assert whole_status(stack) == {**EMPTY, "queues": {"celery": 1, "elsewhere": 1}, "unread": [waits("celery", 1)]}
+
+
+def test_whoever_asks_all_nodes_goes_on_when_all_have_answered(stack: Stack) -> None:
+    assert ask_all(stack) == f"['node0@{HOST}']\n"
+
+
+def test_whoever_asks_where_there_is_no_node_goes_on_at_once(world: World) -> None:
+    assert ask_all(world.stack()) == "[]\n"
+
+
+def ask_all(stack: Stack) -> str:
+    """Ask all nodes, with much more patience than this waits for the answers; the names of those that answer."""
+    asks = f"print(list(app.control.inspect(timeout={100 * PATIENCE}).ping() or []))"
+    asking = stack.world.python("ask", f'-c "from services.app import app; {asks}"', stack.environment())
+    stack.world.wait_until(lambda: not asking.alive, 4 * PATIENCE, "answers come long before their time is over")
+    return asking.log()
+
+
+def test_an_empty_stack_is_shown(world: World) -> None:
+    answer = services(world.stack(), "status")
+
+    assert answer.code == 0
+    assert answer.said == EMPTY
+
+
+def test_a_redis_that_is_away_is_said_with_exit_code_1(world: World) -> None:
+    stack = world.stack()
+    stack.redis.stop()
+
+    answer = services(stack, "status")
+
+    assert answer.code == 1
+    assert answer.said["error"].startswith("Redis does not answer")

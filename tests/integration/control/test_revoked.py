@@ -1,0 +1,432 @@
+"""What is revoked never runs, whoever lived or heard it then: it is kept in Redis, and each node reads it there."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from time import time
+from typing import Any
+
+import pytest
+import redis
+from celery import chord, group
+from celery.exceptions import TaskRevokedError
+from celery.utils.collections import LimitedSet
+from celery.worker import state as worker_state
+
+from services.broker.keys import REVOKED_STAMPS, REVOKED_TASKS, SCHEDULED
+from services.control import revoked
+from tests.integration.results.test_dead_letters import events
+from tests.support.waiting import wait_until
+from tests.support.world import Node, Stack, World
+
+PATIENCE = 120
+LEASE = 3
+HOUR = 3600
+POOLS = ("prefork", "threads", "solo")
+NODE = f"node0@{os.uname().nodename}"
+
+
+@pytest.fixture
+def stack(world: World) -> Stack:
+    """A Redis without nodes."""
+    return world.stack()
+
+
+@pytest.fixture(params=POOLS)
+def pool(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def node(stack: Stack, pool: str = "solo", queues: str = "celery", name: str = "node0", more: str = "") -> Node:
+    """A node that runs one task at a time, with nobody who would replace it."""
+    options = f"--loglevel=info --pool={pool} --concurrency=1 --queues={queues} --hostname={name}@%h {more}"
+    return stack.celery(f"worker {options}", WORKER_LEASE=str(LEASE))
+
+
+def hears(stack: Stack, one: Node, name: str = "node0") -> Node:
+    """Wait until a node hears what is broadcast: it says that it is ready a moment before."""
+    inspect = stack.client.control.inspect([f"{name}@{os.uname().nodename}"], timeout=1)
+    stack.world.wait_until(inspect.ping, PATIENCE, f"{name} hears")
+    return one
+
+
+def client(stack: Stack, code: str) -> str:
+    """What a client with this application does; what it says on standard error."""
+    done = stack.world.answer(["-c", f"from services.app import app; {code}"], stack.environment(), PATIENCE)
+    assert done.returncode == 0, done
+    return done.stderr
+
+
+def revoke(stack: Stack, sent: Any) -> None:
+    client(stack, f"app.control.revoke({sent.id!r})")
+
+
+def release(stack: Stack, label: str) -> None:
+    (stack.world.directory / f"{label}.released").touch()
+
+
+def never_runs(stack: Stack, *sent: Any) -> None:
+    """Wait until what is sent after them has run; they say REVOKED, and nobody holds anything."""
+    stack.send("probe.mark", "after")
+    stack.world.wait_started("after")
+    stack.world.wait_until(lambda: stack.waiting() + stack.unacked() == 0, PATIENCE, "nothing is left")
+    assert [one.state for one in sent] == ["REVOKED"] * len(sent)
+    assert not stack.world.started("victim")
+    for one in sent:
+        with pytest.raises(TaskRevokedError):
+            one.get(timeout=PATIENCE)
+
+
+# While no node lives.
+
+
+def test_a_task_that_is_revoked_while_its_only_node_is_stopped_never_runs(stack: Stack, pool: str) -> None:
+    first = node(stack, pool).ready()
+    first.process.terminate()
+    first.exits(PATIENCE)
+    victim = stack.send("probe.mark", "victim")
+    revoke(stack, victim)
+
+    node(stack, pool)
+
+    never_runs(stack, victim)
+    assert stack.client.control.inspect([NODE], timeout=PATIENCE).revoked() == {NODE: [victim.id]}
+
+
+def test_what_is_revoked_before_any_node_has_lived_never_runs_however_it_is_said(stack: Stack) -> None:
+    ways: dict[str, Callable[[Any], object]] = {
+        "control": lambda sent: client(stack, f"app.control.revoke([{sent.id!r}])"),
+        "terminate": lambda sent: client(stack, f"app.control.terminate({sent.id!r}, signal='KILL')"),
+        "result": lambda sent: client(stack, f"app.AsyncResult({sent.id!r}).revoke()"),
+        "forgotten": lambda sent: client(stack, f"app.AsyncResult({sent.id!r}).revoke(terminate=True)"),
+        "command": lambda sent: stack.celery(f"control revoke {sent.id}").exits(PATIENCE),
+        "terminate-command": lambda sent: stack.celery(f"control terminate KILL {sent.id}").exits(PATIENCE),
+        "stamp": lambda _: client(stack, "app.control.revoke_by_stamped_headers({'owner': ['stamp', 'x']})"),
+        "stamp-result": lambda sent: client(
+            stack, f"app.AsyncResult({sent.id!r}).revoke_by_stamped_headers({{'owner': 'stamp-result'}})"
+        ),
+        "stamped": lambda _: stack.celery("control revoke_by_stamped_headers owner=stamped").exits(PATIENCE),
+    }
+    sent = {way: stack.send("probe.mark", "victim", stamped_headers=["owner"], owner=way) for way in ways}
+    kept = stack.send("probe.mark", "kept", stamped_headers=["owner"], owner="kept")
+    for way, say in ways.items():
+        say(sent[way])
+
+    node(stack)
+
+    never_runs(stack, *sent.values())
+    assert kept.get(timeout=PATIENCE) == "kept"
+
+
+def test_a_group_that_is_revoked_before_any_node_has_lived_never_runs(stack: Stack) -> None:
+    parts = [stack.client.signature("probe.mark", args=["victim"]) for _ in range(3)]
+    sent = group(parts, app=stack.client).apply_async()
+    ids = [part.id for part in sent.results]
+    client(stack, f"app.GroupResult('any', [app.AsyncResult(one) for one in {ids!r}]).revoke()")
+
+    node(stack)
+
+    never_runs(stack, *sent.results)
+
+
+def test_a_chord_errs_whose_part_was_revoked_while_no_node_lived(stack: Stack) -> None:
+    parts = [stack.client.signature("probe.mark", args=[label]) for label in ("victim", "other")]
+    sent = chord(parts, app=stack.client)(stack.client.signature("probe.collect", args=["body"]))
+    revoke(stack, sent.parent.results[0])
+
+    node(stack)
+
+    never_runs(stack, sent.parent.results[0])
+    stack.world.wait_until(lambda: sent.state == "FAILURE", PATIENCE, "its body fails")
+    assert not stack.world.started("body")
+
+
+def test_a_task_that_waits_for_its_time_is_taken_out_by_the_first_node_that_comes(stack: Stack, pool: str) -> None:
+    first = node(stack, pool)
+    victim, kept = (stack.send("probe.mark", label, countdown=HOUR) for label in ("victim", "kept"))
+    counted = stack.redis.client()
+    stack.world.wait_until(lambda: counted.zcard(SCHEDULED) == 2, PATIENCE, "both wait in Redis")
+    first.process.terminate()
+    first.exits(PATIENCE)
+    revoke(stack, victim)
+
+    node(stack, pool)
+
+    stack.world.wait_until(lambda: victim.state == "REVOKED", PATIENCE, "it says REVOKED")
+    stack.world.wait_until(lambda: counted.zrange(SCHEDULED, 0, -1) == [kept.id], PATIENCE, "only the other one waits")
+
+
+@pytest.mark.parametrize("prefetched", [1, 4])
+def test_what_waits_behind_a_running_task_is_known_when_its_turn_comes(
+    stack: Stack, pool: str, prefetched: int
+) -> None:
+    hears(stack, node(stack, pool, more=f"--prefetch-multiplier={prefetched}"))
+    running = stack.send("probe.end", "held", "retries")
+    stack.world.wait_started("held")
+    victims = [stack.send("probe.mark", "victim"), stack.send("probe.mark", "victim", countdown=0.5)]
+    ids = [one.id for one in (*victims, running)]
+
+    client(stack, f"app.control.revoke({ids!r})")
+    release(stack, "held")
+
+    never_runs(stack, *victims)
+    stack.world.wait_until(lambda: running.state == "REVOKED", PATIENCE, "it is not tried again")
+    assert not stack.world.started("held-again")
+
+
+def test_the_world_hears_of_it_once(stack: Stack) -> None:
+    hears(stack, node(stack, queues="other", name="other"), "other")
+    victim = stack.send("probe.mark", "victim")
+    with events(stack) as seen:
+        revoke(stack, victim)
+        node(stack)
+        never_runs(stack, victim)
+        stack.world.wait_until(
+            lambda: [one for one in seen if one["type"] == "task-revoked"], PATIENCE, "the event of it"
+        )
+        assert [one["uuid"] for one in seen if one["type"] == "task-revoked"] == [victim.id]
+
+
+# Nodes that die, and nodes that are cut off.
+
+
+@pytest.mark.parametrize("stamped", [False, True], ids=["id", "stamp"])
+def test_what_a_node_hears_from_a_client_without_this_application_outlives_it(stack: Stack, stamped: bool) -> None:
+    listener = hears(stack, node(stack, queues="other", name="other"), "other")
+    victim = stack.send("probe.mark", "victim", stamped_headers=["owner"], owner="somebody")
+    if stamped:
+        headers = {"owner": "somebody"}
+        said = stack.client.control.revoke_by_stamped_headers(headers, reply=True, timeout=PATIENCE, limit=1)
+    else:
+        said = stack.client.control.revoke(victim.id, reply=True, timeout=PATIENCE, limit=1)
+    assert "flagged as revoked" in str(said), said
+    listener.process.end()
+
+    node(stack)
+
+    never_runs(stack, victim)
+
+
+def test_a_node_that_joins_others_without_asking_them_knows_it(stack: Stack) -> None:
+    hears(stack, node(stack, queues="other", name="other"), "other")
+    victim = stack.send("probe.mark", "victim")
+    stack.client.control.revoke(victim.id, reply=True, timeout=PATIENCE, limit=1)
+
+    node(stack, more="--without-mingle --without-gossip")
+
+    never_runs(stack, victim)
+
+
+def test_a_task_that_was_running_when_it_was_revoked_does_not_start_again_when_its_node_dies(
+    stack: Stack, pool: str
+) -> None:
+    first = hears(stack, node(stack, pool))
+    victim = stack.send("probe.hold", "held")
+    stack.world.wait_started("held")
+    revoke(stack, victim)
+    first.process.end()
+
+    node(stack, pool)
+
+    stack.world.wait_until(lambda: victim.state == "REVOKED", PATIENCE, "it says REVOKED")
+    never_runs(stack, victim)
+    assert stack.world.started("held") == 1
+
+
+@pytest.mark.parametrize("cut", ["pubsub", "all", "none"])
+def test_a_node_that_was_frozen_or_cut_off_when_it_was_told_knows_it(stack: Stack, pool: str, cut: str) -> None:
+    one = hears(stack, node(stack, pool))
+    stack.send("probe.hold", "held")
+    stack.world.wait_started("held")
+    victim = stack.send("probe.mark", "victim")
+
+    one.process.signal(signal.SIGSTOP)
+    # redis-py connects again without a word when it is only the connection that listens.
+    for kind in {"pubsub": ["pubsub"], "all": ["pubsub", "normal"], "none": []}[cut]:
+        stack.redis.ask("CLIENT", "KILL", "TYPE", kind)
+    revoke(stack, victim)
+    one.process.signal(signal.SIGCONT)
+    release(stack, "held")
+
+    never_runs(stack, victim)
+
+
+def test_one_of_two_nodes_that_was_cut_off_knows_it(stack: Stack) -> None:
+    nodes = [hears(stack, node(stack, name=name, queues=name), name) for name in ("one", "two")]
+    # The one has no time to run it before it is revoked, the other cannot.
+    stack.send("probe.hold", "held", queue="two")
+    stack.world.wait_started("held")
+    nodes[0].process.signal(signal.SIGSTOP)
+    stack.redis.ask("CLIENT", "KILL", "TYPE", "pubsub")
+    sent = [stack.send("probe.mark", "victim", queue=name) for name in ("one", "two")]
+    client(stack, f"app.control.revoke({[one.id for one in sent]!r})")
+    nodes[0].process.signal(signal.SIGCONT)
+    release(stack, "held")
+
+    for name in ("one", "two"):
+        stack.send("probe.mark", f"after-{name}", queue=name)
+        stack.world.wait_started(f"after-{name}")
+
+    assert [one.state for one in sent] == ["REVOKED"] * 2
+    assert not stack.world.started("victim")
+
+
+# What is kept, and for how long.
+
+
+@pytest.fixture
+def raw(stack: Stack) -> redis.Redis:
+    return redis.Redis(port=stack.redis.port, password=stack.redis.password)
+
+
+def test_what_has_been_kept_for_long_enough_is_forgotten(
+    stack: Stack, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revoked, "KEPT_SECONDS", 1)
+    sent = stack.send("probe.mark", "old")
+    revoked.keep(raw, REVOKED_TASKS, [sent.id])
+    wait_until(lambda: not raw.exists(REVOKED_TASKS), PATIENCE, "the last one of them is forgotten")
+
+    node(stack)
+
+    assert sent.get(timeout=PATIENCE) == "old"
+
+
+def test_what_is_forgotten_is_neither_read_nor_kept_beside_what_is_new(raw: redis.Redis) -> None:
+    raw.zadd(REVOKED_TASKS, {"old": time() - 1})
+    raw.zadd(REVOKED_STAMPS, {'["owner", "old"]': time() - 1})
+    assert revoked.load(raw) == revoked.Revoked({}, {})
+
+    revoked.keep_command(raw, "revoke", {"task_id": "new"})
+    revoked.keep_command(raw, "revoke_by_stamped_headers", {"headers": ["owner=a=b", "count=1"]})
+
+    found = revoked.load(raw)
+    assert list(found.ids) == ["new"]
+    assert set(found.stamps) == {'["owner", "a=b"]', '["count", "1"]'}
+    for left in (*found.ids.values(), *found.stamps.values()):
+        assert revoked.KEPT_SECONDS - PATIENCE < left <= revoked.KEPT_SECONDS
+    for key, members in ((REVOKED_TASKS, 1), (REVOKED_STAMPS, 2)):
+        assert raw.zcard(key) == members
+        assert 0 < raw.ttl(key) <= revoked.KEPT_SECONDS
+
+
+def test_no_more_are_kept_than_a_node_has_room_for(raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revoked, "MOST", 3)
+    revoked.keep(raw, REVOKED_TASKS, ["first"])
+    revoked.keep(raw, REVOKED_TASKS, ["a", "b"])
+    revoked.keep(raw, REVOKED_TASKS, ["c"])
+
+    assert list(revoked.load(raw).ids) == ["a", "b", "c"]
+
+
+def test_celerys_book_of_stamps_holds_what_a_bounded_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revoked, "_stamps", LimitedSet(maxlen=2))
+    monkeypatch.setattr(worker_state, "revoked_stamps", {})
+    headers = {"owner": ["a", "b"], "count": 1}
+
+    for _ in range(3):
+        revoked.learn_stamps(revoked.as_stamps(headers))
+
+    assert worker_state.revoked_stamps == {"owner": ["b"], "count": [1]}
+
+
+def test_every_id_that_json_can_spell_is_kept(raw: redis.Redis) -> None:
+    ids = ["\ud800", "ü", "a b", ""]
+    revoked.keep(raw, REVOKED_TASKS, ids)
+
+    assert set(revoked.load(raw).ids) == set(ids)
+
+
+def test_a_stamped_header_without_a_value_is_refused_before_anybody_is_told(stack: Stack) -> None:
+    command = stack.celery("control revoke_by_stamped_headers owner")
+
+    assert command.exits(PATIENCE) != 0
+    command.says("a stamped header is written name=value, not 'owner'")
+
+
+# What it costs.
+
+
+def test_no_task_asks_redis_what_is_revoked(stack: Stack, raw: Any, pool: str) -> None:
+    hears(stack, node(stack, pool))
+    stack.send("probe.mark", "before")
+    stack.world.wait_started("before")
+    with raw.monitor() as monitor:
+        for number in range(20):
+            stack.send("probe.mark", f"one-{number}")
+        stack.send("probe.mark", "last").get(timeout=PATIENCE)
+        stack.redis.ask("ECHO", "the end")
+        seen = []
+        while "ECHO the end" not in seen:
+            seen.append(monitor.next_command()["command"])
+
+    assert sum("probe.mark" in command for command in seen) > 20, seen
+    assert not [command for command in seen if REVOKED_TASKS in command or REVOKED_STAMPS in command]
+
+
+# When Redis refuses.
+
+
+@pytest.fixture
+def full(stack: Stack) -> Callable[[bool], None]:
+    def make(full: bool) -> None:
+        used = int(stack.redis.client().info("memory")["used_memory"])
+        stack.redis.ask("CONFIG", "SET", "maxmemory", str(used // 2) if full else "0")
+
+    return make
+
+
+def test_a_full_redis_keeps_what_is_revoked(stack: Stack, full: Callable[[bool], None]) -> None:
+    victim = stack.send("probe.mark", "victim")
+    full(True)
+
+    assert not client(stack, f"app.control.revoke({victim.id!r})")
+
+    full(False)
+    node(stack)
+    never_runs(stack, victim)
+
+
+def test_a_node_on_a_full_redis_revokes_what_it_hears(
+    stack: Stack, full: Callable[[bool], None], raw: redis.Redis, pool: str
+) -> None:
+    hears(stack, node(stack, pool))
+    stack.send("probe.hold", "held")
+    stack.world.wait_started("held")
+    victim = stack.send("probe.mark", "victim")
+    full(True)
+
+    stack.client.control.revoke(victim.id)
+
+    if pool != "solo":
+        # The others hear it while a task runs.
+        stack.world.wait_until(lambda: revoked.load(raw).ids, PATIENCE, "it is kept")
+    full(False)
+    release(stack, "held")
+    never_runs(stack, victim)
+
+
+def test_nodes_and_clients_that_may_not_keep_what_is_revoked_say_so_and_work(stack: Stack) -> None:
+    allowed = ("celery*", "*.celery.pidbox*", "_kombu*", "unacked*", "sweeps", "scheduled*", "dead*", "published*")
+    stack.redis.ask("ACL", "SETUSER", "default", "resetkeys", *(f"~{pattern}" for pattern in allowed))
+
+    one = hears(stack, node(stack))
+
+    one.says("ERROR .*What was revoked before cannot be read from Redis, and may run here: .*permission")
+    said = client(stack, "app.control.revoke('any')")
+    assert "revoke is not kept in Redis: only nodes that hear it now know of it: " in said
+    [answer] = stack.client.control.revoke("victim", reply=True, timeout=PATIENCE, limit=1)
+    assert "flagged as revoked, but in this node only, and not kept in Redis: " in answer[NODE]["ok"]
+    one.says("WARNING .*Revoked in this node only, and not kept in Redis: .*permission", times=2)
+    never_runs(stack, stack.send("probe.mark", "victim", task_id="victim"))
+
+
+def test_a_client_fails_as_ever_while_redis_is_away(stack: Stack) -> None:
+    stack.redis.stop()
+
+    command = stack.celery("control revoke any")
+
+    assert command.exits(PATIENCE) != 0
+    command.says("Could not connect to the message broker")

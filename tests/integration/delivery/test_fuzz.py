@@ -1,0 +1,607 @@
+"""Messages and queue names that nobody would send: delivered as they are, or parked with exactly their bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from kombu import Consumer, Producer, Queue
+
+from services.broker import scripts
+from services.broker.keys import (
+    BINDINGS,
+    DEAD,
+    DEAD_LETTER,
+    DEAD_LETTERS,
+    HELD,
+    PRIORITY_SEPARATOR,
+    PRIORITY_STEPS,
+    SCHEDULED,
+    SCHEDULED_MESSAGES,
+    SWEEPS,
+    UNACKED,
+    UNACKED_INDEX,
+    UNACKED_LEASES,
+    UNACKED_STARTED,
+    lists_of,
+)
+from services.broker.messages import of_record
+from services.delayed import scheduled
+from services.delayed.rate_limits import Rate
+from services.delivery import sweeper
+from services.delivery.claim import MOST, Claim, claimed, command
+from services.delivery.unacked import Rules, clock
+from tests.support.broker import PATIENCE, Broker, Inbox
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
+from tests.support.world import World
+
+pytestmark = pytest.mark.each_redis
+
+RULES = Rules(lease=3600, max_deliveries=1000, visibility_timeout=3600, priority_steps=PRIORITY_STEPS)
+STEPS = scripts.as_json(PRIORITY_STEPS)
+# Larger than any buffer between here and Redis, and than what one claim takes beside others.
+LARGE = 10_000_000
+# Deeper than Lua's reader follows (1000), and than Python's.
+DEEP, DEEPER = 2000, 200_000
+
+BODY = b64encode(b"the body").decode()
+
+
+def kombus(**changes: Any) -> bytes:
+    """A message as kombu writes it, except for `changes`."""
+    properties = {"delivery_tag": "t", "delivery_info": {"exchange": "", "routing_key": "q"}, "priority": 0}
+    plain = {"body": BODY, "content-encoding": "binary", "content-type": "application/data", "headers": {}}
+    return json.dumps({**plain, "properties": {**properties, "body_encoding": "base64"}, **changes}).encode()
+
+
+def spliced(text: bytes, *, into: bytes = b'"headers": {}') -> bytes:
+    """A message of kombu's with raw text in its headers."""
+    whole = kombus()
+    assert into in whole
+    return whole.replace(into, b'"headers": {"x": %s}' % text)
+
+
+# Messages that can be delivered.
+GOOD = {
+    "plain": kombus(),
+    "large": kombus(body=b64encode(b"x" * LARGE).decode()),
+    "exotic floats": spliced(b"[1e400, -1e400, -0.0, 1E+2, 5e-324, 0.1000000000000000055511151231257827]"),
+    "not quite JSON": spliced(b"[NaN, Infinity, -Infinity]"),
+    "large numbers": spliced(b"[%d, -%d, 18446744073709551616]" % (10**300, 10**300)),
+    "the same key twice": spliced(b'1, "x": 2, "x": {}'),
+    "empty tables": spliced(b'[[], {}, [[]], {"": {}}]'),
+    "half a pair": spliced(b'"\\ud800 \\udfff"'),
+    "an escaped NUL": spliced(b'"a\\u0000b"'),
+    "any character": spliced('"ü 日本 😀 \u2028 \x7f"'.encode()),
+    "our separator": spliced(rb'",\"\",\"x\"]"'),
+    "our separator as keys": spliced(b'["a","","x"]'),
+    "our count": spliced(b'"{\\"delivery_count\\":7,"'),
+    "a count of its own": b'{"delivery_count":7,' + kombus()[1:],
+    "a count that is none": b'{"delivery_count":1.5,' + kombus()[1:],
+    "a count that is text": b'{"delivery_count":"7",' + kombus()[1:],
+    "a large count": b'{"delivery_count":%d,' % 10**15 + kombus()[1:],
+    "two counts": b'{"delivery_count":2,"requeue_count":3,' + kombus()[1:],
+    "two counts and spaces": b' { "delivery_count": 2 , "requeue_count" : 1000 , ' + kombus()[1:],
+    "a second count that is none": b'{"delivery_count":1,"requeue_count":"3",' + kombus()[1:],
+    "a count at its end": kombus()[:-1] + b',"delivery_count":7}',
+    "spaces": b' \n{ "delivery_count" : 2 , ' + kombus()[1:] + b"\t\n",
+    "no headers": kombus(headers=None),
+    "no priority": kombus(properties={"body_encoding": "base64"}),
+    "a priority that is none": kombus(properties={"body_encoding": "base64", "priority": {"a": []}}),
+    "a tag that is none": kombus(properties={"body_encoding": "base64", "delivery_tag": [1]}),
+}
+# Messages that no consumer can be given.
+BAD = {
+    "nothing": b"",
+    "space": b" ",
+    "an empty object": b"{}",
+    "an empty list": b"[]",
+    "null": b"null",
+    "a number": b"17",
+    "text": b'"text"',
+    "no JSON": b"hello, world",
+    "the beginning of one": b'{"body": ',
+    "an open brace": b"{",
+    "not UTF-8": b"\xff\xfe\x00\x80",
+    "not UTF-8 within": spliced(b'"\xff\xfe"'),
+    "a byte order mark": b"\xef\xbb\xbf" + kombus(),
+    "NUL": b"\x00",
+    "NUL within": spliced(b'"a\x00b"'),
+    "large and no JSON": b"x" * LARGE,
+    "nested too deep": spliced(b"[" * DEEPER + b"]" * DEEPER),
+    "a number that is too large": spliced(b"1" * 5000),
+    "our separator and no more": b',"","x"]',
+    "our record": b'[{},"","x"]',
+    "our count and no more": b'{"delivery_count":7,',
+    "only our count": b'{"delivery_count":7}',
+    "a decimal that is none": spliced(b'{"__type__": "decimal", "__value__": "none"}'),
+    "bytes that are none": spliced(b'{"__type__": "bytes", "__value__": 1}'),
+    "a UUID that is none": spliced(b'{"__type__": "uuid", "__value__": {"int": "a"}}'),
+    "a type that is none": spliced(b'{"__type__": "none", "__value__": 1}'),
+    "an object that becomes another": b'{"__type__": "bytes", "__value__": "a"}',
+    "no properties": b'{"body": ""}',
+    "properties in a list": kombus(properties=[]),
+    "headers in a list": kombus(headers=[1]),
+    "a body that is a number": kombus(body=17),
+    "a body that is no base64": kombus(body="a"),
+    "an encoding that is none": kombus(properties={"body_encoding": "rot13"}),
+    "an encoding that is a number": kombus(properties={"body_encoding": 1}),
+    "a delivery info in a list": kombus(properties={"body_encoding": "base64", "delivery_info": [1]}),
+}
+# How deep Python's own reader goes differs from version to version.
+EITHER = {"nested deep": spliced(b"[" * DEEP + b"]" * DEEP)}
+ALL = GOOD | BAD | EITHER
+QUEUES = (
+    "celery", 'quo"te', "back\\slash", 'com,ma"', ',"","x"]', '"', "\\", '\\"', "]", "[{}]", "schön 日本 😀", "a b\tc",
+    "new\nline", "\x00", "\x7f", "'", "%s%(.*)", "x" * 1000,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(shared_world: World) -> RedisServer:
+    return shared_world.redis("", lines=["appendonly no"])
+
+
+@pytest.fixture
+def broker(server: RedisServer) -> Any:
+    broker = Broker(server)
+    broker.client.flushall()
+    yield broker
+    broker.close()
+
+
+# --- The ways of a message through the scripts
+
+
+def claim(client: Any, queue: str) -> str:
+    """Claim the only message there is; its tag."""
+    asked = Claim(uuid4().hex, MOST, (queue,), [], clock())
+    [found] = claimed(asked, scripts.CLAIM(client, *command(asked, lists_of(queue), RULES.lease)))
+    assert found.queue == queue
+    return found.tag
+
+
+def end_leases(client: Any, tag: str) -> None:
+    """The process that holds it has died, and others have swept all the time."""
+    client.zadd(UNACKED_LEASES, {tag: 1}, xx=True)
+    client.hset(SWEEPS, mapping={"last": client.time()[0], "rest": 0})
+
+
+def give_back(client: Any, tag: str) -> None:
+    assert scripts.RESTORE(client, HELD, [STEPS, tag]) == 1
+
+
+def sweep(client: Any, tag: str) -> None:
+    end_leases(client, tag)
+    assert sweeper.sweep(client, RULES).restored == 1
+
+
+def sweep_started(client: Any, tag: str) -> None:
+    client.sadd(UNACKED_STARTED, tag)
+    sweep(client, tag)
+
+
+def crash(client: Any, tag: str) -> None:
+    rules = [STEPS, RULES.max_deliveries, DEAD_LETTER, tag, "signal 9"]
+    assert scripts.CRASH(client, [*HELD, *DEAD], rules) in (0, 1)
+
+
+def postpone(client: Any, tag: str) -> None:
+    field = scripts.POSTPONE(client, [*HELD, SCHEDULED, SCHEDULED_MESSAGES], [tag, 1, "", "id"])
+    assert field == b"id"
+    assert sweeper.sweep(client, RULES).promoted == 1
+
+
+def requeue(client: Any, tag: str) -> None:
+    rules = [RULES.max_requeues, DEAD_LETTER, tag, 1, 60, "id"]
+    letter, _ = scripts.REQUEUE(client, [*HELD, *DEAD, SCHEDULED, SCHEDULED_MESSAGES], rules)
+    if not letter:
+        # Its time has come.
+        client.zadd(SCHEDULED, {"id": 1}, xx=True)
+        assert sweeper.sweep(client, RULES).promoted == 1
+
+
+def reject(client: Any, tag: str) -> None:
+    assert scripts.REJECT(client, [*HELD, *DEAD], [tag, "reason", "detail", DEAD_LETTER, "0"]) == 1
+
+
+Way = Callable[[Any, str], None]
+UNCHANGED: tuple[Way, ...] = (give_back, postpone)
+COUNTED: tuple[Way, ...] = (sweep_started, crash)
+WAYS: tuple[Way, ...] = (*UNCHANGED, *COUNTED, sweep, requeue, reject)
+COUNTS = re.compile(
+    rb'[ \t\n\v\f\r]*\{\s*"delivery_count"\s*:\s*(\d+)\s*'
+    rb'(?:,\s*"requeue_count"\s*:\s*(\d+)\s*(?=[,}]))?(?:,\s*|(?=\}))'
+)
+
+
+def counted(message: bytes, starts: int, requeues: int) -> tuple[bytes, int, int]:
+    """A message with so many more starts and requeues, and how many of each there were before."""
+    found, opened = COUNTS.match(message), re.match(rb"[ \t\n\v\f\r]*\{", message)
+    count, asked = (int(found[1]), int(found[2] or 0)) if found else (1, 0)
+    if not opened:
+        return message, count, asked
+    rest = message[(found or opened).end() :]
+    counts = b'{"delivery_count":%d' % (count + starts)
+    if asked + requeues:
+        counts += b',"requeue_count":%d' % (asked + requeues)
+    return counts + (b"" if re.match(rb"\s*\}", rest) else b",") + rest, count, asked
+
+
+def check(client: Any, queue: str, message: bytes, way: Way) -> None:
+    """Claim a message and send it on its way: it is where it should be, and nowhere else."""
+    client.flushall()
+    client.lpush(queue, message)
+    way(client, claim(client, queue))
+    lists = [raw for name in lists_of(queue) for raw in client.lrange(name, 0, -1)]
+    letters = [
+        client.hmget(f"{DEAD_LETTER}{number.decode()}", "message", "queue")
+        for number in client.zrange(DEAD_LETTERS, 0, -1)
+    ]
+    after, count, asked = counted(message, way in COUNTED, way is requeue)
+    too_often = (way in COUNTED and count >= RULES.max_deliveries) or (way is requeue and asked >= RULES.max_requeues)
+    if way is reject or too_often:
+        assert (lists, letters) == ([], [[message, queue.encode()]])
+    else:
+        assert (lists, letters) == ([message if way in UNCHANGED else after], [])
+    for key in (UNACKED, UNACKED_INDEX, UNACKED_LEASES, UNACKED_STARTED, SCHEDULED, SCHEDULED_MESSAGES):
+        assert not client.exists(key), key
+
+
+def wait_for_token(client: Any, due: float) -> None:
+    """The only message there is goes to wait for a token."""
+    token = Rate.of("a [task]", 1, "node")._token(due, 1)
+    keys = [*HELD, SCHEDULED, SCHEDULED_MESSAGES]
+    assert scripts.POSTPONE(client, keys, [claim(client, "celery"), due, token, "id"]) == b"id"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_waits_for_its_rate_has_its_own_bytes_again_for_others(broker: Broker, name: str) -> None:
+    broker.client.lpush("celery", ALL[name])
+    for due in (2.0, 3.0):
+        wait_for_token(broker.client, due)
+        if name in GOOD:
+            marked = json.loads(of_record(broker.client.hget(SCHEDULED_MESSAGES, "id")))
+            assert marked["rate_limit_token"] == ["a [task]", "1.000000000", "node", due, 1]
+        assert sweeper.sweep(broker.client, RULES).promoted == 1
+    wait_for_token(broker.client, 4.0)
+
+    scheduled.to_plain(broker.client)
+
+    assert broker.client.lrange("celery", 0, -1) == [ALL[name]]
+
+
+def test_what_is_replayed_has_waited_for_no_rate(broker: Broker) -> None:
+    broker.client.lpush("celery", kombus())
+    wait_for_token(broker.client, 2.0)
+    assert sweeper.sweep(broker.client, RULES).promoted == 1
+    reject(broker.client, claim(broker.client, "celery"))
+    assert b"rate_limit_token" in broker.client.hget(f"{DEAD_LETTER}1", "message")
+
+    scripts.REPLAY(broker.client, [DEAD_LETTERS, DEAD[-1]], [STEPS, DEAD_LETTER, 1])
+
+    assert broker.client.lrange("celery", 0, -1) == [kombus()]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("name", ALL)
+def test_no_message_is_damaged_on_its_way(broker: Broker, name: str, way: Way) -> None:
+    check(broker.client, "celery", ALL[name], way)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("queue", QUEUES, ids=repr)
+def test_a_message_finds_back_to_a_queue_of_any_name(broker: Broker, queue: str, way: Way) -> None:
+    for message in (kombus(), b"", spliced(rb'",\"\",\"x\"]"'), b',"","x"]'):
+        check(broker.client, queue, message, way)
+
+
+PIECES = st.sampled_from([
+    b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b" ", b"\n", b"\x00", b"\xff", b'"delivery_count"', b"7", b"1.5",
+    b"1e400", b',"","x"]', b'{"delivery_count":7,', b'"requeue_count":2', b'"properties"', b'{"priority":', b"null",
+    b'"__type__"',
+])  # fmt: skip
+MESSAGES = st.binary(max_size=60) | st.lists(PIECES, max_size=12).map(b"".join)
+# Hypothesis tries words of the code as well, and no queue has the name of a key that is none.
+OWN_KEYS = {*HELD, *DEAD, SWEEPS, SCHEDULED, SCHEDULED_MESSAGES}
+CHARACTERS = st.characters(codec="utf-8", exclude_characters=PRIORITY_SEPARATOR)
+QUEUE_NAMES = st.text(CHARACTERS, min_size=1, max_size=20).filter(lambda name: name not in OWN_KEYS)
+
+
+def test_no_message_whatever_is_damaged_on_its_way(broker: Broker) -> None:
+    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(message=MESSAGES, queue=QUEUE_NAMES | st.sampled_from(QUEUES), way=st.sampled_from(WAYS))
+    @example(message=b'{"delivery_count":1.5,"a":1}', queue="celery", way=crash)
+    def run(message: bytes, queue: str, way: Way) -> None:
+        check(broker.client, queue, message, way)
+
+    run()
+
+
+# --- Through a consumer
+
+
+def letters(broker: Broker) -> list[bytes]:
+    """The messages that are parked."""
+    numbers = [number.decode() for number in broker.client.zrange(DEAD_LETTERS, 0, -1)]
+    return [broker.client.hget(f"{DEAD_LETTER}{number}", "message") for number in numbers]
+
+
+def receive(broker: Broker, expected: int, queue: str = "celery") -> list[Any]:
+    """Consume until all is delivered or parked; what was delivered."""
+    got: list[Any] = []
+
+    def keep(message: Any) -> None:
+        got.append(message)
+        message.ack()
+
+    channel = broker.connect().channel()
+    consumer = Consumer(channel, [Queue(queue, no_declare=True)], on_message=keep)
+    consumer.qos(prefetch_count=3)
+    with consumer:
+        wait_until(
+            lambda: _drained(channel) and len(got) + broker.client.zcard(DEAD_LETTERS) >= expected,
+            6 * PATIENCE,
+            f"{expected} messages are delivered or parked",
+            lambda: f"delivered: {len(got)}, parked: {broker.client.zcard(DEAD_LETTERS)}",
+            0,
+        )
+    broker.nothing_is_left()
+    assert not broker.client.exists(*lists_of(queue))
+    return got
+
+
+def _drained(channel: Any) -> bool:
+    with suppress(TimeoutError):
+        channel.connection.client.drain_events(timeout=0.05)
+    return True
+
+
+def test_a_consumer_gets_what_can_be_read_and_survives_the_rest(broker: Broker) -> None:
+    for message in ALL.values():
+        broker.client.lpush("celery", message)
+    got = receive(broker, len(ALL))
+
+    deep, parked = EITHER["nested deep"], letters(broker)
+    bad = [*BAD.values(), *([deep] if deep in parked else [])]
+    assert sorted(parked) == sorted(bad)
+    assert len(got) == len(GOOD) + (deep not in parked)
+    for message, sent in zip(got, [*GOOD.values(), deep], strict=False):
+        assert_is_unchanged(message, sent)
+
+
+def assert_is_unchanged(message: Any, sent: bytes) -> None:
+    """What a consumer got is what was sent, apart from what a delivery adds."""
+    fields = json.loads(sent)
+    counts = [fields.pop(name, 0) for name in ("delivery_count", "requeue_count")]
+    count, asked = (value if isinstance(value, int) else 0 for value in counts)
+    assert message.body == (b"x" * LARGE if len(sent) > LARGE else b"the body")
+    headers = dict(message.headers)
+    if fields["headers"] is not None:
+        assert (headers.pop("delivery_count"), headers.pop("requeue_count")) == (max(1, count) + asked, asked)
+    assert repr(headers) == repr(fields["headers"] or {})
+    if count:
+        info = fields["properties"].get("delivery_info") or {}
+        fields["properties"]["delivery_info"] = info | {"redelivered": True}
+    ours = {"delivery_tag"}
+    assert {k: v for k, v in message.properties.items() if k not in ours} == {
+        k: v for k, v in fields["properties"].items() if k not in ours
+    }
+
+
+@pytest.mark.parametrize("name", [*BAD, "plain"])
+def test_basic_get_parks_what_cannot_be_read(broker: Broker, name: str) -> None:
+    broker.client.lpush("celery", ALL[name])
+    message = broker.connect().channel().basic_get("celery")
+    if name in GOOD:
+        message.ack()
+    else:
+        assert message is None
+        wait_until(lambda: letters(broker) == [ALL[name]], PATIENCE, "it is parked", broker.describe)
+    broker.nothing_is_left()
+
+
+def test_a_queue_without_acknowledgements_beside_others_survives_what_cannot_be_read(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    Inbox(channel, "acknowledged")
+    inbox = Inbox(channel, "celery", no_ack=True, ack=False)
+    for message in BAD.values():
+        broker.client.lpush("celery", message)
+    broker.send("celery", "the last")
+    assert inbox.drain(1, broker) == ["the last"]
+    broker.nothing_is_left()
+
+
+@pytest.mark.parametrize("queue", QUEUES, ids=repr)
+def test_a_consumer_gets_the_messages_of_a_queue_of_any_name(broker: Broker, queue: str) -> None:
+    Producer(broker.connect().channel()).publish("sent", routing_key=queue, priority=6)
+    channel = broker.connect().channel()
+    first = Inbox(channel, queue, ack=False)
+    assert first.drain(1, broker) == ["sent"]
+    channel.close()
+    wait_until(lambda: not broker.client.exists(UNACKED), PATIENCE, "it goes back", broker.describe)
+    second = Inbox(broker.connect().channel(), queue)
+    assert second.drain(1, broker) == ["sent"]
+    broker.nothing_is_left()
+
+
+def test_a_consumer_that_raises_keeps_what_it_has_and_gets_the_rest(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    got = []
+
+    def fail(message: Any) -> None:
+        got.append(message)
+        raise ZeroDivisionError
+
+    broker.send("celery", *range(3))
+    with Consumer(channel, [Queue("celery", no_declare=True)], on_message=fail):
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                channel.connection.client.drain_events(timeout=PATIENCE)
+        assert broker.held() == 3
+        for message in got:
+            message.ack()
+    broker.nothing_is_left()
+
+
+# --- What stock consumers leave
+
+
+def stock_record(message: bytes, exchange: str = "", key: str = "celery") -> bytes:
+    """A record as kombu writes it."""
+    return json.dumps([json.loads(message), exchange, key]).encode()
+
+
+def restored(client: Any, *records: bytes, queue: str = "celery") -> list[Any]:
+    """What is back on the list when those who took these records have died."""
+    for number, record in enumerate(records):
+        client.hset(UNACKED, f"stock{number}", record)
+        client.zadd(UNACKED_INDEX, {f"stock{number}": number})
+    client.hset(SWEEPS, mapping={"last": client.time()[0], "rest": 0})
+    found = sweeper.sweep(client, RULES)
+    sweeper.restore_overdue(client, found.stock, PRIORITY_STEPS)
+    return [json.loads(raw) for raw in client.lrange(queue, 0, -1)]
+
+
+@pytest.mark.parametrize("changes", [
+    {},
+    {"headers": None},
+    {"headers": []},
+    {"properties": {"delivery_tag": "t"}},
+    {"properties": {"delivery_info": None}},
+    {"properties": {"delivery_info": {}, "priority": "none"}},
+])  # fmt: skip
+def test_what_a_dead_stock_consumer_held_goes_back(broker: Broker, changes: dict[str, Any]) -> None:
+    sent = json.loads(kombus(**changes))
+    [back] = restored(broker.client, stock_record(json.dumps(sent).encode()))
+    assert back["body"] == sent["body"]
+    broker.nothing_is_left()
+
+
+def test_a_record_that_is_no_message_keeps_no_other_one(broker: Broker) -> None:
+    records = [b"none", b"[]", b"[1, 2, 3]", b"\xff", b"[" * DEEPER, stock_record(kombus())]
+    assert len(restored(broker.client, *records)) == 1
+    # Whoever wrote the others may know what they are.
+    assert broker.client.hlen(UNACKED) == len(records) - 1
+
+
+@pytest.mark.parametrize(
+    ("member", "key", "queue"),
+    [
+        (("celery", "", "bound"), "celery", "bound"),
+        (("a.*", r"^a\.[^.]*?$", "bound"), "a.b", "bound"),
+        (("a.#", r"^a\..*?$", "bound"), "a.b.c", "bound"),
+        (("other", "", "bound"), "celery", "celery"),
+    ],
+    ids=["direct", "topic", "topic with several words", "without a binding"],
+)
+def test_a_stock_message_goes_where_its_exchange_says(
+    broker: Broker, member: tuple[str, str, str], key: str, queue: str
+) -> None:
+    broker.client.sadd(f"{BINDINGS}ours", PRIORITY_SEPARATOR.join(member))
+    assert len(restored(broker.client, stock_record(kombus(), "ours", key), queue=queue)) == 1
+
+
+# --- Through a worker
+
+ADD = "services.tasks.arithmetic.add"
+# What may stand in a task's headers and should not.
+ODD_HEADERS: dict[str, list[Any]] = {
+    "eta": ["garbage", 5, [], {"a": 1}, "9999-12-31T23:59:59.999999+00:00", "0001-01-01T00:00:00"],
+    "expires": ["garbage", -5, [], {"a": 1}, 1e300],
+    "timelimit": [5, "ab", [1], [None] * 3, {"a": 1}, ["a", "b"], [-1, -1]],
+    "retries": ["a", [], -1, 10**30],
+    "group": [5, [], {}],
+    "parent_id": [5, []],
+    "root_id": [{}, 5],
+    "origin": [5, []],
+    "shadow": [5, [], {}],
+    "argsrepr": [5, [], {}],
+    "kwargsrepr": [5, []],
+    "lang": [5, "c++"],
+    "ignore_result": ["a", []],
+    "stamps": [5, {"a": 5}],
+    "stamped_headers": [5, ["a"], {"a": 1}],
+    "replaced_task_nesting": ["a", []],
+    "id": ["", 5, None, [], "\ud800", "x" * 100_000, "a b", "../a"],
+    "task": ["", 5, None, [], "\ud800", "services.tasks.arithmetic", "no.such.task"],
+    "compression": ["gzip", "none", 5],
+    "delivery_count": ["a", -1],
+    "requeue_count": ["a", -1],
+}
+ODD_BODIES: list[Any] = [
+    None, 5, "a", [], {}, [[], {}], [5, {}, {}], [[], 5, {}], [[], {}, 5], [[4, 3], {}, {"callbacks": 5}],
+    [[4, 3], {}, {"errbacks": [5]}], [[4, 3], {}, {"chain": "a"}], [[4, 3], {}, {"chain": [5]}],
+    [[4, 3], {}, {"chord": 5}], [[4, 3], {"\ud800": 1}, {}], [["\ud800", {}], {}, {}],
+]  # fmt: skip
+ODD_PROPERTIES: dict[str, list[Any]] = {
+    "correlation_id": [5, [], {}],
+    "reply_to": [5, [], {}],
+    "priority": ["a", -5, 100, None],
+    "delivery_info": [None, {}, {"exchange": 5, "routing_key": []}],
+}
+
+
+def task(body: Any = ((4, 3), {}, {}), properties: Any = None, count: int = 0, **headers: Any) -> bytes:
+    """A message as Celery writes it, except for what is given."""
+    plain = {"task": ADD, "id": uuid4().hex, "retries": 0, "eta": None, "expires": None, "timelimit": [None, None]}
+    fields = {
+        **({"delivery_count": count} if count else {}),
+        "body": b64encode(json.dumps(body).encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {**plain, "lang": "py", **headers},
+        "properties": {
+            "body_encoding": "base64",
+            "delivery_info": {"exchange": "", "routing_key": "celery"},
+            **(properties or {}),
+        },
+    }
+    return json.dumps(fields).encode()
+
+
+def old_task(name: str, count: int) -> bytes:
+    """A message in the first version of Celery's protocol, without headers."""
+    fields = json.loads(task({"task": name, "id": uuid4().hex, "args": [4, 3], "kwargs": {}}, count=count))
+    return json.dumps(fields | {"headers": {}}).encode()
+
+
+def odd_tasks() -> list[bytes]:
+    """Messages that a worker cannot do much with."""
+    return [
+        *BAD.values(),
+        *(task(**{name: value}) for name, values in ODD_HEADERS.items() for value in values),
+        *(task(body) for body in ODD_BODIES),
+        *(task(properties={name: value}) for name, values in ODD_PROPERTIES.items() for value in values),
+        *(old_task(name, count) for name in (ADD, "no.such.task") for count in (0, 2)),
+        task(count=2),
+        task(task="no.such.task", count=2),
+    ]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_worker_survives_every_message_and_leaves_none(world: World, pool: str) -> None:
+    stack = world.stack(world.redis(""), WORKER_CONCURRENCY="1", WORKER_POOL=pool)
+    client = redis.Redis(port=stack.redis.port)
+    for message in odd_tasks():
+        client.lpush("celery", message)
+    worker = stack.worker()
+    assert stack.send(ADD, 4, 3).get(timeout=3 * PATIENCE) == 7
+
+    def all_done() -> bool:
+        assert worker.process.count("ready") <= 1, worker.process.log()[-20_000:]
+        return not client.exists("celery", UNACKED)
+
+    world.wait_until(all_done, 3 * PATIENCE, "nothing is left")
+    assert worker.process.count("nrecoverable") == 0
+    assert client.zcard(DEAD_LETTERS) >= len(BAD)

@@ -1,0 +1,986 @@
+"""Deliveries against a model, step by step on a real Redis: no message is ever in zero places, or in two.
+
+The model knows every list, every record and every dead letter, and after each step Redis has to hold exactly that.
+Nothing here runs by itself: a process is a holder whose keeper does what the test says, and leases end because the
+test puts their ends into the past.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any, NamedTuple, TypeVar
+
+import kombu
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from services.broker import headroom, messages, scripts
+from services.broker.keys import (
+    BINDINGS,
+    DEAD_LETTER,
+    DEAD_LETTERS,
+    DEAD_LETTERS_UNTOLD,
+    PRIORITY_SEPARATOR,
+    PRIORITY_STEPS,
+    PUBLISHED,
+    SCHEDULED,
+    SCHEDULED_MESSAGES,
+    SWEEPS,
+    UNACKED,
+    UNACKED_INDEX,
+    UNACKED_LEASES,
+    UNACKED_STARTED,
+    lists_of,
+    scheduled_fields,
+)
+from services.broker.retry import Patience
+from services.delayed import scheduled
+from services.delivery import sweeper
+from services.delivery.claim import Claim, Claims, claimed, command
+from services.delivery.lease_manager import Keeper
+from services.delivery.unacked import UNKNOWN_TASK, Holder, Rules, clock
+from tests.support.redis_server import RedisServer
+from tests.support.world import World
+
+pytestmark = pytest.mark.each_redis
+
+T = TypeVar("T")
+
+# So long that no lease ends by itself during an example.
+RULES = Rules(lease=3600, max_deliveries=4, visibility_timeout=7200, priority_steps=PRIORITY_STEPS, max_requeues=2)
+# The counts that stand first in a message.
+COUNTS = re.compile(
+    rb'\s*\{\s*"delivery_count"\s*:\s*(\d+)\s*(?:,\s*"requeue_count"\s*:\s*(\d+)\s*(?=[,}]))?(,\s*|(?=\}))'
+)
+# Names that need care between the quotes of a record.
+QUEUES = ("celery", 'quo"te,d', "schön\\")
+# All postponed tasks have the same id, in which there is half a character.
+TASK = "half: \ud800"
+LETTERS = (DEAD_LETTERS, DEAD_LETTERS_UNTOLD)
+PROCESSES = PRODUCERS = 3
+LONG_AGO = 100_000
+FILLER_BYTES = 20_000_000
+MOSTLY = st.sampled_from([True, True, True, False])
+# Enough to reach what takes several steps, such as a crash of the last delivery.
+STEPS = 50
+# Three seconds; and half a minute.
+EXAMPLES = (20, pytest.param(200, marks=pytest.mark.slow))
+MARK = re.compile(rb"<message (\d+)>")
+# An example that is tried again has to come to the same.
+SAME_CHANCE = scripts.of(re.sub(r"(?<=math\.randomseed)\(.*\)", "(1)", scripts.SWEEP.text))
+
+# What stands in a message beside its mark; each is a pair of texts around it. All but the first are no messages of
+# kombu's, and a stock consumer would not survive them.
+SHAPES = (
+    "kombu",
+    '{{"delivery_count":2,"body":"{mark}","properties":{{"priority":{priority}}},"headers":{{"id":"same"}}}}',
+    '{{"delivery_count":3,"body":"{mark}","properties":{{"priority":{priority}}}}}',
+    ' {{ "delivery_count" : 1 , "body":"{mark}","properties":{{"priority":{priority}}}}}',
+    '{{ "delivery_count": 2, "requeue_count" : 1 , "body":"{mark}","properties":{{"priority":{priority}}}}}',
+    '{{"delivery_count":1,"requeue_count":1.5,"body":"{mark}","properties":{{"priority":{priority}}}}}',
+    '{{"delivery_count":1.5,"body":"{mark}","properties":{{"priority":{priority}}}}}',
+    '{{"body":"{mark}","f":1e400,"g":0.1000000000000000055,"e":{{}},"l":[],"properties":{{"priority":{priority}}}}}',
+    '{{"body":"{mark} ,\\"\\",\\"x\\"]","properties":{{"priority":{priority}}}}}',
+    '{mark},"","x"]',
+    '[{mark}\x00"\\',
+    "",
+)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a producer is going to publish, and how often it has to try."""
+
+    queue: str
+    priority: int
+    shape: str
+    exchange: str
+    producer: int
+    times: int
+
+    def text(self, mark: str) -> bytes:
+        """The message."""
+        if self.shape == "kombu":
+            return json.dumps(kombu_message(mark, self.queue, self.priority, self.exchange)).encode()
+        return self.shape.format(mark=mark, priority=self.priority).encode()
+
+
+# The queues of a claim: one or more, in any order.
+QUEUE_LISTS = st.permutations(QUEUES).flatmap(lambda queues: st.integers(1, len(queues)).map(lambda of: queues[:of]))
+DRAFTS = st.builds(
+    Draft,
+    queue=st.sampled_from(QUEUES),
+    priority=st.sampled_from([0, 0, 0, 2, 3, 8, 9]),
+    shape=st.sampled_from(["kombu"] * 6 + list(SHAPES)),
+    exchange=st.sampled_from(["", "bound", "unbound"]),
+    producer=st.integers(0, PRODUCERS - 1),
+    times=st.integers(1, 2),
+)
+
+
+@dataclass(eq=False)
+class Message:
+    """What the model knows of a message: where it is said by the books that name it."""
+
+    number: int
+    raw: bytes
+    queue: str
+    step: int
+
+    @property
+    def list(self) -> str:
+        return self.queue if self.step == 0 else f"{self.queue}{PRIORITY_SEPARATOR}{self.step}"
+
+    @property
+    def count(self) -> int:
+        """How often it has been started without asking to be run later, as the message says."""
+        found = COUNTS.match(self.raw)
+        return int(found[1]) if found else 1
+
+    @property
+    def requeues(self) -> int:
+        """How often its task has asked to be run later."""
+        found = COUNTS.match(self.raw)
+        return int(found[2] or 0) if found else 0
+
+    def counted(self, starts: int = 1, requeues: int = 0) -> None:
+        """More starts, or requeues, or the mark that somebody had it: the only change of its bytes that there is."""
+        asked = self.requeues + requeues
+        counts = b'{"delivery_count":%d' % (self.count + starts) + (b',"requeue_count":%d' % asked if asked else b"")
+        opened = COUNTS.match(self.raw) or re.match(rb"\s*\{", self.raw)
+        if opened:
+            rest = self.raw[opened.end() :]
+            self.raw = counts + (b"" if re.match(rb"\s*\}", rest) else b",") + rest
+
+    def uncounted(self) -> None:
+        """As if it had never been started."""
+        if found := COUNTS.match(self.raw):
+            self.raw = b"{" + self.raw[found.end() :]
+
+    @property
+    def record(self) -> bytes:
+        """Its record in `unacked`, as JSON's own rules write the name of a queue."""
+        name = re.sub(r'["\\\x00-\x1f]', lambda found: f"\\u{ord(found[0]):04x}", self.queue)
+        return b'[%s,"","%s"]' % (self.raw, name.encode())
+
+
+class StillKeeper(Keeper):
+    """A keeper whose thread does nothing: the test calls it."""
+
+    def _run(self) -> None:
+        pass
+
+
+@dataclass(eq=False, repr=False)
+class Process:
+    """A process that consumes."""
+
+    name: int
+    holder: Holder
+    keeper: StillKeeper
+    claims: Claims
+    # What it claimed and has not said anything about, and whether it has started that.
+    held: dict[str, bool] = field(default_factory=dict)
+    # Those whose lease has ended while it stood still.
+    frozen: set[str] = field(default_factory=set)
+    # What Redis has still to be told, as its keeper is going to say it.
+    acks: list[str] = field(default_factory=list)
+    returns: list[str] = field(default_factory=list)
+    crashes: list[str] = field(default_factory=list)
+    requeues: list[str] = field(default_factory=list)
+    rejections: list[str] = field(default_factory=list)
+    postponements: list[tuple[str, float, str]] = field(default_factory=list)
+
+    def drop(self, tag: str) -> None:
+        """It does not hold this any more."""
+        self.held.pop(tag, None)
+        self.frozen.discard(tag)
+
+    def __repr__(self) -> str:
+        told = (self.acks, self.returns, self.crashes, self.requeues, self.rejections, self.postponements)
+        return f"<process {self.name} holds {self.held}, has to tell {told}>"
+
+
+@dataclass(eq=False)
+class Stock:
+    """A message that a stock consumer has taken."""
+
+    message: Message
+    handle: Any
+    record: bytes
+    dead: bool = False
+
+
+class Seen(NamedTuple):
+    """What is in Redis: the messages of each list, what is held, what waits for its time, and the dead letters."""
+
+    lists: dict[str, list[bytes]]
+    unacked: dict[bytes, bytes]
+    indexed: list[bytes]
+    leases: list[bytes]
+    started: set[bytes]
+    scheduled: dict[bytes, bytes]
+    due: list[tuple[bytes, float]]
+    letters: dict[int, list[bytes]]
+    untold: set[bytes]
+
+
+class Deliveries(RuleBasedStateMachine):
+    """Producers, processes and stock consumers on one Redis."""
+
+    # redis-py's types say str or bytes of everything.
+    client: Any
+    stock: Any
+    publish_script = scripts.PUBLISH
+
+    def begin(self) -> None:
+        self.client.flushall()
+        self.letters: list[int] = []
+        self.numbers, self.parked, self.moments = count(1), count(1), count()
+        self.messages: dict[int, Message] = {}
+        self.finished: set[int] = set()
+        # The books of the model. A list ends with what is taken next.
+        self.lists: dict[str, list[Message]] = {}
+        self.unacked: dict[str, Message] = {}
+        self.ended: dict[str, float] = {}
+        self.started: set[str] = set()
+        self.stocks: dict[str, Stock] = {}
+        self.scheduled: dict[bytes, tuple[float, Message]] = {}
+        self.dead: dict[int, tuple[Message, str, bytes, int]] = {}
+        # Dead letters whose task does not say FAILURE yet, and those of them that somebody is telling.
+        self.untold: set[int] = set()
+        self.telling: set[int] = set()
+        self.tries: dict[int, tuple[list[Any], list[Any]]] = {}
+        self.names = count(1)
+        self.processes = [self._process(number) for number in range(PROCESSES)]
+
+    def _process(self, number: int) -> Process:
+        holder = Holder(RULES)
+        keeper = StillKeeper(holder, self.client, self.letters.extend)
+        # As its connection for marks does it, but with an answer: a test has to know when it is there.
+        holder.mark_started = lambda tag, acks: self.client.sadd(UNACKED_STARTED, tag)
+        claims = Claims()
+        # Of what is due at the same moment the names decide: an example that is tried again has to have the same.
+        claims._prefix = f"{next(self.names):016x}"
+        return Process(number, holder, keeper, claims)
+
+    # Choices.
+
+    def _pick(self, data: st.DataObject, of: list[T], what: str) -> T:
+        return data.draw(st.sampled_from(of), label=what)
+
+    def _some_holder(self, data: st.DataObject) -> Process:
+        return self._pick(data, [process for process in self.processes if process.held], "process")
+
+    def _someone_holds(self) -> bool:
+        return any(process.held for process in self.processes)
+
+    def _some_tags(self, data: st.DataObject, process: Process, unstarted: bool = False) -> list[str]:
+        """Some of what it holds and has not postponed: that it only gives back."""
+        postponed = {tag for tag, _, _ in process.postponements}
+        tags = [tag for tag, started in process.held.items() if tag not in postponed and not (unstarted and started)]
+        return (
+            data.draw(st.lists(st.sampled_from(tags), min_size=1, max_size=4, unique=True), label="tags")
+            if tags
+            else []
+        )
+
+    # Publishing.
+
+    @initialize(batch=st.lists(DRAFTS, min_size=5, max_size=15))
+    def publish_the_first(self, batch: list[Draft]) -> None:
+        """So that there is something to begin with."""
+        self.begin()
+        self.publish(batch)
+
+    @rule(batch=st.lists(DRAFTS, min_size=1, max_size=3))
+    def publish(self, batch: list[Draft]) -> None:
+        """Messages, some of them sent again because the answer was lost."""
+        for draft in batch:
+            self._publish(draft)
+
+    def _publish(self, draft: Draft) -> None:
+        number = next(self.numbers)
+        raw = draft.text(f"<message {number}>")
+        if not raw and any(one.raw == b"" for one in self._unfinished()):
+            # An empty message bears no mark; one at a time is enough.
+            return
+        step = max(step for step in PRIORITY_STEPS if step <= draft.priority) if b'"priority"' in raw else 0
+        message = self.messages[number] = Message(number, raw, draft.queue, step)
+        if draft.exchange == "bound":
+            self.client.sadd(BINDINGS + draft.exchange, PRIORITY_SEPARATOR.join((draft.queue, "", draft.queue)))
+        # A mark for each thread and list, as the channel makes it.
+        keys = [message.list, f"{PUBLISHED}{draft.producer}:{message.list}"]
+        self.tries[draft.producer] = (keys, [raw, f"tag-{number}", 3600])
+        answers = [self.publish_script(self.client, *self.tries[draft.producer]) for _ in range(draft.times)]
+        assert answers == [1, 0][: draft.times]
+        self.lists.setdefault(message.list, []).insert(0, message)
+
+    @precondition(lambda self: self.tries)
+    @rule(data=st.data())
+    def publish_again(self, data: st.DataObject) -> None:
+        """A producer tries its last message again, however late and whatever has become of it."""
+        assert self.publish_script(self.client, *self._pick(data, list(self.tries.values()), "producer's last")) == 0
+
+    # Claiming.
+
+    @precondition(lambda self: any(self.lists.values()))
+    @rule(data=st.data(), queues=QUEUE_LISTS, credit=st.integers(1, 6), starts=st.sampled_from([0, 0, 1, 2, 6]))
+    def claim(self, data: st.DataObject, queues: list[str], credit: int, starts: int) -> None:
+        """A process takes messages, and begins with some of them."""
+        process = self._pick(data, self.processes, "process")
+        asked, answer, expected = self._ask(process, queues, credit)
+        process.holder.sent(asked.acks)
+        found = claimed(asked, answer)
+        process.holder.hold([one.tag for one in found], 1, asked.since)
+        assert [(one.queue, one.message) for one in found] == [(one.queue, one.raw) for one in expected]
+        process.held |= {one.tag: False for one in found}
+        for one in found[:starts]:
+            self._start(process, one.tag)
+
+    @precondition(lambda self: any(self.lists.values()))
+    @rule(data=st.data(), queues=QUEUE_LISTS, credit=st.integers(1, 6))
+    def lose_the_answer_to_a_claim(self, data: st.DataObject, queues: list[str], credit: int) -> None:
+        process = self._pick(data, self.processes, "process")
+        asked, _, _ = self._ask(process, queues, credit)
+        process.holder.unsent(asked.acks)
+        process.holder.abandon(asked.id, asked.credit)
+        process.acks[:0] = asked.acks
+        process.returns += [f"{asked.id}:{number}" for number in range(1, credit + 1)]
+
+    def _ask(self, process: Process, queues: list[str], credit: int) -> tuple[Claim, list[Any], list[Message]]:
+        asked = Claim(process.claims.next(), credit, tuple(queues), process.holder.acks_for_claim(), clock())
+        lists = [lists_of(queue)[step] for step in range(len(PRIORITY_STEPS)) for queue in queues]
+        answer = scripts.CLAIM(self.client, *command(asked, lists, RULES.lease))
+        assert asked.acks == process.acks
+        process.acks = []
+        for tag in asked.acks:
+            self._finish(tag)
+        expected = list(self._next(queues, credit))
+        for number, message in enumerate(expected, 1):
+            self.unacked[f"{asked.id}:{number}"] = message
+        return asked, answer, expected
+
+    def _next(self, queues: list[str], credit: int) -> Iterator[Message]:
+        """What a claim takes: the most urgent first (0 with kombu on Redis), queue after queue, the oldest of each."""
+        for step in range(len(PRIORITY_STEPS)):
+            lists = [self.lists.get(lists_of(queue)[step], []) for queue in queues]
+            while any(lists):
+                for waiting in lists:
+                    if waiting and credit:
+                        credit -= 1
+                        yield waiting.pop()
+                if not credit:
+                    return
+
+    # What a process says of what it holds.
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        process = self._some_holder(data)
+        for tag in self._some_tags(data, process):
+            self._start(process, tag)
+
+    def _start(self, process: Process, tag: str) -> None:
+        lost = tag not in self.unacked
+        if tag in process.frozen:
+            # It asks before it starts anything whose lease has run out by its own clock.
+            process.holder._held[tag].until = clock() - 1
+        elif lost:
+            # Nobody knows yet; the next renewal tells.
+            return
+        ours = process.holder.hand_over(tag) and process.holder.start(tag)
+        assert ours == (not lost)
+        process.frozen.discard(tag)
+        if lost:
+            del process.held[tag]
+            return
+        process.held[tag] = True
+        self.started.add(tag)
+        # Asking renews.
+        self.ended.pop(tag, None)
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data(), way=st.sampled_from(["ack", "give_back"]), told=MOSTLY)
+    def end(self, data: st.DataObject, way: str, told: bool) -> None:
+        """A process has done something, or will not do it."""
+        self._say(data, way, told)
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data(), way=st.sampled_from(["crash", "crash", "reject", "ask_later", "ask_later"]), told=MOSTLY)
+    def fail(self, data: st.DataObject, way: str, told: bool) -> None:
+        """A child of a process has died, there is nothing to be done with a message, or its task wants to run later."""
+        self._say(data, way, told)
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data(), way=st.sampled_from(["postpone_long", "postpone"]), told=MOSTLY)
+    def put_off(self, data: st.DataObject, way: str, told: bool) -> None:
+        """A process has got what is due tomorrow; or what was due yesterday, which another one will see."""
+        self._say(data, way, told)
+
+    def _say(self, data: st.DataObject, way: str, told: bool) -> None:
+        process = self._some_holder(data)
+        for tag in self._some_tags(data, process, unstarted="postpone" in way):
+            getattr(self, f"_{way}")(process, tag)
+            if "postpone" not in way:
+                # What is said after that, of the same delivery, is said to nobody.
+                process.holder.ack(tag)
+                process.holder.crash(tag, "once more")
+        if told:
+            self._tell(process)
+
+    def _ack(self, process: Process, tag: str) -> None:
+        process.holder.ack(tag)
+        process.drop(tag)
+        process.acks.append(tag)
+
+    def _give_back(self, process: Process, tag: str) -> None:
+        process.holder.give_back([tag])
+        process.drop(tag)
+        process.returns.append(tag)
+
+    def _crash(self, process: Process, tag: str) -> None:
+        process.holder.crash(tag, "signal 9")
+        process.drop(tag)
+        process.crashes.append(tag)
+
+    def _ask_later(self, process: Process, tag: str) -> None:
+        process.holder.requeue(tag, TASK)
+        process.drop(tag)
+        process.requeues.append(tag)
+
+    def _reject(self, process: Process, tag: str) -> None:
+        process.holder.reject(tag, UNKNOWN_TASK, "nobody knows it")
+        process.drop(tag)
+        process.rejections.append(tag)
+
+    def _postpone_long(self, process: Process, tag: str) -> None:
+        self._postpone(process, tag, LONG_AGO)
+
+    def _postpone(self, process: Process, tag: str, seconds: float = -LONG_AGO) -> None:
+        due = sweeper.unix_time() + seconds + next(self.moments)
+        process.holder.postpone(tag, due, TASK)
+        process.postponements.append((tag, due, TASK))
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        """A channel closes: what the pool does not have goes back, also what is about to be postponed."""
+        process = self._some_holder(data)
+        process.holder.release(1)
+        tags = [tag for tag, started in process.held.items() if not started]
+        for tag in tags:
+            process.drop(tag)
+        process.returns += tags
+        self._tell(process)
+
+    @rule(answered=st.booleans())
+    def tell(self, answered: bool) -> None:
+        """All keepers tell Redis what there is to tell; without an answer they say all of it again."""
+        for process in self.processes:
+            self._tell(process, 1 if answered else 2)
+
+    def _tell(self, process: Process, times: int = 1) -> None:
+        work = process.holder.take_work()
+        for _ in range(times if work else 0):
+            process.keeper._settle(replace(work))
+        self.finished_by(process)
+
+    def finished_by(self, process: Process) -> None:
+        """What its keeper has told, in the model."""
+        for tag in process.acks:
+            self._finish(tag)
+        self._settle_in_the_model(process)
+
+    def _settle_in_the_model(self, process: Process) -> None:
+        for tag in reversed(process.returns):
+            if message := self._take(tag):
+                self._requeue(message)
+        for tag in process.crashes:
+            if message := self._take(tag):
+                self._crashed(message)
+        for tag in process.requeues:
+            if message := self._take(tag):
+                self._asked(message, tag)
+        for tag in process.rejections:
+            if message := self._take(tag):
+                self._park(message, UNKNOWN_TASK)
+        for tag, due, _ in process.postponements:
+            message = self._take(tag)
+            process.drop(tag)
+            if message:
+                self.scheduled[self._free_name(tag)] = (due, message)
+        process.acks, process.returns, process.crashes, process.rejections, process.postponements = [], [], [], [], []
+        process.requeues = []
+
+    def _free_name(self, tag: str) -> bytes:
+        return next(name for name in (*scheduled_fields(TASK), tag.encode()) if name not in self.scheduled)
+
+    # Leases.
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        """A keeper renews its leases, and hears of those that it has lost."""
+        process = self._some_holder(data)
+        process.keeper._ask_renewal(*process.holder.leased())
+        process.frozen.clear()
+        for tag in list(process.held):
+            self.ended.pop(tag, None)
+            if tag not in self.unacked:
+                process.drop(tag)
+        assert sorted(process.holder._held) == sorted(process.held)
+
+    @precondition(lambda self: self._someone_holds())
+    @rule(data=st.data(), swept=st.booleans())
+    def freeze(self, data: st.DataObject, swept: bool) -> None:
+        """A process stands still for longer than its leases."""
+        process = self._some_holder(data)
+        process.frozen |= process.held.keys()
+        self._end_leases([tag for tag in process.held if tag in self.unacked])
+        if swept:
+            self.sweep(resting=False)
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), swept=st.booleans())
+    def die(self, data: st.DataObject, swept: bool) -> None:
+        """A process is killed: what it has not told is never told; another one is started in its place."""
+        process = self._pick(data, self.processes, "process")
+        owed = [tag for tag, _, _ in process.postponements]
+        said = (process.acks, process.returns, process.crashes, process.requeues, process.rejections, owed)
+        tags = {*process.held}.union(*said)
+        self._end_leases(sorted(tags & self.unacked.keys()))
+        self.processes[process.name] = self._process(process.name)
+        if swept:
+            self.sweep(resting=False)
+
+    def _end_leases(self, tags: list[str]) -> None:
+        for tag in tags:
+            # Each at a time of its own, so that the order in which they are swept is known.
+            self.ended[tag] = self._now() - LONG_AGO + next(self.moments)
+            self.client.zadd(UNACKED_LEASES, {tag: self.ended[tag]}, xx=True)
+            self.client.zadd(UNACKED_INDEX, {tag: self.ended[tag]}, xx=True)
+
+    @rule(resting=st.sampled_from([False, False, True]), turn=st.booleans())
+    def sweep(self, resting: bool, turn: bool = True) -> None:
+        """Somebody sweeps; while the living may not have had the time to renew, no lease is taken.
+
+        It is the turn of the next suspect, or others wait for theirs.
+        """
+        later = self._now() + LONG_AGO
+        self.client.hset(
+            SWEEPS, mapping={"last": self._now(), "rest": later if resting else 0, "turn": 0 if turn else later}
+        )
+        found = sweeper.sweep(self.client, RULES)
+        parked: list[int] = []
+        suspects: dict[str, Message] = {}
+        taken = [] if resting else sorted(self.ended, key=self.ended.__getitem__, reverse=True)
+        for tag in taken:
+            started = tag in self.started
+            message = self._take(tag)
+            assert message, f"the lease of {tag} has ended, and nobody holds it"
+            if not started:
+                # Its holder has died, and nobody has started it.
+                message.counted(0)
+                self._requeue(message)
+            elif RULES.max_deliveries - 2 <= message.count < RULES.max_deliveries:
+                suspects[tag] = message
+            else:
+                parked += self._crashed(message)
+        due = [field for field, (when, _) in self.scheduled.items() if when < self._now()]
+        self._take_turns(suspects, turn)
+        for field_ in sorted(due, key=lambda one: self.scheduled[one][0], reverse=True):
+            self._requeue(self.scheduled.pop(field_)[1])
+        overdue = [] if resting else [tag for tag, one in self.stocks.items() if one.dead]
+        assert (found.restored, found.promoted) == (len(taken), len(due))
+        assert found.parked == parked
+        assert sorted(found.untold) == sorted(self.untold)
+        assert found.stock == overdue
+        assert sweeper.restore_overdue(self.client, found.stock, PRIORITY_STEPS) == len(overdue)
+        for tag in overdue:
+            self._restored(self.stocks.pop(tag))
+
+    def _take_turns(self, suspects: dict[str, Message], turn: bool) -> None:
+        """What has two starts left, or one: one of them is back in its list at its turn, the others wait for theirs.
+
+        Which of them is which is left to chance, so this asks Redis, and believes nothing else of it.
+        """
+        for message in suspects.values():
+            message.counted()
+        new: dict[bytes, float] = dict(self.client.zrange(SCHEDULED, 0, -1, withscores=True))
+        new = {name: due for name, due in new.items() if name not in self.scheduled}
+        records = {name: self.client.hget(SCHEDULED_MESSAGES, name) for name in new}
+        at_once = 0
+        for tag, message in suspects.items():
+            names = [name for name, record in records.items() if record == message.record]
+            if not names:
+                self._requeue(message)
+                at_once += 1
+                continue
+            [name] = names
+            found = re.search(rb'"id": ?"([^"]*)"', message.raw)
+            fields = scheduled_fields(found[1].decode()) if found else ()
+            taken = [one for one in fields if one in self.scheduled or one in new]
+            assert name in fields[: len(taken)] or (name == tag.encode() and len(taken) == len(fields))
+            assert 0 < new.pop(name) - self._now() < LONG_AGO
+            self.scheduled[name] = (self._fix(name, message), message)
+        assert not new
+        assert at_once == (1 if suspects and turn else 0)
+
+    # What people ask for.
+
+    def _some_letters(self, data: st.DataObject) -> list[int]:
+        """Ids of dead letters, and one of none."""
+        return data.draw(st.lists(st.sampled_from([*self.dead, 0]), min_size=1, unique=True), label="letters")
+
+    @precondition(lambda self: self.dead)
+    @rule(data=st.data())
+    def replay(self, data: st.DataObject) -> None:
+        numbers = self._some_letters(data)
+        there = scripts.REPLAY(self.client, LETTERS, [scripts.as_json(PRIORITY_STEPS), DEAD_LETTER, *numbers])
+        assert list(map(int, there)) == [number for number in numbers if number]
+        for number in map(int, there):
+            message, *_ = self.dead.pop(number)
+            message.uncounted()
+            self.lists.setdefault(message.list, []).insert(0, message)
+            self._told(number)
+
+    @precondition(lambda self: self.dead)
+    @rule(data=st.data(), dies=st.booleans())
+    def tell_tasks(self, data: st.DataObject, dies: bool) -> None:
+        """Somebody takes on to tell them that they failed, and does; or dies before."""
+        numbers = self._some_letters(data)
+        taken = scripts.TELL(self.client, LETTERS[1:], [DEAD_LETTER, 3600, *numbers])
+        mine = [number for number in numbers if number in self.untold - self.telling]
+        assert [(int(number), raw) for number, raw in zip(taken[::4], taken[1::4], strict=True)] == [
+            (number, self.dead[number][2]) for number in mine
+        ]
+        self.telling |= set(mine)
+        for number in mine if not dies else []:
+            self.client.srem(DEAD_LETTERS_UNTOLD, number)
+            self._told(number)
+
+    @precondition(lambda self: self.dead)
+    @rule(data=st.data())
+    def purge_letters(self, data: st.DataObject) -> None:
+        numbers = self._some_letters(data)
+        told = [number for number in numbers if number in self.dead.keys() - self.untold]
+        assert scripts.PURGE_LETTERS(self.client, LETTERS, [DEAD_LETTER, *numbers]) == len(told)
+        for number in told:
+            self.finished.add(self.dead.pop(number)[0].number)
+
+    def _told(self, number: int) -> None:
+        self.untold.discard(number)
+        self.telling.discard(number)
+
+    @precondition(lambda self: self.scheduled)
+    @rule()
+    def revoke(self) -> None:
+        """All copies of a task that wait for their time, however many there were before."""
+        records = scheduled.of_tasks(self.client, [TASK])
+        named = [name for name in scheduled_fields(TASK) if name in self.scheduled]
+        assert {name: messages.of_record(record) for name, record in records.items()} == {
+            name: self.scheduled[name][1].raw for name in named
+        }
+        assert scheduled.remove(self.client, list(scheduled_fields(TASK))) == set(named)
+        for name in named:
+            self.finished.add(self.scheduled.pop(name)[1].number)
+
+    @precondition(lambda self: self.scheduled)
+    @rule(queue=st.sampled_from(QUEUES))
+    def purge_scheduled(self, queue: str) -> None:
+        named = [name for name, (_, message) in self.scheduled.items() if message.queue == queue]
+        assert [one.message for one in scheduled.first(self.client, [queue])] == [
+            message.raw for _, message in sorted((self.scheduled[name] for name in named), key=lambda one: one[0])
+        ]
+        assert scheduled.purge(self.client, queue) == (len(named), set())
+        for name in named:
+            self.finished.add(self.scheduled.pop(name)[1].number)
+
+    @precondition(lambda self: self.scheduled or self.ended)
+    @rule()
+    def to_plain(self) -> None:
+        """Everything that only Stalk would bring back; what the living hold stays theirs."""
+        waiting = sorted(self.scheduled.values(), key=lambda one: one[0])
+        ended = sorted(self.ended, key=self.ended.__getitem__, reverse=True)
+        moved = scheduled.to_plain(self.client)
+        assert (moved.scheduled, moved.restored) == (len(waiting), len(ended))
+        for _, message in waiting:
+            self.lists.setdefault(message.list, []).insert(0, message)
+        self.scheduled.clear()
+        for tag in ended:
+            started = tag in self.started
+            left = self._take(tag)
+            assert left
+            if started:
+                left.counted()
+            self._requeue(left)
+        assert moved.leased == len(self.unacked)
+
+    # Stock consumers.
+
+    @rule(queue=st.sampled_from(QUEUES))
+    def stock_takes(self, queue: str) -> None:
+        """kombu's own consumer takes a message, if it is one that it can read."""
+        waiting = [self.lists[name] for name in lists_of(queue) if self.lists.get(name)]
+        if not waiting or not is_kombus(waiting[0][-1].raw):
+            return
+        message = waiting[0].pop()
+        handle = self.stock.basic_get(queue)
+        record: Any = self.client.hget(UNACKED, handle.delivery_tag)
+        assert json.loads(record)[0] == json.loads(message.raw)
+        self.stocks[handle.delivery_tag] = Stock(message, handle, record)
+
+    @precondition(lambda self: any(not one.dead for one in self.stocks.values()))
+    @rule(data=st.data(), dies=st.booleans())
+    def stock_ends(self, data: st.DataObject, dies: bool) -> None:
+        """It acknowledges, or dies and its visibility timeout passes."""
+        tag = self._pick(data, [tag for tag, one in self.stocks.items() if not one.dead], "tag")
+        if dies:
+            # Now it is the last one; an older record of the same message would not be there any more.
+            self.stocks[tag].dead = True
+            self.stocks[tag] = self.stocks.pop(tag)
+            self.client.zadd(UNACKED_INDEX, {tag: self._now() - LONG_AGO + next(self.moments)})
+        else:
+            one = self.stocks.pop(tag)
+            one.handle.ack()
+            self.finished.add(one.message.number)
+
+    def _restored(self, stock: Stock) -> None:
+        message = stock.message
+        payload = json.loads(stock.record)[0]
+        payload["headers"]["redelivered"] = True
+        payload["properties"]["delivery_info"]["redelivered"] = True
+        message.raw = json.dumps(payload).encode()
+        self._requeue(message)
+
+    # The books.
+
+    def _now(self) -> float:
+        seconds, microseconds = self.client.time()
+        return float(seconds) + float(microseconds) / 1e6
+
+    def _unfinished(self) -> list[Message]:
+        return [one for number, one in self.messages.items() if number not in self.finished]
+
+    def _take(self, tag: str) -> Message | None:
+        """Out of everything that says it is held."""
+        self.ended.pop(tag, None)
+        self.started.discard(tag)
+        return self.unacked.pop(tag, None)
+
+    def _finish(self, tag: str) -> None:
+        if message := self._take(tag):
+            self.finished.add(message.number)
+
+    def _requeue(self, message: Message) -> None:
+        self.lists.setdefault(message.list, []).append(message)
+
+    def _crashed(self, message: Message) -> list[int]:
+        if message.count >= RULES.max_deliveries:
+            return [self._park(message, "crashed")]
+        message.counted()
+        self._requeue(message)
+        return []
+
+    def _asked(self, message: Message, tag: str) -> None:
+        if message.requeues >= RULES.max_requeues:
+            self._park(message, "requeued")
+            return
+        before = message.requeues
+        message.counted(0, 1)
+        name = self._free_name(tag)
+        waits = self.client.zscore(SCHEDULED, name) - self._now()
+        assert 0 < 0.1 * 2**before - waits < LONG_AGO
+        self.scheduled[name] = (self._fix(name, message), message)
+
+    def _fix(self, name: bytes, message: Message) -> float:
+        """What would be due in between is due when the test says, yesterday or tomorrow."""
+        due = self._now() + (LONG_AGO if message.number % 2 else -LONG_AGO) + next(self.moments)
+        self.client.zadd(SCHEDULED, {name: due}, xx=True)
+        return due
+
+    def _park(self, message: Message, reason: str) -> int:
+        number = next(self.parked)
+        self.untold.add(number)
+        self.dead[number] = (message, reason, message.raw, message.count + message.requeues)
+        return number
+
+    # What has to be true after each step.
+
+    @invariant()
+    def redis_holds_what_the_model_says(self) -> None:
+        seen = self._look()
+        held = {tag.encode(): one.record for tag, one in self.unacked.items()}
+        taken = {tag.encode(): one.record for tag, one in self.stocks.items()}
+        assert seen.unacked == held | taken
+        assert set(seen.indexed) == held.keys() | taken.keys()
+        assert set(seen.leases) == held.keys()
+        assert {tag.decode() for tag in seen.started} == self.started
+        assert seen.lists == {name: [one.raw for one in found] for name, found in self.lists.items() if found}
+        assert seen.scheduled == {name: one.record for name, (_, one) in self.scheduled.items()}
+        assert dict(seen.due) == {name: pytest.approx(due, abs=0.001) for name, (due, _) in self.scheduled.items()}
+        assert {int(number) for number in seen.untold} == self.untold
+        assert seen.letters == {
+            number: [reason.encode(), raw, message.queue.encode(), b"%d" % deliveries]
+            for number, (message, reason, raw, deliveries) in self.dead.items()
+        }
+        self._each_is_in_one_place(seen)
+
+    def _each_is_in_one_place(self, seen: Seen) -> None:
+        """Every unfinished message, as it was seen and without the model: each bears a mark."""
+        places = [raw for found in seen.lists.values() for raw in found]
+        places += [*seen.unacked.values(), *seen.scheduled.values(), *(letter[1] for letter in seen.letters.values())]
+        found = Counter(int(number) for raw in places for number in MARK.findall(raw)[:1])
+        assert found == Counter(one.number for one in self._unfinished() if b"<message" in one.raw)
+
+    @invariant()
+    def processes_hold_what_the_model_says(self) -> None:
+        for process in self.processes:
+            assert sorted(process.holder._held) == sorted(process.held)
+            said = (process.acks, process.returns, process.crashes, process.requeues, process.rejections)
+            assert process.holder.idle == (not any((*said, process.postponements)))
+
+    def _look(self) -> Seen:
+        """All that is in Redis, in two round trips."""
+        names = [name for queue in QUEUES for name in lists_of(queue)]
+        with self.client.pipeline(transaction=False) as pipe:
+            for key in (UNACKED, SCHEDULED_MESSAGES):
+                pipe.hgetall(key)
+            for key in (UNACKED_INDEX, UNACKED_LEASES, DEAD_LETTERS):
+                pipe.zrange(key, 0, -1)
+            pipe.zrange(SCHEDULED, 0, -1, withscores=True)
+            for key in (UNACKED_STARTED, DEAD_LETTERS_UNTOLD):
+                pipe.smembers(key)
+            for name in names:
+                pipe.lrange(name, 0, -1)
+            unacked, messages, index, leases, letters, due, started, untold, *lists = pipe.execute()
+            for number in letters:
+                pipe.hmget(f"{DEAD_LETTER}{int(number)}", "reason", "message", "queue", "deliveries")
+            fields = pipe.execute() if letters else []
+        waiting = {name: found for name, found in zip(names, lists, strict=True) if found}
+        dead = dict(zip(map(int, letters), fields, strict=True))
+        return Seen(waiting, unacked, index, leases, started, messages, due, dead, untold)
+
+    def teardown(self) -> None:
+        if "processes" in self.__dict__:
+            note("\n".join(self._describe()))
+
+    def _describe(self) -> Iterator[str]:
+        """The state of the world, for somebody who asks why an example failed."""
+        yield f"{self._look()}"
+        yield f"{SWEEPS}: {self.client.hgetall(SWEEPS)}"
+        for process in self.processes:
+            yield f"{process}"
+
+
+class DeliveriesOfAFullRedis(Deliveries):
+    """The same on a Redis that has only its reserve left; a stock consumer would lose what it takes."""
+
+    server: RedisServer
+    # What a worker's task publishes.
+    publish_script = scripts.PUBLISH.from_reserve
+
+    def begin(self) -> None:
+        self.server.make_room()
+        super().begin()
+        # Beside it no example counts: none gets out of the reserve's first half, in either direction.
+        self.client.setrange("filler", FILLER_BYTES, "x")
+        self.server.fill(1.06)
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            redis.Redis(connection_pool=self.client.connection_pool).set("more", "than there is room for")
+
+    def stock_takes(self, queue: str = "") -> None:
+        """Nothing."""
+
+
+def kombu_message(mark: str, queue: str, priority: int, exchange: str) -> dict[str, Any]:
+    """A message as kombu writes it. The routing key is the queue's name, as everywhere in Celery."""
+    return {
+        "body": mark,
+        "content-encoding": "utf-8",
+        "content-type": "text/plain",
+        "headers": {"float": 1e-7, "empty": {}, "text": "ü", "id": f"id of {mark}"},
+        "properties": {
+            "delivery_tag": f"tag of {mark}",
+            "delivery_info": {"exchange": exchange, "routing_key": queue},
+            "priority": priority,
+        },
+    }
+
+
+def is_kombus(raw: bytes) -> bool:
+    """Whether kombu could have published it."""
+    try:
+        return "delivery_info" in json.loads(raw)["properties"]
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+@pytest.fixture(autouse=True)
+def same_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let chance decide the same each time."""
+    assert SAME_CHANCE != scripts.SWEEP, "lua/sweep.lua asks for no chance of its own any more"
+    monkeypatch.setattr(scripts, "SWEEP", SAME_CHANCE)
+
+
+@pytest.fixture(scope="module")
+def server(shared_world: World) -> RedisServer:
+    return shared_world.redis("", lines=["appendonly no"])
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_a_message_is_never_in_zero_places_or_in_two(server: RedisServer, examples: int) -> None:
+    # Each keeper takes a connection out of the pool for good, although here none of them ever connects.
+    Deliveries.client = redis.Redis(port=server.port, socket_timeout=10, max_connections=1_000_000)
+    carry_out(Deliveries, server, examples)
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_a_full_redis_refuses_nothing_of_what_empties_it(
+    server: RedisServer, examples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # For the commands of the test itself.
+    monkeypatch.setattr(Patience, "in_worker", True)
+    DeliveriesOfAFullRedis.client = headroom.Client(port=server.port, socket_timeout=10, max_connections=1_000_000)
+    DeliveriesOfAFullRedis.server = server
+    try:
+        carry_out(DeliveriesOfAFullRedis, server, examples)
+    finally:
+        server.make_room()
+
+
+def carry_out(machine: type[Deliveries], server: RedisServer, examples: int) -> None:
+    """Try so many examples."""
+    with kombu.Connection(server.url()) as connection:
+        channel = connection.channel()
+        # What it has taken stays with it, as after a SIGKILL.
+        channel.do_restore = False
+        machine.stock = channel
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=STEPS,
+                deadline=None,
+                print_blob=True,
+                phases=(Phase.explicit, Phase.reuse, Phase.generate),
+                suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+            ),
+        )

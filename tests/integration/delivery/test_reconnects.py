@@ -1,0 +1,245 @@
+"""Whatever reconnects, again and again for months, is as large afterwards as before."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from kombu import Consumer, Exchange, Producer, Queue
+from redis.exceptions import RedisError
+
+from services.control.mailbox import Mailbox
+from services.delivery.connection import Connection
+from tests.support.broker import OPTIONS, Broker, Inbox
+from tests.support.ports import free_port
+from tests.support.proxy import Proxy
+from tests.support.redis_server import RedisServer
+from tests.support.world import START_SECONDS, Stack, World
+
+PATIENCE = 120
+# An answer takes milliseconds; who asks is not to have gone before it, however busy the machine is.
+ANSWER_SECONDS = 60
+# What is forgotten with each is seen in one, and in so many for sure.
+RECONNECTS = (20, pytest.param(1000, marks=pytest.mark.slow))
+# After these everything that is made late has been made, and what is replaced late has been replaced.
+WARM_UP = 10
+# What the allocator keeps after its busiest moment, which comes in the first hundred; each leaked 75 KB at least.
+GROWTH_BYTES = 12 * 2**20
+# Hundreds, and seconds.
+CLIENT_RECONNECTS = 100
+POOLS = ("prefork", "threads", "solo")
+RESIDENT = "resident bytes"
+# Python's own caches, such as of what is an instance of what, grow a little with what has been asked.
+UNCOUNTED = ("builtins.", "weakref.", "urllib.", RESIDENT)
+
+
+@pytest.fixture(params=POOLS)
+def stack(request: pytest.FixtureRequest, world: World) -> Stack:
+    """A node of its own, with nobody beside it."""
+    stack = world.stack()
+    options = f"--pool={request.param} --concurrency=1 --hostname=node0@%h --loglevel=info --without-gossip"
+    stack.celery(f"worker {options}").ready()
+    return stack
+
+
+def listeners(redis: RedisServer) -> set[str]:
+    """The connections on which nodes hear commands."""
+    return {one["id"] for one in redis.client().client_list(_type="pubsub") if one["psub"] != "0"}
+
+
+def wait_idle(stack: Stack) -> None:
+    """Wait until the node hears commands and waits for tasks."""
+
+    def idle() -> bool:
+        waits = [one for one in stack.redis.client().client_list() if "t" in one["flags"] and one["cmd"] == "exists"]
+        return bool(waits) and len(listeners(stack.redis)) == 1
+
+    stack.world.wait_until(idle, PATIENCE, "the node is idle")
+
+
+def cut(redis: RedisServer) -> None:
+    """End all connections but the one that asks for it."""
+    for kind in ("normal", "pubsub"):
+        redis.client().client_kill_filter(_type=kind, skipme=True)
+
+
+def reconnect(stack: Stack, times: int) -> None:
+    """Cut the node off, as often as that; it is back each time."""
+    for _ in range(times):
+        before = listeners(stack.redis)
+        cut(stack.redis)
+        stack.world.wait_until(
+            lambda: listeners(stack.redis) - before,  # noqa: B023
+            PATIENCE,
+            "the node is connected again",
+        )
+
+
+def census(stack: Stack) -> dict[str, int]:
+    """What the node has; counted when it has done all that a node does."""
+    label = f"task {len(stack.world.notes('end'))}".replace(" ", "-")
+    wait_idle(stack)
+    stack.send("probe.mark", label, ignore_result=True)
+    stack.world.wait_until(lambda: stack.world.ended(label), START_SECONDS, f"{label} ends")
+    # The first answer makes what the second one needs.
+    for _ in range(2):
+        wait_idle(stack)
+        with stack.client.connection_for_write() as connection:
+            [answer] = stack.client.control.broadcast(
+                "census", reply=True, timeout=ANSWER_SECONDS, limit=1, connection=connection
+            )
+    [counts] = answer.values()
+    return dict(counts)
+
+
+def grown(before: dict[str, int], after: dict[str, int], least: int) -> dict[str, int]:
+    """What there is so much more of at least: a spare connection comes and goes, what is kept each time does not."""
+    more = {name: count - before.get(name, 0) for name, count in after.items() if not name.startswith(UNCOUNTED)}
+    return {name: count for name, count in more.items() if count >= least}
+
+
+@pytest.mark.parametrize("times", RECONNECTS)
+def test_a_node_keeps_nothing_of_a_connection_that_was_cut(stack: Stack, times: int) -> None:
+    reconnect(stack, WARM_UP)
+    before = census(stack)
+    reconnect(stack, times)
+    after = census(stack)
+
+    assert grown(before, after, times // 2) == {}
+    assert after[RESIDENT] - before[RESIDENT] < GROWTH_BYTES, (before, after)
+
+
+# --- Whoever sends, asks or listens, without Celery
+
+
+@pytest.fixture
+def broker(redis_server: Callable[..., RedisServer]) -> Iterator[Broker]:
+    broker = Broker(redis_server(""))
+    # What is logged about an error is kept by pytest, and with it all that the error has seen.
+    logging.disable()
+    yield broker
+    logging.disable(logging.NOTSET)
+    broker.close()
+
+
+def alive() -> dict[str, int]:
+    """What this process has."""
+    gc.collect()
+    kinds = Counter(f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, gc.get_objects()))
+    return {**kinds, "file descriptors": len([*Path("/proc/self/fd").iterdir()])}
+
+
+def publish(broker: Broker) -> Callable[[], None]:
+    """A producer whose connection is cut before each message."""
+    producer = Producer(broker.connect().channel())
+
+    def again() -> None:
+        cut(broker.server)
+        producer.publish("a", routing_key="one", retry=True, retry_policy={"max_retries": 3, "interval_start": 0})
+
+    return again
+
+
+def consume(broker: Broker) -> Callable[[], None]:
+    """A consumer that connects anew for each message, as kombu's does when its connection was cut."""
+
+    def again() -> None:
+        connection = Connection(broker.server.url(), transport_options=OPTIONS)
+        inbox = Inbox(connection.channel(), "one", prefetch=1)
+        broker.send("one", "a")
+        inbox.drain(1, broker)
+        cut(broker.server)
+        with suppress(OSError, RedisError):
+            connection.drain_events(timeout=0.01)
+        connection.collect()
+
+    return again
+
+
+def listen(broker: Broker) -> Callable[[], None]:
+    """Consumers of a queue and of a broadcast that come and go on one connection."""
+    connection = broker.connect()
+
+    def again() -> None:
+        with connection.channel() as channel:
+            everybody = Exchange("everybody", "fanout")
+            Inbox(channel, "one")
+            Consumer(channel, [Queue(uuid4().hex, everybody, auto_delete=True)], no_ack=True).consume()
+            with suppress(socket.timeout):
+                connection.drain_events(timeout=0.01)
+
+    return again
+
+
+def ask(broker: Broker) -> Callable[[], None]:
+    """Questions that nobody answers."""
+    mailbox = Mailbox("everybody", "fanout")
+    connection = broker.connect()
+
+    def again() -> None:
+        assert mailbox(connection).multi_call("ping", timeout=0.01) == []
+        channel = connection.default_channel
+        assert not channel.state.exchanges["reply.everybody.pidbox"]["table"]
+        assert not channel._expires
+
+    return again
+
+
+def look_at(broker: Broker) -> Callable[[], None]:
+    """Connections of which only the kind is asked."""
+
+    def again() -> None:
+        with Connection(broker.server.url()) as connection:
+            assert connection.transport.driver_type == "redis"
+
+    return again
+
+
+def fail(broker: Broker) -> Callable[[], None]:
+    """Connections to a Redis that is away."""
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    kept = Connection(url)
+
+    def again() -> None:
+        for connection in (kept, Connection(url)):
+            with suppress(OSError, RedisError):
+                connection.transport.establish_connection()
+        # Of which kombu has 65535.
+        assert not kept.transport._used_channel_ids
+
+    return again
+
+
+def lose(broker: Broker) -> Callable[[], None]:
+    """Consumers of a broadcast whose Redis goes away, and is not there to delete their queue."""
+
+    def again() -> None:
+        proxy = Proxy(broker.server.port)
+        connection = Connection(f"redis://127.0.0.1:{proxy.port}/0", transport_options=OPTIONS)
+        queue = Queue(uuid4().hex, Exchange("everybody", "fanout"), auto_delete=True)
+        Consumer(connection.channel(), [queue], no_ack=True).consume()
+        with suppress(socket.timeout):
+            connection.drain_events(timeout=0.01)
+        proxy.close()
+        connection.close()
+
+    return again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use", [publish, consume, listen, ask, look_at, fail, lose])
+def test_a_client_keeps_nothing_of_what_has_ended(broker: Broker, use: Callable[[Broker], Callable[[], None]]) -> None:
+    again = use(broker)
+    for _ in range(WARM_UP):
+        again()
+    before = alive()
+    for _ in range(CLIENT_RECONNECTS):
+        again()
+    assert grown(before, alive(), CLIENT_RECONNECTS // 2) == {}

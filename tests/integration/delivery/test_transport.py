@@ -1,0 +1,828 @@
+"""The transport as kombu knows it, without Celery: connections, channels, consumers, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from kombu import Exchange, Producer, Queue
+from kombu.asynchronous import Hub
+from kombu.exceptions import InconsistencyError
+
+from config import load
+from config.celery import celery_configuration
+from services.broker import scripts
+from services.broker.keys import (
+    DEAD_LETTER,
+    DEAD_LETTERS,
+    DEAD_LETTERS_UNTOLD,
+    HELD,
+    PRIORITY_STEPS,
+    SWEEPS,
+    UNACKED,
+    UNACKED_LEASES,
+    UNACKED_STARTED,
+)
+from services.broker.keys import EXPIRES as EXPIRES_KEY
+from services.broker.outages import Outage
+from services.control.mailbox import Mailbox
+from services.delivery import claim, sweeper
+from services.delivery.channel import Channel
+from services.delivery.connection import Connection
+from tests.integration.broker.test_urls import FORMS, served
+from tests.support.broker import LEASE, PATIENCE, QUIET, Broker, Inbox, Listener
+from tests.support.proxy import Proxy, has_word
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import holds_for, wait_until
+from tests.support.world import World
+
+pytestmark = pytest.mark.each_redis
+
+
+@pytest.fixture
+def no_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let consumers look by themselves only when each test has long given up: what wakes them now is news."""
+    monkeypatch.setattr(claim, "LOOK_SECONDS", PATIENCE * 100)
+
+
+@pytest.fixture(scope="module")
+def server(shared_world: World) -> RedisServer:
+    # `always`, because a test kills it.
+    return shared_world.redis("", lines=["appendfsync always"])
+
+
+@pytest.fixture
+def broker(server: RedisServer) -> Iterator[Broker]:
+    broker = Broker(server)
+    broker.client.config_set("maxmemory", 0)
+    broker.client.flushall()
+    yield broker
+    broker.client.config_set("maxmemory", 0)
+    broker.close()
+
+
+@pytest.fixture
+def proxy(server: RedisServer) -> Iterator[Proxy]:
+    proxy = Proxy(server.port)
+    yield proxy
+    proxy.close()
+
+
+# --- Consuming
+
+
+def test_a_channel_holds_no_more_than_its_prefetch_count(broker: Broker) -> None:
+    connection = broker.connect()
+    for queue in ("one", "two"):
+        broker.send(queue, *range(10))
+    first = Inbox(connection.channel(), "one", prefetch=3, ack=False)
+    second = Inbox(connection.channel(), "two", prefetch=5, ack=False)
+    first.drain(3, broker)
+    second.drain(5, broker)
+    second.stays_at(5)
+    assert (len(first.messages), broker.held(), broker.client.llen("one"), broker.client.llen("two")) == (3, 8, 7, 5)
+
+    first.messages[0].ack()
+    first.drain(4, broker)
+    first.stays_at(4)
+    assert len(second.messages) == 5
+
+
+def test_messages_of_a_queue_come_in_the_order_of_their_publishing(broker: Broker) -> None:
+    inbox = Inbox(broker.connect().channel(), "one", prefetch=7)
+    broker.send("one", *range(200))
+    assert inbox.drain(200, broker) == list(range(200))
+    broker.nothing_is_left()
+
+
+def test_several_consumers_on_a_channel_get_the_messages_of_their_queues(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    one, both = Inbox(channel, "one"), Inbox(channel, "two", "three")
+    for number in range(5):
+        for queue in ("one", "two", "three"):
+            broker.send(queue, f"{queue} {number}")
+    both.drain(10, broker)
+    one.drain(5, broker)
+    assert one.bodies == [f"one {number}" for number in range(5)]
+    assert sorted(both.bodies) == sorted(f"{queue} {number}" for queue in ("two", "three") for number in range(5))
+    broker.nothing_is_left()
+
+
+def test_the_most_urgent_come_first_and_queues_take_turns(broker: Broker) -> None:
+    for priority in (9, 5, 0):
+        for queue in ("one", "two"):
+            broker.send(queue, *(f"{priority} {queue} {number}" for number in range(3)), priority=priority)
+    inbox = Inbox(broker.connect().channel(), "one", "two", prefetch=4)
+    bodies = inbox.drain(18, broker)
+    assert [body[0] for body in bodies] == ["0"] * 6 + ["5"] * 6 + ["9"] * 6
+    for urgency in "059":
+        for name in ("one", "two"):
+            of = [body for body in bodies if body.startswith(f"{urgency} {name}")]
+            assert of == [f"{urgency} {name} {number}" for number in range(3)]
+        turns = [body.split()[1] for body in bodies if body[0] == urgency]
+        assert {*turns[:2]} == {*turns[2:4]} == {*turns[4:]} == {"one", "two"}, turns
+
+
+def test_a_cancelled_consumer_leaves_its_messages_to_others(broker: Broker) -> None:
+    connection = broker.connect()
+    cancelled = Inbox(connection.channel(), "one", prefetch=2, ack=False)
+    cancelled.stays_at(0, 0.2)
+    cancelled.consumer.cancel()
+    broker.send("one", "for others")
+    other = Inbox(broker.connect().channel(), "one")
+    assert other.drain(1, broker) == ["for others"]
+    cancelled.stays_at(0, 0.2)
+
+
+def test_recover_gives_back_what_is_not_acknowledged(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    inbox = Inbox(channel, "one", prefetch=3, ack=False)
+    broker.send("one", *"abcd")
+    inbox.drain(3, broker)
+    inbox.messages[0].ack()
+    inbox.consumer.recover(requeue=True)
+    assert sorted(inbox.drain(6, broker)) == sorted("abcbcd")
+    assert broker.held() == 3
+
+
+def test_a_rejected_message_goes_back_or_becomes_a_dead_letter(broker: Broker) -> None:
+    inbox = Inbox(broker.connect().channel(), "one", prefetch=1, ack=False)
+    broker.send("one", "a")
+    inbox.drain(1, broker)
+    inbox.messages[-1].requeue()
+    assert inbox.drain(2, broker) == ["a", "a"]
+    inbox.messages[-1].reject()
+    wait_until(lambda: broker.client.zcard(DEAD_LETTERS) == 1, PATIENCE, "it is parked", broker.describe)
+    broker.nothing_is_left()
+
+
+def test_closing_gives_back_what_is_held_in_its_old_order(broker: Broker) -> None:
+    connection = broker.connect()
+    inbox = Inbox(connection.channel(), "one", prefetch=4, ack=False)
+    broker.send("one", *"abcdef")
+    inbox.drain(2, broker)
+    inbox.messages[0].ack()
+    connection.close()
+    wait_until(lambda: not broker.client.exists(UNACKED), PATIENCE, "all goes back", broker.describe)
+    assert broker.waiting("one") == [*"bcdef"]
+
+
+def test_a_connection_that_is_closed_leaves_its_event_loop(broker: Broker) -> None:
+    hub = Hub()
+    connection = broker.connect()
+    Inbox(connection.channel(), "one")
+    before = set(hub.readers)
+    connection.transport.register_with_event_loop(connection.connection, hub)
+    for tick in list(hub.on_tick):
+        tick()
+    bell = connection.transport.cycle._bell
+    assert bell in hub.readers
+    # A child that is forked has one as well, and as long as that is open the loop would go on hearing it.
+    copy = os.dup(bell)
+    connection.close()
+    assert (set(hub.readers), hub.on_tick) == (before, set())
+    os.eventfd_write(copy, 1)
+    assert bell not in [number for number, _ in hub.poller.poll(0) or []]
+    os.close(copy)
+    hub.close()
+
+
+def test_closing_gives_back_what_a_claim_under_way_takes(broker: Broker) -> None:
+    connection = broker.connect()
+    inbox = Inbox(connection.channel(), "one", ack=False)
+    inbox.stays_at(0, 0.2)
+    # Redis answers a claim that nobody waits for any more.
+    broker.send("one", *"abc")
+    connection.transport.cycle.on_poll_start()
+    connection.close()
+    wait_until(lambda: not broker.client.exists(UNACKED), PATIENCE, "all goes back", broker.describe)
+    assert broker.waiting("one") == [*"abc"]
+
+
+def test_basic_get_claims_one_message(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    assert channel.basic_get("one") is None
+    broker.send("one", "urgent", priority=0)
+    broker.send("one", "later", priority=9)
+    message = channel.basic_get("one")
+    assert (message.payload, broker.held()) == ("urgent", 1)
+    message.ack()
+    channel.basic_get("one").requeue()
+    wait_until(lambda: not broker.client.exists(UNACKED), PATIENCE, "it is back", broker.describe)
+    assert channel.basic_get("one", no_ack=True).payload == "later"
+    broker.nothing_is_left()
+    assert channel.basic_get("one") is None
+
+
+def test_a_simple_queue_works(broker: Broker) -> None:
+    with broker.connect().SimpleQueue("simple") as queue:
+        queue.put({"n": 1})
+        queue.put({"n": 2})
+        assert queue.qsize() == 2
+        for number in (1, 2):
+            message = queue.get(timeout=PATIENCE)
+            assert message.payload == {"n": number}
+            message.ack()
+        with pytest.raises(queue.Empty):
+            queue.get(timeout=0.1)
+        with pytest.raises(queue.Empty):
+            queue.get_nowait()
+    broker.nothing_is_left()
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside one that acknowledges"])
+def test_a_queue_without_acknowledgements_works(broker: Broker, beside: bool) -> None:
+    channel = broker.connect().channel()
+    if beside:
+        other = Inbox(channel, "two")
+    inbox = Inbox(channel, "one", no_ack=True, ack=False)
+    broker.send("one", *"abc")
+    assert inbox.drain(3, broker) == [*"abc"]
+    if beside:
+        broker.send("two", "d")
+        assert other.drain(1, broker) == ["d"]
+    broker.nothing_is_left()
+    assert not broker.client.exists("one")
+
+
+def test_what_comes_for_a_consumer_that_is_gone_stays(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    gone, other = (Inbox(channel, name, no_ack=True, ack=False) for name in ("one", "two"))
+    # Redis is asked for messages of both, and is not told that the question has changed.
+    other.stays_at(0, 0.1)
+    gone.consumer.cancel()
+    broker.send("one", "a")
+    broker.send("two", "b")
+    assert other.drain(1, broker) == ["b"]
+    assert broker.waiting("one") == ["a"]
+
+
+def test_a_queue_without_acknowledgements_outlives_a_connection_that_fell_silent(broker: Broker, proxy: Proxy) -> None:
+    # It has to be known as silent before the test is given up.
+    connection = broker.connect(f"redis://127.0.0.1:{proxy.port}/0", health_check_interval=1)
+    inbox = Inbox(connection.channel(), "one", no_ack=True, ack=False)
+    inbox.stays_at(0, 0.1)
+    proxy.half_open()
+    broker.send("one", "a", "b")
+    # One of them at most is lost with the answer that has it: nobody has to acknowledge it.
+    inbox.drain(1, broker)
+
+
+@pytest.mark.usefixtures("no_looks")
+def test_an_acknowledgement_in_another_thread_makes_room_at_once(broker: Broker) -> None:
+    """Two connections of one process share what it holds, and each has to hear of its own room."""
+    inboxes = [Inbox(broker.connect().channel(), name, prefetch=1, ack=False) for name in ("one", "two")]
+    broker.send("one", "a", "b")
+    broker.send("two", "a", "b")
+    for inbox in inboxes:
+        inbox.drain(1, broker)
+
+    def drain(inbox: Inbox) -> None:
+        while len(inbox.messages) < 2:
+            with suppress(socket.timeout):
+                inbox.channel.connection.client.drain_events()
+
+    threads = [threading.Thread(target=drain, args=(inbox,), daemon=True) for inbox in inboxes]
+    for thread in threads:
+        thread.start()
+    holds_for(lambda: all(thread.is_alive() for thread in threads), 0.2, "both wait", broker.describe)
+    for inbox in inboxes:
+        inbox.messages[0].ack()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not any(thread.is_alive() for thread in threads), broker.describe()
+
+
+def test_what_others_took_while_this_process_stood_still_is_not_delivered(broker: Broker) -> None:
+    inbox = Inbox(broker.connect().channel(), "one", prefetch=3)
+    broker.send("one", *range(3))
+    inbox.drain(1, broker)
+    holder = inbox.channel.holder
+    kept = list(holder._held.values())
+    assert len(kept) == 2
+    for held in kept:
+        held.until = 0.0
+        broker.client.zadd(UNACKED_LEASES, {held.tag: 1}, xx=True)
+    broker.client.hset(SWEEPS, mapping={"last": time.time(), "rest": 0})
+    assert sweeper.sweep(broker.client, holder.rules).restored == 2
+
+    assert sorted(inbox.drain(3, broker)) == [0, 1, 2]
+    inbox.stays_at(3, 0.2)
+    broker.nothing_is_left()
+
+
+# --- Queues that expire
+
+
+# Long enough for the slowest test.
+EXPIRES = 600
+
+
+def expiring(broker: Broker, *bodies: Any, consumed: bool = True) -> Inbox:
+    """A consumer of a queue that expires, which holds all that was sent there; or its producer alone."""
+    channel = broker.connect().channel()
+    queue = Queue("fleeting", expires=EXPIRES)
+    producer = Producer(channel)
+    for body in bodies:
+        producer.publish(body, routing_key="fleeting", declare=[queue])
+    inbox = Inbox(channel if consumed else broker.connect().channel(), "fleeting", ack=False)
+    inbox.drain(len(bodies), broker)
+    assert not broker.client.exists("fleeting")
+    return inbox
+
+
+def die(broker: Broker, inbox: Inbox) -> None:
+    """Have a sweep find what this consumer holds, as if its process were dead."""
+    for tag in list(inbox.channel.holder._held):
+        broker.client.zadd(UNACKED_LEASES, {tag: 1}, xx=True)
+    broker.client.hset(SWEEPS, mapping={"last": time.time(), "rest": 0})
+    assert sweeper.sweep(broker.client, inbox.channel.holder.rules).restored == 1
+
+
+def wait_for_its_time(broker: Broker, inbox: Inbox) -> None:
+    """Let its message be due later, which is soon."""
+    [message] = inbox.messages
+    inbox.channel.holder.postpone(message.delivery_tag, time.time() + 0.01, "some-id")
+
+
+def replay(broker: Broker, inbox: Inbox) -> None:
+    """Make a dead letter of its message, and replay it."""
+    inbox.messages[0].reject()
+    wait_until(lambda: broker.client.zcard(DEAD_LETTERS) == 1, PATIENCE, "it is parked", broker.describe)
+    [number] = broker.client.zrange(DEAD_LETTERS, 0, -1)
+    arguments = [scripts.as_json(PRIORITY_STEPS), DEAD_LETTER, number]
+    assert scripts.REPLAY(broker.client, [DEAD_LETTERS, DEAD_LETTERS_UNTOLD], arguments) == [number]
+
+
+WAYS_BACK: dict[str, Callable[[Broker, Inbox], object]] = {
+    "given back": lambda _, inbox: inbox.messages[0].requeue(),
+    "closed": lambda _, inbox: inbox.channel.connection.client.close(),
+    "crashed": lambda _, inbox: inbox.channel.holder.crash(inbox.messages[0].delivery_tag, "it died"),
+    "swept": die,
+    "due": wait_for_its_time,
+    "replayed": replay,
+}
+
+
+@pytest.mark.parametrize("consumed", [True, False], ids=["declared by its consumer", "declared by its producer"])
+@pytest.mark.parametrize("way", WAYS_BACK)
+def test_a_queue_that_expires_does_so_with_what_was_given_back_to_it(broker: Broker, way: str, consumed: bool) -> None:
+    inbox = expiring(broker, "a", consumed=consumed)
+    WAYS_BACK[way](broker, inbox)
+    wait_until(lambda: broker.client.exists("fleeting"), PATIENCE, "it is back", broker.describe)
+    assert 0 < broker.client.pttl("fleeting") <= EXPIRES * 1000, broker.describe()
+
+
+def test_what_a_stock_consumer_left_in_a_queue_that_expires_goes_back_to_expire(broker: Broker) -> None:
+    inbox = expiring(broker, "a")
+    [tag] = inbox.channel.holder._held
+    record = broker.client.hget(UNACKED, tag)
+    assert scripts.RESTORE_STOCK(broker.client, HELD, [tag, record, "fleeting", "a"]) == 1
+    assert 0 < broker.client.pttl("fleeting") <= EXPIRES * 1000, broker.describe()
+
+
+def test_an_answer_that_comes_for_an_asker_that_is_gone_expires_still(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    queue = Queue("answers", Exchange("reply.everybody.pidbox", "direct"), routing_key="answers", expires=EXPIRES)
+    Producer(channel).publish("a", exchange=queue.exchange, routing_key="answers", declare=[queue])
+    answer = channel._get("answers")
+    assert not broker.client.exists("answers")
+    channel.connection._reject_inbound_message(answer)
+    assert 0 < broker.client.pttl("answers") <= EXPIRES * 1000, broker.describe()
+
+
+def test_what_is_given_back_to_a_queue_that_does_not_expire_stays(broker: Broker) -> None:
+    inbox = Inbox(broker.connect().channel(), "one", prefetch=1, ack=False)
+    broker.send("one", "a")
+    inbox.drain(1, broker)
+    inbox.channel.connection.client.close()
+    wait_until(lambda: broker.client.exists("one"), PATIENCE, "it is back", broker.describe)
+    assert broker.client.pttl("one") == -1
+    assert not broker.client.exists(f"{EXPIRES_KEY}one")
+
+
+def test_a_queue_that_expires_no_more_keeps_what_is_given_back_to_it(broker: Broker) -> None:
+    expiring(broker, "a").channel.connection.client.close()
+    wait_until(lambda: broker.client.exists("fleeting"), PATIENCE, "it is back", broker.describe)
+    broker.client.delete("fleeting")
+    assert broker.client.exists(f"{EXPIRES_KEY}fleeting")
+
+    inbox = Inbox(broker.connect().channel(), "fleeting", prefetch=1, ack=False)
+    broker.send("fleeting", "b")
+    inbox.drain(1, broker)
+    inbox.channel.connection.client.close()
+
+    wait_until(lambda: broker.client.exists("fleeting"), PATIENCE, "it is back", broker.describe)
+    assert broker.client.pttl("fleeting") == -1, broker.describe()
+
+
+def test_a_consumer_that_is_busy_keeps_what_waits_in_its_queue_that_expires(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    producer = Producer(channel)
+    for body in "ab":
+        producer.publish(body, routing_key="fleeting", declare=[Queue("fleeting", expires=EXPIRES)])
+    inbox = Inbox(channel, "fleeting", prefetch=1, ack=False)
+    inbox.drain(1, broker)
+    broker.client.pexpire("fleeting", 1000 * EXPIRES // 2)
+    # As if a third of its time were over.
+    channel._keep_queues_at = 0.0
+    inbox.stays_at(1, 0.1)
+    assert broker.client.pttl("fleeting") > 1000 * EXPIRES // 2, broker.describe()
+
+
+# --- Publishing
+
+
+def test_a_publish_whose_answer_is_lost_is_enqueued_once(broker: Broker, proxy: Proxy) -> None:
+    connection = broker.connect(f"redis://127.0.0.1:{proxy.port}/0")
+    producer = Producer(connection.channel())
+    for number in range(5):
+        trap = proxy.drop_reply(has_word(b"published:"))
+        producer.publish(number, routing_key="one", retry=True, retry_policy={"max_retries": 3, "interval_start": 0})
+        trap.wait()
+    assert broker.waiting("one") == list(range(5))
+
+
+@pytest.mark.parametrize("exchange", ["", "ours"])
+def test_a_publish_whose_connection_is_cut_as_its_queue_is_declared_comes_once(
+    broker: Broker, proxy: Proxy, exchange: str
+) -> None:
+    connection = broker.connect(f"redis://127.0.0.1:{proxy.port}/0")
+    queue = Queue("one", Exchange("ours", "direct"), routing_key="one")
+    trap = proxy.drop_reply(has_word(b"_kombu.binding.ours"))
+    # kombu declares it over a new connection, and publishes on the old one's channel.
+    Producer(connection).publish(
+        "a", exchange=exchange, routing_key="one", declare=[queue], retry=True, retry_policy={"max_retries": 3}
+    )
+    trap.wait()
+    assert broker.waiting("one") == ["a"]
+
+
+def test_a_question_whose_connection_is_cut_is_asked_again(broker: Broker, proxy: Proxy) -> None:
+    connection = broker.connect(f"redis://127.0.0.1:{proxy.port}/0")
+    trap = proxy.drop_reply(has_word(b"/0.everybody.pidbox"))
+    assert Mailbox("everybody", "fanout", connection)._broadcast("ping", reply=True, timeout=PATIENCE) == []
+    trap.wait()
+
+
+def test_a_message_that_is_sent_on_with_its_own_properties_is_another_message(broker: Broker) -> None:
+    connection = broker.connect()
+    inbox = Inbox(connection.channel(), "one")
+    producer = Producer(connection.channel())
+    producer.publish("a", routing_key="one")
+    inbox.drain(1, broker)
+    for _ in range(2):
+        message = inbox.messages[0]
+        producer.publish(message.payload, routing_key="one", headers=message.headers, **message.properties)
+    assert inbox.drain(3, broker) == ["a"] * 3
+    inbox.stays_at(3, 0.2)
+
+
+def test_the_same_body_twice_is_two_messages(broker: Broker) -> None:
+    broker.send("one", "a", "a")
+    assert broker.waiting("one") == ["a", "a"]
+
+
+def test_a_publish_reaches_every_queue_that_is_bound(broker: Broker) -> None:
+    channel = broker.connect().channel()
+    exchange = Exchange("ours", "direct")
+    for name in ("one", "two"):
+        Queue(name, exchange, routing_key="key")(channel).declare()
+    Producer(channel).publish("a", exchange=exchange, routing_key="key")
+    assert [broker.waiting(name) for name in ("one", "two")] == [["a"], ["a"]]
+
+
+def test_a_publish_to_an_exchange_without_a_binding_fails(broker: Broker) -> None:
+    producer = Producer(broker.connect().channel())
+    with pytest.raises(InconsistencyError):
+        producer.publish("a", exchange="nowhere", routing_key="key")
+    assert not broker.client.keys("*")
+
+
+# --- Waiting
+
+
+def test_a_channel_that_has_asked_other_nodes_claims_at_once(broker: Broker) -> None:
+    """A node greets the others when it starts; kombu would first wait for more of their answers."""
+    channel = broker.connect().channel()
+    channel.brpop_timeout = PATIENCE * 100
+    answers = Inbox(channel, f"{uuid4()}.reply.celery.pidbox")
+    answers.stays_at(0, 0.2)
+    answers.consumer.cancel()
+
+    tasks = Inbox(channel, "one")
+
+    broker.send("one", "first")
+    assert tasks.drain(1, broker) == ["first"]
+
+
+@pytest.mark.usefixtures("no_looks")
+def test_an_idle_consumer_sends_nothing_between_its_looks(broker: Broker) -> None:
+    listener = Listener(broker.connect(), *(f"queue{number}" for number in range(5)))
+    with listener.running():
+        broker.wait_idle(1)
+        before = broker.commands()
+        # For what must not happen.
+        time.sleep(QUIET)
+        sent = broker.commands() - before
+    assert set(sent) == {"info"}, sent
+
+
+@pytest.mark.usefixtures("no_looks")
+def test_news_wake_an_idle_consumer_for_each_queue_and_priority(broker: Broker) -> None:
+    queues = [f"queue{number}" for number in range(3)]
+    listener = Listener(broker.connect(), *queues)
+    producer = Producer(broker.connect().channel())
+    sent = [f"{queue} {priority}" for queue in queues for priority in PRIORITY_STEPS]
+    with listener.running():
+        for number, body in enumerate(sent):
+            broker.wait_idle(1)
+            queue, priority = body.split()
+            producer.publish(body, routing_key=queue, priority=int(priority))
+            wait_until(lambda: len(listener.bodies) > number, PATIENCE, f"{body} arrives", broker.describe)  # noqa: B023
+    assert listener.bodies == sent
+
+
+@pytest.mark.usefixtures("no_looks")
+def test_idle_consumers_are_woken_once_for_a_message(broker: Broker) -> None:
+    consumers, messages = 20, 10
+    connections = [broker.connect() for _ in range(consumers)]
+    inboxes = [Inbox(connection.channel(), "one", prefetch=1) for connection in connections]
+    stop = threading.Event()
+
+    def drain(connection: Any) -> None:
+        while not stop.is_set():
+            with suppress(socket.timeout):
+                connection.drain_events(timeout=0.5)
+
+    threads = [threading.Thread(target=drain, args=(connection,), daemon=True) for connection in connections]
+    for thread in threads:
+        thread.start()
+    producer = Producer(broker.connect().channel())
+    broker.wait_idle(consumers)
+    before = broker.commands()
+    for number in range(messages):
+        producer.publish("a", routing_key="one")
+        wait_until(
+            lambda: sum(len(inbox.messages) for inbox in inboxes) > number,  # noqa: B023
+            PATIENCE,
+            "it arrives",
+            broker.describe,
+        )
+        broker.wait_idle(consumers)
+    sent = broker.commands() - before
+    stop.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    # Each message changes its list when it comes and when it is taken: whoever has looked in between looks again.
+    assert sent["exists"] <= 2 * messages * (consumers + 1), sent
+
+
+def test_a_busy_consumer_keeps_its_connection(broker: Broker) -> None:
+    inbox = Inbox(broker.connect().channel(), "one", prefetch=1, ack=False)
+    broker.send("one", "a")
+    inbox.drain(1, broker)
+    before = inbox.channel.client.connection._sock
+    for _ in range(3):
+        broker.send("one", "b")
+        inbox.stays_at(1, 0.2)
+    assert inbox.channel.client.connection._sock is before
+    inbox.messages[0].ack()
+    inbox.drain(2, broker)
+
+
+# --- Faults
+
+
+def test_consuming_goes_on_when_a_waiting_connection_is_killed(broker: Broker) -> None:
+    listener = Listener(broker.connect(), "one")
+    with listener.running():
+        for number in range(5):
+            wait_until(lambda: tracked(broker), PATIENCE, "it waits", broker.describe)
+            for client in tracked(broker):
+                broker.client.client_kill_filter(_id=client)
+            broker.send("one", number)
+            wait_until(lambda: len(listener.bodies) == number + 1, PATIENCE, "it arrives", broker.describe)  # noqa: B023
+    assert listener.bodies == list(range(5))
+    broker.nothing_is_left()
+
+
+def tracked(broker: Broker) -> list[str]:
+    """The ids of the connections that wait for messages: Redis tracks what they have looked at."""
+    return [one["id"] for one in broker.clients() if "t" in one["flags"]]
+
+
+def test_what_starts_first_over_a_new_connection_is_marked(broker: Broker) -> None:
+    """A task that kills its node at once has to count, also when it was the first that the node has claimed."""
+    # With a lease that nobody else here has, it has a keeper of its own, which is made when it consumes.
+    channel = broker.connect(lease=LEASE + 1).channel()
+    holder, inbox, tags = channel.holder, None, set()
+    for number in (1, 2):
+        broker.send("one", number)
+        # The keeper's thread needs this for each of its turns, in which it repeats marks.
+        with holder.changed:
+            inbox = inbox or Inbox(channel, "one", ack=False)
+            inbox.drain(number, broker)
+            tag = inbox.messages[-1].delivery_tag
+            assert holder.hand_over(tag)
+            assert holder.start(tag)
+            tags.add(tag.encode())
+            wait_until(lambda: marked(broker) == tags, PATIENCE, "its start is marked", broker.describe)
+        wait_until(lambda: broker.client.exists(SWEEPS), PATIENCE, "the keeper has had its turn", broker.describe)
+        broker.client.client_kill_filter(_type="normal", skipme=True)
+    holder.release_all()
+    broker.nothing_is_left()
+
+
+def marked(broker: Broker) -> set[bytes]:
+    return set(broker.client.smembers(UNACKED_STARTED))
+
+
+@pytest.mark.parametrize("word", [b"EVALSHA", b"EXISTS"])
+def test_a_claim_whose_answer_is_lost_loses_nothing(broker: Broker, proxy: Proxy, word: bytes) -> None:
+    listener = Listener(broker.connect(f"redis://127.0.0.1:{proxy.port}/0"), "one")
+    with listener.running():
+        for number in range(5):
+            trap = proxy.drop_reply(has_word(word))
+            broker.send("one", number)
+            trap.wait()
+            wait_until(lambda: number in listener.bodies, PATIENCE, "it arrives", broker.describe)  # noqa: B023
+    broker.nothing_is_left()
+    assert listener.bodies == list(range(5))
+
+
+def test_scripts_that_redis_has_forgotten_are_sent_again(broker: Broker) -> None:
+    listener = Listener(broker.connect(), "one")
+    producer = Producer(broker.connect().channel())
+    with listener.running():
+        for number in range(20):
+            broker.client.script_flush()
+            producer.publish(number, routing_key="one")
+        wait_until(lambda: len(listener.bodies) == 20, PATIENCE, "all arrive", broker.describe)
+        broker.client.script_flush()
+    broker.nothing_is_left()
+    assert listener.bodies == list(range(20))
+
+
+def test_a_full_redis_loses_nothing_and_consuming_goes_on_when_there_is_room(broker: Broker) -> None:
+    broker.send("one", *range(10))
+    listener = Listener(broker.connect(), "one", pause=0.02)
+    with listener.running():
+        wait_until(lambda: len(listener.bodies) >= 2, PATIENCE, "some arrive", broker.describe)
+        broker.client.config_set("maxmemory", 1)
+        # Redis 6.2 gives a script's refusal no type of its own.
+        with pytest.raises(redis.exceptions.ResponseError, match="command not allowed when used memory"):
+            broker.send("one", "refused")
+        known = len(listener.bodies)
+        holds_for(lambda: len(listener.bodies) <= known + 2, QUIET, "nothing is claimed", broker.describe)
+        broker.client.config_set("maxmemory", 0)
+        wait_until(lambda: len(listener.bodies) == 10, PATIENCE, "the rest arrives", broker.describe)
+    broker.nothing_is_left()
+    assert listener.bodies == list(range(10))
+
+
+def test_a_consumer_waits_for_a_redis_that_lets_it_claim_nothing(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(Channel, "outage", Outage("consumer", log.append))
+    broker.send("one", "a")
+    broker.server.ask("ACL", "SETUSER", "default", "-evalsha")
+    try:
+        inbox = Inbox(broker.connect().channel(), "one")
+        inbox.stays_at(0, QUIET)
+    finally:
+        broker.server.ask("ACL", "SETUSER", "default", "+evalsha")
+    assert inbox.drain(1, broker) == ["a"]
+    assert ["NOPERM" in log[0], "goes on" in log[1], len(log)] == [True, True, 2], log
+
+
+def test_a_consumer_that_finds_nothing_in_a_full_redis_does_not_wait_for_it_any_more(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(Channel, "outage", Outage("consumer", log.append))
+    broker.send("one", "a")
+    broker.client.config_set("maxmemory", 1)
+    inbox = Inbox(broker.connect().channel(), "one")
+
+    def said(lines: int) -> bool:
+        inbox.stays_at(0, 0.05)
+        return len(log) >= lines
+
+    def until(lines: int) -> None:
+        wait_until(lambda: said(lines), PATIENCE, f"{lines} lines", lambda: f"{log}")
+
+    until(1)
+    # Somebody else has taken it.
+    broker.client.delete("one")
+    until(2)
+    where = f"Redis at 127.0.0.1:{broker.server.port}/0"
+    assert log[0].startswith(f"consumer: waiting for {where} to give tasks: "), log
+    assert "OOM command not allowed" in log[0], log
+    assert log[1].endswith(f" s of waiting for {where}"), log
+
+
+def test_a_consumer_that_waits_without_end_hears_when_a_full_redis_has_room_again(broker: Broker) -> None:
+    broker.send("one", "a")
+    broker.client.config_set("maxmemory", 1)
+    inbox = Inbox(broker.connect().channel(), "one")
+    thread = threading.Thread(target=inbox.channel.connection.client.drain_events, daemon=True)
+    thread.start()
+    holds_for(lambda: not inbox.messages, 0.5, "nothing is claimed", broker.describe)
+    broker.client.config_set("maxmemory", 0)
+    wait_until(lambda: inbox.messages, PATIENCE, "it arrives", broker.describe)
+
+
+def test_consuming_goes_on_after_redis_was_killed(broker: Broker) -> None:
+    broker.send("one", *range(20))
+    listener = Listener(broker.connect(), "one", pause=0.02)
+    with listener.running():
+        wait_until(lambda: len(listener.bodies) >= 3, PATIENCE, "some arrive", broker.describe)
+        broker.server.kill()
+        broker.server.start()
+        wait_until(lambda: len(listener.bodies) >= 20, PATIENCE, "the rest arrives", broker.describe)
+        broker.nothing_is_left()
+    # One whose claim got no answer goes back, and comes after the one that was claimed meanwhile.
+    assert sorted(listener.bodies) == list(range(20))
+
+
+@pytest.mark.parametrize("timeout", [0.5, None], ids=["with a timeout", "without end"])
+def test_a_redis_that_refuses_tracking_is_asked_now_and_then(broker: Broker, timeout: float | None) -> None:
+    # Redis 6.2 can take away a command only with all of its forms.
+    allowed = ("+@all", "-client", "+client|reply")
+    broker.client.execute_command("ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", *allowed)
+    inbox = Inbox(broker.connect(broker.server.url(0, "word", "plain")).channel(), "one")
+    stop = threading.Event()
+
+    def drain() -> None:
+        while not stop.is_set():
+            with suppress(socket.timeout):
+                inbox.channel.connection.client.drain_events(timeout=timeout)
+
+    threading.Thread(target=drain, daemon=True).start()
+    for number in range(3):
+        broker.send("one", number)
+        wait_until(lambda: len(inbox.messages) == number + 1, PATIENCE, "it arrives", broker.describe)  # noqa: B023
+    stop.set()
+    broker.send("one", "the last, for the thread to see that it is to stop")
+    before, began = broker.commands(), time.monotonic()
+    time.sleep(QUIET)
+    asked = (broker.commands() - before)["evalsha"]
+    # A second look, of the keeper, and one that was under way.
+    assert asked <= 2 * (time.monotonic() - began) / claim.LOOK_UNTRACKED_SECONDS + 2, "it asks without rest"
+
+
+def test_a_forked_process_claims_under_names_of_its_own(broker: Broker) -> None:
+    """The same name twice would write one message over the other."""
+    channel = broker.connect().channel()
+    theirs = in_a_fork(channel._claims.next)
+    assert theirs
+    assert theirs != channel._claims.next()
+
+
+def in_a_fork(ask: Callable[[], str]) -> str:
+    """What a forked process answers."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.write(writer, ask().encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as answer:
+        said = answer.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+# --- Every form of URL
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_url_is_spoken(world: World, form: str) -> None:
+    server, variables = served(world, form)
+    settings = celery_configuration(load(variables))
+    name = uuid4().hex
+    with Connection(settings["broker_url"], transport_options=settings["broker_transport_options"]) as connection:
+        assert type(connection.transport).__module__ == "services.delivery.transport"
+        producer, inbox = Producer(connection.channel()), Inbox(connection.channel(), name, prefetch=2)
+        broker = Broker(server)
+        broker.client = server.client()
+        for number in count():
+            producer.publish(number, routing_key=name)
+            if inbox.drain(number + 1, broker)[number:] == [4]:
+                break
+        kept = connection.channel()
+        producer.publish("back", routing_key=name)
+        inbox.consumer.cancel()
+        assert kept.basic_get(name).payload == "back"
+    wait_until(lambda: server.client().llen(name) == 1, PATIENCE, "it is given back", broker.describe)

@@ -1,0 +1,251 @@
+"""Time limits: what a task, a call or an operator gives replaces the pair that all tasks have, and is enforced."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from celery.exceptions import TimeLimitExceeded
+
+from tests.integration.commands.test_flower import LOGIN, Answer, basic
+from tests.support.odd_checkout import odd_checkout
+from tests.support.ports import free_port
+from tests.support.world import Node, Stack, World
+
+PATIENCE = 120
+# All tasks': so soon that a test can wait for them, and further apart than a busy machine pauses: a pool that finds
+# both due at the same look kills and does not ask.
+SOFT, HARD = 2, 10
+IN_PROCESS = ("threads", "solo")
+READY = r"\S+@\S+ ready\."
+
+
+@pytest.fixture(scope="module")
+def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """A node of each pool, on the queue of its name and with that name."""
+    shared_world.checkout = odd_checkout(tmp_path_factory.mktemp("limits") / "code")
+    stack = shared_world.stack(
+        CELERY_IMPORTS="probe,odd_tasks",
+        CELERY_TASK_SOFT_TIME_LIMIT=str(SOFT),
+        CELERY_TASK_TIME_LIMIT=str(HARD),
+    )
+    for pool, size in (("prefork", len(CASES)), *((pool, 1) for pool in IN_PROCESS)):
+        start(stack, pool, f"--pool {pool} --concurrency {size}")
+    for node in stack.nodes:
+        node.says(READY)
+    return stack
+
+
+def start(stack: Stack, name: str, options: str) -> Node:
+    return stack.celery(f"worker --queues {name} --hostname {name}@%h --loglevel info {options}")
+
+
+def send(stack: Stack, task: str, label: str, queue: str = "prefork", **limits: Any) -> Any:
+    return stack.send(f"odd_tasks.{task}", label, queue=queue, **limits)
+
+
+def soft_limits(stack: Stack, label: str) -> int:
+    """How often a task was asked to end."""
+    return len(stack.world.notes("soft", label))
+
+
+# Task, limits of the call, and what the worker's log says of the limit that comes.
+CASES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "none": ("limitless", {}, f"Soft time limit ({SOFT}s)"),
+    "a soft one of the task": ("soft_alone", {}, "Soft time limit (3s)"),
+    "a soft one of the call": ("limitless", {"soft_time_limit": 1}, "Soft time limit (1s)"),
+    "both of the call": ("limitless", {"soft_time_limit": 1, "time_limit": 30}, "Soft time limit (1s)"),
+    "a hard one of the call": ("limitless", {"time_limit": 1}, "Hard time limit (1s)"),
+    "a hard one of the call for one of the task": ("hard_alone", {"time_limit": 1}, "Hard time limit (1s)"),
+    # A soft limit that is not below the hard one never comes.
+    "a soft one of the task above": ("soft_alone", {"time_limit": 1}, "Hard time limit (1s)"),
+    "a soft one of the call above": ("limitless", {"soft_time_limit": 9, "time_limit": 1}, "Hard time limit (1s)"),
+    # As long after the soft one as for all tasks.
+    "one that does not end": ("stubborn", {}, f"Hard time limit ({1 + HARD - SOFT}s)"),
+}
+
+
+@pytest.fixture(scope="module")
+def sent(stack: Stack) -> dict[str, Any]:
+    """All of them, side by side."""
+    return {case: send(stack, task, case.replace(" ", "-"), **limits) for case, (task, limits, _) in CASES.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_limit_that_was_given_comes(stack: Stack, sent: dict[str, Any], case: str) -> None:
+    (task, _, said), label, result = CASES[case], case.replace(" ", "-"), sent[case]
+
+    if said.startswith("Soft"):
+        result.get(timeout=PATIENCE)
+        assert soft_limits(stack, label) == 1
+    else:
+        with pytest.raises(TimeLimitExceeded):
+            result.get(timeout=PATIENCE)
+        assert soft_limits(stack, label) == 0
+    stack.nodes[0].says(rf"{re.escape(said)} exceeded for odd_tasks\.{task}\[{result.id}\]")
+    assert stack.world.started(label) == 1
+
+
+# Tasks with a longer limit, by what a call gives.
+LONGER: dict[str, dict[str, Any]] = {"hard_alone": {}, "soft_beyond": {}, "limitless": {"time_limit": 7200}}
+
+
+@pytest.fixture(scope="module")
+def longer(stack: Stack) -> dict[str, Any]:
+    """All of them, side by side, when the limits of all tasks have come and gone."""
+    running = {task: send(stack, task, f"long-{task}", **limits) for task, limits in LONGER.items()}
+    for task in running:
+        stack.world.wait_started(f"long-{task}")
+    # It begins later than they do.
+    with pytest.raises(TimeLimitExceeded):
+        send(stack, "stubborn", "measure", soft_time_limit=SOFT, time_limit=HARD).get(timeout=PATIENCE)
+    return running
+
+
+@pytest.mark.parametrize("task", LONGER)
+def test_a_task_with_a_longer_limit_runs_on_after_that_of_all_tasks(
+    stack: Stack, longer: dict[str, Any], task: str
+) -> None:
+    assert soft_limits(stack, f"long-{task}") == 0
+    assert longer[task].state == "PENDING"
+    assert stack.world.started(f"long-{task}") == 1
+
+
+def test_a_task_with_a_limit_of_its_own_can_be_called(stack: Stack) -> None:
+    """By whoever has its code: in a worker, in beat, in Flower."""
+    call = (
+        "from services.app import app; app.loader.import_default_modules(); "
+        "print([app.tasks['odd_tasks.' + name].apply_async((name,), queue='nobody').id and 'sent' "
+        "for name in ('hard_alone', 'soft_beyond', 'quick')])"
+    )
+
+    answer = stack.world.answer(["-c", call], stack.environment(), PATIENCE)
+
+    assert answer.stdout.strip() == "['sent', 'sent', 'sent']", answer.stderr
+
+
+@pytest.mark.parametrize("pool", IN_PROCESS)
+def test_a_pool_that_enforces_no_limits_says_so_at_its_start(stack: Stack, pool: str) -> None:
+    node = stack.nodes[1 + IN_PROCESS.index(pool)]
+
+    node.says(r"time limits are not enforced in this pool.*odd_tasks\.hard_alone, odd_tasks\.quick")
+    assert send(stack, "quick", f"quick-{pool}", queue=pool).get(timeout=PATIENCE) == f"quick-{pool}"
+
+
+def change(stack: Stack, queue: str, *, soft: float | None = None, hard: float | None = None, task: str) -> Any:
+    """What the worker of a queue answers to `control.time_limit`."""
+    node = f"{queue}@{os.uname().nodename}"
+    [answer] = stack.client.control.time_limit(
+        f"odd_tasks.{task}", soft=soft, hard=hard, reply=True, timeout=PATIENCE, destination=[node], limit=1
+    )
+    return answer[node]
+
+
+@pytest.mark.parametrize("task", ["limitless", "hard_alone"])
+def test_an_operators_limit_takes_effect_and_is_taken_back(stack: Stack, task: str) -> None:
+    """Also for a task whose author's limits come along with each message; a call's own limit goes before it."""
+    authored: dict[str, Any] = {"time_limit": 3600} if task == "hard_alone" else {}
+
+    assert change(stack, "prefork", hard=1, task=task) == {"ok": "time limits set successfully"}
+    with pytest.raises(TimeLimitExceeded):
+        send(stack, task, f"changed-{task}", **authored).get(timeout=PATIENCE)
+    assert send(stack, task, f"called-{task}", soft_time_limit=3, time_limit=30).get(timeout=PATIENCE)
+    assert soft_limits(stack, f"called-{task}") == 1
+
+    assert "ok" in change(stack, "prefork", task=task)
+    assert send(stack, task, f"back-{task}").get(timeout=PATIENCE)
+    assert soft_limits(stack, f"back-{task}") == 1
+
+
+@pytest.mark.parametrize(
+    ("queue", "limits", "reason"),
+    [
+        ("threads", {"hard": 5}, "not enforced in this pool"),
+        ("solo", {"soft": 5}, "not enforced in this pool"),
+        ("prefork", {"soft": 5, "hard": 5}, r"must be below the hard one"),
+        ("prefork", {"hard": -1}, "must be a number of seconds above 0"),
+        ("prefork", {"soft": "5"}, "must be a number of seconds above 0"),
+    ],
+)
+def test_a_limit_that_cannot_take_effect_is_refused(
+    stack: Stack, queue: str, limits: dict[str, Any], reason: str
+) -> None:
+    answer = change(stack, queue, task="quick", **limits)
+
+    assert reason in answer["error"]
+
+
+def test_the_limits_of_all_tasks_are_what_a_node_says_of_its_pool(stack: Stack) -> None:
+    node = f"prefork@{os.uname().nodename}"
+    [stats] = stack.client.control.inspect([node], timeout=PATIENCE, limit=1).stats().values()
+
+    assert stats["pool"]["timeouts"] == [SOFT, HARD]
+
+
+def test_limits_on_the_command_line_are_those_of_all_tasks(stack: Stack) -> None:
+    node = start(stack, "by-hand", "--concurrency 1 --time-limit 1").says(READY)
+
+    with pytest.raises(TimeLimitExceeded):
+        send(stack, "limitless", "by-hand", queue="by-hand").get(timeout=PATIENCE)
+
+    node.says(r"Hard time limit \(1(\.0)?s\) exceeded")
+    assert soft_limits(stack, "by-hand") == 0
+
+
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def ask_flower(stack: Stack) -> Ask:
+    """Flower as it is launched, which knows the stack's nodes and tasks."""
+    port, database = free_port(), stack.world.path("flower.db")
+    command = f"-m services.launch flower --address 127.0.0.1 --port {port} --database {database}"
+    process = stack.world.python("flower", command, stack.environment(FLOWER_BASIC_AUTH=LOGIN))
+
+    def ask(path: str, method: str = "POST", body: str | None = None) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        connection.request(method, path, body, {"Authorization": basic(LOGIN)})
+        return Answer(connection.getresponse())
+
+    def knows_all() -> bool:
+        assert process.alive, process.tail()
+        with suppress(ConnectionRefusedError):
+            names = {f"{pool}@{os.uname().nodename}" for pool in ("prefork", *IN_PROCESS)}
+            return bool(names <= ask("/api/workers", "GET").json.keys())
+        return False
+
+    stack.world.wait_until(knows_all, PATIENCE, "Flower knows the nodes")
+    return ask
+
+
+def test_a_limit_that_is_set_in_flower_takes_effect_or_is_refused(stack: Stack, ask_flower: Ask) -> None:
+    def press(pool: str, limits: str, said: str) -> Answer:
+        """As often as it takes: Flower waits for a node for a second, in which one on a busy machine says nothing."""
+        path = f"/api/task/timeout/odd_tasks.quick?workername={pool}@{os.uname().nodename}&{limits}"
+
+        def pressed() -> Answer | None:
+            answer = ask_flower(path)
+            return answer if said in answer.text else None
+
+        return stack.world.wait_until(pressed, PATIENCE, f"the {pool} node says {said!r}")
+
+    taken = press("prefork", "soft=2&hard=3", "time limits set successfully")
+    in_vain = press("threads", "soft=2&hard=3", "not enforced in this pool")
+    turned = press("prefork", "soft=3&hard=2", "must be below the hard one")
+
+    assert (taken.status, taken.json) == (200, {"message": "time limits set successfully"})
+    assert [answer.status for answer in (in_vain, turned)] == [403, 403]
+
+
+def test_flower_sends_a_task_that_has_a_limit_of_its_own(stack: Stack, ask_flower: Ask) -> None:
+    body = '{"args": ["from-flower"], "queue": "prefork"}'
+
+    answer = ask_flower("/api/task/async-apply/odd_tasks.quick", body=body)
+
+    assert answer.status == 200, answer.text
+    stack.world.wait_started("from-flower")

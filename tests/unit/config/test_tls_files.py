@@ -1,0 +1,118 @@
+"""Files of TLS that a URL names and that cannot be used: said before anything starts, because to redis-py its Redis
+would be away, for ever."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from config import ConfigError, load
+from services.broker.client import require_tls_files
+from tests.support.checkout import Checkout
+from tests.support.redis_server import make_certificates
+
+BROKER, RESULTS = "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"
+PLAIN = "redis://127.0.0.1:1/1"
+# Importing the application takes a second on an idle machine.
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server's certificate, its key and its authority; and what people name in their place."""
+    directory = make_certificates(tmp_path_factory.mktemp("tls") / "files")
+    (directory / "text").write_text("no certificate")
+    (directory / "empty").touch()
+    locked = ("-aes128", "-passout", "pass:secret", "-in", "server.key", "-out", "locked.key")
+    for made in (locked, ("-in", "server.key", "-pubout", "-out", "public.key")):
+        subprocess.run(["openssl", "pkey", *made], cwd=directory, check=True, capture_output=True, timeout=SECONDS)
+    return directory
+
+
+def said(**urls: str) -> list[str]:
+    """What is said of these URLs; nothing where they are taken."""
+    try:
+        require_tls_files(load(urls))
+    except ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+def url(files: Path, scheme: str = "rediss", **options: str) -> str:
+    return f"{scheme}://redis.example.com/0?" + "&".join(f"{name}={files / file}" for name, file in options.items())
+
+
+def test_files_that_can_be_used_are_taken(files: Path) -> None:
+    whole = url(files, ssl_ca_certs="ca.crt", ssl_certfile="server.crt", ssl_keyfile="server.key")
+    assert said(CELERY_BROKER_URL=whole, CELERY_RESULT_BACKEND=whole) == []
+    assert said(CELERY_BROKER_URL="rediss://redis.example.com/0", CELERY_RESULT_BACKEND=PLAIN) == []
+
+
+@pytest.mark.parametrize("name", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
+@pytest.mark.parametrize(("file", "reason"), [("gone.crt", "No such file or directory"), (".", "Is a directory")])
+def test_a_file_that_cannot_be_read_is_named_with_its_variable(files: Path, name: str, file: str, reason: str) -> None:
+    options = {"ssl_certfile": "server.crt"} if name == "ssl_keyfile" else {}
+    assert said(CELERY_BROKER_URL=PLAIN, CELERY_RESULT_BACKEND=url(files, **options | {name: file})) == [
+        f"{RESULTS}: {name} names {files / file}, which cannot be read ({reason}): correct the path; in a container it "
+        "is one inside, where the file has to be mounted (docs/connect.md)"
+    ]
+
+
+@pytest.mark.parametrize("file", ["text", "empty", "server.key"])
+def test_an_authority_that_is_none_is_named(files: Path, file: str) -> None:
+    (sentence,) = said(CELERY_BROKER_URL=url(files, ssl_ca_certs=file))
+    assert sentence.startswith(f"{BROKER}: ssl_ca_certs names {files / file}, which has no certificate in PEM form (")
+    assert sentence.endswith("): correct it")
+
+
+@pytest.mark.parametrize("key", ["", "ca.key", "locked.key", "public.key", "empty"])
+def test_a_certificate_without_its_key_is_named(files: Path, key: str) -> None:
+    named = {"ssl_certfile": "server.crt"} | ({"ssl_keyfile": key} if key else {})
+    (sentence,) = said(CELERY_BROKER_URL=url(files, **named))
+    both = " and ".join(str(files / file) for file in named.values())
+    assert sentence.startswith(f"{BROKER}: ssl_certfile and ssl_keyfile name {both}, which cannot be used (")
+    assert sentence.endswith("): name a certificate and its key, in PEM form, the key without a password")
+
+
+def test_each_url_has_a_sentence_and_none_has_its_password(files: Path) -> None:
+    broker = url(files, ssl_ca_certs="gone").replace("://", "://:Zq7-s3cret@")
+    sentences = said(CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=url(files, ssl_ca_certs="lost"))
+    assert [sentence.partition(":")[0] for sentence in sentences] == [BROKER, RESULTS]
+    assert "Zq7-s3cret" not in "".join(sentences)
+
+
+def test_files_for_sentinels_are_looked_at(files: Path) -> None:
+    (sentence,) = said(CELERY_BROKER_URL=url(files, "sentinel", ssl_ca_certs="gone"), CELERY_SENTINEL_MASTER="main")
+    assert sentence.startswith(f"{BROKER}: ssl_ca_certs names {files / 'gone'}, which cannot be read (")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "-m services.launch worker",
+        "-m services.launch node --hostname=node0@here",
+        "-m services.launch beat",
+        "-m services.launch flower",
+        "-m celery -A services.app worker",
+        "-m services status",
+        "-m services.commands.check",
+        "-c __import__('services.app')",
+    ],
+)
+def test_nothing_starts_with_an_authority_that_is_not_there(checkout: Checkout, command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=checkout.path,
+        env={"LANG": "C.UTF-8", BROKER: "rediss://127.0.0.1:1/0?ssl_ca_certs=/etc/stalk/gone.crt", RESULTS: PLAIN},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    lines = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 2, lines
+    assert len(lines) == 1, lines
+    assert f"{BROKER}: ssl_ca_certs names /etc/stalk/gone.crt, which cannot be read (No such file or" in lines[0]

@@ -1,0 +1,204 @@
+"""services.launch: what Celery and Supervisor are started with."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.bin.base import CLIContext
+from celery.bin.beat import beat
+from celery.bin.celery import celery
+from celery.bin.worker import worker
+
+from config import child_environment, load
+from config.settings import HAND_BACK_SECONDS, SUPERVISOR_EXIT_SECONDS
+from services.launch import NODE_VARIABLES, known, node_command, supervisor_values
+from tests.support.checkout import Checkout
+
+ROOT = Path(__file__).resolve().parents[3]
+MARK = "Zq7-s3cret"
+SECRETS = {
+    "CELERY_BROKER_URL": f"redis://user:{MARK}@redis/0",
+    "CELERY_RESULT_BACKEND": f"redis://user:{MARK}@redis/1",
+    "REDIS_PASSWORD": MARK,
+    "CELERY_SENTINEL_PASSWORD": MARK,
+    "FLOWER_BASIC_AUTH": f"admin:{MARK}",
+}
+# Options that change how much is printed, not what is done.
+HARMLESS = {"NO_COLOR"}
+
+
+def options_of(environment: dict[str, str]) -> dict[str, Any]:
+    """What Celery itself makes of a node's command line."""
+    command = node_command(load(environment))
+    arguments = command[command.index("worker") + 1 :]
+    context = CLIContext(app=Celery(set_as_current=False), no_color=True, workdir=None)
+    options: dict[str, Any] = worker.make_context("worker", [*arguments, "--hostname=node0@here"], obj=context).params
+    return options
+
+
+# --- A node's command line
+
+
+def test_a_node_runs_celery_of_this_python_with_our_application() -> None:
+    assert node_command(load({}))[:5] == [sys.executable, "-m", "celery", "--app=services.app", "worker"]
+
+
+def test_a_node_of_the_defaults_is_prefork_with_a_child_for_each_cpu() -> None:
+    options = options_of({})
+    assert options["pool"].__module__ == "celery.concurrency.prefork"
+    assert options["concurrency"] == "auto"
+    assert options["queues"] == ["celery"]
+    assert options["task_events"] is True
+    assert options["autoscale"] is None
+    assert options["max_tasks_per_child"] is None
+    assert options["max_memory_per_child"] is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "option", "value"),
+    [
+        ({"WORKER_CONCURRENCY": "3"}, "concurrency", 3),
+        ({"WORKER_QUEUES": "celery,reports"}, "queues", ["celery", "reports"]),
+        ({"WORKER_AUTOSCALE": "8,2"}, "autoscale", (8, 2)),
+        ({"WORKER_MAX_TASKS_PER_CHILD": "100"}, "max_tasks_per_child", 100),
+        ({"WORKER_MAX_MEMORY_PER_CHILD": "200000"}, "max_memory_per_child", 200000),
+        ({"LOG_LEVEL": "critical"}, "loglevel", 50),
+    ],
+)
+def test_a_setting_is_an_option_of_celery(environment: dict[str, str], option: str, value: object) -> None:
+    assert options_of(environment)[option] == value
+    assert options_of({})[option] != value
+
+
+@pytest.mark.parametrize(("pool", "module"), [("prefork", "prefork"), ("threads", "thread"), ("solo", "solo")])
+def test_every_pool_is_one_of_celerys(pool: str, module: str) -> None:
+    assert options_of({"WORKER_POOL": pool})["pool"].__module__ == f"celery.concurrency.{module}"
+
+
+def test_autoscale_takes_the_place_of_concurrency() -> None:
+    assert not any(part.startswith("--concurrency") for part in node_command(load({"WORKER_AUTOSCALE": "8,2"})))
+
+
+# --- What others see
+
+
+def test_no_command_line_carries_a_secret() -> None:
+    settings = load(SECRETS)
+    assert MARK not in " ".join(node_command(settings))
+    assert MARK not in repr(supervisor_values(settings))
+
+
+def test_every_value_that_supervisors_configuration_names_is_given() -> None:
+    text = (ROOT / "docker" / "supervisor" / "worker.conf").read_text()
+    named = set(re.findall(r"%\(ENV_(\w+)\)s", text))
+    assert named
+    assert supervisor_values(load({})).keys() == named
+
+
+def test_supervisor_gets_the_settings() -> None:
+    settings = load(
+        {
+            "WORKER_PROCESSES": "3",
+            "WORKER_SOFT_SHUTDOWN": "100",
+            "WORKER_STOP_GRACE_PERIOD": "200",
+            "WORKER_HEARTBEAT_TIMEOUT": "90",
+            "STALK_RUN_DIR": "/run/other",
+        }
+    )
+    values = supervisor_values(settings)
+    assert values["STALK_NODES"] == "3"
+    assert values["STALK_HEARTBEAT_TIMEOUT"] == "90"
+    assert values["STALK_RUN_DIR"] == "/run/other"
+    assert values["STALK_KILL_AFTER"] == str(100 + HAND_BACK_SECONDS)
+    assert shlex.split(values["STALK_NODE_COMMAND"]) == node_command(settings)
+
+
+def test_supervisor_has_given_up_before_docker_kills_it() -> None:
+    shortest = load({"WORKER_SOFT_SHUTDOWN": "100", "WORKER_STOP_GRACE_PERIOD": "115"})
+    kill_after = int(supervisor_values(shortest)["STALK_KILL_AFTER"])
+    assert kill_after + SUPERVISOR_EXIT_SECONDS <= shortest.worker.stop_grace_period
+
+
+@pytest.mark.parametrize("variables", [NODE_VARIABLES, known("broker", "results", "tasks", "beat", "stack")])
+def test_a_process_sees_no_variable_that_beats_its_settings(
+    monkeypatch: pytest.MonkeyPatch, variables: list[str]
+) -> None:
+    foreign = {
+        "BROKER_URL",
+        "CELERY_BROKER_READ_URL",
+        "CELERY_BROKER_WRITE_URL",
+        "RESULT_BACKEND",
+        "REMAP_SIGTERM",
+        "FLOWER_PORT",
+        "FLOWER_BASIC_AUTH",
+        "FLOWER_BASIC_AUTH_FILE",
+        "FLOWER_UNAUTHENTICATED_API",
+        "SUPERVISOR_ENABLED",
+        "CELERY_CONFIG_MODULE",
+        "CELERY_LOADER",
+        "CELERY_CUSTOM_WORKER_POOL",
+        "C_FORCE_ROOT",
+    }
+    passed = {"CELERY_BROKER_URL": "a", "CELERY_BROKER_URL_FILE": "b", "BEAT_SCHEDULE": "c", "SHOP_URL": "d"}
+    for name, value in dict.fromkeys(foreign, "x").items() | passed.items():
+        monkeypatch.setenv(name, value)
+    environment = child_environment(variables)
+    assert environment.keys() & foreign == set()
+    assert environment.items() >= passed.items()
+
+
+@pytest.mark.parametrize(("command", "name"), [(celery, ""), (worker, "WORKER_"), (beat, "BEAT_")])
+def test_no_option_of_celery_is_set_behind_our_back(monkeypatch: pytest.MonkeyPatch, command: Any, name: str) -> None:
+    # As click derives them from celery's auto_envvar_prefix="CELERY" (celery 5.7).
+    read = {option.envvar or f"CELERY_{name}{option.name.upper()}" for option in command.params} - HARMLESS
+    assert len(read) > 5
+    for variable in read:
+        monkeypatch.setenv(variable, "1")
+    assert child_environment(NODE_VARIABLES).keys() & read == set()
+
+
+# --- The command
+
+
+def python(checkout: Checkout, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=checkout.path,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "Traceback" not in done.stderr
+    assert MARK not in done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.parametrize("arguments", [[], ["worker", "beat"]])
+def test_wrong_arguments_are_refused_with_the_usage(checkout: Checkout, arguments: list[str]) -> None:
+    done = python(checkout, "-m", "services.launch", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: python -m services.launch" in done.stderr
+
+
+def test_a_wrong_configuration_is_refused_before_anything_starts(checkout: Checkout) -> None:
+    wrong = {"WORKER_POOL": "gevent", "CELERY_RESULT_BACKEND": f"redis://{MARK}@redis/0"}
+    done = python(checkout, "-m", "services.launch", "worker", **SECRETS | wrong)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert [line.partition(": found")[0] for line in lines] == ["error: CELERY_RESULT_BACKEND", "error: WORKER_POOL"]
+
+
+def test_the_application_refuses_a_wrong_schedule_without_a_traceback(checkout: Checkout) -> None:
+    done = python(checkout, "-c", "import services.app", BEAT_SCHEDULE="no-such-entry=off", **SECRETS)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: BEAT_SCHEDULE: found entry 'no-such-entry'; allowed: ")

@@ -1,0 +1,52 @@
+"""What keeps a node's memory from growing."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from celery.worker import components
+from kombu.asynchronous.timer import Timer as KombuTimer
+
+from services.worker import memory
+from services.worker.memory import LEAST_ENTRIES, Timer
+
+TASKS = 10 * LEAST_ENTRIES
+HOUR = 3600.0
+
+
+def entries_after_many_cancelled(timer: KombuTimer) -> int:
+    """How many it keeps when each was cancelled before the next was entered, but for the first ten."""
+    for number in range(TASKS):
+        entry = timer.call_after(HOUR, print)
+        if number >= 10:
+            entry.cancel()
+    return len(timer)
+
+
+def test_cancelled_timers_are_forgotten() -> None:
+    assert entries_after_many_cancelled(Timer()) <= LEAST_ENTRIES
+
+
+def test_kombu_still_keeps_them() -> None:
+    """When this fails, ours can go."""
+    assert entries_after_many_cancelled(KombuTimer()) == TASKS
+
+
+def test_what_is_not_cancelled_comes_when_it_is_due() -> None:
+    timer, now = Timer(), monotonic()
+    schedule = iter(timer)
+    for number in range(3 * LEAST_ENTRIES):
+        # The later ones are due first, and every third one stays.
+        entry = timer.call_at(now - number, print, (number,))
+        if number % 3:
+            entry.cancel()
+
+    due = [next(schedule)[1] for _ in range(LEAST_ENTRIES)]
+
+    assert [entry.args[0] for entry in due if entry] == list(range(3 * LEAST_ENTRIES - 3, -1, -3))
+    assert next(schedule) == (None, None)
+
+
+def test_nodes_use_it() -> None:
+    memory.install()
+    assert components._Timer is Timer

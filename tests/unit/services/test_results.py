@@ -1,0 +1,78 @@
+"""services.results.backend: who waits for Redis, for what, and through which of Celery's doors it gets in."""
+
+from __future__ import annotations
+
+import pytest
+from celery.backends.redis import CHORD_CLEANUP_LUA, CHORD_PART_RETURN_LUA
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    DataError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TimeoutError,
+)
+
+from config.redis_url import SCHEMES
+from services.broker.retry import passes, patience
+from services.results import backend
+from services.results.backend import PatientClient
+
+# As redis-py writes it, with what a task has returned.
+COMMAND = 'Command # 1 (SETEX celery-task-meta-1 86400 {"result": "-OOM BUSY NOPERM"}) of pipeline caused error: '
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("Error 111 connecting to redis:6379. Connection refused."),
+        TimeoutError("Timeout reading from socket"),
+        OSError("Network is unreachable"),
+        AuthenticationError("invalid username-password pair"),
+        BusyLoadingError("Redis is loading the dataset in memory"),
+        OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        ReadOnlyError("You can't write against a read only replica."),
+        NoPermissionError("this user has no permissions to run the 'setex' command"),
+        ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+        ResponseError(COMMAND + "MISCONF Errors writing to the AOF file: No space left on device"),
+        ResponseError("NOREPLICAS Not enough good replicas to write."),
+        ResponseError("ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed when used …"),
+    ],
+)
+def test_what_says_nothing_of_the_result_is_waited_for(error: Exception) -> None:
+    assert passes(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
+        ResponseError(COMMAND + "WRONGTYPE Operation against a key holding the wrong kind of value"),
+        ResponseError("string exceeds maximum allowed size (proto-max-bulk-len)"),
+        DataError("Invalid input of type: 'dict'."),
+    ],
+)
+def test_what_redis_will_never_take_is_not_waited_for(error: Exception) -> None:
+    assert not passes(error)
+
+
+def test_nobody_but_a_worker_waits() -> None:
+    # Port 1 belongs to nobody who answers.
+    with pytest.raises(ConnectionError), patience("a result"):
+        PatientClient(port=1).get("key")
+
+
+def test_every_kind_of_url_leads_to_this_backend() -> None:
+    # As celery.app.backends.by_url reads a URL's scheme.
+    assert {scheme.partition("+")[0] for scheme in SCHEMES} == backend.BACKENDS.keys()
+
+
+def test_the_script_of_chords_is_the_one_that_is_known() -> None:
+    assert CHORD_PART_RETURN_LUA.count(backend.RIGHT) == 1
+    assert CHORD_PART_RETURN_LUA.count(backend.ANSWER) == 1
+    assert CHORD_PART_RETURN_LUA.count("KEYS[") == 6
+    assert CHORD_CLEANUP_LUA.count(backend.END) == 1
+    assert CHORD_CLEANUP_LUA.count("KEYS[") == 5

@@ -1,0 +1,307 @@
+"""Entries of the schedule in the days in which clocks are changed, against what each minute of them says by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from itertools import pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from celery.beat import ScheduleEntry
+from celery.schedules import crontab
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redbeat import RedBeatSchedulerEntry
+
+from config import load
+from services.beat import entries
+from services.schedule import beat_schedule
+from tests.support.application import create_app
+
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+# The nights in which each zone changes its clocks. Lord Howe does so by half an hour, and its winter is in July.
+CHANGES = [
+    ("Europe/Berlin", datetime(2026, 3, 29)),
+    ("Europe/Berlin", datetime(2026, 10, 25)),
+    ("America/New_York", datetime(2026, 3, 8)),
+    ("America/New_York", datetime(2026, 11, 1)),
+    ("Australia/Lord_Howe", datetime(2026, 4, 5)),
+    ("Australia/Lord_Howe", datetime(2026, 10, 4)),
+]
+# A second of work for each form and night, and more for a year: one zone says most of it.
+NIGHTS = [change if "Berlin" in change[0] else pytest.param(*change, marks=pytest.mark.slow) for change in CHANGES]
+ZONES = [
+    "Europe/Berlin",
+    *(pytest.param(zone, marks=pytest.mark.slow) for zone in ("America/New_York", "Australia/Lord_Howe")),
+]
+# Minute, hour, day of month, month, day of week, as BEAT_SCHEDULE has them.
+FORMS = [
+    "* * * * *",
+    "*/15 * * * *",
+    "*/7 * * * *",
+    "0 * * * *",
+    "45 * * * *",
+    "10,40 * * * *",
+    "20-50/10 * * * *",
+    "0 */2 * * *",
+    "30 */3 * * *",
+    "*/20 2 * * *",
+    "*/10 1-3 * * *",
+    "0 9 * * *",
+    "0 0 * * *",
+    "0 1 * * *",
+    "30 1 * * *",
+    "59 1 * * *",
+    "0 2 * * *",
+    "10 2 * * *",
+    "15,45 2 * * *",
+    "30 2 * * *",
+    "0 3 * * *",
+    "0,30 0-4 * * *",
+    "0-59 1,2 * * *",
+    "15 22-3 * * *",
+    "0 0-23 * * *",
+    "0 0-23/2 * * *",
+    "30 2 * * sun",
+    "30 2 * * sat,mon",
+    "15 1-2 * * fri-mon",
+    "30 2 1-8 * *",
+    "30 2 */2 * *",
+    "30 2 * mar-apr,oct-nov *",
+    "30 2 * */3 *",
+    # Celery wants both days to be right; Debian's cron one of them.
+    "15 1,2 1-7 * sun",
+    "*/30 * 25-31 3,10 sunday",
+]
+NAMES = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
+MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+
+
+# What is expected.
+
+
+def numbers(field: str, lowest: int, highest: int, names: Iterable[str] = ()) -> set[int]:
+    """What a field of a crontab allows."""
+    known = {name: number for number, name in enumerate(names, lowest)}
+    found: set[int] = set()
+    for part in field.split(","):
+        span, _, step = part.partition("/")
+        first, _, last = span.partition("-")
+        ends = [known[end[:3]] if end[:3] in known else int(end) for end in (first, last or first) if end != "*"]
+        allowed = list(range(lowest, highest + 1))
+        if ends:
+            start, end = ends
+            turned = allowed[start - lowest :] + allowed[: start - lowest]
+            allowed = turned[: turned.index(end) + 1]
+        found |= set(allowed[:: int(step or 1)])
+    return found
+
+
+class Form:
+    """A crontab, as its five fields say."""
+
+    def __init__(self, text: str) -> None:
+        minute, hour, day, month, weekday = text.split()
+        self.floats = minute.startswith("*") or hour.startswith("*")
+        self.minutes, self.hours = numbers(minute, 0, 59), numbers(hour, 0, 23)
+        self.days, self.months = numbers(day, 1, 31), numbers(month, 1, 12, MONTHS)
+        self.weekdays = numbers(weekday, 0, 6, NAMES)
+
+    def names(self, time: datetime) -> bool:
+        """Whether this is one of its times."""
+        return (
+            time.minute in self.minutes
+            and time.hour in self.hours
+            and time.day in self.days
+            and time.month in self.months
+            and time.isoweekday() % 7 in self.weekdays
+        )
+
+
+def minutes(zone: str, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime, bool, list[datetime]]]:
+    """Each minute, what the clock shows then, whether it shows that again, and what it has left out just before."""
+    place = ZoneInfo(zone)
+    # An hour that is shown again has been shown within three.
+    moment = start - 3 * HOUR
+    before = latest = moment.astimezone(place).replace(tzinfo=None) - MINUTE
+    while moment < end:
+        shown = moment.astimezone(place).replace(tzinfo=None)
+        left_out = []
+        while before + MINUTE < shown:
+            before += MINUTE
+            left_out.append(before)
+        yield moment, shown, shown <= latest, left_out
+        before, latest, moment = shown, max(latest, shown), moment + MINUTE
+
+
+def expected(text: str, zone: str, start: datetime, end: datetime) -> list[datetime]:
+    """When it runs after `start` and before `end`, told by looking at the clock in every minute."""
+    form, found = Form(text), []
+    for moment, shown, again, left_out in minutes(zone, start, end):
+        runs = form.names(shown) and (form.floats or not again)
+        runs = runs or (not form.floats and any(map(form.names, left_out)))
+        if runs and moment > start:
+            found.append(moment)
+    return found
+
+
+# What happens.
+
+
+@dataclass
+class Clock:
+    """The application's clock."""
+
+    app: Any
+    now: datetime
+
+    def __post_init__(self) -> None:
+        self.app.now = lambda: self.now.astimezone(self.app.timezone)
+
+
+@cache
+def application(zone: str) -> Any:
+    return create_app(load({"CELERY_TIMEZONE": zone}))
+
+
+def clock(zone: str, now: datetime) -> Clock:
+    return Clock(application(zone), now)
+
+
+def stored(entry: Any) -> list[str]:
+    """An entry as it is kept in Redis."""
+    return [entries.encoded({name: getattr(entry, name) for name in entries.DEFINITION}), entries.runs(entry)]
+
+
+def runs(clock: Clock, entry: Any, end: datetime) -> Iterator[datetime]:
+    """When beat sends an entry: it sees what is stored, and looks when the stored score says."""
+    kept = stored(entry)
+    score = entry.score
+    while True:
+        # A tick is never in time to the instant.
+        clock.now = max(clock.now, datetime.fromtimestamp(score, UTC)) + timedelta(seconds=0.3)
+        if clock.now >= end:
+            return
+        entry = entries.read(clock.app, entry.key, kept)
+        due, seconds = entry.is_due()
+        if due:
+            yield clock.now.replace(second=0, microsecond=0)
+            following = ScheduleEntry._next_instance(entry)
+            kept, score = [kept[0], entries.runs(following)], following.score
+        else:
+            clock.now += timedelta(seconds=max(seconds, 1))
+
+
+def entry(clock: Clock, schedule: Any) -> Any:
+    return RedBeatSchedulerEntry("one", "task", schedule, app=clock.app)
+
+
+def around(zone: str, night: datetime, before: timedelta, after: timedelta) -> tuple[datetime, datetime]:
+    """Moments so long before and after the midnight before a change."""
+    midnight = night.replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    return midnight - before, midnight + after
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("zone", "night"), NIGHTS)
+def test_a_crontab_runs_when_every_minute_says_that_it_should(zone: str, night: datetime, form: str) -> None:
+    start, end = around(zone, night, 8 * HOUR, 30 * HOUR)
+    at = clock(zone, start)
+
+    assert list(runs(at, entry(at, crontab.from_string(form)), end)) == expected(form, zone, start, end)
+
+
+def field(lowest: int, highest: int) -> st.SearchStrategy[str]:
+    """A field of a crontab, in all its forms."""
+    number = st.integers(lowest, highest).map(str)
+    span = st.tuples(number, number).map("-".join)
+    step = st.tuples(st.one_of(span, st.just("*")), st.integers(1, 12).map(str)).map("/".join)
+    part = st.one_of(number, span, step)
+    return st.one_of(st.just("*"), st.lists(part, min_size=1, max_size=3).map(",".join))
+
+
+# Times around the change, so that most examples have something to do with it.
+TIMES = st.tuples(field(0, 59), field(0, 4), field(1, 31), field(1, 12), field(0, 6))
+
+
+@given(fields=TIMES, change=st.sampled_from(CHANGES))
+@settings(max_examples=40, deadline=None)
+def test_any_crontab_runs_when_every_minute_says_that_it_should(
+    fields: tuple[str, ...], change: tuple[str, datetime]
+) -> None:
+    form = " ".join(fields)
+    try:
+        schedule = crontab.from_string(form)
+    except ValueError:
+        # A day that no month has.
+        return
+    start, end = around(*change, HOUR, 8 * HOUR)
+    at = clock(change[0], start)
+
+    assert list(runs(at, entry(at, schedule), end)) == expected(form, change[0], start, end)
+
+
+@pytest.mark.parametrize("form", ["30 2 * * sun", "45 1 */10 mar-nov *", "0 */6 29 2 *"])
+@pytest.mark.parametrize("zone", ZONES)
+def test_a_rare_crontab_runs_in_all_of_the_year(zone: str, form: str) -> None:
+    # With a 29 February.
+    start, end = datetime(2027, 9, 1, tzinfo=UTC), datetime(2028, 12, 1, tzinfo=UTC)
+    at = clock(zone, start)
+
+    assert list(runs(at, entry(at, crontab.from_string(form)), end)) == expected(form, zone, start, end)
+
+
+@pytest.mark.parametrize("seconds", [60, 300, 3600, 5400])
+@pytest.mark.parametrize(("zone", "night"), CHANGES)
+def test_an_interval_is_as_long_as_ever(zone: str, night: datetime, seconds: int) -> None:
+    start, end = around(zone, night, 6 * HOUR, 12 * HOUR)
+    at = clock(zone, start)
+
+    times = list(runs(at, entry(at, float(seconds)), end))
+
+    # A tick after each.
+    assert {round((after - before) / MINUTE) for before, after in pairwise(times)} <= {seconds // 60, seconds // 60 + 1}
+    assert len(times) >= (end - start).total_seconds() // (seconds + 1) - 1
+
+
+@pytest.mark.parametrize("hours", [2, 3, 4, 12, 36])
+@pytest.mark.parametrize("form", ["30 2 * * *", "45 1 * * *", "0 9 * * *", "0,30 1-3 * * *", "*/15 * * * *"])
+@pytest.mark.parametrize(("zone", "night"), CHANGES)
+def test_what_a_beat_missed_that_was_down_over_the_change_is_sent_once(
+    zone: str, night: datetime, form: str, hours: int
+) -> None:
+    start, end = around(zone, night, HOUR, 48 * HOUR)
+    at = clock(zone, start)
+    one = entry(at, crontab.from_string(form))
+    up = start + hours * HOUR + 7 * MINUTE
+    at.now = up
+
+    times = list(runs(at, one, end))
+
+    late = [up] if expected(form, zone, start, up + MINUTE) else []
+    assert times == late + expected(form, zone, up, end)
+
+
+@pytest.mark.parametrize(("zone", "night"), CHANGES)
+def test_an_entry_of_the_code_is_no_other(zone: str, night: datetime) -> None:
+    start, end = around(zone, night, 8 * HOUR, 30 * HOUR)
+    at = clock(zone, start)
+    code = beat_schedule(load({"BEAT_SCHEDULE": "report-free-space=30 2 * * *"}).beat.schedule)["report-free-space"]
+
+    one = RedBeatSchedulerEntry(**code, name="report-free-space", app=at.app)
+
+    assert list(runs(at, one, end)) == expected("30 2 * * *", zone, start, end)
+
+
+def test_a_time_that_is_shown_twice_is_kept_as_the_one_that_it_is() -> None:
+    at = clock("Europe/Berlin", datetime(2026, 10, 25, 1, 30, tzinfo=UTC))
+    one = entry(at, 300.0)
+
+    assert one.last_run_at.fold == 1
+    read = entries.read(at.app, one.key, stored(one))
+    assert read.last_run_at.astimezone(UTC) == at.now
+    assert one.due_at == at.now + timedelta(seconds=300)

@@ -1,0 +1,74 @@
+"""stack.commands.status: what `make status` says in a sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from services.broker.keys import PRIORITY_STEPS
+from stack.commands.status import PRIORITIES, warnings
+from tests.support.documents import ROOT
+
+HOW = "see docs/operations.md#"
+NODES: dict[str, Any] = {"node0@here": {"running": []}}
+LATE = {"node": "node0@here", "id": "7", "name": "shop.pack", "limit": 1.5, "seconds": 90}
+
+
+def state(**given: Any) -> dict[str, Any]:
+    """A stack in which all is well, but for what is given."""
+    return {"nodes": NODES, "silent_nodes": 0, "queues": {"celery": 2}, "unread": [], "overtime": [], **given}
+
+
+def unread(queue: str, priority: int, waiting: int) -> dict[str, Any]:
+    return {"unread": [{"queue": queue, "priority": priority, "waiting": waiting}]}
+
+
+def test_where_all_is_well_nothing_is_said() -> None:
+    assert warnings(state(), starting=False) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "starting", "says"),
+    [
+        ({"nodes": {}}, False, "No node answers; what waits: 2 in celery."),
+        ({"nodes": {}, "queues": {"celery": 0}}, True, "No node answers yet; what waits: nothing."),
+        (
+            {"nodes": {}, "silent_nodes": 1},
+            False,
+            "Nodes that do not answer, such as a solo pool at work: 1. What they read is not known.",
+        ),
+        (
+            unread("mial", 0, 1),
+            False,
+            f"No node reads mial: 1 task waits there, {HOW}tasks-that-nobody-reads",
+        ),
+        (
+            unread("io", 0, 2),
+            True,
+            f"No node reads io, unless a worker that starts does: 2 tasks wait there, {HOW}tasks-that-nobody-reads",
+        ),
+        (
+            unread("celery", 1, 3),
+            False,
+            f"No node reads celery, priority 1 ({PRIORITIES}): 3 tasks wait there, {HOW}tasks-that-nobody-reads",
+        ),
+        (
+            {"overtime": [LATE]},
+            False,
+            f"node0@here runs shop.pack[7] for 90 s, and its limit is 1.5 s: {HOW}time-limits",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(given: dict[str, Any], starting: bool, says: str) -> None:
+    assert warnings(state(**given), starting) == [says]
+
+
+def test_the_priorities_that_it_names_are_those_that_nodes_read() -> None:
+    first, *between, last = PRIORITY_STEPS
+    assert f"nodes read {first}, which is the most urgent, {', '.join(map(str, between))} and {last}" == PRIORITIES
+
+
+def test_the_document_has_the_sections_that_it_names() -> None:
+    lines = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").splitlines()
+    assert {"## Tasks that nobody reads", "## Time limits"} <= set(lines)
