@@ -32,7 +32,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 HAND_BACK_SECONDS = 10
 # Time Supervisor needs on top of that to leave before the container is killed.
 SUPERVISOR_EXIT_SECONDS = 5
-# Of REDIS_MAXMEMORY: as far as workers go when Redis is full (services/broker/lua/reserve.lua).
+# Of REDIS_MAXMEMORY: as far as workers go when Redis is full (services/broker/lua/headroom.lua).
 WITH_RESERVE = 1.25
 # Headers that come with requests of people who have not logged in as well: taken for a user's name, they let all in.
 NOT_OF_USERS = {

@@ -31,7 +31,7 @@ from redis.exceptions import ConnectionError, LockError, RedisError, TimeoutErro
 
 from config import Settings
 from services.beat import entries
-from services.broker.client import refusal
+from services.broker.client import format_error
 from services.broker.keys import BEAT_LOCK, BEAT_LOCK_SECONDS
 from services.broker.outages import Outage
 from services.schedule import ENTRIES
@@ -83,7 +83,7 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         self._unsent_before, self._unsent, self._refused = self._unsent, {}, {}
         try:
             if not self._hold_lock():
-                self._outage.over()
+                self._outage.record_recovery()
                 self._say(STANDBY)
                 return STANDBY_SECONDS
             seconds = super().tick(**options)
@@ -93,13 +93,13 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
             return self._wait(error, "the runs that are due")
         if self._refused:
             return self._wait(next(iter(self._refused.values())), ", ".join(sorted(self._refused)))
-        self._outage.over()
+        self._outage.record_recovery()
         self._say(TICKING)
         return float(min(seconds, TICK_SECONDS))
 
     def _wait(self, error: Exception, what: str) -> float:
         """Say that Redis does not take `what`; seconds until the next tick."""
-        self._outage.goes_on(error, f"Redis at {self.app.settings.broker_url.masked()}", f"take {what}")
+        self._outage.record_failure(error, f"Redis at {self.app.settings.broker_url.masked()}", f"take {what}")
         # No heartbeat from one that answers and refuses: that is a fault somebody has to mend.
         if isinstance(error, AWAY):
             self._say(WAITING)
@@ -207,7 +207,7 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         if isinstance(error, RedisError):
             self._refused[name] = error
             return
-        said = refusal(error)
+        said = format_error(error)
         if said not in (self._unsent.get(name), self._unsent_before.get(name)):
             logger.error("beat: %s %s (%s); trying at each tick", name, what, said)
         self._unsent[name] = said

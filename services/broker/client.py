@@ -28,6 +28,8 @@ _parser: Any = BaseParser
 _parse_error = _parser.parse_error.__func__
 _parser.parse_error = classmethod(lambda cls, response: _parse_error(cls, ARGUMENTS.sub("", response)))
 
+# There is no connection. Any other error is a reply to one command, and says nothing about the next one.
+UNREACHABLE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
 # What Redis 7 says at the end of an error in a script.
 SCRIPT = re.compile(r" script: [0-9a-f]{40}.*")
 
@@ -132,7 +134,7 @@ def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:
     return redis.Redis(host=host, port=port, **keywords)
 
 
-def place(client: redis.Redis) -> str:
+def describe_server(client: redis.Redis) -> str:
     """Which Redis a client talks to, for a log: without a login."""
     pool: Any = client.connection_pool
     options = pool.connection_kwargs
@@ -140,7 +142,7 @@ def place(client: redis.Redis) -> str:
     return f"Redis at {getattr(pool, 'service_name', None) or host}/{options.get('db') or 0}"
 
 
-def refusal(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """What Redis said, without the command that redis-py repeats before it: nobody wants a result in a log.
 
     Nor the number of the script that a command was in.

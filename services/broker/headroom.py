@@ -1,7 +1,7 @@
 """Reserve: a worker goes on writing for a while when Redis is at maxmemory, because what it does there empties Redis.
 
 Redis refuses a command then, and nothing of it has happened; the same is asked of a script, which Redis lets through
-as long as its reserve lasts (services/broker/lua/reserve.lua). Where there is nothing left of it, or the Redis of
+as long as its reserve lasts (services/broker/lua/headroom.lua). Where there is nothing left of it, or the Redis of
 the results lets nobody run scripts, the refusal stands. Producers outside of workers, beat and Flower have no reserve.
 """
 
@@ -17,8 +17,8 @@ from redis.commands.core import Script
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from services.broker import scripts
-from services.broker.client import refusal
-from services.broker.retry import Patience
+from services.broker.client import format_error
+from services.broker.retry import RetryState
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ OUT_OF_MEMORY = " -OOM "
 
 def is_full(error: Exception) -> bool:
     """Whether Redis has refused something for want of memory."""
-    return isinstance(error, OutOfMemoryError) or OUT_OF_MEMORY in refusal(error)
+    return isinstance(error, OutOfMemoryError) or OUT_OF_MEMORY in format_error(error)
 
 
 def spare(attempt: Callable[[], T], again: Callable[[], T]) -> T:
@@ -36,7 +36,7 @@ def spare(attempt: Callable[[], T], again: Callable[[], T]) -> T:
     try:
         return attempt()
     except ResponseError as error:
-        if not Patience.in_worker or not is_full(error):
+        if not RetryState.in_worker or not is_full(error):
             raise
         try:
             return again()
@@ -53,7 +53,7 @@ class Client(redis.Redis):
         return redis.Redis(connection_pool=self.connection_pool)
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        again = lambda: from_reserve(self, [(args, options)])[0]  # noqa: E731
+        again = lambda: with_headroom(self, [(args, options)])[0]  # noqa: E731
         return spare(partial(super().execute_command, *args, **options), again)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
@@ -64,7 +64,7 @@ class Client(redis.Redis):
 
     def run(self, script: scripts.Script, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """Run a script. Raises redis.exceptions.RedisError."""
-        again = partial(script.from_reserve, self.plain, keys, arguments)
+        again = partial(script.with_headroom, self.plain, keys, arguments)
         return spare(partial(script, self.plain, keys, arguments), again)
 
 
@@ -76,7 +76,7 @@ class Transaction(Pipeline):
         attempt = partial(super().execute, raise_on_error)
         if not self.transaction:  # type: ignore[truthy-function]
             return attempt()
-        return spare(attempt, partial(from_reserve, self, commands))
+        return spare(attempt, partial(with_headroom, self, commands))
 
 
 class KnownScript(Script):
@@ -95,13 +95,13 @@ class KnownScript(Script):
         return client.run(self._known, keys or [], args or [])
 
 
-def from_reserve(client: Any, commands: Sequence[tuple[Any, Any]]) -> list[Any]:
+def with_headroom(client: Any, commands: Sequence[tuple[Any, Any]]) -> list[Any]:
     """What redis-py answers to these commands and their options, carried out by a script in one step.
 
     What a worker writes is answered with texts, numbers, and lists of them; a map or a set would come as a list.
     """
     words = [word for arguments, _ in commands for word in (len(arguments), *arguments)]
-    answers = scripts.COMMANDS.from_reserve(redis.Redis(connection_pool=client.connection_pool), [], words)
+    answers = scripts.COMMANDS.with_headroom(redis.Redis(connection_pool=client.connection_pool), [], words)
     told = []
     for answer, (arguments, options) in zip(answers, commands, strict=True):
         # Where redis-py's own cache would look.

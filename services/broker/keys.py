@@ -26,7 +26,7 @@ RATE_LIMIT = "rate_limit:"
 # What was revoked: ids of tasks, and stamps.
 REVOKED_TASKS = "revoked_tasks"
 REVOKED_STAMPS = "revoked_stamps"
-# Messages that go no further (services/broker/lua/park.lua).
+# Messages that go no further (services/broker/lua/dead_letter.lua).
 DEAD_LETTERS = "dead_letters"
 DEAD_LETTERS_NEXT = "dead_letters_next"
 DEAD_LETTERS_UNTOLD = "dead_letters_untold"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
-from services.broker.client import refusal
+from services.broker.client import format_error
 
 # Whoever looks into a log sees within a minute that it goes on, and an outage of a night leaves a page.
 MINUTE = 60.0
@@ -24,7 +24,7 @@ class Outage:
         self._said, self._where = False, ""
         self._last_said = float("-inf")
 
-    def goes_on(self, error: Exception, where: str, purpose: str = "") -> bool:
+    def record_failure(self, error: Exception, where: str, purpose: str = "") -> bool:
         """Wait for `where` once more, because of this error; `purpose` says to do what. Whether there was a line."""
         now = self._clock()
         since = self._since
@@ -36,10 +36,10 @@ class Outage:
         self._last_said = now
         how = f"still waiting, after {now - since:.0f} s," if self._said else "waiting"
         self._said = True
-        self._say(f"{self._loop}: {how} for {where}{purpose and ' to '}{purpose}: {refusal(error)}")
+        self._say(f"{self._loop}: {how} for {where}{purpose and ' to '}{purpose}: {format_error(error)}")
         return True
 
-    def over(self) -> bool:
+    def record_recovery(self) -> bool:
         """Go on. Whether there was an outage, however short."""
         since, self._since = self._since, None
         said, self._said = self._said, False

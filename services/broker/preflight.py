@@ -34,7 +34,7 @@ from redis.sentinel import MasterNotFoundError
 from config import Settings
 from config.redis_url import RedisUrl
 from services.broker import scripts
-from services.broker.client import connect, refusal, require_tls_files
+from services.broker.client import connect, format_error, require_tls_files
 from services.broker.keys import DEAD_LETTERS, HELD, RESULT
 from services.broker.outages import Outage
 
@@ -193,7 +193,7 @@ def _check_scripts(client: Redis, found: Findings) -> None:
     except ResponseError as error:
         if _is_of_cluster(error):
             raise Refused(CLUSTER) from None
-        reason = refusal(error)
+        reason = format_error(error)
         if re.search(r"\bkeys?\b", reason) and _is_of_acl(error, reason):
             # Beat, which asks as well, needs fewer of them than a worker.
             found.unchecked.append(f"EVAL: {reason}")
@@ -337,12 +337,12 @@ def wait_for(look: Callable[[], Findings], name: str) -> Findings:
     while True:
         try:
             found = look()
-            outage.over()
+            outage.record_recovery()
             return found
         except (ConnectionError, TimeoutError, OSError) as error:
             if isinstance(error, AuthenticationError):
                 raise
-            outage.goes_on(error, name)
+            outage.record_failure(error, name)
         # Jitter: a hundred workers must not come back in the same millisecond.
         sleep(seconds * random.uniform(0.8, 1.2))
         seconds = min(seconds * 2, LONGEST_WAIT_SECONDS)

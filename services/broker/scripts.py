@@ -38,9 +38,9 @@ class Script:
             return client.eval(self.text, len(keys), *keys, *arguments)
 
     @cached_property
-    def from_reserve(self) -> Script:
-        """The same with all of what Redis has in reserve (lua/reserve.lua)."""
-        return of("\n".join((_read("reserve"), "open_reserve(1)", self.text)))
+    def with_headroom(self) -> Script:
+        """The same with all of what Redis has in reserve (lua/headroom.lua)."""
+        return of("\n".join((_read("headroom"), "use_headroom(1)", self.text)))
 
 
 def of(text: str) -> Script:
@@ -61,33 +61,33 @@ def _read(name: str) -> str:
     return (DIRECTORY / f"{name}.lua").read_text()
 
 
-CLAIM = _script("claim", "reserve", "record")
+CLAIM = _script("claim", "headroom", "record")
 ACK = _script("ack")
-RENEW = _script("renew", "reserve", "record")
-RESTORE = _script("restore", "reserve", "record")
-RESTORE_STOCK = _script("restore_stock", "reserve", "record")
-CRASH = _script("crash", "reserve", "record", "park")
-REQUEUE = _script("requeue", "reserve", "record", "park", "schedule")
-REJECT = _script("reject", "reserve", "record", "park")
-SWEEP = _script("sweep", "reserve", "record", "park", "schedule")
-TOKEN = _script("token", "reserve", "record")
-RELEASE = _script("release", "reserve", "record")
-POSTPONE = _script("postpone", "reserve", "record", "schedule")
+RENEW = _script("renew", "headroom", "record")
+REQUEUE = _script("requeue", "headroom", "record")
+REQUEUE_STOCK = _script("requeue_stock", "headroom", "record")
+CRASH = _script("crash", "headroom", "record", "dead_letter")
+REQUEUE_LATER = _script("requeue_later", "headroom", "record", "dead_letter", "schedule")
+REJECT = _script("reject", "headroom", "record", "dead_letter")
+SWEEP = _script("sweep", "headroom", "record", "dead_letter", "schedule")
+TOKEN = _script("token", "headroom", "record")
+REQUEUE_RATE_LIMITED = _script("requeue_rate_limited", "headroom", "record")
+POSTPONE = _script("postpone", "headroom", "record", "schedule")
 PUBLISH = _script("publish")
 COMMANDS = _script("commands")
 # What people and remote control ask for.
-REPLAY = _script("replay", "reserve", "record")
+REPLAY = _script("replay", "headroom", "record")
 PURGE_LETTERS = _script("purge_letters")
-TELL = _script("tell", "reserve", "record")
-SCHEDULED = _script("scheduled", "reserve", "record")
-PURGE_SCHEDULED = _script("purge_scheduled", "reserve", "record")
-TO_PLAIN = _script("to_plain", "reserve", "record")
-REVOKE = _script("revoke", "reserve", "record")
-REVOKED = _script("revoked", "reserve", "record")
+TELL = _script("tell", "headroom", "record")
+SCHEDULED = _script("scheduled", "headroom", "record")
+PURGE_SCHEDULED = _script("purge_scheduled", "headroom", "record")
+TO_PLAIN = _script("to_plain", "headroom", "record")
+REVOKE = _script("revoke", "headroom", "record")
+REVOKED = _script("revoked", "headroom", "record")
 # What a worker stores.
 RETRY = _script("retry")
 # What pre-flight asks.
 UNDECLARED = _script("undeclared")
 
-# What the keeper sends without looking whether Redis knows it.
-ALL = (CLAIM, ACK, RENEW, RESTORE, RESTORE_STOCK, CRASH, REQUEUE, REJECT, SWEEP, POSTPONE, PUBLISH, TOKEN)
+# What the lease manager sends without looking whether Redis knows it.
+ALL = (CLAIM, ACK, RENEW, REQUEUE, REQUEUE_STOCK, CRASH, REQUEUE_LATER, REJECT, SWEEP, POSTPONE, PUBLISH, TOKEN)

@@ -17,8 +17,7 @@ from kombu import Producer, pidbox
 from kombu.exceptions import EncodeError
 from redis.exceptions import RedisError
 
-from services.broker.client import refusal
-from services.broker.retry import AWAY
+from services.broker.client import UNREACHABLE, format_error
 from services.control import revoked
 from services.control.task_commands import learn_revoked
 
@@ -108,10 +107,12 @@ def _keep(command: str, arguments: Any, channel: Any) -> None:
     try:
         with channel.conn_or_acquire() as client:
             revoked.keep_command(client, command, arguments)
-    except AWAY:
+    except UNREACHABLE:
         raise
     except RedisError as error:
-        logger.warning("%s is not kept in Redis: only nodes that hear it now know of it: %s", command, refusal(error))
+        logger.warning(
+            "%s is not kept in Redis: only nodes that hear it now know of it: %s", command, format_error(error)
+        )
 
 
 class Control(control.Control):  # type: ignore[misc]

@@ -22,13 +22,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from services.broker import messages
-from services.broker.client import connect, refusal
+from services.broker.client import UNREACHABLE, connect, format_error
 from services.broker.keys import REVOKED_STAMPS, REVOKED_TASKS
-from services.broker.retry import AWAY
 from services.control import revoked
 from services.delayed import rate_limits, scheduled
 from services.delivery import registry
-from services.delivery.unacked import Holder
+from services.delivery.unacked import UnackedDeliveries
 from services.pool import time_limits
 from services.pool.time_limits import Limits
 
@@ -43,8 +42,8 @@ LOOKED_FOR_AT_ONCE = 500
 @inspect_command()  # type: ignore[untyped-decorator]
 def held(state: Any, **_: Any) -> dict[str, int]:
     """What this node holds under a lease. Only Stalk's nodes know this command."""
-    mine: list[Holder] = registry.all_holders()
-    return {"held": sum(map(len, mine)), "lease": max((holder.rules.lease for holder in mine), default=0)}
+    mine: list[UnackedDeliveries] = registry.all_deliveries()
+    return {"held": sum(map(len, mine)), "lease": max((deliveries.rules.lease for deliveries in mine), default=0)}
 
 
 @inspect_command(name="scheduled", alias="dump_schedule")  # type: ignore[untyped-decorator]
@@ -115,13 +114,13 @@ def rate_limit(state: Any, task_name: str, rate_limit: Any, **_: Any) -> Any:
     answer = celery_control.rate_limit(state, task_name, rate_limit)
     if "ok" not in answer:
         return answer
-    for holder in registry.all_holders():
-        holder.wait_left(None, LEAVING_SECONDS)
+    for deliveries in registry.all_deliveries():
+        deliveries.wait_until_postponed(None, LEAVING_SECONDS)
     try:
         with _redis(state) as client:
             rate_limits.settle(client, {task_name: state.consumer.rate_of(task_name)})
     except (RedisError, OSError) as error:
-        return celery_control.ok(f"{answer['ok']}, but what waits keeps its time: {refusal(error)}")
+        return celery_control.ok(f"{answer['ok']}, but what waits keeps its time: {format_error(error)}")
     return answer
 
 
@@ -195,15 +194,15 @@ def learn_revoked(state: Any, client: Redis) -> None:
     """
     try:
         found = revoked.load(client)
-    except AWAY:
+    except UNREACHABLE:
         raise
     except RedisError as error:
-        logger.error("What was revoked before cannot be read from Redis, and may run here: %s", refusal(error))
+        logger.error("What was revoked before cannot be read from Redis, and may run here: %s", format_error(error))
         return
     try:
         # First: what this cannot do, because Redis is away again, has to be news the next time.
         _take_out(state, [task_id for task_id in found.ids if task_id not in worker_state.revoked])
-    except AWAY:
+    except UNREACHABLE:
         raise
     except Exception:  # whatever a result backend makes of a message that somebody has sent; it is discarded when due
         logger.exception("What was revoked before could not be taken out of the schedule")
@@ -216,8 +215,8 @@ def _keep(state: Any, key: str, members: Sequence[str]) -> str:
         with _redis(state) as client:
             revoked.keep(client, key, members)
     except (RedisError, OSError) as error:
-        logger.warning("Revoked in this node only, and not kept in Redis: %s", refusal(error))
-        return refusal(error)
+        logger.warning("Revoked in this node only, and not kept in Redis: %s", format_error(error))
+        return format_error(error)
     return ""
 
 
@@ -232,8 +231,8 @@ def _take_out(state: Any, ids: Sequence[str]) -> None:
     """Take revoked tasks out of Redis that wait there for their time."""
     if not ids:
         return
-    for holder in registry.all_holders():
-        holder.wait_left(set(ids), LEAVING_SECONDS)
+    for deliveries in registry.all_deliveries():
+        deliveries.wait_until_postponed(set(ids), LEAVING_SECONDS)
     with _redis(state) as client:
         for start in range(0, len(ids), LOOKED_FOR_AT_ONCE):
             _revoke_scheduled(state, client, ids[start : start + LOOKED_FOR_AT_ONCE])

@@ -150,7 +150,7 @@ class TellStep(bootsteps.StartStopStep):  # type: ignore[misc]
         teller = Teller(worker.app, client, worker.hostname)
         where = f"the results at {worker.app.settings.result_url.masked()}"
         threading.Thread(target=self._run, args=(teller, where), name="dead-letter-teller", daemon=True).start()
-        registry.on_dead_letters(self._news.put)
+        registry.add_dead_letter_listener(self._news.put)
 
     def _run(self, teller: Teller, where: str) -> None:
         outage = Outage("dead letter", logger.warning)
@@ -165,6 +165,6 @@ class TellStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 teller.tell(sorted(ids))
             except AWAY as error:
                 # The next sweep that sees them asks again.
-                outage.goes_on(error, where, f"take that {len(ids)} tasks have failed")
+                outage.record_failure(error, where, f"take that {len(ids)} tasks have failed")
             else:
-                outage.over()
+                outage.record_recovery()

@@ -1,6 +1,6 @@
 """Dead letters: messages that go no further are listed, looked at, replayed and purged.
 
-They are written by lua/park.lua. A replay is one script call, so a letter is either here or in its queue.
+They are written by lua/dead_letter.lua. A replay is one script call, so a letter is either here or in its queue.
 """
 
 from __future__ import annotations

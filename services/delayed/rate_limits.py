@@ -115,7 +115,7 @@ def bring_back(client: Redis, task: str, gone: str = "", end: float = math.inf) 
     offset = released = 0
     while monotonic() < end:
         arguments = [scripts.as_json(PRIORITY_STEPS), task, gone, offset, MOVED_AT_ONCE]
-        looked, back = scripts.RELEASE(client, [*KEYS, _key(task)], arguments)
+        looked, back = scripts.REQUEUE_RATE_LIMITED(client, [*KEYS, _key(task)], arguments)
         released += back
         offset += looked - back
         if looked < MOVED_AT_ONCE:

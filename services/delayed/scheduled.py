@@ -82,7 +82,7 @@ class Moved:
     """What was brought back to the queues, and how many leases have not run out."""
 
     scheduled: int
-    restored: int
+    requeued: int
     leased: int
 
 
@@ -91,10 +91,10 @@ def to_plain(client: Redis) -> Moved:
 
     Raises redis.exceptions.RedisError.
     """
-    scheduled = restored = 0
+    scheduled = requeued = 0
     while True:
         arguments = [scripts.as_json(PRIORITY_STEPS), MOVED_AT_ONCE]
         waited, held, leased = scripts.TO_PLAIN(client, [*HELD, *KEYS], arguments)
-        scheduled, restored = scheduled + waited, restored + held
+        scheduled, requeued = scheduled + waited, requeued + held
         if not waited and not held:
-            return Moved(scheduled, restored, leased)
+            return Moved(scheduled, requeued, leased)

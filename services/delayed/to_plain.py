@@ -29,7 +29,7 @@ def to_plain(app: Celery) -> tuple[dict[str, Any], int]:
             moved = scheduled.to_plain(client)
     except (RedisError, OperationalError, OSError) as error:
         return {"error": f"Redis does not answer: {error}"}, 1
-    answer = {"scheduled": moved.scheduled, "restored": moved.restored}
+    answer = {"scheduled": moved.scheduled, "restored": moved.requeued}
     if moved.leased:
         return answer | {"error": _leased(app, moved.leased)}, 1
     return answer, 0

@@ -10,10 +10,10 @@ MOST = 64
 
 
 class AckBuffer:
-    """Tags that are done and of which Redis does not know it yet. Not thread-safe: its holder locks."""
+    """Tags that are done and of which Redis does not know it yet. Not thread-safe: its deliveries locks."""
 
     def __init__(self) -> None:
-        # In order of arrival: tag → when it came, by the holder's clock.
+        # In order of arrival: tag → when it came, by the deliveries's clock.
         self._waiting: dict[str, float] = {}
         self._under_way: dict[str, float] = {}
         # Of both, those that Redis has been told of in passing.

@@ -1,4 +1,7 @@
-"""The kombu channel: thin, because it dies with its connection and what is held does not."""
+"""The kombu channel: consuming by claims, and publishing that is retried.
+
+It ends with its connection; the deliveries that it has claimed do not, and are in unacked.py.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,23 @@ from kombu.utils.objects import cached_property
 from redis.exceptions import RedisError
 
 from services.broker import headroom, scripts
-from services.broker.client import place
+from services.broker.client import describe_server
 from services.broker.keys import PUBLISHED, carries_tasks
 from services.broker.outages import Outage
-from services.broker.retry import insist, patience
+from services.broker.retry import retry_commands, run_with_retry
 from services.delayed import rate_limits, scheduled
 from services.delivery import registry
-from services.delivery.claim import MOST, Claim, Claimed, ClaimLine, Claims, Refused, claimed, command
-from services.delivery.unacked import REJECTED, REJECTS, RETRIES, UNDECODABLE, Holder, clock
+from services.delivery.claim import (
+    MOST,
+    Claim,
+    ClaimConnection,
+    ClaimedMessage,
+    ClaimIds,
+    Refused,
+    claim_command,
+    parse_reply,
+)
+from services.delivery.unacked import REJECTED, REJECTS, RETRIES, UNDECODABLE, UnackedDeliveries, clock
 from services.results import chord_dispatch
 
 logger = get_logger(__name__)
@@ -39,7 +51,7 @@ logger = get_logger(__name__)
 PUBLISHED_SECONDS = 3600
 # Whoever asks nodes takes an answer as it comes: this one has been given up long ago, or its process has died.
 ANSWER_MILLISECONDS = 600_000
-# A claim under way when its channel closes has been answered by then, or will not be.
+# The reply to a claim under way when its channel closes has come by then, or never comes.
 LAST_ANSWER_SECONDS = 1.0
 # Of kombu's transport options those that mean here what they mean there; Connection refuses the others (kombu 5.7).
 KOMBU_OPTIONS = (
@@ -73,26 +85,26 @@ class PublishTag(str):
     __slots__ = ()
 
 
-class _Producer:
+class _ProducerId:
     """Names this process among all that publish; a child that was forked gets a name of its own."""
 
-    id = ""
+    value = ""
 
     @classmethod
     def renew(cls) -> None:
-        cls.id = uuid.uuid4().hex[:16]
+        cls.value = uuid.uuid4().hex[:16]
 
 
-_Producer.renew()
-os.register_at_fork(after_in_child=_Producer.renew)
+_ProducerId.renew()
+os.register_at_fork(after_in_child=_ProducerId.renew)
 
 
 class NoMessage(ValueError):
-    """What has come has not the form of a message."""
+    """What was received does not have the form of a message."""
 
 
 class Message(virtual.Message):  # type: ignore[misc]
-    """A message, which raises NoMessage where it is none; kombu raises whatever there is."""
+    """A message. Raises NoMessage where kombu raises any error."""
 
     def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
         try:
@@ -102,7 +114,7 @@ class Message(virtual.Message):  # type: ignore[misc]
 
 
 class QoS(virtual.QoS):  # type: ignore[misc]
-    """Prefetch limits and acknowledgements, both looked up in the process's holder."""
+    """Prefetch limits and acknowledgements, by what this process has claimed and not acknowledged."""
 
     def can_consume(self) -> bool:
         return not self.prefetch_count or self.credit() > 0
@@ -115,31 +127,31 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         if not self.prefetch_count:
             return MOST
         channel = self.channel
-        used = channel.holder.used(channel.number) if channel.delivers else 0
+        used = channel.deliveries.count_used(channel.number) if channel.delivers else 0
         return int(self.prefetch_count) - used
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Nothing: the claim has recorded it."""
+        """Do nothing: the claim has recorded it."""
 
     def ack(self, delivery_tag: str) -> None:
-        self.channel.holder.ack(delivery_tag)
+        self.channel.deliveries.ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if requeue:
-            self.channel.holder.give_back([delivery_tag])
+            self.channel.deliveries.requeue([delivery_tag])
         else:
-            self.channel.holder.reject(delivery_tag, REJECTED, "rejected by its consumer")
+            self.channel.deliveries.reject(delivery_tag, REJECTED, "rejected by its consumer")
 
     def restore_unacked(self) -> None:
-        self.channel.holder.release(self.channel.number)
+        self.channel.deliveries.requeue_channel(self.channel.number)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Restore nothing: `Channel.close` gives back what nobody works on."""
+        """Do nothing: `Channel.close` requeues what has not been started."""
         # Until then it keeps this object, its channel and all that belongs to that.
         self._on_collect.cancel()
 
     def restore_visible(self, *_: Any, **__: Any) -> None:
-        """Nothing: the keeper sweeps."""
+        """Do nothing: the lease manager sweeps."""
 
 
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
@@ -159,13 +171,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     _numbers = count(1)
     # How many heard what this channel broadcast last; None: it has broadcast nothing.
     heard: int | None = None
-    # Called whenever this channel has begun to hear broadcasts: what was broadcast before is lost. redis-py connects
-    # again without a word (redis-py 8.1).
+    # Called whenever this channel has subscribed to broadcasts: what was broadcast before is lost. redis-py connects
+    # again without saying so (redis-py 8.1).
     on_subscribed: Callable[[], None] | None = None
     # Of whatever consumes here: all channels of this process, and those that come after them.
     outage = Outage("consumer", logger.warning)
-    # The socket that was heard on when that was called last.
-    _heard_on: Any = None
+    # The socket that was subscribed when that was called last.
+    _subscribed_on: Any = None
 
     def __init__(self, connection: Any, **keywords: Any) -> None:
         self.number = next(self._numbers)
@@ -173,8 +185,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self.delivers = False
         # kombu has them of the whole process, and forgets none: each reconnect and each receiver of events adds one.
         self._fanout_queues = connection.fanout_queues
-        self._backlog: deque[Claimed] = deque()
-        self._line: ClaimLine | None = None
+        self._backlog: deque[ClaimedMessage] = deque()
+        self._claim_connection: ClaimConnection | None = None
         # When queues that expire are kept alive again, by `clock`.
         self._keep_queues_at = 0.0
         try:
@@ -186,13 +198,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             raise
 
     @cached_property  # type: ignore[untyped-decorator]
-    def holder(self) -> Holder:
+    def deliveries(self) -> UnackedDeliveries:
         """What this process holds of this broker; it outlives the channel."""
-        return registry.of(self)
+        return registry.deliveries_of(self)
 
     @cached_property  # type: ignore[untyped-decorator]
-    def _claims(self) -> Claims:
-        return Claims()
+    def _claim_ids(self) -> ClaimIds:
+        return ClaimIds()
 
     def _put_fanout(self, exchange: str, message: Any, routing_key: str, **options: Any) -> None:
         if options.get("_publish_batch") is not None:
@@ -203,28 +215,30 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             # Each node that has run it may ask for that, and all nodes would run what each of them has sent.
             mark = f"{PUBLISHED}{headers.get('id')}:{retry}:{exchange}"
             first = partial(self._commands.set, mark, tag, nx=True, ex=PUBLISHED_SECONDS)
-            if not insist(first, self._server) and bytes_to_str(self._commands.get(mark)) != tag:
+            if not run_with_retry(first, self._get_commands) and bytes_to_str(self._commands.get(mark)) != tag:
                 logger.info("%s: another node has sent retry %s of it to all", headers.get("id"), retry)
                 return
         text, topics = dumps(message), self._get_publish_topics(exchange, routing_key)
         with self.conn_or_acquire() as client:
             # Of a second topic, sentinel_fanout_compat's: those that hear the first hear it as well.
-            self.heard = max(insist(partial(client.publish, topic, text), self._server) for topic in topics)
+            self.heard = max(
+                run_with_retry(partial(client.publish, topic, text), self._get_commands) for topic in topics
+            )
         if not self.heard and carries_tasks(exchange):
             logger.warning("no node hears what is broadcast to %s with routing key %s", exchange, routing_key)
 
     def _handle_message(self, client: Any, r: Any) -> Any:
         if self.on_subscribed and bytes_to_str(r[0]) == "psubscribe":
-            self._begin_to_hear()
+            self._note_subscription()
         return super()._handle_message(client, r)
 
-    def _begin_to_hear(self) -> None:
-        self._heard_on = self.subclient.connection._sock
+    def _note_subscription(self) -> None:
+        self._subscribed_on = self.subclient.connection._sock
         if self.on_subscribed:
             self.on_subscribed()
 
-    def hear(self) -> None:
-        """Deliver the commands that have come, if this channel listens for them."""
+    def deliver_commands(self) -> None:
+        """Deliver the remote control commands that have come, if this channel receives them."""
         if not self.on_subscribed:
             return
         with suppress(Empty):
@@ -232,13 +246,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if self.closed:
             # A command that failed: Celery listens on another channel now, and has read what was revoked.
             return
-        if self._heard_on is not self.subclient.connection._sock:
+        if self._subscribed_on is not self.subclient.connection._sock:
             # Redis has still to confirm that; what comes now was told to nobody here.
-            self._begin_to_hear()
+            self._note_subscription()
 
     def _receive(self) -> Any:
         # What the poller saw may have been heard since, and kombu would wait for more.
-        if self.on_subscribed and not self._has_news():
+        if self.on_subscribed and not self._has_broadcast():
             return None
         return super()._receive()
 
@@ -250,7 +264,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             logger.error("what was broadcast is not a message: %r", error)
             return None
 
-    def _has_news(self) -> bool:
+    def _has_broadcast(self) -> bool:
         try:
             return bool(self.subclient.connection.can_read(0))
         except self.connection_errors:
@@ -280,7 +294,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         # kombu makes a client for each command.
         yield client or self._commands
 
-    def own_pool(self) -> Any:
+    def create_pool(self) -> Any:
         """A connection pool that does not end with this channel."""
         managers: Any = self._sentinel_manager, self._async_sentinel_manager
         pool = self._get_pool()
@@ -305,10 +319,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if carries_tasks(queue):
             if self._in_poll and self.active_queues == [queue]:
                 # kombu goes on waiting for answers that nobody expects any more, those to `mingle`, for up to a second.
-                self._hang_up(self._in_poll)
+                self._disconnect(self._in_poll)
             # Also without acknowledgements: kombu's own way of those ends with the first message that is none.
             self.delivers = True
-            registry.keep(self)
+            registry.start_lease_manager(self)
             # Before the first claim, which looks for how long its lists may live.
             self._maybe_update_queues_expire(self._commands, queue)
         self.connection._callbacks[queue] = self._receiver(callback, no_ack)
@@ -316,8 +330,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def _update_queue_cycle(self) -> None:
         super()._update_queue_cycle()
-        if self._line:
-            self._line.outdate()
+        if self._claim_connection:
+            self._claim_connection.queues_changed()
 
     def _receiver(self, callback: Callable[[Any], Any], no_ack: bool) -> Callable[[Any], Any]:
         def receive(raw: Any) -> Any:
@@ -325,14 +339,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                 message = self.Message(raw, channel=self)
             except NoMessage as error:
                 tag = raw["properties"]["delivery_tag"]
-                if not self.holder.holds(tag):
+                if not self.deliveries.holds(tag):
                     # It was taken as kombu takes what needs no acknowledgement.
                     raise
-                self.holder.reject(tag, UNDECODABLE, str(error))
+                self.deliveries.reject(tag, UNDECODABLE, str(error))
                 return None
-            if no_ack and self.holder.holds(message.delivery_tag):
+            if no_ack and self.deliveries.holds(message.delivery_tag):
                 # From now on it is under no lease.
-                self.holder.ack(message.delivery_tag)
+                self.deliveries.ack(message.delivery_tag)
                 message.delivery_tag = message.properties["delivery_tag"] = str(message.delivery_tag)
             return callback(message)
 
@@ -354,42 +368,44 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if not self.delivers:
             super()._brpop_start(timeout)
             return
-        line = self._line = self._line or ClaimLine(self.holder, self._claims, self.number)
+        claims = self._claim_connection = self._claim_connection or ClaimConnection(
+            self.deliveries, self._claim_ids, self.number
+        )
         # kombu's look at connections that have fallen silent is not for this one.
         self._brpop_sent_at = None
         queues = self._queue_cycle.consume(len(self.active_queues))
-        if not queues or line.resting:
+        if not queues or claims.is_paused:
             return
         lists = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
         connection = self.client.connection
         self._in_poll = connection
         try:
-            line.ask(connection, queues, lists, self.qos.credit())
+            claims.send_claim(connection, queues, lists, self.qos.credit())
         except self.connection_errors:
-            self._hang_up(connection)
+            self._disconnect(connection)
             raise
 
     def _brpop_read(self, **options: Any) -> Any:
         """Read what has come on the connection that claims."""
-        if not self.delivers or not self._line:
+        if not self.delivers or not self._claim_connection:
             return super()._brpop_read(**options)
         connection = self.client.connection
         try:
-            found = self._line.read(connection)
+            found = self._claim_connection.read(connection)
         except Refused as error:
-            self._say_away(error)
+            self._log_outage(error)
             self._in_poll = None
             raise Empty from None
         except self.connection_errors as error:
             # Whether Redis itself is away shows when this is connected again.
-            self._say_away(error)
-            self._hang_up(connection)
+            self._log_outage(error)
+            self._disconnect(connection)
             raise Empty from None
         except BaseException:
-            self._hang_up(connection)
+            self._disconnect(connection)
             raise
-        if not self._line.outstanding:
-            self.outage.over()
+        if not self._claim_connection.outstanding:
+            self.outage.record_recovery()
         if found is None:
             raise Empty
         self._in_poll = None
@@ -398,21 +414,21 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             self._queue_cycle.rotate(found[-1].queue)
         return self.deliver()
 
-    def _say_away(self, error: Exception) -> None:
-        """Say that this process waits for tasks, because of this error."""
-        self.outage.goes_on(error, place(self.client), "give tasks")
+    def _log_outage(self, error: Exception) -> None:
+        """Log that this process waits for tasks, because of this error."""
+        self.outage.record_failure(error, describe_server(self.client), "give tasks")
 
-    def absorb(self) -> None:
-        """Read what has come unasked: late news about lists, or the end of the connection."""
+    def read_unrequested(self) -> None:
+        """Read what is no reply: late notices of changed lists, or the end of the connection."""
         connection = self.client.connection
         try:
             connection.read_response(push_request=True)
         except self.connection_errors:
-            self._hang_up(connection)
+            self._disconnect(connection)
 
-    def _hang_up(self, connection: Any) -> None:
-        if self._line:
-            self._line.reset()
+    def _disconnect(self, connection: Any) -> None:
+        if self._claim_connection:
+            self._claim_connection.reset()
         connection.disconnect()
         self._in_poll = None
 
@@ -426,7 +442,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         while self._backlog:
             # Before, because a task that runs in here keeps the commands that come meanwhile waiting, as a node that
             # stands still does: the next task may be one that was revoked.
-            self.connection.cycle.hear()
+            self.connection.cycle.deliver_commands()
             if not self._backlog:
                 # A command has closed this channel.
                 break
@@ -439,52 +455,52 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def has_backlog(self) -> bool:
         return bool(self._backlog)
 
-    def _deliver_one(self, one: Claimed) -> None:
-        if not self.holder.still_ours(one.tag):
+    def _deliver_one(self, one: ClaimedMessage) -> None:
+        if not self.deliveries.has_valid_lease(one.tag):
             return
         try:
             payload = _payload(one)
         except Exception as error:  # whatever kombu's decoders of JSON raise
-            self.holder.reject(one.tag, UNDECODABLE, f"not a message: {error!r}")
+            self.deliveries.reject(one.tag, UNDECODABLE, f"not a message: {error!r}")
             return
         self.connection._deliver(payload, one.queue)
 
     @property
-    def patience(self) -> float | None:
-        """Seconds for which the poller may wait for news without calling `look`; None: for ever."""
-        return self._line.patience if self._line else None
+    def max_wait_seconds(self) -> float | None:
+        """Seconds for which the poller may wait without calling `check_claim`; None: for ever."""
+        return self._claim_connection.max_wait_seconds if self._claim_connection else None
 
-    def look(self) -> None:
-        """Called again and again by the poller: end a silence that has lasted too long, or is about other queues."""
-        line = self._line
-        if not line or not self._in_poll:
+    def check_claim(self) -> None:
+        """Claim again when it is time; connect again when a reply is overdue. The poller calls it at each turn."""
+        claims = self._claim_connection
+        if not claims or not self._in_poll:
             return
-        if line.overdue:
-            self._say_away(TimeoutError("it has not answered; connecting again"))
-            self._hang_up(self.client.connection)
-        elif line.wants_look:
+        if claims.is_overdue:
+            self._log_outage(TimeoutError("it has not answered; connecting again"))
+            self._disconnect(self.client.connection)
+        elif claims.is_look_due:
             self._in_poll = None
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """One message, or None; claimed in one step unless it needs no acknowledgement."""
         if no_ack:
             return super().basic_get(queue, no_ack=no_ack, **kwargs)
-        registry.keep(self)
+        registry.start_lease_manager(self)
         self._maybe_update_queues_expire(self._commands, queue)
-        claim = Claim(self._claims.next(), 1, (queue,), [], clock())
+        claim = Claim(self._claim_ids.next(), 1, (queue,), [], clock())
         lists = [self._q_for_pri(queue, step) for step in self.priority_steps]
-        keys, arguments = command(claim, lists, self.holder.rules.lease)
+        keys, arguments = claim_command(claim, lists, self.deliveries.rules.lease)
         try:
-            found = claimed(claim, scripts.CLAIM(self._commands, keys, arguments))
+            found = parse_reply(claim, scripts.CLAIM(self._commands, keys, arguments))
         except self.connection_errors:
-            self.holder.abandon(claim.id, claim.credit)
+            self.deliveries.requeue_claim(claim.id, claim.credit)
             raise
         for one in found:
-            self.holder.hold([one.tag], self.number, claim.since)
+            self.deliveries.add([one.tag], self.number, claim.since)
             try:
                 return self.Message(_payload(one), channel=self)
             except Exception as error:  # whatever kombu's decoders of JSON raise
-                self.holder.reject(one.tag, UNDECODABLE, repr(error))
+                self.deliveries.reject(one.tag, UNDECODABLE, repr(error))
         return None
 
     def _purge(self, queue: str) -> int:
@@ -496,17 +512,17 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             rate_limits.bring_back(self._commands, task.decode())
         return waiting + int(super()._purge(queue))
 
-    # Publishing: the whole way of a message waits for a Redis that takes nothing, where somebody has patience.
+    # Publishing: inside `retry_commands` each step is repeated until Redis takes it.
 
     def queue_declare(self, *arguments: Any, **options: Any) -> Any:
-        return insist(partial(super().queue_declare, *arguments, **options), self._server)
+        return run_with_retry(partial(super().queue_declare, *arguments, **options), self._get_commands)
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str | None, queue: str) -> None:
         """Store a binding; a node that starts waits with it, as what a task sends does."""
         bind = partial(super()._queue_bind, exchange, routing_key, pattern, queue)
         try:
-            with patience(f"the binding of {queue}"):
-                insist(bind, self._server)
+            with retry_commands(f"the binding of {queue}"):
+                run_with_retry(bind, self._get_commands)
         except BaseException:
             # kombu has noted before that it is there, and would never try again.
             self.state.binding_delete(queue, exchange, routing_key)
@@ -575,15 +591,15 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                 pipe.lpush(key, dumps(message)).pexpire(key, ANSWER_MILLISECONDS).execute()
             return
         name = chord_dispatch.name_of(message)
-        mark = f"{PUBLISHED}{name or f'{_Producer.id}-{threading.get_ident():x}'}:{key}"
+        mark = f"{PUBLISHED}{name or f'{_ProducerId.value}-{threading.get_ident():x}'}:{key}"
         # That there is such a name says enough.
         arguments = [dumps(message), "1" if name else message["properties"]["delivery_tag"], PUBLISHED_SECONDS]
         # Also what a task publishes without Celery.
-        with patience(f"a message for {queue}"):
-            insist(lambda: self._commands.run(scripts.PUBLISH, [key, mark], arguments), self._server)
-            insist(lambda: self._maybe_update_queues_expire(self._commands, queue), self._server)
+        with retry_commands(f"a message for {queue}"):
+            run_with_retry(lambda: self._commands.run(scripts.PUBLISH, [key, mark], arguments), self._get_commands)
+            run_with_retry(lambda: self._maybe_update_queues_expire(self._commands, queue), self._get_commands)
 
-    def _server(self) -> Any:
+    def _get_commands(self) -> Any:
         return self._commands
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
@@ -593,7 +609,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         Events and answers that nobody waits for any more go there.
         """
         look = partial(super()._lookup, exchange, routing_key, default)
-        queues: list[str] = insist(look, self._server)
+        queues: list[str] = run_with_retry(look, self._get_commands)
         if not queues and carries_tasks(exchange):
             raise InconsistencyError(f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r}")
         return queues
@@ -601,9 +617,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     # The end.
 
     def close(self) -> None:
-        if not self.closed and "holder" in self.__dict__ and self.holder.own:
+        if not self.closed and "deliveries" in self.__dict__ and self.deliveries.is_of_this_process:
             self._end_claims()
-            self.holder.release(self.number)
+            self.deliveries.requeue_channel(self.number)
             self._backlog.clear()
         try:
             super().close()
@@ -613,15 +629,15 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             super().close()
 
     def _end_claims(self) -> None:
-        """Take in the answer to a claim under way, so that it goes back at once and not after its lease."""
-        line, self._line = self._line, None
-        if not line:
+        """Read the reply to a claim under way, so that its messages are requeued now and not after their lease."""
+        claims, self._claim_connection = self._claim_connection, None
+        if not claims:
             return
         with suppress(RedisError, OSError, Refused, AttributeError):
             connection = self.client.connection
-            while line.outstanding and connection.can_read(LAST_ANSWER_SECONDS):
-                line.read(connection)
-        line.reset()
+            while claims.outstanding and connection.can_read(LAST_ANSWER_SECONDS):
+                claims.read(connection)
+        claims.reset()
         self._in_poll = None
 
     def _connparams(self, asynchronous: bool = False) -> Any:
@@ -633,7 +649,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         return parameters
 
 
-def _payload(one: Claimed) -> dict[str, Any]:
+def _payload(one: ClaimedMessage) -> dict[str, Any]:
     """The message as kombu wants it. Raises whatever there is when it is none."""
     # kombu would put replacements for what is not UTF-8, and nobody would know.
     payload = loads(one.message.decode())

@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 
 from services.broker.client import Unusable
-from services.broker.retry import Patience, insist, patience, task_ended
+from services.broker.retry import RetryState, ignore_soft_time_limit, retry_commands, run_with_retry
 from services.delivery.transport import SentinelTransport, Transport
 
 TRANSPORTS = {kombu_redis.Transport: Transport, kombu_redis.SentinelTransport: SentinelTransport}
@@ -103,9 +103,9 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]
                 # given an exchange, and nodes listen to that of their queue (celery 5.7, kombu 5.7).
                 options |= {"queue": queue, "exchange": None, "declare": options.get("declare") or [queue.exchange]}
             # What a task sends is part of it: it waits for a Redis that is away or full, as its result does.
-            with patience(f"a message for {name}"):
+            with retry_commands(f"a message for {name}"):
                 # Apart: kombu gives up the first connection of a process after four seconds (celery 5.7).
-                insist(lambda: _connect(producer))
+                run_with_retry(lambda: _connect(producer))
                 return send(producer, name, message, **options)
 
         return send_task
@@ -123,8 +123,8 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]
 
         Celery tries three times, for less than a second, and then fails the task or the chord (celery 5.7).
         """
-        if Patience.in_worker:
-            with task_ended():
+        if RetryState.in_worker:
+            with ignore_soft_time_limit():
                 return publish(*arguments, **options)
         return super()._retry_publish(publish, *arguments, **options)
 

@@ -1,6 +1,7 @@
-"""What is under no lease: a broadcast, which every node gets, and what comes from a queue without acknowledgements.
+"""Deliveries under no lease: broadcasts, which every node gets, and messages from a queue without acknowledgements.
 
-Nobody keeps such a message: it is run by who has received it, now or at its ETA, and is gone with that process.
+Redis has nothing of them any more: the process that has received one runs it, now or at its ETA, and loses it if it
+dies.
 """
 
 from __future__ import annotations
@@ -12,39 +13,39 @@ from celery.utils.log import get_logger
 logger = get_logger(__name__)
 
 
-class Unleased:
-    """Stands where the holder stands for what is leased (holder.py): nothing is asked of Redis."""
+class NoAckDeliveries:
+    """Takes the place of UnackedDeliveries (unacked.py) for one such message; asks nothing of Redis."""
 
-    _handed = False
+    _in_pool = False
 
-    def hand_over(self, tag: str) -> bool:
-        self._handed = True
+    def hand_to_pool(self, tag: str) -> bool:
+        self._in_pool = True
         return True
 
     def start(self, tag: str, *, here: bool = False) -> bool:
         return True
 
-    def handed(self, tag: str) -> bool:
-        return self._handed
+    def is_in_pool(self, tag: str) -> bool:
+        return self._in_pool
 
-    def started(self, tag: str) -> bool:
+    def has_started(self, tag: str) -> bool:
         return False
 
-    def keeps(self, kind: str) -> bool:
+    def keeps_as_dead_letter(self, kind: str) -> bool:
         return False
 
     def ack(self, tag: str) -> None:
-        """Nothing: Redis has nothing of it."""
+        """Do nothing: Redis has nothing of it."""
 
-    def give_back(self, tags: Iterable[str]) -> None:
-        """Nothing: its process ends, and the message with it."""
+    def requeue(self, tags: Iterable[str]) -> None:
+        """Do nothing: its process ends, and the message with it."""
 
-    def requeue(self, tag: str, task_id: str) -> None:
+    def requeue_later(self, tag: str, task_id: str) -> None:
         logger.warning("%s is not run again, although its task asks for it: it was a broadcast", task_id)
 
-    def crash(self, tag: str, detail: str) -> None:
+    def record_crash(self, tag: str, detail: str) -> None:
         logger.error("%s is not run again, because it was a broadcast: %s", tag, detail)
 
-    def reject(self, tag: str, reason: str, detail: str, *, told: bool = False) -> None:
-        if not told:
+    def reject(self, tag: str, reason: str, detail: str, *, reported: bool = False) -> None:
+        if not reported:
             logger.error("%s is dropped, and no dead letter, because it was a broadcast: %s: %s", tag, reason, detail)

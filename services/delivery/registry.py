@@ -1,4 +1,4 @@
-"""The holders of this process, one for each broker, and their keepers."""
+"""The deliveries of this process, by broker, each with its lease manager."""
 
 from __future__ import annotations
 
@@ -6,116 +6,113 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
-from services.delivery.lease_manager import Keeper
-from services.delivery.unacked import Holder, Rules
+from services.delivery.lease_manager import LeaseManager
+from services.delivery.leases import Leases
+from services.delivery.unacked import Rules, UnackedDeliveries
 
 
-@dataclass
-class Kept:
-    """A holder, and its keeper once something is consumed."""
+class Entry(NamedTuple):
+    """What this process has of one broker."""
 
-    holder: Holder
-    keeper: Keeper | None = None
+    deliveries: UnackedDeliveries
+    manager: LeaseManager
 
 
-# A renewal that gets no answer, a new connection and the next one fit into what is left of a lease after two thirds.
-SILENCE_PER_LEASE = 1 / 8
+# A renewal that gets no reply, a new connection and the next renewal fit into what is left of a lease after two thirds.
+TIMEOUT_PER_LEASE = 1 / 8
 
-_kept: dict[tuple[Any, ...], Kept] = {}
+_entries: dict[tuple[Any, ...], Entry] = {}
 _lock = threading.Lock()
-# Told of dead letters whose task does not say FAILURE yet; a worker puts something here that tells it.
+# Called with dead letters whose task is not FAILURE yet; a worker adds its reporter (dead_letters/reporter.py).
 _listeners: list[Callable[[list[int]], None]] = []
 
 
-def of(channel: Any) -> Holder:
-    """The holder for the broker of a channel."""
-    return _of(channel).holder
+def deliveries_of(channel: Any) -> UnackedDeliveries:
+    """What this process has from the broker of a channel."""
+    return _entry(channel).deliveries
 
 
-def keep(channel: Any) -> None:
-    """Make sure that what is claimed from a channel's broker is kept: start its keeper.
-
-    Start another one when the first has ended: a process may run one worker after the other.
-    """
-    kept = _of(channel)
+def start_lease_manager(channel: Any) -> None:
+    """Make sure that what is claimed from a channel's broker is renewed."""
+    entry = _entry(channel)
     with _lock:
-        kept.holder.closing = False
-        if kept.keeper is None or not kept.keeper.alive:
-            client = redis.Redis(connection_pool=_hurried(channel.own_pool(), channel.lease))
-            kept.keeper = Keeper(kept.holder, client, _on_dead_letters)
+        entry.manager.start()
 
 
-def _hurried(pool: Any, lease: int) -> Any:
+def _entry(channel: Any) -> Entry:
+    info = channel.connection.client
+    key = (info.hostname, info.port, info.virtual_host, info.userid, channel.lease)
+    with _lock:
+        if key not in _entries:
+            client = redis.Redis(connection_pool=_shorten_timeouts(channel.create_pool(), channel.lease))
+            deliveries = UnackedDeliveries(_rules(channel), Leases(client, channel.lease))
+            _entries[key] = Entry(deliveries, LeaseManager(deliveries, client, _report_dead_letters))
+        return _entries[key]
+
+
+def _rules(channel: Any) -> Rules:
+    return Rules(
+        channel.lease,
+        channel.max_deliveries,
+        channel.visibility_timeout,
+        tuple(channel.priority_steps),
+        tuple(channel.dead_letters),
+        channel.dead_letters_max,
+        channel.max_requeues,
+    )
+
+
+def _shorten_timeouts(pool: Any, lease: int) -> Any:
     """A pool whose connections give up a silent Redis early enough to renew over another one."""
     options = pool.connection_kwargs
     for name in ("socket_timeout", "socket_connect_timeout"):
         if options.get(name):
-            options[name] = min(options[name], lease * SILENCE_PER_LEASE)
+            options[name] = min(options[name], lease * TIMEOUT_PER_LEASE)
     return pool
 
 
-def _of(channel: Any) -> Kept:
-    info = channel.connection.client
-    key = (info.hostname, info.port, info.virtual_host, info.userid, channel.lease)
+def all_deliveries() -> list[UnackedDeliveries]:
+    """What this process has, by broker."""
     with _lock:
-        if key not in _kept:
-            rules = Rules(
-                channel.lease,
-                channel.max_deliveries,
-                channel.visibility_timeout,
-                tuple(channel.priority_steps),
-                tuple(channel.dead_letters),
-                channel.dead_letters_max,
-                channel.max_requeues,
-            )
-            _kept[key] = Kept(Holder(rules))
-        return _kept[key]
+        return [entry.deliveries for entry in _entries.values()]
 
 
-def all_holders() -> list[Holder]:
-    """Every holder of this process."""
-    with _lock:
-        return [kept.holder for kept in _kept.values()]
+def find_running() -> set[str]:
+    """The tags of what has started and not ended: of batches too, which Celery has no request of."""
+    return {tag for deliveries in all_deliveries() for tag in deliveries.running()}
 
 
-def running() -> set[str]:
-    """The tags of what has been started and has not ended: of batches too, which Celery does not know for requests."""
-    return {tag for holder in all_holders() for tag in holder.leased()[0]}
-
-
-def on_dead_letters(listener: Callable[[list[int]], None]) -> None:
-    """Have `listener` called with the ids of dead letters whose task has to be told, from the keeper's thread."""
+def add_dead_letter_listener(listener: Callable[[list[int]], None]) -> None:
+    """Have `listener` called with the ids of dead letters whose failure is to be reported, in the manager's thread."""
     _listeners.append(listener)
 
 
-def _on_dead_letters(ids: list[int]) -> None:
+def _report_dead_letters(ids: list[int]) -> None:
     for listener in _listeners:
         listener(ids)
 
 
 def close() -> bool:
-    """Give back everything that this process holds, and end the keepers. Returns whether Redis knows all of it."""
+    """Requeue all that this process has, and end the lease managers. Returns whether Redis knows all of it."""
     with _lock:
-        kept = list(_kept.values())
-    for one in kept:
-        if one.holder.own:
-            one.holder.release_all()
-            if one.keeper:
-                one.keeper.close()
-    return all(one.holder.idle for one in kept)
+        entries = list(_entries.values())
+    for deliveries, manager in entries:
+        if deliveries.is_of_this_process:
+            deliveries.requeue_all()
+            manager.close()
+    return all(deliveries.is_idle for deliveries, _ in entries)
 
 
-def _forget() -> None:
+def _reset_in_child() -> None:
     # The parent's threads do not exist here, and one of them may have held the lock.
     globals()["_lock"] = threading.Lock()
-    _kept.clear()
+    _entries.clear()
     _listeners.clear()
 
 
 atexit.register(close)
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset_in_child)

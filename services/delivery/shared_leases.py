@@ -1,7 +1,7 @@
-"""A board in memory that children share with their parent: until when the deliveries that the pool has are ours.
+"""A table in memory that a pool's children share with their parent: until when the leases of its deliveries last.
 
-The parent alone writes. Each delivery has a number, and so a place that it gives up when many others have come after
-it: who looks for it then finds that it is gone.
+Only the parent writes. A delivery has a number, and with it a slot, which it loses when many others have come after it:
+whoever looks it up then finds that it is gone.
 """
 
 from __future__ import annotations
@@ -10,57 +10,57 @@ import mmap
 from itertools import count
 
 # More than a node has children, so more than lie in their pipes at a time. All of them take 64 KiB.
-PLACES = 4096
-# Of each of the two values of a place. It is written and read as a whole, because it is aligned.
+SLOTS = 4096
+# Of each of the two values of a slot. It is written and read as a whole, because it is aligned.
 BYTES = 8
-# The number of no delivery: what an empty place has.
+# The number of no delivery, in an empty slot.
 NOTHING = 0
-# Of a delivery that is not ours any more: before everything.
+# The end of a lease that was lost: before everything.
 NEVER = 0.0
 
 
-class Board:
-    """What a parent tells the children that it forks after making this."""
+class SharedLeaseTable:
+    """The ends of leases, for the children that this process forks after making it."""
 
     def __init__(self) -> None:
-        shared = memoryview(mmap.mmap(-1, 2 * BYTES * PLACES))
-        self._numbers = shared[: BYTES * PLACES].cast("q")
-        self._untils = shared[BYTES * PLACES :].cast("d")
+        shared = memoryview(mmap.mmap(-1, 2 * BYTES * SLOTS))
+        self._numbers = shared[: BYTES * SLOTS].cast("q")
+        self._untils = shared[BYTES * SLOTS :].cast("d")
         self._next = count(NOTHING + 1)
 
-    def put_up(self, until: float) -> Notice:
-        """Say until when one more delivery is ours."""
+    def add(self, until: float) -> LeaseSlot:
+        """Give one more delivery a slot; its lease lasts `until`."""
         number = next(self._next)
-        place = number % PLACES
+        slot = number % SLOTS
         # In this order, so that nobody takes the new time for one of the old delivery.
-        self._untils[place] = NEVER
-        self._numbers[place] = number
-        self._untils[place] = until
-        return Notice(self, number)
+        self._untils[slot] = NEVER
+        self._numbers[slot] = number
+        self._untils[slot] = until
+        return LeaseSlot(self, number)
 
-    def change(self, number: int, until: float) -> None:
-        """Say something else about a delivery, unless its place has been given to another one."""
-        if self._numbers[number % PLACES] == number:
-            self._untils[number % PLACES] = until
+    def set(self, number: int, until: float) -> None:
+        """Change the end of a lease, unless its slot has been given to another delivery."""
+        if self._numbers[number % SLOTS] == number:
+            self._untils[number % SLOTS] = until
 
     def until(self, number: int) -> float:
-        """Until when a delivery is ours; NEVER when nothing is known of it."""
-        until = self._untils[number % PLACES]
-        return until if self._numbers[number % PLACES] == number else NEVER
+        """The end of a lease; NEVER when the table does not know it."""
+        until = self._untils[number % SLOTS]
+        return until if self._numbers[number % SLOTS] == number else NEVER
 
 
-class Notice:
-    """What stands on a board about one delivery."""
+class LeaseSlot:
+    """The slot of one delivery."""
 
-    __slots__ = ("_board", "number")
+    __slots__ = ("_table", "number")
 
-    def __init__(self, board: Board, number: int) -> None:
-        self._board, self.number = board, number
+    def __init__(self, table: SharedLeaseTable, number: int) -> None:
+        self._table, self.number = table, number
 
-    def change(self, until: float) -> None:
-        """It is ours until then."""
-        self._board.change(self.number, until)
+    def set(self, until: float) -> None:
+        """Set the end of its lease."""
+        self._table.set(self.number, until)
 
-    def take_down(self) -> None:
-        """It is not ours any more."""
-        self.change(NEVER)
+    def clear(self) -> None:
+        """Its lease was lost, or its delivery is over."""
+        self.set(NEVER)

@@ -1,4 +1,4 @@
-"""Restore: what the dead have held goes back to its list."""
+"""Sweep: requeue messages of dead workers, and put tasks into their queues that are due."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from services.delivery.unacked import Rules
 
 logger = get_logger(__name__)
 
-# One call takes a millisecond or two then; the next follows at once.
+# So many messages take Redis a millisecond or two; the next call follows at once.
 SWEEP_LIMIT = 100
 
 
@@ -41,18 +41,23 @@ def unix_time() -> float:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep has found. `next_in`: seconds until the next lease ends or task is due; None: nothing waits."""
+    """What a sweep has done, and what it found.
 
-    restored: int
+    `next_in`: seconds until the next lease ends or the next task is due; None: nothing waits. `stock`: tags of other
+    workers' messages that are overdue. `unreported` and `dead_letters`: ids of dead letters whose failure nobody has
+    reported, and of those that this sweep has made.
+    """
+
+    requeued: int
     promoted: int
     next_in: float | None
     stock: list[str]
-    untold: list[int]
-    parked: list[int]
+    unreported: list[int]
+    dead_letters: list[int]
 
 
 def sweep(client: Redis, rules: Rules) -> Sweep:
-    """Restore what dead holders had and put back what is due, in one call.
+    """Requeue messages of dead workers and put what is due into its queue, in one call.
 
     Raises redis.exceptions.RedisError.
     """
@@ -67,28 +72,28 @@ def sweep(client: Redis, rules: Rules) -> Sweep:
         PRIORITY_SEPARATOR,
         SCHEDULED_COPIES,
     ]
-    now, ends, due, restored, promoted, stock, untold, parked = scripts.SWEEP(client, keys, arguments)
+    now, ends, due, requeued, promoted, stock, unreported, letters = scripts.SWEEP(client, keys, arguments)
     moments = [float(moment) - float(now) for moment in (ends, due) if moment]
     return Sweep(
-        restored,
+        requeued,
         promoted,
         max(0.0, min(moments)) if moments else None,
         [tag.decode() for tag in stock],
-        [int(number) for number in untold],
-        [int(number) for number in parked],
+        [int(number) for number in unreported],
+        [int(number) for number in letters],
     )
 
 
-def restore_overdue(client: Redis, tags: Iterable[str], steps: Sequence[int]) -> int:
-    """Restore what stock consumers have taken and not acknowledged for a visibility timeout. Returns how many.
+def requeue_overdue(client: Redis, tags: Iterable[str], steps: Sequence[int]) -> int:
+    """Requeue what stock consumers have not acknowledged for a visibility timeout. Returns how many.
 
     As kombu does it, except that a message without a binding goes to the queue that is named like its routing key,
     where kombu 5.7 drops it. Raises redis.exceptions.RedisError.
     """
-    return sum(_restore_stock(client, tag, steps) for tag in tags)
+    return sum(_requeue_stock(client, tag, steps) for tag in tags)
 
 
-def _restore_stock(client: Redis, tag: str, steps: Sequence[int]) -> int:
+def _requeue_stock(client: Redis, tag: str, steps: Sequence[int]) -> int:
     record: Any = client.hget(UNACKED, tag)
     if record is None:
         return 0
@@ -97,16 +102,16 @@ def _restore_stock(client: Redis, tag: str, steps: Sequence[int]) -> int:
         text, step = _redelivered(message), _step(_fields(message, "properties").get("priority"), steps)
         queues = _queues(client, exchange, routing_key)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        logger.error("restore: %s in %s is no message of kombu's: %r; it stays there", tag, UNACKED, error)
+        logger.error("lease: %s in %s is no message of kombu's: %r; it stays there", tag, UNACKED, error)
         return 0
     targets: list[str] = []
     for queue in queues:
         targets += [queue if step == 0 else f"{queue}{PRIORITY_SEPARATOR}{step}", text]
-    return int(scripts.RESTORE_STOCK(client, HELD, [tag, record, *targets]))
+    return int(scripts.REQUEUE_STOCK(client, HELD, [tag, record, *targets]))
 
 
 def _redelivered(message: dict[str, Any]) -> str:
-    """A message with the marks that kombu puts on what it restores, where there is room for them."""
+    """A message with the marks that kombu puts on what it restores, where it has fields for them."""
     for fields in (_fields(message, "headers"), _fields(_fields(message, "properties"), "delivery_info")):
         fields["redelivered"] = True
     return json.dumps(message)

@@ -14,42 +14,45 @@ from kombu.utils.eventio import READ
 from redis.exceptions import RedisError
 
 from services.delivery.channel import Channel, SentinelChannel
-from services.delivery.unacked import Holder
+from services.delivery.unacked import UnackedDeliveries
 
 
 class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
-    """kombu's poller, for channels that claim. Other threads can wake it: a place that becomes free is used at once."""
+    """kombu's poller, for channels that claim.
+
+    Other threads can wake it, so that prefetch credit that becomes free is used at once.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        # Whether an event loop calls us; without one `get` does all.
+        # Whether an event loop calls it; without one `get` does all.
         self.looped = False
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._bell_lock = threading.Lock()
+        self._wake_up_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake_up_lock = threading.Lock()
         self._registered_with: Any = None
-        # Those that ring when a place becomes free.
-        self._holders: set[Holder] = set()
-        # Takes this poller, and what it is rung by, out of the event loop.
-        self.leave_loop: Callable[[int], None] = lambda bell: None
+        # Those that wake this poller when prefetch credit becomes free.
+        self._subscribed: set[UnackedDeliveries] = set()
+        # Takes this poller, and the file descriptor that wakes it, out of the event loop.
+        self.leave_loop: Callable[[int], None] = lambda fd: None
 
-    def ring(self) -> None:
+    def wake_up(self) -> None:
         """Wake whoever polls. May be called from any thread."""
-        with self._bell_lock:
-            if self._bell >= 0:
-                os.eventfd_write(self._bell, 1)
+        with self._wake_up_lock:
+            if self._wake_up_fd >= 0:
+                os.eventfd_write(self._wake_up_fd, 1)
 
     def close(self) -> None:
         for channel in list(self._channels):
             self.discard(channel)
         super().close()
-        while self._holders:
-            self._holders.pop().ring_no_more(self.ring)
+        while self._subscribed:
+            self._subscribed.pop().remove_credit_listener(self.wake_up)
         # A number that is closed may be somebody else's the moment after.
-        with self._bell_lock:
-            bell, self._bell = self._bell, -1
-            if bell >= 0:
-                self.leave_loop(bell)
-                os.close(bell)
+        with self._wake_up_lock:
+            fd, self._wake_up_fd = self._wake_up_fd, -1
+            if fd >= 0:
+                self.leave_loop(fd)
+                os.close(fd)
 
     def __del__(self) -> None:
         # kombu closes no transport that has never been connected, such as one whose Redis was away (kombu 5.7).
@@ -75,7 +78,7 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
 
     @property
     def fds(self) -> dict[int, Any]:
-        return {**super().fds, **({self._bell: (None, "BELL")} if self._bell >= 0 else {})}
+        return {**super().fds, **({self._wake_up_fd: (None, "WAKE_UP")} if self._wake_up_fd >= 0 else {})}
 
     def on_poll_init(self, poller: Any) -> None:
         self.looped = True
@@ -84,23 +87,23 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
     def on_poll_start(self) -> None:
         for channel in list(self._channels):
             if channel.delivers:
-                self._listen_to(channel.holder)
-                channel.look()
+                self._subscribe(channel.deliveries)
+                channel.check_claim()
         super().on_poll_start()
 
-    def _listen_to(self, holder: Holder) -> None:
-        if holder not in self._holders:
-            holder.ring_for_credit(self.ring)
-            self._holders.add(holder)
+    def _subscribe(self, deliveries: UnackedDeliveries) -> None:
+        if deliveries not in self._subscribed:
+            deliveries.add_credit_listener(self.wake_up)
+            self._subscribed.add(deliveries)
 
     def on_readable(self, fileno: int) -> Any:
-        if fileno == self._bell:
-            os.eventfd_read(self._bell)
+        if fileno == self._wake_up_fd:
+            os.eventfd_read(self._wake_up_fd)
             return None
         channel, kind = self._fd_to_chan.get(fileno, (None, ""))
         if kind == "BRPOP" and channel.delivers and not channel._in_poll and fileno not in self._paused_brpop:
             # kombu would take it for the end of the connection.
-            channel.absorb()
+            channel.read_unrequested()
             return None
         if kind == "LISTEN":
             # A broadcast takes no credit; without any, kombu would not read it, and turn for ever (kombu 5.7).
@@ -114,24 +117,24 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
                 channel.deliver()
                 return
         if self._registered_with is not self.poller:
-            self.poller.register(self._bell, READ)
+            self.poller.register(self._wake_up_fd, READ)
             self._registered_with = self.poller
-        patience = [timeout, *(channel.patience for channel in self._channels)]
-        super().get(callback, min((seconds for seconds in patience if seconds is not None), default=None))
+        limits = [timeout, *(channel.max_wait_seconds for channel in self._channels)]
+        super().get(callback, min((seconds for seconds in limits if seconds is not None), default=None))
 
     def handle_event(self, fileno: int, event: int) -> Any:
-        if fileno == self._bell:
+        if fileno == self._wake_up_fd:
             self.on_readable(fileno)
             raise Empty
         return super().handle_event(fileno, event)
 
-    def hear(self) -> None:
-        """Deliver the commands to this node that have come; its tasks come after them."""
+    def deliver_commands(self) -> None:
+        """Deliver the remote control commands that have come; tasks come after them."""
         for channel in list(self._channels):
-            channel.hear()
+            channel.deliver_commands()
 
     def maybe_restore_messages(self) -> None:
-        """Nothing: the keeper sweeps."""
+        """Do nothing: the lease manager sweeps."""
 
     def maybe_refresh_binding_expiry(self) -> None:
         """Called each second: keep alive what expires; where Redis refuses that, the next second will do."""
@@ -157,19 +160,19 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
         super().register_with_event_loop(connection, loop)
         ticks = loop.on_tick - before
 
-        def leave(bell: int) -> None:
+        def leave(fd: int) -> None:
             # kombu would have it turn for ever, with each of its predecessors (kombu 5.7).
             loop.on_tick.difference_update(ticks)
-            loop.remove(bell)
+            loop.remove(fd)
 
         self.cycle.leave_loop = leave
 
     def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
-        """Give back what has come for a consumer that is gone."""
+        """Requeue what has come for a consumer that is gone."""
         tag, info = (raw_message["properties"].get(name) for name in ("delivery_tag", "delivery_info"))
         for channel in self.channels[:1]:
-            if channel.holder.holds(tag):
-                channel.holder.give_back([tag])
+            if channel.deliveries.holds(tag):
+                channel.deliveries.requeue([tag])
             elif info and channel.typeof(info["exchange"]).type != "fanout":
                 # It was taken as kombu takes what needs no acknowledgement.
                 channel._do_restore_message(raw_message, info["exchange"], info["routing_key"], channel._commands)

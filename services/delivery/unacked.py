@@ -1,7 +1,7 @@
-"""What this process holds of one broker. Connections and channels come and go; this stays.
+"""The deliveries that this process has claimed from one broker and not acknowledged yet.
 
-The consumer claims and acknowledges here, pool threads as well; everything that talks to Redis is left to the
-keeper (lease.py), so that nobody waits for the network to say that a task is done.
+Connections and channels come and go; this stays. The consumer and the threads of a pool say here what becomes of a
+delivery; the lease manager (lease_manager.py) tells Redis, so that nobody waits for the network to acknowledge a task.
 """
 
 from __future__ import annotations
@@ -13,14 +13,20 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field, replace
 
-from services.delivery.ack_buffer import AckBuffer
-from services.delivery.shared_leases import NOTHING, Board, Notice
+from celery.utils.log import get_logger
+from redis.exceptions import RedisError
 
-# Suspended machines and stopped processes have to see that time went on.
+from services.delivery.ack_buffer import AckBuffer
+from services.delivery.leases import Leases
+from services.delivery.shared_leases import NOTHING, LeaseSlot, SharedLeaseTable
+
+logger = get_logger(__name__)
+
+# Its seconds pass while a process is stopped or its machine suspended, as those of a lease do.
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 # Two renewals may fail before a lease runs out.
 RENEWALS_PER_LEASE = 3
-# A keeper that cannot reach Redis cannot keep the bound of the buffer; nobody waits for longer than this.
+# Without Redis the buffer of acknowledgements is not emptied; a task that ends waits no longer than this for room.
 LONGEST_ACK_WAIT_SECONDS = 1.0
 
 
@@ -59,26 +65,26 @@ class Rules:
 
 
 @dataclass(slots=True)
-class Held:
-    """One delivery: claimed, and neither acknowledged nor given back."""
+class Delivery:
+    """One delivery: claimed, and neither acknowledged nor requeued."""
 
     tag: str
     channel: int
-    # By the process's own clock, and counted from before Redis was asked: never later than what Redis thinks.
+    # End of the lease by `clock`, counted from before the claim was sent: never later than Redis thinks.
     until: float
     # Whether the pool has it: it may run at any moment, and only its end settles it.
-    handed: bool = False
+    in_pool: bool = False
     started: bool = False
     # The id of its task while it is on its way to wait in Redis.
-    leaving: str = ""
-    # What a child of the pool is told about it.
-    notice: Notice | None = None
+    postponed: str = ""
+    # Where the pool's children read the end of its lease.
+    slot: LeaseSlot | None = None
 
     def renew(self, until: float) -> None:
-        """It is ours until then."""
+        """Set the end of its lease."""
         self.until = until
-        if self.notice:
-            self.notice.change(until)
+        if self.slot:
+            self.slot.set(until)
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,8 @@ class Crash:
 
 
 @dataclass(frozen=True)
-class Requeue:
-    """The task that `tag` stands for asks to be run later."""
+class LaterRequeue:
+    """The task of `tag` asks to be run again later, by Reject(requeue=True) for instance."""
 
     tag: str
     task_id: str
@@ -99,17 +105,17 @@ class Requeue:
 
 @dataclass(frozen=True)
 class Rejection:
-    """`tag` goes no further. `told`: its task says FAILURE already."""
+    """`tag` becomes a dead letter. `reported`: FAILURE is stored for its task already."""
 
     tag: str
     reason: str
     detail: str
-    told: bool
+    reported: bool
 
 
 @dataclass(frozen=True)
 class Postponement:
-    """`tag` waits in Redis until `due` (Unix time), under the id of its task; for a token of its rate, if given."""
+    """`tag` waits in Redis until `due` (Unix time) under the id of its task; for a token of its rate, if given."""
 
     tag: str
     due: float
@@ -118,149 +124,147 @@ class Postponement:
 
 
 @dataclass
-class Work:
-    """What the keeper has to tell Redis. Each can be repeated: the second time there is nothing left to do."""
+class PendingUpdates:
+    """What Redis has still to be told. Each update is idempotent: the second time it changes nothing."""
 
     acks: list[str] = field(default_factory=list)
-    returns: list[str] = field(default_factory=list)
+    requeues: list[str] = field(default_factory=list)
     crashes: list[Crash] = field(default_factory=list)
-    requeues: list[Requeue] = field(default_factory=list)
+    later_requeues: list[LaterRequeue] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     postponements: list[Postponement] = field(default_factory=list)
 
-    def add(self, other: Work) -> None:
-        """Take over what another one says."""
-        self.acks += other.acks
-        self.returns += other.returns
-        self.crashes += other.crashes
-        self.requeues += other.requeues
-        self.rejections += other.rejections
-        self.postponements += other.postponements
+    def add(self, other: PendingUpdates) -> None:
+        """Append another one's updates."""
+        for name, updates in vars(self).items():
+            updates.extend(getattr(other, name))
 
     def __bool__(self) -> bool:
-        return any((self.acks, self.returns, self.crashes, self.requeues, self.rejections, self.postponements))
+        return any(vars(self).values())
 
 
-class Holder:
-    """The deliveries that this process holds, and what is still to be said about those it does not."""
+class UnackedDeliveries:
+    """The deliveries that this process has, and what Redis has still to be told of those that it had."""
 
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
+    def __init__(self, rules: Rules, leases: Leases) -> None:
+        self.rules, self.leases = rules, leases
         self.changed = threading.Condition()
         self.closing = False
-        # Asked for a tag whose lease ends soon, or may have run out: whether it is still ours, and renewed.
-        self.confirm: Callable[[str], bool] = lambda tag: False
-        self.mark_started: Callable[[str, list[str]], None] = lambda tag, acks: None
-        # Called before the first claim over a connection: what that brings may start before the keeper's next turn.
-        self.prepare_marks: Callable[[], None] = lambda: None
-        # Called after a place has become free, from whatever thread that was: one for each connection that consumes.
-        self._bells: tuple[Callable[[], None], ...] = ()
+        # Called after prefetch credit has become free, in whatever thread that was: one for each connection.
+        self._credit_listeners: tuple[Callable[[], None], ...] = ()
         self._pid = os.getpid()
-        self._held: dict[str, Held] = {}
+        self._deliveries: dict[str, Delivery] = {}
         self._acks = AckBuffer()
-        self._work = Work()
+        self._pending = PendingUpdates()
         self._waiting: Counter[int] = Counter()
-        self._handed = 0
+        self._in_pool = 0
 
     @property
-    def own(self) -> bool:
-        """False in a child that was forked: what the parent holds is none of its business."""
+    def is_of_this_process(self) -> bool:
+        """False in a child that was forked: the deliveries are its parent's."""
         return self._pid == os.getpid()
 
-    # The consumer's side.
+    # Used by the consumer.
 
-    def hold(self, tags: Iterable[str], channel: int, since: float) -> None:
-        """These were claimed with a question that was sent at `since`."""
+    def add(self, tags: Iterable[str], channel: int, since: float) -> None:
+        """Record what a claim that was sent at `since` has brought."""
         with self.changed:
             for tag in tags:
-                self._held[tag] = Held(tag, channel, since + self.rules.lease)
+                self._deliveries[tag] = Delivery(tag, channel, since + self.rules.lease)
                 self._waiting[channel] += 1
 
-    def used(self, channel: int) -> int:
+    def count_used(self, channel: int) -> int:
         """How much of a channel's prefetch count is used up."""
-        return self._handed + self._waiting[channel]
+        return self._in_pool + self._waiting[channel]
 
     def holds(self, tag: str) -> bool:
-        return tag in self._held
+        return tag in self._deliveries
 
-    def handed(self, tag: str) -> bool:
+    def is_in_pool(self, tag: str) -> bool:
         """Whether the pool has it, or has had it."""
-        held = self._held.get(tag)
-        return held is None or held.handed
+        delivery = self._deliveries.get(tag)
+        return delivery is None or delivery.in_pool
 
-    def started(self, tag: str) -> bool:
-        """Whether its task has begun to run, as far as anybody here remembers."""
-        held = self._held.get(tag)
-        return held is None or held.started
+    def has_started(self, tag: str) -> bool:
+        """Whether its task has begun to run, as far as this process still knows."""
+        delivery = self._deliveries.get(tag)
+        return delivery is None or delivery.started
 
-    def ring_for_credit(self, bell: Callable[[], None]) -> None:
-        """Have `bell` called whenever a place becomes free, from whatever thread that is."""
+    def add_credit_listener(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called whenever prefetch credit becomes free, in whatever thread that is."""
         with self.changed:
-            self._bells = (*self._bells, bell)
+            self._credit_listeners = (*self._credit_listeners, listener)
 
-    def ring_no_more(self, bell: Callable[[], None]) -> None:
-        """Whoever waited for `bell` is gone."""
+    def remove_credit_listener(self, listener: Callable[[], None]) -> None:
+        """Call `listener` no more."""
         with self.changed:
-            self._bells = tuple(other for other in self._bells if other != bell)
+            self._credit_listeners = tuple(other for other in self._credit_listeners if other != listener)
 
-    def still_ours(self, tag: str) -> bool:
-        """Whether it may be delivered: it is held, and this process has not stood still for longer than its lease."""
-        return self._sure(tag) is not None
+    def has_valid_lease(self, tag: str) -> bool:
+        """Whether it may be delivered: this process has it, and has not stood still for longer than its lease."""
+        return self._find_leased(tag) is not None
 
-    def hand_over(self, tag: str) -> bool:
-        """The pool is about to get it. False: it is not ours any more and must not be run."""
-        held = self._sure(tag)
-        if not held:
+    def hand_to_pool(self, tag: str) -> bool:
+        """Note that the pool is about to get it. False: its lease was lost, and it must not be run."""
+        delivery = self._find_leased(tag)
+        if not delivery:
             return False
         with self.changed:
-            if self._held.get(tag) is not held:
+            if self._deliveries.get(tag) is not delivery:
                 return False
-            if not held.handed:
-                held.handed = True
-                self._waiting[held.channel] -= 1
-                self._handed += 1
+            if not delivery.in_pool:
+                delivery.in_pool = True
+                self._waiting[delivery.channel] -= 1
+                self._in_pool += 1
         return True
 
-    def show(self, tag: str, board: Board) -> int:
-        """Have a board say until when it is ours. Returns its number there; that of nothing when it is not ours."""
+    def share_lease(self, tag: str, table: SharedLeaseTable) -> int:
+        """Show the pool's children in `table` until when its lease lasts. Returns its number there, or NOTHING."""
         with self.changed:
-            held = self._held.get(tag)
-            if not held:
+            delivery = self._deliveries.get(tag)
+            if not delivery:
                 return NOTHING
-            held.notice = board.put_up(held.until)
-            return held.notice.number
+            delivery.slot = table.add(delivery.until)
+            return delivery.slot.number
 
     def start(self, tag: str, *, here: bool = False) -> bool:
-        """Its task is about to run; `here`: in this process. False: it is not ours any more and must not be run."""
-        held = self._sure(tag)
-        if not held:
+        """Mark its task as started; `here`: in this process. False: its lease was lost, and it must not be run."""
+        delivery = self._find_leased(tag)
+        if not delivery:
             return False
-        held.started = True
-        # A task that kills its process must not take those along that had come to their end: they would run again,
-        # and after some such deaths be taken for the killers.
-        self.mark_started(tag, self._mention() if here else [])
+        delivery.started = True
+        # A task that kills its process must not take those along that had ended: they would run again, and after
+        # some such deaths count as the killers.
+        self.leases.mark_started(tag, self._mention_acks() if here else [])
         return True
 
-    def _mention(self) -> list[str]:
+    def _mention_acks(self) -> list[str]:
         with self.changed:
             return self._acks.mention()
 
-    def _sure(self, tag: str) -> Held | None:
-        """What is held under `tag`, if its lease lasts for longer than it takes to renew it."""
-        held = self._held.get(tag)
-        # Less is left when renewals have failed, or when the answer to a claim was long on its way.
-        if held and clock() >= held.until - self.rules.renewal and not self.confirm(tag):
+    def _find_leased(self, tag: str) -> Delivery | None:
+        """The delivery, if its lease lasts for longer than it takes to renew it, or can be renewed now."""
+        delivery = self._deliveries.get(tag)
+        # Less is left when renewals have failed, or when the reply to a claim took long.
+        if delivery and clock() >= delivery.until - self.rules.renewal and not self._renew_now(tag):
             # Redis may have given it to somebody else. If not, its lease ends there too, and somebody will get it.
-            self._drop(tag)
+            self._remove(tag)
             return None
-        return held
+        return delivery
+
+    def _renew_now(self, tag: str) -> bool:
+        try:
+            self._renew([], [tag])
+        except (RedisError, OSError):
+            return False
+        return self.holds(tag)
 
     # The end of a delivery, in six ways.
 
     def ack(self, tag: str) -> None:
-        """It is done. Waits while the buffer of acknowledgements is full."""
+        """Acknowledge it; block while the buffer of acknowledgements is full."""
         with self.changed:
-            if not self._drop(tag):
+            if not self._remove(tag):
                 return
             first = self._acks.due is None
             self._acks.add(tag, clock())
@@ -269,160 +273,171 @@ class Holder:
             if self._acks.full:
                 self.changed.wait_for(lambda: not self._acks.full or self.closing, LONGEST_ACK_WAIT_SECONDS)
 
-    def give_back(self, tags: Iterable[str]) -> None:
-        """They will not be run here; that is no crash and does not count."""
+    def requeue(self, tags: Iterable[str]) -> None:
+        """Put them back into their queues, as they will not be run here; this counts as no delivery."""
         with self.changed:
-            self._work.returns.extend(tag for tag in tags if self._drop(tag))
+            self._pending.requeues.extend(tag for tag in tags if self._remove(tag))
             self.changed.notify_all()
 
-    def abandon(self, claim: str, credit: int) -> None:
-        """The answer to this claim was lost: whatever it has taken goes back."""
+    def requeue_claim(self, claim: str, credit: int) -> None:
+        """Put back whatever a claim has taken whose reply was lost."""
         with self.changed:
-            self._work.returns.extend(f"{claim}:{number}" for number in range(1, credit + 1))
+            self._pending.requeues.extend(f"{claim}:{number}" for number in range(1, credit + 1))
             self.changed.notify_all()
 
-    def crash(self, tag: str, detail: str) -> None:
-        """The process that ran it has died."""
+    def requeue_channel(self, channel: int) -> None:
+        """Put back what a channel has claimed that closes, except what the pool has."""
+        waiting = [one.tag for one in list(self._deliveries.values()) if one.channel == channel and not one.in_pool]
+        self.requeue(waiting)
+
+    def requeue_all(self) -> None:
+        """Put everything back, because this process ends."""
+        self.requeue(list(self._deliveries))
+
+    def record_crash(self, tag: str, detail: str) -> None:
+        """Requeue it, and count it: the process that ran it has died."""
         with self.changed:
-            if self._drop(tag):
-                self._work.crashes.append(Crash(tag, detail))
+            if self._remove(tag):
+                self._pending.crashes.append(Crash(tag, detail))
                 self.changed.notify_all()
 
-    def requeue(self, tag: str, task_id: str) -> None:
-        """Its task wants to be run later."""
+    def requeue_later(self, tag: str, task_id: str) -> None:
+        """Have it run again later, as its task asks for."""
         with self.changed:
-            if self._drop(tag):
-                self._work.requeues.append(Requeue(tag, task_id))
+            if self._remove(tag):
+                self._pending.later_requeues.append(LaterRequeue(tag, task_id))
                 self.changed.notify_all()
 
-    def keeps(self, kind: str) -> bool:
+    def keeps_as_dead_letter(self, kind: str) -> bool:
         """Whether such failures become dead letters: RETRIES or REJECTS."""
         return kind in self.rules.dead_letters
 
-    def reject(self, tag: str, reason: str, detail: str, *, told: bool = False) -> None:
-        """It becomes a dead letter, unless that is switched off for such a reason."""
-        if reason == REJECTED and not self.keeps(REJECTS):
+    def reject(self, tag: str, reason: str, detail: str, *, reported: bool = False) -> None:
+        """Make it a dead letter, unless WORKER_DEAD_LETTERS keeps none of such a reason."""
+        if reason == REJECTED and not self.keeps_as_dead_letter(REJECTS):
             self.ack(tag)
             return
         with self.changed:
-            if self._drop(tag):
-                self._work.rejections.append(Rejection(tag, reason, detail, told))
+            if self._remove(tag):
+                self._pending.rejections.append(Rejection(tag, reason, detail, reported))
                 self.changed.notify_all()
 
     def postpone(self, tag: str, due: float, task_id: str, token: str = "") -> None:
-        """It waits in Redis until `due`, for `token` if that is given. Its place becomes free when Redis has it."""
+        """Let it wait in Redis until `due`, for `token` if given. Its credit becomes free when Redis has it."""
         with self.changed:
-            if held := self._held.get(tag):
-                held.leaving = task_id
-                self._work.postponements.append(Postponement(tag, due, task_id, token))
+            if delivery := self._deliveries.get(tag):
+                delivery.postponed = task_id
+                self._pending.postponements.append(Postponement(tag, due, task_id, token))
                 self.changed.notify_all()
 
-    def wait_left(self, task_ids: Container[str] | None, seconds: float) -> None:
-        """Wait until none of these tasks, None: no task at all, is on its way to wait in Redis."""
+    def wait_until_postponed(self, task_ids: Container[str] | None, seconds: float) -> None:
+        """Wait until none of these tasks (None: of all tasks) is on its way to wait in Redis."""
         with self.changed:
-            self.changed.wait_for(lambda: not self._leaving(task_ids), seconds)
+            self.changed.wait_for(lambda: not self._is_postponing(task_ids), seconds)
 
-    def _leaving(self, task_ids: Container[str] | None) -> bool:
-        leaving = [held.leaving for held in self._held.values() if held.leaving]
-        return any(task_ids is None or task_id in task_ids for task_id in leaving)
+    def _is_postponing(self, task_ids: Container[str] | None) -> bool:
+        under_way = [delivery.postponed for delivery in self._deliveries.values() if delivery.postponed]
+        return any(task_ids is None or task_id in task_ids for task_id in under_way)
 
-    def release(self, channel: int) -> None:
-        """A channel closes: what it has claimed goes back, except what the pool has."""
-        self.give_back([held.tag for held in list(self._held.values()) if held.channel == channel and not held.handed])
-
-    def release_all(self) -> None:
-        """This process ends: everything goes back."""
-        self.give_back(list(self._held))
-
-    def _drop(self, tag: str) -> bool:
+    def _remove(self, tag: str) -> bool:
         with self.changed:
-            held = self._held.pop(tag, None)
-            if not held:
+            delivery = self._deliveries.pop(tag, None)
+            if not delivery:
                 return False
-            if held.notice:
-                held.notice.take_down()
-            if held.handed:
-                self._handed -= 1
+            if delivery.slot:
+                delivery.slot.clear()
+            if delivery.in_pool:
+                self._in_pool -= 1
             else:
-                self._waiting[held.channel] -= 1
-        for ring in self._bells:
-            ring()
+                self._waiting[delivery.channel] -= 1
+        for listener in self._credit_listeners:
+            listener()
         return True
 
-    # The keeper's side.
+    # Used by the claim and by the lease manager, who tell Redis.
 
-    def acks_for_claim(self) -> list[str]:
-        """Acknowledgements that go along with a claim; `sent` or `unsent` follows."""
+    def take_acks(self) -> list[str]:
+        """Acknowledgements that go along with a claim; `commit_acks` or `rollback_acks` follows."""
         with self.changed:
             return self._acks.take()
 
-    def sent(self, acks: list[str]) -> None:
-        """Redis knows these acknowledgements."""
-        self.settled(Work(acks=acks))
+    def commit_acks(self, acks: list[str]) -> None:
+        """Forget these acknowledgements: Redis has them."""
+        self.commit(PendingUpdates(acks=acks))
 
-    def unsent(self, acks: list[str]) -> None:
-        """Redis may not know them."""
-        self.unsettled(Work(acks=acks))
+    def rollback_acks(self, acks: list[str]) -> None:
+        """Keep these acknowledgements: Redis may not have them."""
+        self.rollback(PendingUpdates(acks=acks))
 
-    def take_work(self) -> Work:
-        """What is to be told to Redis; `settled` or `unsettled` follows."""
+    def take_pending(self) -> PendingUpdates:
+        """What Redis has to be told; `commit` or `rollback` follows."""
         with self.changed:
-            work, self._work = self._work, Work()
-            work.acks = self._acks.take()
-            return work
+            pending, self._pending = self._pending, PendingUpdates()
+            pending.acks = self._acks.take()
+            return pending
 
-    def settled(self, work: Work) -> None:
-        """Redis knows it."""
+    def commit(self, updates: PendingUpdates) -> None:
+        """Forget these updates: Redis has them."""
         with self.changed:
-            self._acks.sent(work.acks)
-            for postponement in work.postponements:
-                self._drop(postponement.tag)
+            self._acks.sent(updates.acks)
+            for postponement in updates.postponements:
+                self._remove(postponement.tag)
             self.changed.notify_all()
 
-    def unsettled(self, work: Work) -> None:
-        """Redis may not know it: it has to be told again."""
+    def rollback(self, updates: PendingUpdates) -> None:
+        """Keep these updates, before those that came since: Redis may not have them."""
         with self.changed:
             self.changed.notify_all()
-            self._acks.put_back(work.acks)
-            newer, self._work = self._work, replace(work, acks=[])
-            self._work.add(newer)
+            self._acks.put_back(updates.acks)
+            newer, self._pending = self._pending, replace(updates, acks=[])
+            self._pending.add(newer)
 
     def ack_due(self) -> float | None:
         """When the oldest acknowledgement has to be sent, by `clock`; None when there is none."""
         return self._acks.due
 
     @property
-    def urgent(self) -> bool:
-        """Whether there is work that should not wait."""
-        return bool(self._work) or self._acks.full
+    def is_urgent(self) -> bool:
+        """Whether there are updates that should not wait."""
+        return bool(self._pending) or self._acks.full
 
     @property
-    def idle(self) -> bool:
-        """Whether Redis knows everything."""
-        return not self._work and self._acks.empty
+    def is_idle(self) -> bool:
+        """Whether Redis has been told everything."""
+        return not self._pending and self._acks.empty
 
-    def leased(self) -> tuple[list[str], list[str]]:
-        """The tags to renew: of tasks that run, and of the others.
-
-        Among those what has ended here and Redis refuses to hear of: it would run again.
-        """
+    def running(self) -> list[str]:
+        """The tags of what has started and not ended: of batches too, which Celery has no request of."""
         with self.changed:
-            held, work = list(self._held.values()), self._work
-            ended: list[Crash | Requeue | Rejection] = [*work.crashes, *work.requeues, *work.rejections]
-        others = [one.tag for one in held if not one.started]
-        return [one.tag for one in held if one.started], [*others, *(one.tag for one in ended)]
+            return [delivery.tag for delivery in self._deliveries.values() if delivery.started]
 
-    def renewed(self, tags: Iterable[str], lost: Iterable[str], since: float) -> list[Held]:
-        """Redis has renewed `tags`, asked at `since`, except `lost`. Returns those that were still held."""
-        gone = set(lost)
+    def renew(self) -> None:
+        """Renew all leases. Raises redis.exceptions.RedisError."""
         with self.changed:
-            for tag in tags:
-                if tag not in gone and (held := self._held.get(tag)):
-                    held.renew(since + self.rules.lease)
-            taken = [held for tag in gone if (held := self._held.get(tag))]
-            for held in taken:
-                self._drop(held.tag)
-        return taken
+            others = [delivery.tag for delivery in self._deliveries.values() if not delivery.started]
+            # What has ended here and Redis refuses to hear of: without a lease it would run again.
+            pending = self._pending
+            ended: list[Crash | LaterRequeue | Rejection]
+            ended = [*pending.crashes, *pending.later_requeues, *pending.rejections]
+            started = self.running()
+        if started or others or ended:
+            self._renew(started, [*others, *(update.tag for update in ended)])
+
+    def _renew(self, started: list[str], others: list[str]) -> None:
+        since = clock()
+        lost = set(self.leases.renew(started, others))
+        with self.changed:
+            for tag in (*started, *others):
+                if tag not in lost and (delivery := self._deliveries.get(tag)):
+                    delivery.renew(since + self.rules.lease)
+            gone = [delivery for tag in lost if (delivery := self._deliveries.get(tag))]
+            for delivery in gone:
+                self._remove(delivery.tag)
+        for delivery in gone:
+            if delivery.started:
+                logger.warning("lease: %s was lost while its task runs; it may run again elsewhere", delivery.tag)
+            else:
+                logger.warning("lease: %s was lost before its task was started; it is not started", delivery.tag)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._deliveries)

@@ -439,14 +439,14 @@ class Events(events.Events):  # type: ignore[misc]
             try:
                 self._receive()
             except Exception as error:
-                self._outage.goes_on(error, self._where, "send events, which are missed until then")
+                self._outage.record_failure(error, self._where, "send events, which are missed until then")
             self._receiver = None
             sleep(RECONNECT_SECONDS)
 
     def _receive(self) -> None:
         with self.capp.connection_for_read() as connection:
             connection.connect()
-            self._outage.over()
+            self._outage.record_recovery()
             self._receiver = Receiver(connection, handlers={"*": self.on_event}, app=self.capp)
             self._receiver.capture(limit=None, timeout=None, wakeup=True)
 

@@ -1,7 +1,7 @@
 """Tasks with a strategy of their own, which run several messages at once, as those of celery-batches do.
 
-They keep requests back and give the pool a list of them, past Celery's own way of a request. What they give it is told
-to the holder here: a batch counts as started when its process dies over it, and what is not ours any more is left out.
+They keep requests back and give the pool a list of them, past Celery's own way of a request. Here each of the list is
+noted as started, so that a batch counts when its process dies over it, and what has lost its lease is left out.
 A delivery is known by its tag: its task may have come again, as another one, before the strategy forgets the first.
 """
 
@@ -18,15 +18,15 @@ from celery.utils.log import get_logger
 
 from services.delivery import registry
 from services.delivery.claim import Tag
-from services.delivery.no_ack import Unleased
-from services.delivery.unacked import Holder
+from services.delivery.no_ack import NoAckDeliveries
+from services.delivery.unacked import UnackedDeliveries
 from services.pool import failures, time_limits
 from services.pool.time_limits import Limits
 
 logger = get_logger(__name__)
 
 # A delivery that is handed over: who holds it, and its tag.
-Kept = tuple[Holder | Unleased, str]
+Kept = tuple[UnackedDeliveries | NoAckDeliveries, str]
 
 
 class BatchPool:
@@ -55,8 +55,8 @@ class BatchPool:
             return None
 
         def accepted(pid: int, at: float) -> None:
-            for holder, tag in batch:
-                holder.start(tag, here=pid == os.getpid())
+            for deliveries, tag in batch:
+                deliveries.start(tag, here=pid == os.getpid())
             if accept_callback:
                 accept_callback(pid, at)
 
@@ -70,12 +70,12 @@ class BatchPool:
             logger.error("a batch of %d tasks ended with an error", len(batch), exc_info=problem.exc_info)
             error = failures.error_of(problem)
             failures.stop_node_for(error)
-            for holder, tag in batch:
+            for deliveries, tag in batch:
                 if isinstance(error, WorkerLostError | TimeLimitExceeded):
-                    holder.crash(tag, f"the process that ran its batch ended: {error!r}")
+                    deliveries.record_crash(tag, f"the process that ran its batch ended: {error!r}")
                 else:
                     # As celery-batches does with a batch that fails.
-                    holder.ack(tag)
+                    deliveries.ack(tag)
 
         own = Limits(options.pop("timeout", None), options.pop("soft_timeout", None))
         hard, soft = time_limits.complete(own, self._general)
@@ -107,10 +107,12 @@ def _is_ours(each: Any, batch: list[Kept]) -> bool:
         # It is no request.
         return True
     tag = properties["delivery_tag"]
-    ours: list[Holder] | list[Unleased] = registry.all_holders() if isinstance(tag, Tag) else [Unleased()]
-    for holder in ours:
-        if holder.hand_over(tag):
-            batch.append((holder, tag))
+    ours: list[UnackedDeliveries] | list[NoAckDeliveries] = (
+        registry.all_deliveries() if isinstance(tag, Tag) else [NoAckDeliveries()]
+    )
+    for deliveries in ours:
+        if deliveries.hand_to_pool(tag):
+            batch.append((deliveries, tag))
             return True
     # Nobody holds it here: whatever its strategy says of it later changes nothing.
     logger.warning("%s is left out of its batch: it was given back, or its lease was lost", each.id)

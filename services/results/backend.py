@@ -35,7 +35,14 @@ from redis.exceptions import NoPermissionError
 from config.redis_url import TLS_FILES
 from services.broker import headroom, scripts
 from services.broker.client import require_set
-from services.broker.retry import LONGEST_PAUSE_SECONDS, Patience, asked, insist, patience, task_ended
+from services.broker.retry import (
+    LONGEST_PAUSE_SECONDS,
+    RetryState,
+    ignore_soft_time_limit,
+    is_retrying,
+    retry_commands,
+    run_with_retry,
+)
 from services.results.chord_dispatch import dispatching, this_run
 
 logger = get_logger(__name__)
@@ -71,31 +78,31 @@ class ResultsStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """Bootstep that makes this process, and the children that it will have, a worker that waits for its results."""
 
     def create(self, worker: Any) -> None:
-        Patience.in_worker = True
+        RetryState.in_worker = True
         # What a task publishes, its own retry among it, waits as well: three tries would turn a retry into a FAILURE.
         worker.app.conf.task_publish_retry_policy = {**PUBLISH_RETRY, "max_retries": None}
         # On the class, because a task may have another base class than the application's.
         Task.Request = Request
 
 
-class PatientClient(headroom.Client):
+class RetryingClient(headroom.Client):
     """A client that repeats a command while this thread has patience."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        return insist(partial(super().execute_command, *args, **options), lambda: self)
+        return run_with_retry(partial(super().execute_command, *args, **options), lambda: self)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
-        return PatientTransaction(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        return RetryingTransaction(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
     def run(self, script: scripts.Script, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
-        return insist(partial(self.run_once, script, keys, arguments), lambda: self)
+        return run_with_retry(partial(self.run_once, script, keys, arguments), lambda: self)
 
     def run_once(self, script: scripts.Script, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """Run a script without patience. Raises redis.exceptions.RedisError."""
         return super().run(script, keys, arguments)
 
 
-class PatientTransaction(headroom.Transaction):
+class RetryingTransaction(headroom.Transaction):
     """The same for a transaction: all of it or nothing."""
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
@@ -104,9 +111,9 @@ class PatientTransaction(headroom.Transaction):
         def attempt() -> list[Any]:
             # A pipeline forgets its commands when it fails.
             self.command_stack = list(commands)
-            return super(PatientTransaction, self).execute(raise_on_error)
+            return super(RetryingTransaction, self).execute(raise_on_error)
 
-        return insist(attempt, lambda: self)
+        return run_with_retry(attempt, lambda: self)
 
 
 class Stored:
@@ -121,7 +128,7 @@ class Stored:
         be stored either is logged: raised, it would stop a node or make it run the task for ever.
         """
         store = partial(super().store_result, task_id, result, state, traceback, request, **options)  # type: ignore[misc]
-        with patience(f"{state} of {_name(request)}[{task_id}]"):
+        with retry_commands(f"{state} of {_name(request)}[{task_id}]"):
             while True:
                 try:
                     return store()
@@ -131,7 +138,7 @@ class Stored:
                         raise
                 except Exception as error:
                     stopping = worker_state.should_terminate is not None
-                    if state not in states.EXCEPTION_STATES or stopping or not Patience.in_worker:
+                    if state not in states.EXCEPTION_STATES or stopping or not RetryState.in_worker:
                         raise
                     logger.critical("results: %s of %s can never be stored: %r", state, task_id, error)
                     return result
@@ -152,7 +159,7 @@ class Stored:
                 # Here nobody may run scripts: in Celery's way, in two steps.
                 super(Stored, self)._store_result(task_id, result, state, traceback, request, **options)  # type: ignore[misc]
 
-        insist(attempt, lambda: self.client)  # type: ignore[attr-defined]
+        run_with_retry(attempt, lambda: self.client)  # type: ignore[attr-defined]
         return result
 
     def _get_result_meta(self, result: Any, state: str, traceback: Any, request: Any, **options: Any) -> Any:
@@ -164,22 +171,26 @@ class Stored:
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **options: Any) -> None:
         """Count a part of a chord, and send its body after the last one."""
-        with patience(f"the chord's part of {_name(request)}[{request.id}]"), task_ended(), dispatching():
+        with (
+            retry_commands(f"the chord's part of {_name(request)}[{request.id}]"),
+            ignore_soft_time_limit(),
+            dispatching(),
+        ):
             super().on_chord_part_return(request, state, result, **options)  # type: ignore[misc]
 
     def apply_chord(self, *arguments: Any, **options: Any) -> None:
         """Save what a chord needs of its header; a chord that a task sends is part of it, and waits."""
-        with patience("a chord's header"):
+        with retry_commands("a chord's header"):
             super().apply_chord(*arguments, **options)  # type: ignore[misc]
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Save how many parts a chord has; in a worker, return when Redis has it."""
-        with patience(f"the size of chord {group_id}"):
+        with retry_commands(f"the size of chord {group_id}"):
             super().set_chord_size(group_id, chord_size)  # type: ignore[misc]
 
     def ensure(self, fun: Callable[..., Any], args: Any, **policy: Any) -> Any:
         """Celery's own twenty tries; one where the client has patience, whose last word is the last."""
-        if asked():
+        if is_retrying():
             policy["max_retries"] = 0
         return super().ensure(fun, args, **policy)  # type: ignore[misc]
 
@@ -197,7 +208,7 @@ class Stored:
         return super()._create_client(**options)  # type: ignore[misc]
 
     def _get_client(self) -> type[redis.Redis]:
-        return PatientClient
+        return RetryingClient
 
     @cached_property
     def _chord_part_return_script(self) -> Callable[..., Any]:

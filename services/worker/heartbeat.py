@@ -147,8 +147,8 @@ def _excused(worker: Any) -> bool:
     stopping = worker_state.should_stop is not None or worker_state.should_terminate is not None
     solo = isinstance(getattr(worker, "pool", None), SoloPool)
     # The Redis of the results may be away, or full, while the broker's, which this module asks, answers.
-    busy = solo and bool(worker_state.active_requests or registry.running())
-    return stopping or busy or retry.main_thread_waits()
+    busy = solo and bool(worker_state.active_requests or registry.find_running())
+    return stopping or busy or retry.main_thread_is_waiting()
 
 
 def _pinger(settings: Settings) -> Callable[[], bool]:

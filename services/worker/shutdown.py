@@ -78,8 +78,8 @@ def hand_back_and_exit(worker: Any) -> None:
     if worker.blueprint.shutdown_complete.is_set():
         # It has ended, and its process goes on: somebody has a worker inside a program of his own, as tests do.
         return
-    running, held = tuple(worker_state.active_requests), registry.running()
-    if not running and not held and not retry.main_thread_waits():
+    running, held = tuple(worker_state.active_requests), registry.find_running()
+    if not running and not held and not retry.main_thread_is_waiting():
         # The last task ended just now, and the main thread is on its way out.
         return
     _kill_children(worker)

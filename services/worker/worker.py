@@ -42,16 +42,15 @@ from redis.exceptions import RedisError
 
 from config import Settings
 from config.redis_url import without_passwords
-from services.broker.client import connect, place, refusal, require_set
+from services.broker.client import UNREACHABLE, connect, describe_server, format_error, require_set
 from services.broker.outages import Outage
-from services.broker.retry import AWAY
 from services.delayed import rate_limits
 from services.delayed.rate_limits import NEVER, Rate, Turn
 from services.delivery import registry
 from services.delivery.channel import Channel
 from services.delivery.claim import Tag
-from services.delivery.no_ack import Unleased
-from services.delivery.unacked import REJECTED, RETRIES, RETRIES_EXHAUSTED, UNDECODABLE, UNKNOWN_TASK, Holder
+from services.delivery.no_ack import NoAckDeliveries
+from services.delivery.unacked import REJECTED, RETRIES, RETRIES_EXHAUSTED, UNDECODABLE, UNKNOWN_TASK, UnackedDeliveries
 from services.pool import child_guard, failures, time_limits
 from services.pool.batches import BatchPool
 from services.pool.time_limits import Limits
@@ -121,7 +120,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
     def on_before_init(self, **keywords: Any) -> None:
         super().on_before_init(**keywords)
         # Before the pool forks.
-        child_guard.prepare()
+        child_guard.create_table()
 
     def setup_defaults(
         self, time_limit: float | None = None, soft_time_limit: float | None = None, **options: Any
@@ -145,7 +144,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         return found
 
     def _process_task(self, req: Any) -> None:
-        if not req.holder.hand_over(req.tag):
+        if not req.deliveries.hand_to_pool(req.tag):
             logger.warning("%s[%s] is not started: it was given back, or its lease was lost", req.name, req.id)
             _forget(req)
             self._release_place()
@@ -155,11 +154,11 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         except TaskRevokedError:
             self._release_place()
         except UNUSABLE as error:
-            if req.holder.started(req.tag):
+            if req.deliveries.has_started(req.tag):
                 _escaped(req, error)
             else:
                 _forget(req)
-                req.holder.reject(req.tag, UNDECODABLE, f"it cannot be run: {error!r}")
+                req.deliveries.reject(req.tag, UNDECODABLE, f"it cannot be run: {error!r}")
             self._release_place()
         except BaseException as error:
             # A solo task ran in there, and Celery has no end for it.
@@ -189,7 +188,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             with connect(self.app.settings.broker_url, self.app.settings, **options) as client:
                 rate_limits.leave(client, filter(None, mine.values()))
         except (RedisError, OSError) as error:
-            logger.warning("rate limits: what waits keeps its time: %s", refusal(error))
+            logger.warning("rate limits: what waits keeps its time: %s", format_error(error))
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
@@ -212,7 +211,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def connect(self) -> Any:
         connection = super().connect()
-        Channel.outage.over()
+        Channel.outage.record_recovery()
         if self.restart_count:
             # Said once: the outage has lines of its own, and Redis may come and go.
             for step in ("connection", "mingle"):
@@ -258,11 +257,11 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         """Bring back what waits for a rate that a task had before this node started, or for one without this node."""
         try:
             found = rate_limits.settle(self.connection.default_channel._commands, self.own_rates())
-        except AWAY:
+        except UNREACHABLE:
             raise
         except (RedisError, ValueError, IndexError) as error:
             # Of the latter two one that somebody else has written.
-            logger.error("rate limits: what waits keeps its time: %s", refusal(error))
+            logger.error("rate limits: what waits keeps its time: %s", format_error(error))
         else:
             for name, count in found.items():
                 logger.info("rate limits: %d of %s that waited are back in their queues, for new times", count, name)
@@ -274,16 +273,16 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         def on_task_received(message: Any) -> Any:
             if problem := _problem(message):
                 return self._reject(message, problem)
-            headers, holder = message.headers, _holder(message)
-            if isinstance(holder, Unleased):
+            headers, deliveries = message.headers, _deliveries_of(message)
+            if isinstance(deliveries, NoAckDeliveries):
                 # What stands there is its sender's, and may be anything; it has no second start.
                 headers.update(delivery_count=1, requeue_count=0)
             if (count := headers.get("delivery_count", 1)) > 1:
                 logger.warning("%s[%s]: delivery %s", headers.get("task"), headers.get("id"), count)
             # A task that has been revoked is Celery's at once: nobody would remember it when it is due.
             here_to_stay = headers.get("task") not in self.strategies or headers["id"] in worker_state.revoked
-            if not here_to_stay and isinstance(holder, Holder) and (turn := self._turn_of(message)):
-                return holder.postpone(message.delivery_tag, turn.due, headers["id"], turn.token)
+            if not here_to_stay and isinstance(deliveries, UnackedDeliveries) and (turn := self._turn_of(message)):
+                return deliveries.postpone(message.delivery_tag, turn.due, headers["id"], turn.token)
             return self._handled(handle, message)
 
         def receive_kept() -> None:
@@ -310,17 +309,17 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         start = message.headers["delivery_count"]
         try:
             turn = rate.take(message.channel._commands, message.delivery_info or {}, start, eta, expires)
-        except AWAY:
+        except UNREACHABLE:
             raise
         except RedisError as error:
-            self._tokens.goes_on(error, place(message.channel.client), f"give tokens to {rate.task}")
+            self._tokens.record_failure(error, describe_server(message.channel.client), f"give tokens to {rate.task}")
             return Turn(time.time() + REFUSED_SECONDS, "")
-        self._tokens.over()
+        self._tokens.record_recovery()
         return turn
 
     def _has_token(self, request: Any) -> bool:
         """Whether it came by way of `_turn_of`: broadcasts do not, nor does the first version of the protocol."""
-        leased = isinstance(request.holder, Holder)
+        leased = isinstance(request.deliveries, UnackedDeliveries)
         return leased and "task" in request.message.headers and bool(self.rate_of(request.name))
 
     def _limit_task(self, request: Any, bucket: Any, tokens: int) -> Any:
@@ -334,7 +333,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         return super()._limit_post_eta(request, bucket, tokens)
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Acknowledge or reject at once: all that is done here is to tell the holder, which any thread may.
+        """Acknowledge or reject at once: all that is done here is to tell the deliveries, which any thread may.
 
         Celery puts it off to the next turn of its loop, and a solo pool may run several tasks before that.
         """
@@ -344,7 +343,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         try:
             return handle(message)
         except UNUSABLE as error:
-            if _holder(message).handed(message.delivery_tag):
+            if _deliveries_of(message).is_in_pool(message.delivery_tag):
                 # A solo pool has run it in there.
                 raise
             return self._dead_letter(message, UNDECODABLE, f"no task can be made of it: {error!r}")
@@ -353,7 +352,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         # Celery forgets what waits, as it comes again; but not what is under no lease.
         limited = [request for bucket in self.task_buckets.values() if bucket for request, _ in bucket.contents]
         for request in {*worker_state.scheduled_requests, *worker_state.reserved_requests, *limited}:
-            if isinstance(request.holder, Unleased) and not request.holder.handed(request.tag):
+            if isinstance(request.deliveries, NoAckDeliveries) and not request.deliveries.is_in_pool(request.tag):
                 self._kept.append(request.message)
         # The pool goes on with what it has, and acknowledges it over the next connection: flushing would forget it.
         pool, self.pool = self.pool, None
@@ -363,7 +362,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             self.pool = pool
         channel = getattr(self.task_consumer, "channel", None)
         if channel is not None and channel.delivers:
-            channel.holder.release(channel.number)
+            channel.deliveries.requeue_channel(channel.number)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         if not message.channel.delivers:
@@ -389,7 +388,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         signals.task_rejected.send(sender=self, message=message, exc=error)
 
     def _dead_letter(self, message: Any, reason: str, detail: str) -> None:
-        _holder(message).reject(message.delivery_tag, reason, detail)
+        _deliveries_of(message).reject(message.delivery_tag, reason, detail)
 
 
 def _is_of_no_outage(record: logging.LogRecord) -> bool:
@@ -401,7 +400,7 @@ def _is_of_no_outage(record: logging.LogRecord) -> bool:
 
 
 def _say_away(error: Exception, url: str) -> None:
-    Channel.outage.goes_on(error, f"Redis at {url}", "give tasks")
+    Channel.outage.record_failure(error, f"Redis at {url}", "give tasks")
 
 
 celery_consumer.logger.addFilter(_is_of_no_outage)
@@ -421,8 +420,8 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
     _recalled = False
 
     @cached_property  # type: ignore[untyped-decorator]
-    def holder(self) -> Holder | Unleased:
-        return _holder(self.message)
+    def deliveries(self) -> UnackedDeliveries | NoAckDeliveries:
+        return _deliveries_of(self.message)
 
     @property
     def tag(self) -> str:
@@ -441,7 +440,7 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
             self.request_dict["delivery_info"] = self.delivery_info | {"redelivered": False}
         hard, soft = time_limits.effective(Limits(*self.time_limits), self.task, self.app.time_limits)
         trace = fast_trace_task if self.app.use_fast_trace_task else trace_task_ret
-        target, *first = *child_guard.guard(pool, self.holder, self.tag), trace
+        target, *first = *child_guard.guard(pool, self.deliveries, self.tag), trace
         result = pool.apply_async(
             target,
             args=(*first, self.type, self.id, self.request_dict, self.body, self.content_type, self.content_encoding),
@@ -463,7 +462,7 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
         # A pool of threads takes more than it runs when it is given more.
         if here and self.revoked():
             raise TaskRevokedError(self.id)
-        if not self.holder.start(self.tag, here=here) and here:
+        if not self.deliveries.start(self.tag, here=here) and here:
             _forget(self)
             raise LeaseLostError(f"{self.name}[{self.id}] is not started: its lease was lost")
         super().on_accepted(pid, time_accepted)
@@ -517,8 +516,8 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
 
     def acknowledge(self) -> None:
         """It is done; or its last retry has failed, and it becomes a dead letter."""
-        if self._exhausted and not self.acknowledged and self.holder.keeps(RETRIES):
-            self.holder.reject(self.tag, RETRIES_EXHAUSTED, self._exhausted, told=True)
+        if self._exhausted and not self.acknowledged and self.deliveries.keeps_as_dead_letter(RETRIES):
+            self.deliveries.reject(self.tag, RETRIES_EXHAUSTED, self._exhausted, reported=True)
             self.acknowledged = True
             return
         super().acknowledge()
@@ -528,12 +527,12 @@ class DeliveredRequest(CeleryRequest):  # type: ignore[misc]
         if self.acknowledged:
             return
         if not requeue:
-            self.holder.reject(self.tag, REJECTED, "rejected by its task", told=True)
+            self.deliveries.reject(self.tag, REJECTED, "rejected by its task", reported=True)
         elif worker_state.should_terminate is None and not self._recalled:
             if self._death:
-                self.holder.crash(self.tag, self._death)
+                self.deliveries.record_crash(self.tag, self._death)
             else:
-                self.holder.requeue(self.tag, self.id)
+                self.deliveries.requeue_later(self.tag, self.id)
         # What is left goes back, and does not count.
         super().reject(requeue)
 
@@ -564,15 +563,15 @@ def _escaped(request: Any, error: BaseException) -> None:
     """An error has left a task's run without an end that Celery knows of: the result could not be stored, for one."""
     _forget(request)
     if failures.is_stop(error):
-        request.holder.give_back([request.tag])
+        request.deliveries.requeue([request.tag])
     elif not isinstance(error, TaskRevokedError):
         logger.error("%s[%s] ended with an error of Celery's own: %r", request.name, request.id, error)
-        request.holder.crash(request.tag, repr(error))
+        request.deliveries.record_crash(request.tag, repr(error))
 
 
-def _holder(message: Any) -> Holder | Unleased:
+def _deliveries_of(message: Any) -> UnackedDeliveries | NoAckDeliveries:
     """Who keeps the lease of a message."""
-    return message.channel.holder if isinstance(message.delivery_tag, Tag) else Unleased()
+    return message.channel.deliveries if isinstance(message.delivery_tag, Tag) else NoAckDeliveries()
 
 
 def _forget(request: Any) -> None:

@@ -104,7 +104,7 @@ QUEUE = "celery"
 
 
 @dataclass(eq=False)
-class Holder:
+class UnackedDeliveries:
     """A node, and what has become of it."""
 
     name: str
@@ -129,7 +129,7 @@ class Arena:
     proxied: bool = False
     # Variables that the fault needs.
     more: dict[str, str] = field(default_factory=dict)
-    holders: list[Holder] = field(default_factory=list)
+    holders: list[UnackedDeliveries] = field(default_factory=list)
     incidents: list[Incident] = field(default_factory=list)
     # Nodes that ended although nobody had told them to.
     exits: list[str] = field(default_factory=list)
@@ -146,7 +146,7 @@ class Arena:
         # The names that tests.chaos.producer knows.
         self._enough, self._hold = self.world.directory / "enough", self.world.directory / "hold"
         self._started = 0
-        self._starting: list[Holder] = []
+        self._starting: list[UnackedDeliveries] = []
         self._producers: list[Node] = []
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ class Arena:
         marks = {"CHAOS_MARKS": str(self.marks.directory)}
         return self.world.environment(**urls | marks | settings(self.plan.pool, self.plan.lease) | self.more)
 
-    def start_node(self, subject: Subject | None = None) -> Holder:
+    def start_node(self, subject: Subject | None = None) -> UnackedDeliveries:
         """One more node; it is perhaps not ready yet."""
         subject = subject or self.plan.subject
         self._started += 1
@@ -173,74 +173,74 @@ class Arena:
         name = f"node{self._started}@{subject.name}"
         environment = self.environment()
         node = Node(self.world, self.world.python("node", subject.node(self.plan.pool, name), environment), environment)
-        holder = Holder(name, node, subject)
-        self.holders.append(holder)
-        return holder
+        deliveries = UnackedDeliveries(name, node, subject)
+        self.holders.append(deliveries)
+        return deliveries
 
     def start_nodes(self, subjects: Sequence[Subject]) -> None:
         """Start nodes and wait until they are ready."""
-        for holder in [self.start_node(subject) for subject in subjects]:
-            holder.node.ready()
+        for deliveries in [self.start_node(subject) for subject in subjects]:
+            deliveries.node.ready()
 
-    def alive(self) -> list[Holder]:
+    def alive(self) -> list[UnackedDeliveries]:
         """Nodes that work, or would if they were not frozen."""
-        return [holder for holder in self.holders if holder.alive and not holder.leaving]
+        return [deliveries for deliveries in self.holders if deliveries.alive and not deliveries.leaving]
 
-    def some_node(self) -> Holder:
+    def some_node(self) -> UnackedDeliveries:
         """A node to strike."""
         return self.random.choice(self.alive())
 
-    def busy_node(self) -> Holder:
+    def busy_node(self) -> UnackedDeliveries:
         """A node to strike that runs a task."""
 
-        def busy() -> list[Holder]:
-            return [holder for holder in self.alive() if self.marks.running(holder.name)]
+        def busy() -> list[UnackedDeliveries]:
+            return [deliveries for deliveries in self.alive() if self.marks.running(deliveries.name)]
 
         with suppress(GaveUp):
             return self.random.choice(self.wait(busy, self.plan.lease + self.patience, "a node runs a task"))
         return self.some_node()
 
-    def kill(self, holder: Holder) -> None:
+    def kill(self, deliveries: UnackedDeliveries) -> None:
         """kill -9 of a node with all of its processes, as the kernel does it with a container."""
-        holder.leaving, since, seen = True, monotonic(), self.seen()
-        holder.node.process.end()
-        self.incidents.append(Incident(DIED, since, monotonic(), holder.name, seen=seen))
-        assert not holder.node.process.family(), f"{holder.name} has survived"
+        deliveries.leaving, since, seen = True, monotonic(), self.seen()
+        deliveries.node.process.end()
+        self.incidents.append(Incident(DIED, since, monotonic(), deliveries.name, seen=seen))
+        assert not deliveries.node.process.family(), f"{deliveries.name} has survived"
 
-    def signal_all(self, holder: Holder, number: signal.Signals) -> None:
+    def signal_all(self, deliveries: UnackedDeliveries, number: signal.Signals) -> None:
         """Send a signal to every process of a node."""
-        for pid in holder.node.process.family():
+        for pid in deliveries.node.process.family():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    def freeze(self, holder: Holder) -> None:
+    def freeze(self, deliveries: UnackedDeliveries) -> None:
         """Stop a node with all of its processes."""
-        holder.frozen_since, holder.frozen_with = monotonic(), self.seen()
-        self.signal_all(holder, signal.SIGSTOP)
-        self.world.wait_until(lambda: is_frozen(holder), STOP_SECONDS, f"{holder.name} is frozen")
+        deliveries.frozen_since, deliveries.frozen_with = monotonic(), self.seen()
+        self.signal_all(deliveries, signal.SIGSTOP)
+        self.world.wait_until(lambda: is_frozen(deliveries), STOP_SECONDS, f"{deliveries.name} is frozen")
 
-    def thaw(self, holder: Holder) -> None:
+    def thaw(self, deliveries: UnackedDeliveries) -> None:
         """Let it go on."""
-        self.signal_all(holder, signal.SIGCONT)
-        if monotonic() - holder.frozen_since >= self.plan.lease:
-            since, seen = holder.frozen_since, holder.frozen_with
-            self.incidents.append(Incident(FROZEN, since, monotonic(), holder.name, seen=seen))
+        self.signal_all(deliveries, signal.SIGCONT)
+        if monotonic() - deliveries.frozen_since >= self.plan.lease:
+            since, seen = deliveries.frozen_since, deliveries.frozen_with
+            self.incidents.append(Incident(FROZEN, since, monotonic(), deliveries.name, seen=seen))
 
     def replace(self, ready: bool = True) -> None:
         """Start as many nodes as are missing, as Supervisor and Docker do; wait for those that are not ready yet."""
         self._starting += [self.start_node() for _ in range(NODES - len(self.alive()))]
         while ready and self._starting:
-            holder = self._starting.pop()
-            if holder.alive:
-                holder.node.ready()
+            deliveries = self._starting.pop()
+            if deliveries.alive:
+                deliveries.node.ready()
 
     def tend(self) -> None:
         """Replace nodes that ended by themselves, and remember that they did."""
-        for holder in self.holders:
-            if not holder.alive and not holder.leaving:
-                holder.leaving = True
-                self.exits.append(f"{holder.name} exited with {holder.node.process.code}")
-                self.incidents.append(Incident(EXITED, monotonic() - LOOK_SECONDS, monotonic(), holder.name))
+        for deliveries in self.holders:
+            if not deliveries.alive and not deliveries.leaving:
+                deliveries.leaving = True
+                self.exits.append(f"{deliveries.name} exited with {deliveries.node.process.code}")
+                self.incidents.append(Incident(EXITED, monotonic() - LOOK_SECONDS, monotonic(), deliveries.name))
         self.replace(ready=False)
         self.hold_up()
 
@@ -256,16 +256,16 @@ class Arena:
 
         def found() -> list[int]:
             # All may be gone for a moment, when they were struck one after the other.
-            holder = self.busy_node()
-            busy = [mark.pid for mark in self.marks.running(holder.name)]
-            living = [pid for pid in children(holder.node.process.pid) if state(pid) != "Z"]
+            deliveries = self.busy_node()
+            busy = [mark.pid for mark in self.marks.running(deliveries.name)]
+            living = [pid for pid in children(deliveries.node.process.pid) if state(pid) != "Z"]
             return [pid for pid in living if pid in busy] or living
 
         return self.random.choice(self.wait(found, GO_ON_SECONDS, "a node has children"))
 
     def living(self) -> set[str]:
         """Names of the nodes that may have something at work, those included that are on their way out."""
-        return {holder.name for holder in self.holders if holder.alive}
+        return {deliveries.name for deliveries in self.holders if deliveries.alive}
 
     def describe(self) -> str:
         return self.world.describe()
@@ -400,9 +400,9 @@ class Arena:
         return int(self.redis.client().zcard("dead_letters"))
 
 
-def is_frozen(holder: Holder) -> bool:
+def is_frozen(deliveries: UnackedDeliveries) -> bool:
     """Whether each process of a node has been stopped."""
-    return {state(pid) for pid in holder.node.process.family()} <= {"T", "Z"}
+    return {state(pid) for pid in deliveries.node.process.family()} <= {"T", "Z"}
 
 
 def has_ended(producer: Node) -> bool:

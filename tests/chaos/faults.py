@@ -18,7 +18,7 @@ from time import monotonic
 from celery import Celery
 from redis.exceptions import OutOfMemoryError
 
-from tests.chaos.arena import GO_ON_SECONDS, NODES, POISON, STOCK_SECONDS, Arena, Holder, Order, state
+from tests.chaos.arena import GO_ON_SECONDS, NODES, POISON, STOCK_SECONDS, Arena, Order, UnackedDeliveries, state
 from tests.chaos.census import TASK_ID
 from tests.chaos.marks import CUT_OFF, DIED, FORGOT, Incident, Mark
 from tests.chaos.subjects import CONCURRENCY, REPLIES, SOFT_SHUTDOWN, STALK, STOCK, Subject
@@ -140,11 +140,11 @@ def freeze_node_briefly(arena: Arena) -> None:
 
 
 def frozen(arena: Arena, seconds: float) -> None:
-    holder = arena.busy_node()
-    arena.freeze(holder)
+    deliveries = arena.busy_node()
+    arena.freeze(deliveries)
     arena.pass_time(seconds)
-    assert state(holder.node.process.pid) == "T", f"{holder.name} did not stay frozen"
-    arena.thaw(holder)
+    assert state(deliveries.node.process.pid) == "T", f"{deliveries.name} did not stay frozen"
+    arena.thaw(deliveries)
 
 
 @fault(2, 10, seconds=0.05)
@@ -154,20 +154,20 @@ def term_node(arena: Arena) -> None:
     arena.replace()
 
 
-def stop(arena: Arena, holder: Holder) -> None:
-    holder.leaving = True
-    holder.node.process.terminate()
-    seconds = STOCK_SECONDS if holder.subject == STOCK else SOFT_SHUTDOWN + GO_ON_SECONDS
+def stop(arena: Arena, deliveries: UnackedDeliveries) -> None:
+    deliveries.leaving = True
+    deliveries.node.process.terminate()
+    seconds = STOCK_SECONDS if deliveries.subject == STOCK else SOFT_SHUTDOWN + GO_ON_SECONDS
     try:
-        arena.wait(lambda: not holder.alive, seconds, f"{holder.name} leaves")
+        arena.wait(lambda: not deliveries.alive, seconds, f"{deliveries.name} leaves")
     except GaveUp:
-        if holder.subject != STOCK:
+        if deliveries.subject != STOCK:
             raise
         # Celery's prefork pool sometimes waits for ever in its warm shutdown. Docker and Supervisor kill it then.
-        arena.remarks.append(f"{holder.name} did not leave")
-        arena.kill(holder)
+        arena.remarks.append(f"{deliveries.name} did not leave")
+        arena.kill(deliveries)
         return
-    assert holder.node.process.code == 0, holder.node.process.tail()
+    assert deliveries.node.process.code == 0, deliveries.node.process.tail()
 
 
 @fault(1, 5)
@@ -176,22 +176,22 @@ def term_node_then_kill(arena: Arena) -> None:
     label = arena.new_label("slow")
     arena.send(Order(label, argument=SLOW_SECONDS))
     started = partial(running, arena, label)
-    (holder,) = arena.wait(started, arena.plan.lease + GO_ON_SECONDS, "the slow task runs")
+    (deliveries,) = arena.wait(started, arena.plan.lease + GO_ON_SECONDS, "the slow task runs")
     if arena.plan.subject == STALK:
         arena.wait(partial(is_told, arena, label), GO_ON_SECONDS, "Redis knows that the slow task has started")
-    holder.leaving = True
-    holder.node.process.terminate()
-    noticed = partial(holder.node.process.count, SHUTDOWN)
-    arena.wait(noticed, GO_ON_SECONDS, f"{holder.name} takes notice of TERM")
-    assert holder.alive, f"{holder.name} has left before it was killed"
-    arena.kill(holder)
+    deliveries.leaving = True
+    deliveries.node.process.terminate()
+    noticed = partial(deliveries.node.process.count, SHUTDOWN)
+    arena.wait(noticed, GO_ON_SECONDS, f"{deliveries.name} takes notice of TERM")
+    assert deliveries.alive, f"{deliveries.name} has left before it was killed"
+    arena.kill(deliveries)
     arena.replace()
 
 
-def running(arena: Arena, label: str) -> list[Holder]:
+def running(arena: Arena, label: str) -> list[UnackedDeliveries]:
     """The node that runs the task with this label."""
     names = {mark.node for mark in arena.marks.running() if mark.task.startswith(f"chaos-{label}-")}
-    return [holder for holder in arena.alive() if holder.name in names][:1]
+    return [deliveries for deliveries in arena.alive() if deliveries.name in names][:1]
 
 
 def is_told(arena: Arena, label: str) -> bool:
@@ -236,7 +236,7 @@ def mixed_workers(arena: Arena) -> None:
     arena.start_node(STOCK).node.ready()
 
 
-def one_of(arena: Arena, subject: Subject) -> Holder:
+def one_of(arena: Arena, subject: Subject) -> UnackedDeliveries:
     """A node of this kind."""
     return arena.random.choice([each for each in arena.alive() if each.subject == subject])
 
@@ -284,8 +284,8 @@ def restart_of_everything(arena: Arena) -> None:
     count, seconds = 50, max(arena.plan.lease * 3, 20)
     arena.send(Order("far", count=count, countdown=seconds))
     arena.go_on()
-    for holder in arena.alive():
-        arena.kill(holder)
+    for deliveries in arena.alive():
+        arena.kill(deliveries)
     arena.redis.kill()
     arena.redis.start()
     arena.replace()

@@ -33,7 +33,7 @@ class Beats:
     """Two beats with an entry that is due each second."""
 
     stack: Stack
-    holder: str
+    deliveries: str
     standby: str
 
 
@@ -61,7 +61,7 @@ def two_beats(first_stack: tuple[Stack, str]) -> Beats:
 
     roles = stack.wait(by_word, "one ticks, one waits")
     assert roles
-    return Beats(stack, holder=roles["ticking"], standby=roles["standby"])
+    return Beats(stack, deliveries=roles["ticking"], standby=roles["standby"])
 
 
 @pytest.fixture(scope="module")
@@ -70,37 +70,37 @@ def faults(two_beats: Beats) -> Faults:
     stack, worker, node = two_beats.stack, two_beats.stack.ids("worker")[0], node_pid(two_beats.stack)
     assert 0 < int(stack.redis("PTTL", BEAT_LOCK)) <= LONGEST_LOCK_MILLISECONDS
     stack.shell("worker", f"kill -STOP {node}")
-    stack.docker("kill", "--signal=KILL", two_beats.holder)
-    assert stack.inspect(two_beats.holder)["State"]["ExitCode"] == 137
+    stack.docker("kill", "--signal=KILL", two_beats.deliveries)
+    assert stack.inspect(two_beats.deliveries)["State"]["ExitCode"] == 137
     assert stack.shell("worker", f"cut -d' ' -f3 /proc/{node}/stat").strip() == "T"
     return Faults(two_beats, node, worker)
 
 
 def test_of_two_beats_one_sends_and_both_are_healthy(two_beats: Beats) -> None:
     stack = two_beats.stack
-    stack.wait(lambda: sent(stack, two_beats.holder) >= 5, "five sent")
+    stack.wait(lambda: sent(stack, two_beats.deliveries) >= 5, "five sent")
     stack.wait_healthy("beat")
     assert sent(stack, two_beats.standby) == 0
     assert "Beat: last tick" in stack.make("status").stdout
 
 
 def test_the_periodic_task_runs_as_often_as_it_was_sent(two_beats: Beats) -> None:
-    stack, holder = two_beats.stack, two_beats.holder
-    before = sent(stack, holder)
+    stack, deliveries = two_beats.stack, two_beats.deliveries
+    before = sent(stack, deliveries)
     stack.wait(lambda: len(received(stack)) > before, "what was sent is received")
     ids = received(stack)
     assert len(ids) == len(set(ids)), "one was sent or taken twice"
     # Beat says of a task that it is sent when it may have been received already.
-    stack.wait(lambda: sent(stack, holder) >= len(ids), "as many were sent")
+    stack.wait(lambda: sent(stack, deliveries) >= len(ids), "as many were sent")
 
 
 def test_the_standby_sends_when_the_holder_was_killed(faults: Faults) -> None:
     stack, beats = faults.beats.stack, faults.beats
-    before = sent(stack, beats.holder)
+    before = sent(stack, beats.deliveries)
     stack.wait(lambda: sent(stack, beats.standby) > 0, "the standby sends")
     # At the end of the tick in which it sends.
     stack.wait(lambda: word(stack, beats.standby) == "ticking", "it says so")
-    assert sent(stack, beats.holder) == before
+    assert sent(stack, beats.deliveries) == before
 
 
 def test_a_node_that_stands_still_is_killed_and_replaced(faults: Faults) -> None:

@@ -24,8 +24,8 @@ from tests.support.waiting import wait_until
 PATIENCE = 120
 # What an answer of Redis may take before a connection counts as dead.
 SOCKET_SECONDS = 10
-# So long that no lease ends during all tests of a file, and that no keeper renews or sweeps in the middle of one: it
-# does so after a third of this.
+# So long that no lease ends during all tests of a file, and that none is renewed or swept in the middle of one: that
+# happens after a third of this.
 LEASE = 36_000
 OPTIONS = {"lease": LEASE, "socket_timeout": SOCKET_SECONDS, "socket_connect_timeout": SOCKET_SECONDS}
 # A second for what must not happen.

@@ -37,7 +37,7 @@ local function take(list, queue)
     local tag = claim .. ':' .. (taken + 1)
     local record = '[' .. message .. ARGV[5 + queue]
     local written = redis.pcall('HSET', KEYS[1], tag, record)
-    if type(written) == 'table' and written.err and open_reserve(0.5) then
+    if type(written) == 'table' and written.err and use_headroom(0.5) then
         written = redis.pcall('HSET', KEYS[1], tag, record)
     end
     if type(written) == 'table' and written.err then

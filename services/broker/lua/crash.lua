@@ -2,7 +2,7 @@
 -- has happened too often, becomes a dead letter.
 --
 -- KEYS 1 unacked  2 unacked_index  3 unacked_leases  4 unacked_started (see claim.lua)
---      5 dead_letters  6 dead_letters_next  7 dead_letters_untold (see park.lua)
+--      5 dead_letters  6 dead_letters_next  7 dead_letters_untold (see dead_letter.lua)
 -- ARGV 1 steps    the lowest priority of each list, JSON
 --      2 most     deliveries that a message gets
 --      3 letter   the beginning of a dead letter's key
@@ -19,7 +19,7 @@ local count, requeues = counts_of(message)
 local id = 0
 if count >= tonumber(ARGV[2]) then
     local keys = { letters = KEYS[5], next = KEYS[6], untold = KEYS[7], letter = ARGV[3] }
-    id = park(message, queue, 'crashed', ARGV[5], count + requeues, false, keys, now())
+    id = write_dead_letter(message, queue, 'crashed', ARGV[5], count + requeues, false, keys, now())
 else
     requeue(with_counts(message, count + 1, requeues), queue, cjson.decode(ARGV[1]))
 end

@@ -1,6 +1,6 @@
 -- Purge dead letters: delete those among these whose task says FAILURE.
 --
--- KEYS 1 dead_letters  2 dead_letters_untold (see park.lua)
+-- KEYS 1 dead_letters  2 dead_letters_untold (see dead_letter.lua)
 -- ARGV 1 letter   the beginning of a dead letter's key
 --      2…         ids
 -- Returns how many were deleted

@@ -120,7 +120,7 @@ local function with_token(message, token)
     return whole:sub(1, brace - 1) .. ',' .. MARK .. ':' .. token .. whole:sub(brace)
 end
 
--- What gives back or renews takes no memory, and is refused nothing however full Redis is (see reserve.lua).
+-- What gives back or renews takes no memory, and is refused nothing however full Redis is (see headroom.lua).
 local function take_no_memory()
     redis.call('SREM', KEYS[4], '')
 end

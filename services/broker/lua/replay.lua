@@ -2,7 +2,7 @@
 --
 -- A message is pushed before its letter is removed, so that a Redis without memory refuses before anything was moved.
 --
--- KEYS 1 dead_letters  2 dead_letters_untold (see park.lua)
+-- KEYS 1 dead_letters  2 dead_letters_untold (see dead_letter.lua)
 -- ARGV 1 steps    the lowest priority of each list, JSON
 --      2 letter   the beginning of a dead letter's key
 --      3…         ids

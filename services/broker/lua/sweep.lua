@@ -10,7 +10,7 @@
 -- it alone and is counted alone.
 --
 -- KEYS 1 unacked  2 unacked_index  3 unacked_leases  4 unacked_started (see claim.lua)
---      5 dead_letters  6 dead_letters_next  7 dead_letters_untold (see park.lua)
+--      5 dead_letters  6 dead_letters_next  7 dead_letters_untold (see dead_letter.lua)
 --      8 sweeps              hash  last: time of the last sweep; rest: no leases are taken before; turn: when the
 --                                  next suspect may start
 --      9 scheduled  10 scheduled_messages (see schedule.lua)
@@ -54,7 +54,7 @@ local function take_back(tag)
         elseif count >= most then
             local keys = { letters = KEYS[5], next = KEYS[6], untold = KEYS[7], letter = ARGV[3] }
             local detail = 'its worker died or was cut off while it ran'
-            parked[#parked + 1] = park(message, queue, 'crashed', detail, count + requeues, false, keys, time)
+            parked[#parked + 1] = write_dead_letter(message, queue, 'crashed', detail, count + requeues, false, keys, time)
         elseif count + 1 < most - 1 then
             requeue(with_counts(message, count + 1, requeues), queue, steps)
         else

@@ -2,7 +2,7 @@
 --
 -- One process at a time tells a task; when it has died over it, another one may after a while.
 --
--- KEYS 1 dead_letters_untold (see park.lua)
+-- KEYS 1 dead_letters_untold (see dead_letter.lua)
 -- ARGV 1 letter   the beginning of a dead letter's key
 --      2 seconds  after which somebody else may
 --      3…         ids

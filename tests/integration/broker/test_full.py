@@ -141,4 +141,4 @@ def test_a_redis_whose_reserve_is_used_up_makes_workers_wait_until_there_is_room
     for node in (*before.values(), *late.values()):
         assert is_quiet(node)
         # A line when it begins, and one when it is over.
-        assert node.process.count(WAITS) == node.process.count("patience: goes on after")
+        assert node.process.count(WAITS) == node.process.count("retry: goes on after")

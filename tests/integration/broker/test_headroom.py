@@ -11,7 +11,7 @@ from kombu import Exchange, Producer, Queue
 from redis.exceptions import ResponseError
 
 from services.broker import headroom, scripts
-from services.broker.retry import Patience
+from services.broker.retry import RetryState
 from tests.support.broker import PATIENCE, QUIET, Broker, Inbox, Listener
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import holds_for, wait_until
@@ -62,7 +62,7 @@ def broker(server: RedisServer) -> Iterator[Broker]:
 
 @pytest.fixture
 def in_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Patience, "in_worker", True)
+    monkeypatch.setattr(RetryState, "in_worker", True)
 
 
 def worker(broker: Broker, **options: Any) -> Any:
@@ -190,5 +190,5 @@ def test_a_binding_that_was_refused_is_made_by_the_next_publish(broker: Broker, 
 def test_every_script_of_a_worker_can_be_run_from_the_reserve(broker: Broker) -> None:
     """Redis reads them all; what each does is in test_delivery_model.py."""
     for script in scripts.ALL:
-        broker.client.script_load(script.from_reserve.text)
-    assert redis.Redis(port=broker.server.port).script_exists(scripts.PUBLISH.from_reserve.sha) == [True]
+        broker.client.script_load(script.with_headroom.text)
+    assert redis.Redis(port=broker.server.port).script_exists(scripts.PUBLISH.with_headroom.sha) == [True]

@@ -15,11 +15,11 @@ USED_UP = 1.5
 # What waits in each process when its Redis is away, and when it is full.
 LOOPS = {
     "stopped": {
-        **dict.fromkeys(POOLS, ("lease", "consumer", "patience")),
+        **dict.fromkeys(POOLS, ("lease", "consumer", "retry")),
         "beat": ("beat",),
         "flower": ("events",),
     },
-    "full": {**dict.fromkeys(POOLS, ("patience",)), "beat": ("beat",), "flower": ()},
+    "full": {**dict.fromkeys(POOLS, ("retry",)), "beat": ("beat",), "flower": ()},
 }
 # Of Celery's own: a line for each try, and a text about a setting that is explicit here.
 FLOOD = r"Cannot connect to|Connection to broker lost|In Celery 5\.1|Traceback"

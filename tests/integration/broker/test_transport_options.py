@@ -49,11 +49,11 @@ def test_every_connection_has_the_options_of_connections(broker: Broker) -> None
     channel = broker.connect(**OF_CONNECTIONS, max_connections=5).channel()
     assert Inbox(channel, "one").drain(1, broker) == ["a"]
     broker.nothing_is_left()
-    for pool in (channel.client.connection_pool, channel.pool, channel.own_pool()):
+    for pool in (channel.client.connection_pool, channel.pool, channel.create_pool()):
         assert OF_CONNECTIONS.items() <= pool.connection_kwargs.items()
         assert pool.max_connections == 5
     names = [one["name"] for one in broker.clients() if one["id"] not in before]
-    # Those of the keeper as well.
+    # Those of the lease manager as well.
     assert len(names) > 1, broker.describe()
     assert set(names) == {"shop"}, broker.describe()
 

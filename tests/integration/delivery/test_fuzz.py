@@ -38,7 +38,7 @@ from services.broker.messages import of_record
 from services.delayed import scheduled
 from services.delayed.rate_limits import Rate
 from services.delivery import sweeper
-from services.delivery.claim import MOST, Claim, claimed, command
+from services.delivery.claim import MOST, Claim, claim_command, parse_reply
 from services.delivery.unacked import Rules, clock
 from tests.support.broker import PATIENCE, Broker, Inbox
 from tests.support.redis_server import RedisServer
@@ -166,7 +166,7 @@ def broker(server: RedisServer) -> Any:
 def claim(client: Any, queue: str) -> str:
     """Claim the only message there is; its tag."""
     asked = Claim(uuid4().hex, MOST, (queue,), [], clock())
-    [found] = claimed(asked, scripts.CLAIM(client, *command(asked, lists_of(queue), RULES.lease)))
+    [found] = parse_reply(asked, scripts.CLAIM(client, *claim_command(asked, lists_of(queue), RULES.lease)))
     assert found.queue == queue
     return found.tag
 
@@ -178,12 +178,12 @@ def end_leases(client: Any, tag: str) -> None:
 
 
 def give_back(client: Any, tag: str) -> None:
-    assert scripts.RESTORE(client, HELD, [STEPS, tag]) == 1
+    assert scripts.REQUEUE(client, HELD, [STEPS, tag]) == 1
 
 
 def sweep(client: Any, tag: str) -> None:
     end_leases(client, tag)
-    assert sweeper.sweep(client, RULES).restored == 1
+    assert sweeper.sweep(client, RULES).requeued == 1
 
 
 def sweep_started(client: Any, tag: str) -> None:
@@ -204,7 +204,7 @@ def postpone(client: Any, tag: str) -> None:
 
 def requeue(client: Any, tag: str) -> None:
     rules = [RULES.max_requeues, DEAD_LETTER, tag, 1, 60, "id"]
-    letter, _ = scripts.REQUEUE(client, [*HELD, *DEAD, SCHEDULED, SCHEDULED_MESSAGES], rules)
+    letter, _ = scripts.REQUEUE_LATER(client, [*HELD, *DEAD, SCHEDULED, SCHEDULED_MESSAGES], rules)
     if not letter:
         # Its time has come.
         client.zadd(SCHEDULED, {"id": 1}, xx=True)
@@ -469,7 +469,7 @@ def restored(client: Any, *records: bytes, queue: str = "celery") -> list[Any]:
         client.zadd(UNACKED_INDEX, {f"stock{number}": number})
     client.hset(SWEEPS, mapping={"last": client.time()[0], "rest": 0})
     found = sweeper.sweep(client, RULES)
-    sweeper.restore_overdue(client, found.stock, PRIORITY_STEPS)
+    sweeper.requeue_overdue(client, found.stock, PRIORITY_STEPS)
     return [json.loads(raw) for raw in client.lrange(queue, 0, -1)]
 
 

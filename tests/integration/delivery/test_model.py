@@ -1,7 +1,7 @@
 """Deliveries against a model, step by step on a real Redis: no message is ever in zero places, or in two.
 
 The model knows every list, every record and every dead letter, and after each step Redis has to hold exactly that.
-Nothing here runs by itself: a process is a holder whose keeper does what the test says, and leases end because the
+Nothing here runs by itself: a process claims, and its lease manager does what the test says, and leases end because the
 test puts their ends into the past.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
@@ -48,12 +48,13 @@ from services.broker.keys import (
     lists_of,
     scheduled_fields,
 )
-from services.broker.retry import Patience
+from services.broker.retry import RetryState
 from services.delayed import scheduled
 from services.delivery import sweeper
-from services.delivery.claim import Claim, Claims, claimed, command
-from services.delivery.lease_manager import Keeper
-from services.delivery.unacked import UNKNOWN_TASK, Holder, Rules, clock
+from services.delivery.claim import Claim, ClaimIds, claim_command, parse_reply
+from services.delivery.lease_manager import LeaseManager
+from services.delivery.leases import Leases
+from services.delivery.unacked import UNKNOWN_TASK, Rules, UnackedDeliveries, clock
 from tests.support.redis_server import RedisServer
 from tests.support.world import World
 
@@ -179,11 +180,11 @@ class Message:
         return b'[%s,"","%s"]' % (self.raw, name.encode())
 
 
-class StillKeeper(Keeper):
-    """A keeper whose thread does nothing: the test calls it."""
+class LeasesWithReplies(Leases):
+    """Leases whose marks get a reply: a test has to know when they are there."""
 
-    def _run(self) -> None:
-        pass
+    def mark_started(self, tag: str, acks: Sequence[str] = ()) -> None:
+        self._client.sadd(UNACKED_STARTED, tag)
 
 
 @dataclass(eq=False, repr=False)
@@ -191,14 +192,15 @@ class Process:
     """A process that consumes."""
 
     name: int
-    holder: Holder
-    keeper: StillKeeper
-    claims: Claims
+    deliveries: UnackedDeliveries
+    # Its thread is not started: the test calls it.
+    manager: LeaseManager
+    claims: ClaimIds
     # What it claimed and has not said anything about, and whether it has started that.
     held: dict[str, bool] = field(default_factory=dict)
     # Those whose lease has ended while it stood still.
     frozen: set[str] = field(default_factory=set)
-    # What Redis has still to be told, as its keeper is going to say it.
+    # What Redis has still to be told, as its lease manager is going to say it.
     acks: list[str] = field(default_factory=list)
     returns: list[str] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
@@ -270,14 +272,12 @@ class Deliveries(RuleBasedStateMachine):
         self.processes = [self._process(number) for number in range(PROCESSES)]
 
     def _process(self, number: int) -> Process:
-        holder = Holder(RULES)
-        keeper = StillKeeper(holder, self.client, self.letters.extend)
-        # As its connection for marks does it, but with an answer: a test has to know when it is there.
-        holder.mark_started = lambda tag, acks: self.client.sadd(UNACKED_STARTED, tag)
-        claims = Claims()
+        deliveries = UnackedDeliveries(RULES, LeasesWithReplies(self.client, RULES.lease))
+        manager = LeaseManager(deliveries, self.client, self.letters.extend)
+        claims = ClaimIds()
         # Of what is due at the same moment the names decide: an example that is tried again has to have the same.
         claims._prefix = f"{next(self.names):016x}"
-        return Process(number, holder, keeper, claims)
+        return Process(number, deliveries, manager, claims)
 
     # Choices.
 
@@ -345,9 +345,9 @@ class Deliveries(RuleBasedStateMachine):
         """A process takes messages, and begins with some of them."""
         process = self._pick(data, self.processes, "process")
         asked, answer, expected = self._ask(process, queues, credit)
-        process.holder.sent(asked.acks)
-        found = claimed(asked, answer)
-        process.holder.hold([one.tag for one in found], 1, asked.since)
+        process.deliveries.commit_acks(asked.acks)
+        found = parse_reply(asked, answer)
+        process.deliveries.add([one.tag for one in found], 1, asked.since)
         assert [(one.queue, one.message) for one in found] == [(one.queue, one.raw) for one in expected]
         process.held |= {one.tag: False for one in found}
         for one in found[:starts]:
@@ -358,15 +358,15 @@ class Deliveries(RuleBasedStateMachine):
     def lose_the_answer_to_a_claim(self, data: st.DataObject, queues: list[str], credit: int) -> None:
         process = self._pick(data, self.processes, "process")
         asked, _, _ = self._ask(process, queues, credit)
-        process.holder.unsent(asked.acks)
-        process.holder.abandon(asked.id, asked.credit)
+        process.deliveries.rollback_acks(asked.acks)
+        process.deliveries.requeue_claim(asked.id, asked.credit)
         process.acks[:0] = asked.acks
         process.returns += [f"{asked.id}:{number}" for number in range(1, credit + 1)]
 
     def _ask(self, process: Process, queues: list[str], credit: int) -> tuple[Claim, list[Any], list[Message]]:
-        asked = Claim(process.claims.next(), credit, tuple(queues), process.holder.acks_for_claim(), clock())
+        asked = Claim(process.claims.next(), credit, tuple(queues), process.deliveries.take_acks(), clock())
         lists = [lists_of(queue)[step] for step in range(len(PRIORITY_STEPS)) for queue in queues]
-        answer = scripts.CLAIM(self.client, *command(asked, lists, RULES.lease))
+        answer = scripts.CLAIM(self.client, *claim_command(asked, lists, RULES.lease))
         assert asked.acks == process.acks
         process.acks = []
         for tag in asked.acks:
@@ -401,11 +401,11 @@ class Deliveries(RuleBasedStateMachine):
         lost = tag not in self.unacked
         if tag in process.frozen:
             # It asks before it starts anything whose lease has run out by its own clock.
-            process.holder._held[tag].until = clock() - 1
+            process.deliveries._deliveries[tag].until = clock() - 1
         elif lost:
             # Nobody knows yet; the next renewal tells.
             return
-        ours = process.holder.hand_over(tag) and process.holder.start(tag)
+        ours = process.deliveries.hand_to_pool(tag) and process.deliveries.start(tag)
         assert ours == (not lost)
         process.frozen.discard(tag)
         if lost:
@@ -440,33 +440,33 @@ class Deliveries(RuleBasedStateMachine):
             getattr(self, f"_{way}")(process, tag)
             if "postpone" not in way:
                 # What is said after that, of the same delivery, is said to nobody.
-                process.holder.ack(tag)
-                process.holder.crash(tag, "once more")
+                process.deliveries.ack(tag)
+                process.deliveries.record_crash(tag, "once more")
         if told:
             self._tell(process)
 
     def _ack(self, process: Process, tag: str) -> None:
-        process.holder.ack(tag)
+        process.deliveries.ack(tag)
         process.drop(tag)
         process.acks.append(tag)
 
     def _give_back(self, process: Process, tag: str) -> None:
-        process.holder.give_back([tag])
+        process.deliveries.requeue([tag])
         process.drop(tag)
         process.returns.append(tag)
 
     def _crash(self, process: Process, tag: str) -> None:
-        process.holder.crash(tag, "signal 9")
+        process.deliveries.record_crash(tag, "signal 9")
         process.drop(tag)
         process.crashes.append(tag)
 
     def _ask_later(self, process: Process, tag: str) -> None:
-        process.holder.requeue(tag, TASK)
+        process.deliveries.requeue_later(tag, TASK)
         process.drop(tag)
         process.requeues.append(tag)
 
     def _reject(self, process: Process, tag: str) -> None:
-        process.holder.reject(tag, UNKNOWN_TASK, "nobody knows it")
+        process.deliveries.reject(tag, UNKNOWN_TASK, "nobody knows it")
         process.drop(tag)
         process.rejections.append(tag)
 
@@ -475,7 +475,7 @@ class Deliveries(RuleBasedStateMachine):
 
     def _postpone(self, process: Process, tag: str, seconds: float = -LONG_AGO) -> None:
         due = sweeper.unix_time() + seconds + next(self.moments)
-        process.holder.postpone(tag, due, TASK)
+        process.deliveries.postpone(tag, due, TASK)
         process.postponements.append((tag, due, TASK))
 
     @precondition(lambda self: self._someone_holds())
@@ -483,7 +483,7 @@ class Deliveries(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         """A channel closes: what the pool does not have goes back, also what is about to be postponed."""
         process = self._some_holder(data)
-        process.holder.release(1)
+        process.deliveries.requeue_channel(1)
         tags = [tag for tag, started in process.held.items() if not started]
         for tag in tags:
             process.drop(tag)
@@ -492,18 +492,18 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(answered=st.booleans())
     def tell(self, answered: bool) -> None:
-        """All keepers tell Redis what there is to tell; without an answer they say all of it again."""
+        """All lease managers tell Redis what there is to tell; without an answer they say all of it again."""
         for process in self.processes:
             self._tell(process, 1 if answered else 2)
 
     def _tell(self, process: Process, times: int = 1) -> None:
-        work = process.holder.take_work()
+        work = process.deliveries.take_pending()
         for _ in range(times if work else 0):
-            process.keeper._settle(replace(work))
+            process.manager._send(replace(work))
         self.finished_by(process)
 
     def finished_by(self, process: Process) -> None:
-        """What its keeper has told, in the model."""
+        """What its lease manager has told, in the model."""
         for tag in process.acks:
             self._finish(tag)
         self._settle_in_the_model(process)
@@ -537,15 +537,15 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: self._someone_holds())
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
-        """A keeper renews its leases, and hears of those that it has lost."""
+        """A process renews its leases, and hears of those that it has lost."""
         process = self._some_holder(data)
-        process.keeper._ask_renewal(*process.holder.leased())
+        process.deliveries.renew()
         process.frozen.clear()
         for tag in list(process.held):
             self.ended.pop(tag, None)
             if tag not in self.unacked:
                 process.drop(tag)
-        assert sorted(process.holder._held) == sorted(process.held)
+        assert sorted(process.deliveries._deliveries) == sorted(process.held)
 
     @precondition(lambda self: self._someone_holds())
     @rule(data=st.data(), swept=st.booleans())
@@ -596,7 +596,7 @@ class Deliveries(RuleBasedStateMachine):
             message = self._take(tag)
             assert message, f"the lease of {tag} has ended, and nobody holds it"
             if not started:
-                # Its holder has died, and nobody has started it.
+                # Its deliveries has died, and nobody has started it.
                 message.counted(0)
                 self._requeue(message)
             elif RULES.max_deliveries - 2 <= message.count < RULES.max_deliveries:
@@ -608,11 +608,11 @@ class Deliveries(RuleBasedStateMachine):
         for field_ in sorted(due, key=lambda one: self.scheduled[one][0], reverse=True):
             self._requeue(self.scheduled.pop(field_)[1])
         overdue = [] if resting else [tag for tag, one in self.stocks.items() if one.dead]
-        assert (found.restored, found.promoted) == (len(taken), len(due))
-        assert found.parked == parked
-        assert sorted(found.untold) == sorted(self.untold)
+        assert (found.requeued, found.promoted) == (len(taken), len(due))
+        assert found.dead_letters == parked
+        assert sorted(found.unreported) == sorted(self.untold)
         assert found.stock == overdue
-        assert sweeper.restore_overdue(self.client, found.stock, PRIORITY_STEPS) == len(overdue)
+        assert sweeper.requeue_overdue(self.client, found.stock, PRIORITY_STEPS) == len(overdue)
         for tag in overdue:
             self._restored(self.stocks.pop(tag))
 
@@ -720,7 +720,7 @@ class Deliveries(RuleBasedStateMachine):
         waiting = sorted(self.scheduled.values(), key=lambda one: one[0])
         ended = sorted(self.ended, key=self.ended.__getitem__, reverse=True)
         moved = scheduled.to_plain(self.client)
-        assert (moved.scheduled, moved.restored) == (len(waiting), len(ended))
+        assert (moved.scheduled, moved.requeued) == (len(waiting), len(ended))
         for _, message in waiting:
             self.lists.setdefault(message.list, []).insert(0, message)
         self.scheduled.clear()
@@ -853,9 +853,9 @@ class Deliveries(RuleBasedStateMachine):
     @invariant()
     def processes_hold_what_the_model_says(self) -> None:
         for process in self.processes:
-            assert sorted(process.holder._held) == sorted(process.held)
+            assert sorted(process.deliveries._deliveries) == sorted(process.held)
             said = (process.acks, process.returns, process.crashes, process.requeues, process.rejections)
-            assert process.holder.idle == (not any((*said, process.postponements)))
+            assert process.deliveries.is_idle == (not any((*said, process.postponements)))
 
     def _look(self) -> Seen:
         """All that is in Redis, in two round trips."""
@@ -895,7 +895,7 @@ class DeliveriesOfAFullRedis(Deliveries):
 
     server: RedisServer
     # What a worker's task publishes.
-    publish_script = scripts.PUBLISH.from_reserve
+    publish_script = scripts.PUBLISH.with_headroom
 
     def begin(self) -> None:
         self.server.make_room()
@@ -947,7 +947,7 @@ def server(shared_world: World) -> RedisServer:
 
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_a_message_is_never_in_zero_places_or_in_two(server: RedisServer, examples: int) -> None:
-    # Each keeper takes a connection out of the pool for good, although here none of them ever connects.
+    # The leases of each process take a connection out of the pool for good, although here none of them ever connects.
     Deliveries.client = redis.Redis(port=server.port, socket_timeout=10, max_connections=1_000_000)
     carry_out(Deliveries, server, examples)
 
@@ -957,7 +957,7 @@ def test_a_full_redis_refuses_nothing_of_what_empties_it(
     server: RedisServer, examples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # For the commands of the test itself.
-    monkeypatch.setattr(Patience, "in_worker", True)
+    monkeypatch.setattr(RetryState, "in_worker", True)
     DeliveriesOfAFullRedis.client = headroom.Client(port=server.port, socket_timeout=10, max_connections=1_000_000)
     DeliveriesOfAFullRedis.server = server
     try:

@@ -184,14 +184,14 @@ def test_a_connection_that_is_closed_leaves_its_event_loop(broker: Broker) -> No
     connection.transport.register_with_event_loop(connection.connection, hub)
     for tick in list(hub.on_tick):
         tick()
-    bell = connection.transport.cycle._bell
-    assert bell in hub.readers
+    fd = connection.transport.cycle._wake_up_fd
+    assert fd in hub.readers
     # A child that is forked has one as well, and as long as that is open the loop would go on hearing it.
-    copy = os.dup(bell)
+    copy = os.dup(fd)
     connection.close()
     assert (set(hub.readers), hub.on_tick) == (before, set())
     os.eventfd_write(copy, 1)
-    assert bell not in [number for number, _ in hub.poller.poll(0) or []]
+    assert fd not in [number for number, _ in hub.poller.poll(0) or []]
     os.close(copy)
     hub.close()
 
@@ -306,14 +306,14 @@ def test_what_others_took_while_this_process_stood_still_is_not_delivered(broker
     inbox = Inbox(broker.connect().channel(), "one", prefetch=3)
     broker.send("one", *range(3))
     inbox.drain(1, broker)
-    holder = inbox.channel.holder
-    kept = list(holder._held.values())
+    deliveries = inbox.channel.deliveries
+    kept = list(deliveries._deliveries.values())
     assert len(kept) == 2
     for held in kept:
         held.until = 0.0
         broker.client.zadd(UNACKED_LEASES, {held.tag: 1}, xx=True)
     broker.client.hset(SWEEPS, mapping={"last": time.time(), "rest": 0})
-    assert sweeper.sweep(broker.client, holder.rules).restored == 2
+    assert sweeper.sweep(broker.client, deliveries.rules).requeued == 2
 
     assert sorted(inbox.drain(3, broker)) == [0, 1, 2]
     inbox.stays_at(3, 0.2)
@@ -342,16 +342,16 @@ def expiring(broker: Broker, *bodies: Any, consumed: bool = True) -> Inbox:
 
 def die(broker: Broker, inbox: Inbox) -> None:
     """Have a sweep find what this consumer holds, as if its process were dead."""
-    for tag in list(inbox.channel.holder._held):
+    for tag in list(inbox.channel.deliveries._deliveries):
         broker.client.zadd(UNACKED_LEASES, {tag: 1}, xx=True)
     broker.client.hset(SWEEPS, mapping={"last": time.time(), "rest": 0})
-    assert sweeper.sweep(broker.client, inbox.channel.holder.rules).restored == 1
+    assert sweeper.sweep(broker.client, inbox.channel.deliveries.rules).requeued == 1
 
 
 def wait_for_its_time(broker: Broker, inbox: Inbox) -> None:
     """Let its message be due later, which is soon."""
     [message] = inbox.messages
-    inbox.channel.holder.postpone(message.delivery_tag, time.time() + 0.01, "some-id")
+    inbox.channel.deliveries.postpone(message.delivery_tag, time.time() + 0.01, "some-id")
 
 
 def replay(broker: Broker, inbox: Inbox) -> None:
@@ -366,7 +366,7 @@ def replay(broker: Broker, inbox: Inbox) -> None:
 WAYS_BACK: dict[str, Callable[[Broker, Inbox], object]] = {
     "given back": lambda _, inbox: inbox.messages[0].requeue(),
     "closed": lambda _, inbox: inbox.channel.connection.client.close(),
-    "crashed": lambda _, inbox: inbox.channel.holder.crash(inbox.messages[0].delivery_tag, "it died"),
+    "crashed": lambda _, inbox: inbox.channel.deliveries.record_crash(inbox.messages[0].delivery_tag, "it died"),
     "swept": die,
     "due": wait_for_its_time,
     "replayed": replay,
@@ -384,9 +384,9 @@ def test_a_queue_that_expires_does_so_with_what_was_given_back_to_it(broker: Bro
 
 def test_what_a_stock_consumer_left_in_a_queue_that_expires_goes_back_to_expire(broker: Broker) -> None:
     inbox = expiring(broker, "a")
-    [tag] = inbox.channel.holder._held
+    [tag] = inbox.channel.deliveries._deliveries
     record = broker.client.hget(UNACKED, tag)
-    assert scripts.RESTORE_STOCK(broker.client, HELD, [tag, record, "fleeting", "a"]) == 1
+    assert scripts.REQUEUE_STOCK(broker.client, HELD, [tag, record, "fleeting", "a"]) == 1
     assert 0 < broker.client.pttl("fleeting") <= EXPIRES * 1000, broker.describe()
 
 
@@ -623,23 +623,23 @@ def tracked(broker: Broker) -> list[str]:
 
 def test_what_starts_first_over_a_new_connection_is_marked(broker: Broker) -> None:
     """A task that kills its node at once has to count, also when it was the first that the node has claimed."""
-    # With a lease that nobody else here has, it has a keeper of its own, which is made when it consumes.
+    # With a lease that nobody else here has, it has a lease manager of its own, which is made when it consumes.
     channel = broker.connect(lease=LEASE + 1).channel()
-    holder, inbox, tags = channel.holder, None, set()
+    deliveries, inbox, tags = channel.deliveries, None, set()
     for number in (1, 2):
         broker.send("one", number)
-        # The keeper's thread needs this for each of its turns, in which it repeats marks.
-        with holder.changed:
+        # The thread of the lease manager needs this for each of its turns, in which it repeats marks.
+        with deliveries.changed:
             inbox = inbox or Inbox(channel, "one", ack=False)
             inbox.drain(number, broker)
             tag = inbox.messages[-1].delivery_tag
-            assert holder.hand_over(tag)
-            assert holder.start(tag)
+            assert deliveries.hand_to_pool(tag)
+            assert deliveries.start(tag)
             tags.add(tag.encode())
             wait_until(lambda: marked(broker) == tags, PATIENCE, "its start is marked", broker.describe)
-        wait_until(lambda: broker.client.exists(SWEEPS), PATIENCE, "the keeper has had its turn", broker.describe)
+        wait_until(lambda: broker.client.exists(SWEEPS), PATIENCE, "leases were swept", broker.describe)
         broker.client.client_kill_filter(_type="normal", skipme=True)
-    holder.release_all()
+    deliveries.requeue_all()
     broker.nothing_is_left()
 
 
@@ -778,16 +778,16 @@ def test_a_redis_that_refuses_tracking_is_asked_now_and_then(broker: Broker, tim
     before, began = broker.commands(), time.monotonic()
     time.sleep(QUIET)
     asked = (broker.commands() - before)["evalsha"]
-    # A second look, of the keeper, and one that was under way.
+    # A second look, of the lease manager, and one that was under way.
     assert asked <= 2 * (time.monotonic() - began) / claim.LOOK_UNTRACKED_SECONDS + 2, "it asks without rest"
 
 
 def test_a_forked_process_claims_under_names_of_its_own(broker: Broker) -> None:
     """The same name twice would write one message over the other."""
     channel = broker.connect().channel()
-    theirs = in_a_fork(channel._claims.next)
+    theirs = in_a_fork(channel._claim_ids.next)
     assert theirs
-    assert theirs != channel._claims.next()
+    assert theirs != channel._claim_ids.next()
 
 
 def in_a_fork(ask: Callable[[], str]) -> str:

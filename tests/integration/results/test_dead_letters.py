@@ -108,7 +108,7 @@ def id_of(raw_message: bytes) -> str:
 
 
 def park(stack: Stack, raw_message: bytes, queue: str, *, told: bool = True) -> int:
-    """Write a dead letter as lua/park.lua does."""
+    """Write a dead letter as lua/dead_letter.lua does."""
     with raw(stack) as client:
         number = int(client.incr(DEAD_LETTERS_NEXT))
         fields = {"message": raw_message, "queue": queue, "reason": "crashed", "detail": "a test"}

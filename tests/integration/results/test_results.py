@@ -23,7 +23,7 @@ from celery.backends import redis as stock
 from celery.exceptions import TaskRevokedError
 
 from config import load
-from services.broker.retry import Patience
+from services.broker.retry import RetryState
 from services.results import backend
 from services.worker.worker import Stalk
 from tests.support.application import create_app
@@ -43,7 +43,7 @@ SOFT_SHUTDOWN = 2
 HEARTBEAT_TIMEOUT = 10
 # A heartbeat comes each 2 s, and the watchdog looks each 5 s.
 KILLED_SECONDS = HEARTBEAT_TIMEOUT + 7
-WAITS = "patience: waiting for"
+WAITS = "retry: waiting for"
 
 
 class Results:
@@ -140,9 +140,9 @@ def all_have(
     )
 
 
-def goes_on(node: Node) -> bool:
+def record_failure(node: Node) -> bool:
     """Whether its log has as many ends of waits as beginnings."""
-    return node.process.count(WAITS) == node.process.count("patience: goes on after")
+    return node.process.count(WAITS) == node.process.count("retry: goes on after")
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen", "full"])
@@ -168,7 +168,7 @@ def test_a_result_that_redis_does_not_take_is_stored_later_and_its_task_runs_onc
     assert [stack.world.started(label) for label in (*sent, *again)] == [1] * len((*sent, *again))
     for node in nodes.values():
         # A line when it begins, one when it is over, and no traceback of it; they pass through Supervisor's pipe.
-        stack.world.wait_until(partial(goes_on, node), PATIENCE, "each wait is over in the log too")
+        stack.world.wait_until(partial(record_failure, node), PATIENCE, "each wait is over in the log too")
         assert node.process.count(r"redis\.exceptions") == 0
 
 
@@ -484,7 +484,7 @@ def test_that_a_task_is_tried_again_is_stored_where_nobody_may_run_scripts(
     bench: tuple[Stack, Results], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker waits for rights that it lacks; here it does not need them."""
-    monkeypatch.setattr(Patience, "in_worker", True)
+    monkeypatch.setattr(RetryState, "in_worker", True)
     stack, kept = bench
     kept.redis.client().acl_setuser(
         "scriptless", enabled=True, nopass=True, keys="*", channels="*", categories=["+@all", "-@scripting"]

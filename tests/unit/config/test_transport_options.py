@@ -39,7 +39,7 @@ UNLISTED: dict[str, object] = {"polling_interval": 1, "reauth_check_interval": 1
 SECONDS = 120
 
 
-def refusal(url: str, **options: object) -> str:
+def format_error(url: str, **options: object) -> str:
     with pytest.raises(NotRead) as refused:
         Connection(url, transport_options=options)
     return str(refused.value)
@@ -53,20 +53,20 @@ def test_each_option_of_kombu_is_honoured_or_refused() -> None:
 @pytest.mark.parametrize("name", IGNORED | UNLISTED)
 @pytest.mark.parametrize("url", [URL, "rediss://127.0.0.1:1/0", "redis+socket:///redis.sock", "sentinel://127.0.0.1:1"])
 def test_an_option_that_nothing_reads_is_refused_by_name(url: str, name: str) -> None:
-    said = refusal(url, **{name: (IGNORED | UNLISTED)[name]})
+    said = format_error(url, **{name: (IGNORED | UNLISTED)[name]})
     assert said.startswith(f"broker_transport_options: Stalk does not read {name}")
     assert said.endswith(": take it out")
 
 
 def test_the_sentence_names_all_of_them_and_what_to_do_in_their_place() -> None:
-    assert refusal(URL, global_keyprefix="shop:", visiblity_timeout=60, lease=60, region="eu") == (
+    assert format_error(URL, global_keyprefix="shop:", visiblity_timeout=60, lease=60, region="eu") == (
         "broker_transport_options: Stalk does not read global_keyprefix (give each application a Redis database of its "
         "own), region, visiblity_timeout (did you mean visibility_timeout?): take them out"
     )
 
 
 def test_an_option_for_sentinels_is_refused_without_them() -> None:
-    assert "does not read master_name: take it out" in refusal(URL, master_name="main")
+    assert "does not read master_name: take it out" in format_error(URL, master_name="main")
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, SENTINEL, {**SETTINGS, "CELERY_SENTINEL_MASTER": "main"}])

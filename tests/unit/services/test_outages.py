@@ -7,7 +7,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError, ResponseError
 from redis.sentinel import Sentinel
 
-from services.broker.client import place
+from services.broker.client import describe_server
 from services.broker.outages import MINUTE, Outage
 
 REFUSED = ConnectionError("Connection refused")
@@ -24,9 +24,9 @@ class Loop:
     def fail(self, seconds: float = 0.0, error: Exception = REFUSED) -> None:
         """Fail each second for so many seconds, and now."""
         for _ in range(int(seconds)):
-            self.outage.goes_on(error, "Redis at here/0", "hear of 3 deliveries")
+            self.outage.record_failure(error, "Redis at here/0", "hear of 3 deliveries")
             self.now += 1
-        self.outage.goes_on(error, "Redis at here/0", "hear of 3 deliveries")
+        self.outage.record_failure(error, "Redis at here/0", "hear of 3 deliveries")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def loop() -> Loop:
 
 def test_an_outage_has_a_line_when_it_begins_one_a_minute_and_one_when_it_is_over(loop: Loop) -> None:
     loop.fail(2 * MINUTE + 5)
-    loop.outage.over()
+    loop.outage.record_recovery()
     assert loop.log == [
         "lease: waiting for Redis at here/0 to hear of 3 deliveries: Connection refused",
         "lease: still waiting, after 60 s, for Redis at here/0 to hear of 3 deliveries: Connection refused",
@@ -46,7 +46,7 @@ def test_an_outage_has_a_line_when_it_begins_one_a_minute_and_one_when_it_is_ove
 
 
 def test_where_nothing_had_to_be_waited_for_nothing_is_said(loop: Loop) -> None:
-    assert not loop.outage.over()
+    assert not loop.outage.record_recovery()
     assert loop.log == []
 
 
@@ -54,16 +54,16 @@ def test_a_redis_that_comes_and_goes_has_two_lines_a_minute(loop: Loop) -> None:
     for _ in range(int(3 * MINUTE / 5)):
         loop.fail(3)
         loop.now += 2
-        assert loop.outage.over()
+        assert loop.outage.record_recovery()
     assert [line.split(" ")[1] for line in loop.log] == ["waiting", "goes"] * 3
 
 
 def test_an_outage_that_follows_another_at_once_is_said_when_a_minute_is_over(loop: Loop) -> None:
     loop.fail()
-    loop.outage.over()
+    loop.outage.record_recovery()
     loop.now += 10
     loop.fail(MINUTE - 10)
-    loop.outage.over()
+    loop.outage.record_recovery()
     assert [line.split(" ")[1] for line in loop.log] == ["waiting", "goes", "waiting", "goes"]
     assert "goes on after 50.0 s" in loop.log[-1]
 
@@ -79,4 +79,8 @@ def test_the_place_of_a_redis_has_no_login() -> None:
         Redis(unix_socket_path="/run/redis.sock", password="secret"),
         Sentinel([("there", 26379)], password="secret").master_for("main"),  # type: ignore[no-untyped-call]
     ]
-    assert list(map(place, clients)) == ["Redis at here:7000/2", "Redis at /run/redis.sock/0", "Redis at main/0"]
+    assert list(map(describe_server, clients)) == [
+        "Redis at here:7000/2",
+        "Redis at /run/redis.sock/0",
+        "Redis at main/0",
+    ]

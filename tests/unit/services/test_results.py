@@ -17,9 +17,9 @@ from redis.exceptions import (
 )
 
 from config.redis_url import SCHEMES
-from services.broker.retry import passes, patience
+from services.broker.retry import is_temporary, retry_commands
 from services.results import backend
-from services.results.backend import PatientClient
+from services.results.backend import RetryingClient
 
 # As redis-py writes it, with what a task has returned.
 COMMAND = 'Command # 1 (SETEX celery-task-meta-1 86400 {"result": "-OOM BUSY NOPERM"}) of pipeline caused error: '
@@ -43,7 +43,7 @@ COMMAND = 'Command # 1 (SETEX celery-task-meta-1 86400 {"result": "-OOM BUSY NOP
     ],
 )
 def test_what_says_nothing_of_the_result_is_waited_for(error: Exception) -> None:
-    assert passes(error)
+    assert is_temporary(error)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_what_says_nothing_of_the_result_is_waited_for(error: Exception) -> None
     ],
 )
 def test_what_redis_will_never_take_is_not_waited_for(error: Exception) -> None:
-    assert not passes(error)
+    assert not is_temporary(error)
 
 
 def test_nobody_but_a_worker_waits() -> None:
     # Port 1 belongs to nobody who answers.
-    with pytest.raises(ConnectionError), patience("a result"):
-        PatientClient(port=1).get("key")
+    with pytest.raises(ConnectionError), retry_commands("a result"):
+        RetryingClient(port=1).get("key")
 
 
 def test_every_kind_of_url_leads_to_this_backend() -> None:

@@ -5,7 +5,7 @@
 --                             somebody took on to tell its task
 -- dead_letters_next     the last id that was given
 -- dead_letters_untold   set of the ids whose task does not say FAILURE yet
-local function park(message, queue, reason, detail, deliveries, told, keys, time)
+local function write_dead_letter(message, queue, reason, detail, deliveries, told, keys, time)
     -- First, so that a Redis without memory refuses before anything was moved.
     local id = write('INCR', keys.next)
     redis.call(

@@ -1,4 +1,4 @@
--- Restore a stock consumer's message that was not acknowledged within the visibility timeout.
+-- Requeue a stock consumer's message that was not acknowledged within the visibility timeout.
 --
 -- KEYS 1 unacked  2 unacked_index  3 unacked_leases  4 unacked_started (see claim.lua)
 -- ARGV 1 tag  2 the record as it was read  3… list, message, list, message, …: where it goes

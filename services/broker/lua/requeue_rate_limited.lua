@@ -1,4 +1,4 @@
--- Release: tasks that wait for a token of their rate go back to their queues, to take new ones.
+-- Requeue tasks that wait for a token of their rate , so that they take new ones.
 --
 -- The last one first: what is put back last is taken next. What nodes take again meanwhile may go back once more.
 --

@@ -10,7 +10,7 @@ local RESERVE = 0.25
 
 -- Whether at most this part of the reserve is used: this script is refused nothing any more then. Redis has no
 -- reserve for a user who may not ask how much it uses.
-local function open_reserve(part)
+local function use_headroom(part)
     local memory = redis.pcall('INFO', 'memory')
     if type(memory) ~= 'string' then
         return false
@@ -23,7 +23,7 @@ end
 local function write(...)
     local answer = redis.pcall(...)
     if type(answer) == 'table' and answer.err then
-        open_reserve(1)
+        use_headroom(1)
         -- An error of another kind is raised now.
         return redis.call(...)
     end
