@@ -91,7 +91,7 @@ def _delivery(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         # What the pool still has counts against the prefetch count as it is (services/delivery/channel.py).
         "worker_enable_prefetch_count_reduction": False,
-        "worker_consumer": "services.worker.worker:Consumer",
+        "worker_consumer": "services.worker.consumer:Consumer",
         "worker_prefetch_multiplier": settings.worker.prefetch_multiplier,
         "result_expires": settings.results.expires,
     }

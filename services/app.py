@@ -8,6 +8,7 @@ from celery import Celery
 
 from config import ConfigError, Settings, load
 from config.celery import celery_configuration, soft_limit
+from services.application import Stalk
 from services.broker.client import require_tls_files
 from services.broker.keys import BEAT_PREFIX, DEFAULT_QUEUE
 from services.commands.celery_cli import Gate
@@ -17,7 +18,6 @@ from services.pool.time_limits import Limits
 from services.results import backend
 from services.task_modules import task_modules
 from services.worker import heartbeat, memory, shutdown
-from services.worker.worker import Stalk
 
 CONFIGURATION_EXIT_CODE = 2
 
@@ -44,7 +44,6 @@ def create_app(settings: Settings) -> Celery:
         redbeat_key_prefix=BEAT_PREFIX,
     )
     app.loader.override_backends = backend.BACKENDS
-    memory.install()
     app.steps["worker"].update(
         (
             heartbeat.HeartbeatStep,
@@ -52,6 +51,7 @@ def create_app(settings: Settings) -> Celery:
             shutdown.HandBackStep,
             TellStep,
             overtime.OvertimeStep,
+            memory.TimerStep,
             memory.FreezeStep,
         )
     )

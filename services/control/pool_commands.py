@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.worker import control as celery_control
 from celery.worker.control import control_command
+
+from services.pool import child_guard
 
 # As WORKER_CONCURRENCY: a mistyped number must not fill the machine with processes.
 MOST_PROCESSES = 1000
@@ -69,7 +70,7 @@ def _shrink(state: Any, n: int) -> Any:
 
 def _refusal(state: Any, n: int) -> Any:
     """Why a pool has the size that it has; None where it can have another one."""
-    if not isinstance(state.consumer.pool, PreforkPool):
+    if not child_guard.forks(state.consumer.pool):
         return celery_control.nok("only a prefork pool grows and shrinks: set WORKER_CONCURRENCY or WORKER_PROCESSES")
     if state.consumer.controller.autoscaler:
         return celery_control.nok("this node autoscales: change its autoscale range instead")

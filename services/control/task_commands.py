@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from celery import signals
-from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
 from celery.utils.time import rate
@@ -28,7 +27,7 @@ from services.control import revoked
 from services.delayed import rate_limits, scheduled
 from services.delivery import registry
 from services.delivery.unacked import UnackedDeliveries
-from services.pool import time_limits
+from services.pool import child_guard, time_limits
 from services.pool.time_limits import Limits
 
 logger = get_logger(__name__)
@@ -94,7 +93,7 @@ def time_limit(state: Any, task_name: str = "", hard: float | None = None, soft:
     """Tell worker(s) to modify the time limit for task by type."""
     if (task := state.app.tasks.get(task_name)) is None:
         return celery_control.nok(f"unknown task {task_name}")
-    if not isinstance(state.consumer.pool, PreforkPool):
+    if not child_guard.forks(state.consumer.pool):
         return celery_control.nok("time limits are not enforced in this pool: only prefork enforces them")
     if problem := time_limits.problem_with(Limits(hard, soft)):
         return celery_control.nok(problem)

@@ -43,7 +43,7 @@ from services.delivery.claim import (
     parse_reply,
 )
 from services.delivery.unacked import REJECTED, REJECTS, RETRIES, UNDECODABLE, UnackedDeliveries, clock
-from services.results import chord_dispatch
+from services.results.chord_deduplication import message_name
 
 logger = get_logger(__name__)
 
@@ -590,7 +590,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             with self._commands.pipeline() as pipe:
                 pipe.lpush(key, dumps(message)).pexpire(key, ANSWER_MILLISECONDS).execute()
             return
-        name = chord_dispatch.name_of(message)
+        name = message_name(message)
         mark = f"{PUBLISHED}{name or f'{_ProducerId.value}-{threading.get_ident():x}'}:{key}"
         # That there is such a name says enough.
         arguments = [dumps(message), "1" if name else message["properties"]["delivery_tag"], PUBLISHED_SECONDS]

@@ -7,8 +7,12 @@ dies.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from celery.utils.log import get_logger
+
+from services.delivery.claim import Tag
+from services.delivery.unacked import UnackedDeliveries
 
 logger = get_logger(__name__)
 
@@ -49,3 +53,8 @@ class NoAckDeliveries:
     def reject(self, tag: str, reason: str, detail: str, *, reported: bool = False) -> None:
         if not reported:
             logger.error("%s is dropped, and no dead letter, because it was a broadcast: %s: %s", tag, reason, detail)
+
+
+def deliveries_of(message: Any) -> UnackedDeliveries | NoAckDeliveries:
+    """Where the delivery of a message is: among those of this process, or under no lease."""
+    return message.channel.deliveries if isinstance(message.delivery_tag, Tag) else NoAckDeliveries()

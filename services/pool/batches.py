@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
-from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_logger
 
@@ -20,23 +19,27 @@ from services.delivery import registry
 from services.delivery.claim import Tag
 from services.delivery.no_ack import NoAckDeliveries
 from services.delivery.unacked import UnackedDeliveries
-from services.pool import failures, time_limits
+from services.pool import child_guard, failures, time_limits
 from services.pool.time_limits import Limits
 
 logger = get_logger(__name__)
 
 # A delivery that is handed over: who holds it, and its tag.
-Kept = tuple[UnackedDeliveries | NoAckDeliveries, str]
+HandedOver = tuple[UnackedDeliveries | NoAckDeliveries, str]
 
 
 class BatchPool:
-    """A pool, as it is for tasks with a strategy of their own."""
+    """The pool as a consumer has it, and from it the tasks with a strategy of their own."""
+
+    # The pool goes on with its tasks through a reconnect, and acknowledges them over the next connection: Celery's
+    # consumer would flush it, and forget them.
+    flush = None
 
     def __init__(self, pool: Any, general: Limits) -> None:
-        self._pool, self._general = pool, general
+        self.wrapped, self._general = pool, general
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._pool, name)
+        return getattr(self.wrapped, name)
 
     def apply_async(
         self,
@@ -48,8 +51,8 @@ class BatchPool:
         **options: Any,
     ) -> Any:
         """Run a batch without what is not ours any more, within the time limits of all tasks."""
-        batch: list[Kept] = []
-        args = _ours(args, batch)
+        batch: list[HandedOver] = []
+        args = _with_lease(args, batch)
         if not batch:
             logger.warning("%r is not run: nothing that it is given has the tag of a delivery that is held here", run)
             return None
@@ -79,8 +82,8 @@ class BatchPool:
 
         own = Limits(options.pop("timeout", None), options.pop("soft_timeout", None))
         hard, soft = time_limits.complete(own, self._general)
-        prefork = isinstance(self._pool, PreforkPool)
-        return self._pool.apply_async(
+        prefork = child_guard.forks(self.wrapped)
+        return self.wrapped.apply_async(
             run if prefork else failures.run_here,
             args if prefork else (run, *args),
             kwargs,
@@ -93,14 +96,14 @@ class BatchPool:
         )
 
 
-def _ours(found: Any, batch: list[Kept]) -> Any:
-    """The same without requests that have been given back or lost; the others are handed over, and in `batch`."""
+def _with_lease(found: Any, batch: list[HandedOver]) -> Any:
+    """The same without requests that have lost their lease; the others are handed to the pool, and in `batch`."""
     if not isinstance(found, list | tuple):
         return found
-    return type(found)(_ours(each, batch) for each in found if _is_ours(each, batch))
+    return type(found)(_with_lease(each, batch) for each in found if _is_with_lease(each, batch))
 
 
-def _is_ours(each: Any, batch: list[Kept]) -> bool:
+def _is_with_lease(each: Any, batch: list[HandedOver]) -> bool:
     # A request has it here, and celery-batches copies this from it.
     properties = (getattr(each, "request_dict", None) or {}).get("properties")
     if not properties:
@@ -115,5 +118,5 @@ def _is_ours(each: Any, batch: list[Kept]) -> bool:
             batch.append((deliveries, tag))
             return True
     # Nobody holds it here: whatever its strategy says of it later changes nothing.
-    logger.warning("%s is left out of its batch: it was given back, or its lease was lost", each.id)
+    logger.warning("%s is left out of its batch: it was requeued, or its lease was lost", each.id)
     return False

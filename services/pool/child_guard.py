@@ -35,9 +35,14 @@ def create_table() -> None:
     _Shared.table = SharedLeaseTable()
 
 
+def forks(pool: Any) -> bool:
+    """Whether a pool has children: prefork's, also as a consumer has it (batches.py)."""
+    return isinstance(getattr(pool, "wrapped", pool), TaskPool)
+
+
 def guard(pool: Any, deliveries: UnackedDeliveries | NoAckDeliveries, tag: str) -> tuple[Any, ...]:
     """What a pool is to run in front of a task: a function, and its first arguments."""
-    if not isinstance(pool, TaskPool):
+    if not forks(pool):
         return (run_here,)
     if _Shared.table is None or isinstance(deliveries, NoAckDeliveries):
         return ()

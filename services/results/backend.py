@@ -15,7 +15,7 @@ REDIS_MAXMEMORY is raised.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 from urllib.parse import parse_qsl
@@ -23,17 +23,14 @@ from urllib.parse import parse_qsl
 import redis
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import bootsteps, states
-from celery.app.task import Task
 from celery.backends import redis as stock
 from celery.utils.log import get_logger
-from celery.worker import request as stock_request
 from celery.worker import state as worker_state
 from kombu.utils.encoding import bytes_to_str
-from redis.client import Pipeline
 from redis.exceptions import NoPermissionError
 
 from config.redis_url import TLS_FILES
-from services.broker import headroom, scripts
+from services.broker import scripts
 from services.broker.client import require_set
 from services.broker.retry import (
     LONGEST_PAUSE_SECONDS,
@@ -43,7 +40,8 @@ from services.broker.retry import (
     retry_commands,
     run_with_retry,
 )
-from services.results.chord_dispatch import dispatching, this_run
+from services.results.chord_deduplication import CHORD_END_SCRIPT, CHORD_PART_SCRIPT, dispatch_chord, run_key, set_run
+from services.results.client import RetryingClient
 
 logger = get_logger(__name__)
 
@@ -51,27 +49,6 @@ logger = get_logger(__name__)
 ENDS = states.READY_STATES | {states.RETRY}
 # As Celery's own for a producer, up to the longest pause.
 PUBLISH_RETRY = {"interval_start": 0, "interval_step": 0.2, "interval_max": LONGEST_PAUSE_SECONDS}
-
-# A complete chord is dispatched by every part that comes back and finds it so, the last one or one that is run again.
-# With Celery's script only the first may, until its right to it expires: it may have died over it, or never have got
-# the answer, and whoever comes meanwhile is acknowledged and never comes back (celery 5.7). That the body is enqueued
-# once is seen to in services/results/chord_dispatch.py, under a name for this run of the chord, which lives until its
-# end.
-RIGHT = "redis.call('SET', ckey, claim_token, 'NX', 'EX', claim_expires)"
-ANSWER = "return {readycount, totaldiff, size, claimed}"
-RUN = """
-if claimed == 0 then
-    return {readycount, totaldiff, size, claimed, ''}
-end
-redis.call('SET', KEYS[7], claim_token, 'NX')
-if expires > 0 then
-    redis.call('EXPIRE', KEYS[7], expires)
-end
-return {readycount, totaldiff, size, claimed, redis.call('GET', KEYS[7])}
-"""
-CHORD_PART_SCRIPT = stock.CHORD_PART_RETURN_LUA.replace(RIGHT, RIGHT.replace("'NX', ", "")).replace(ANSWER, RUN)
-END = "redis.call('DEL', jkey, tkey, skey, dkey)"
-CHORD_END_SCRIPT = stock.CHORD_CLEANUP_LUA.replace(END, END.replace("dkey)", "dkey, KEYS[6])"))
 
 
 class ResultsStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -81,43 +58,10 @@ class ResultsStep(bootsteps.StartStopStep):  # type: ignore[misc]
         RetryState.in_worker = True
         # What a task publishes, its own retry among it, waits as well: three tries would turn a retry into a FAILURE.
         worker.app.conf.task_publish_retry_policy = {**PUBLISH_RETRY, "max_retries": None}
-        # On the class, because a task may have another base class than the application's.
-        Task.Request = Request
 
 
-class RetryingClient(headroom.Client):
-    """A client that repeats a command while this thread has patience."""
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        return run_with_retry(partial(super().execute_command, *args, **options), lambda: self)
-
-    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
-        return RetryingTransaction(self.connection_pool, self.response_callbacks, transaction, shard_hint)
-
-    def run(self, script: scripts.Script, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
-        return run_with_retry(partial(self.run_once, script, keys, arguments), lambda: self)
-
-    def run_once(self, script: scripts.Script, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
-        """Run a script without patience. Raises redis.exceptions.RedisError."""
-        return super().run(script, keys, arguments)
-
-
-class RetryingTransaction(headroom.Transaction):
-    """The same for a transaction: all of it or nothing."""
-
-    def execute(self, raise_on_error: bool = True) -> list[Any]:
-        commands = list(self.command_stack)
-
-        def attempt() -> list[Any]:
-            # A pipeline forgets its commands when it fails.
-            self.command_stack = list(commands)
-            return super(RetryingTransaction, self).execute(raise_on_error)
-
-        return run_with_retry(attempt, lambda: self)
-
-
-class Stored:
-    """What both of Celery's Redis backends become."""
+class ResultStore:
+    """Mixed into both of Celery's Redis backends."""
 
     def store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
@@ -157,7 +101,7 @@ class Stored:
                 self.client.run_once(scripts.RETRY, [self.get_key_for_task(task_id)], arguments)  # type: ignore[attr-defined]
             except NoPermissionError:
                 # Here nobody may run scripts: in Celery's way, in two steps.
-                super(Stored, self)._store_result(task_id, result, state, traceback, request, **options)  # type: ignore[misc]
+                super(ResultStore, self)._store_result(task_id, result, state, traceback, request, **options)  # type: ignore[misc]
 
         run_with_retry(attempt, lambda: self.client)  # type: ignore[attr-defined]
         return result
@@ -174,7 +118,7 @@ class Stored:
         with (
             retry_commands(f"the chord's part of {_name(request)}[{request.id}]"),
             ignore_soft_time_limit(),
-            dispatching(),
+            dispatch_chord(),
         ):
             super().on_chord_part_return(request, state, result, **options)  # type: ignore[misc]
 
@@ -189,7 +133,7 @@ class Stored:
             super().set_chord_size(group_id, chord_size)  # type: ignore[misc]
 
     def ensure(self, fun: Callable[..., Any], args: Any, **policy: Any) -> Any:
-        """Celery's own twenty tries; one where the client has patience, whose last word is the last."""
+        """Try as often as Celery does; once where the client retries, which has done so already."""
         if is_retrying():
             policy["max_retries"] = 0
         return super().ensure(fun, args, **policy)  # type: ignore[misc]
@@ -216,7 +160,7 @@ class Stored:
 
         def count(keys: list[Any], **options: Any) -> Any:
             *answer, run = [*script(keys=[*keys, run_key(keys[0])], **options), b""][:5]
-            this_run(run.decode())
+            set_run(run.decode())
             return answer
 
         return count
@@ -237,20 +181,15 @@ class Stored:
 
     def chord_error_from_stack(self, *arguments: Any, **options: Any) -> Any:
         """Tell everybody who waits for a chord that it has failed; what that sends is no body."""
-        with dispatching():
+        with dispatch_chord():
             return super().chord_error_from_stack(*arguments, **options)  # type: ignore[misc]
 
 
-def run_key(results: bytes | str) -> str:
-    """The key for the name of a chord's run, beside that of its parts' results."""
-    return bytes_to_str(results).removesuffix(".j") + ".run"  # type: ignore[no-any-return]
-
-
-class ResultBackend(Stored, stock.RedisBackend):  # type: ignore[misc]
+class ResultBackend(ResultStore, stock.RedisBackend):  # type: ignore[misc]
     """For redis://, rediss:// and redis+socket:// URLs."""
 
 
-class SentinelResultBackend(Stored, stock.SentinelBackend):  # type: ignore[misc]
+class SentinelResultBackend(ResultStore, stock.SentinelBackend):  # type: ignore[misc]
     """For sentinel:// URLs."""
 
 
@@ -260,47 +199,6 @@ BACKENDS = {
     "rediss": f"{__name__}:ResultBackend",
     "sentinel": f"{__name__}:SentinelResultBackend",
 }
-
-
-class Request(stock_request.Request):  # type: ignore[misc]
-    """A task in a node's hands, whose failure is acknowledged after it is stored.
-
-    Celery's acknowledges first what a dead child leaves behind, and then stores the WorkerLostError (celery 5.7).
-    """
-
-    _held: list[Callable[[], None]] | None = None
-
-    def _success_was_stored(self) -> Any:
-        """What is stored of a success, if the task is at its end with that.
-
-        A part of a chord is not: its child may have died before the chord had counted it, or before it had sent the
-        body. It runs again; Celery would acknowledge it, and nobody would send the body (celery 5.7).
-        """
-        return False if self.chord else super()._success_was_stored()
-
-    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        held: list[Callable[[], None]] = []
-        self._held = held
-        try:
-            return super().on_failure(exc_info, send_failed_event, return_ok)
-        finally:
-            self._held = None
-            for end in held:
-                end()
-
-    def acknowledge(self) -> None:
-        """Take the message off Redis, or do so at the end of on_failure."""
-        self._end(super().acknowledge)
-
-    def reject(self, requeue: bool = False) -> None:
-        """Give the message back, or drop it; at the end of on_failure if that is what is going on."""
-        self._end(partial(super().reject, requeue=requeue))
-
-    def _end(self, end: Callable[[], None]) -> None:
-        if self._held is None:
-            end()
-        else:
-            self._held.append(end)
 
 
 def _name(request: Any) -> str:

@@ -47,15 +47,20 @@ class Timer(kombu_timer.Timer):  # type: ignore[misc]
         return entered
 
 
-def install() -> None:
-    """Have nodes use this timer, and their children go first when there is no memory left.
+class TimerStep(bootsteps.Step):  # type: ignore[misc]
+    """Bootstep that gives a node with an event loop this timer; Celery's setting chooses only those without one."""
 
-    Celery's bootstep makes the timer by this name, and a setting chooses only those without an event loop (celery 5.7).
-    """
-    components._Timer = Timer
-    signals.worker_process_init.connect(go_first)
+    requires = (components.Hub,)
+
+    def include_if(self, worker: Any) -> bool:
+        return bool(worker.use_eventloop)
+
+    def create(self, worker: Any) -> None:
+        # Nothing has been entered yet: that begins when the steps start.
+        worker.timer = worker.hub.timer = Timer(max_interval=10.0)
 
 
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]
 def go_first(**_: Any) -> None:
     """In a child of a prefork pool: be killed for want of memory before the node, which runs the others' tasks too.
 

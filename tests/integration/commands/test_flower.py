@@ -56,7 +56,7 @@ RUNNER = """
 import json, os, pathlib, sys
 from config import ConfigError, load
 from config.celery import celery_configuration
-from services.worker.worker import Stalk
+from services.application import Stalk
 from services.flower.server import serve
 
 given = json.loads(os.environ["GIVEN"])

@@ -23,9 +23,9 @@ from celery.backends import redis as stock
 from celery.exceptions import TaskRevokedError
 
 from config import load
+from services.application import Stalk
 from services.broker.retry import RetryState
-from services.results import backend
-from services.worker.worker import Stalk
+from services.results import backend, chord_deduplication
 from tests.support.application import create_app
 from tests.support.checkout import Checkout
 from tests.support.nursery import LIBRARIES_ALONE
@@ -333,7 +333,9 @@ def test_a_chord_is_counted_while_somebody_flushes_the_scripts(dispatch: Dispatc
         flushing.join()
 
 
-@pytest.mark.parametrize(("script", "claimed"), [(stock.CHORD_PART_RETURN_LUA, 0), (backend.CHORD_PART_SCRIPT, 1)])
+@pytest.mark.parametrize(
+    ("script", "claimed"), [(stock.CHORD_PART_RETURN_LUA, 0), (chord_deduplication.CHORD_PART_SCRIPT, 1)]
+)
 def test_a_part_that_comes_back_has_its_chord(bench: tuple[Stack, Results], script: str, claimed: int) -> None:
     """By our script; with Celery's own the chord may be nobody's. Once that is mended there, ours can go."""
     client, group = bench[1].redis.client(1), f"celery-taskset-meta-{uuid4()}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from time import monotonic
 
-from celery.worker import components
+from celery import Celery
+from kombu.asynchronous import get_event_loop, set_event_loop
 from kombu.asynchronous.timer import Timer as KombuTimer
 
-from services.worker import memory
-from services.worker.memory import LEAST_ENTRIES, Timer
+from services.worker.memory import LEAST_ENTRIES, Timer, TimerStep
 
 TASKS = 10 * LEAST_ENTRIES
 HOUR = 3600.0
@@ -47,6 +47,13 @@ def test_what_is_not_cancelled_comes_when_it_is_due() -> None:
     assert next(schedule) == (None, None)
 
 
-def test_nodes_use_it() -> None:
-    memory.install()
-    assert components._Timer is Timer
+def test_nodes_with_an_event_loop_use_it() -> None:
+    app = Celery(broker="redis://127.0.0.1:1", set_as_current=False)
+    app.steps["worker"].add(TimerStep)
+    before = get_event_loop()
+    try:
+        worker = app.Worker(pool="prefork", loglevel="CRITICAL")
+        assert type(worker.timer) is Timer
+        assert worker.timer is worker.hub.timer is worker.consumer.timer
+    finally:
+        set_event_loop(before)

@@ -18,8 +18,8 @@ from redis.exceptions import (
 
 from config.redis_url import SCHEMES
 from services.broker.retry import is_temporary, retry_commands
-from services.results import backend
-from services.results.backend import RetryingClient
+from services.results import backend, chord_deduplication
+from services.results.client import RetryingClient
 
 # As redis-py writes it, with what a task has returned.
 COMMAND = 'Command # 1 (SETEX celery-task-meta-1 86400 {"result": "-OOM BUSY NOPERM"}) of pipeline caused error: '
@@ -71,8 +71,8 @@ def test_every_kind_of_url_leads_to_this_backend() -> None:
 
 
 def test_the_script_of_chords_is_the_one_that_is_known() -> None:
-    assert CHORD_PART_RETURN_LUA.count(backend.RIGHT) == 1
-    assert CHORD_PART_RETURN_LUA.count(backend.ANSWER) == 1
+    assert CHORD_PART_RETURN_LUA.count(chord_deduplication.RIGHT) == 1
+    assert CHORD_PART_RETURN_LUA.count(chord_deduplication.ANSWER) == 1
     assert CHORD_PART_RETURN_LUA.count("KEYS[") == 6
-    assert CHORD_CLEANUP_LUA.count(backend.END) == 1
+    assert CHORD_CLEANUP_LUA.count(chord_deduplication.END) == 1
     assert CHORD_CLEANUP_LUA.count("KEYS[") == 5
