@@ -1,0 +1,1 @@
+"""The scheduler, which runs once however many are started."""

@@ -1,0 +1,1 @@
+"""`python -m services …`: what people and `make` ask of a running stack."""

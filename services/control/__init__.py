@@ -1,0 +1,1 @@
+"""Remote control: how nodes are asked, and their commands for tasks and pools."""

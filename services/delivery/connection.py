@@ -1,4 +1,4 @@
-"""How Celery comes to our transport: its connections are kombu's, but choose it for every URL of Redis.
+"""Connections of Celery over this transport: kombu's, which choose it for every Redis URL.
 
 `broker_transport` would not do: kombu 5.7 takes the transport of a redis+socket:// URL from the URL.
 """
@@ -21,7 +21,7 @@ from services.delivery.transport import SentinelTransport, Transport
 
 TRANSPORTS = {kombu_redis.Transport: Transport, kombu_redis.SentinelTransport: SentinelTransport}
 # Transport options that kombu's connection reads itself, for any transport (kombu 5.7).
-CONNECTING = (
+CONNECTION_OPTIONS = (
     "callback",
     "connect_retries_timeout",
     "errback",
@@ -31,7 +31,7 @@ CONNECTING = (
     "max_retries",
 )
 # What to do in place of an option that kombu's Redis transport reads and ours does not.
-INSTEAD = {
+ADVICE = {
     "global_keyprefix": "give each application a Redis database of its own",
     "polling_interval": "messages are waited for without polling",
     "priority_steps": "the priorities 0, 3, 6 and 9 have lists of their own, and those between go with them",
@@ -42,9 +42,9 @@ INSTEAD = {
 
 
 class Connection(kombu.Connection):  # type: ignore[misc]
-    """A broker connection over which deliveries are ours.
+    """A broker connection with this transport.
 
-    Raises NotRead for transport options that would be ignored: keys under a prefix, say, would be shared after all.
+    Raises UnreadOptions for transport options that would be ignored: a key prefix, for instance, would not be there.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -52,44 +52,44 @@ class Connection(kombu.Connection):  # type: ignore[misc]
         transport = self.get_transport_cls()
         if not issubclass(transport, Transport):
             return
-        read = {*transport.Channel.from_transport_options, *CONNECTING}
+        read = {*transport.Channel.from_transport_options, *CONNECTION_OPTIONS}
         if ignored := [name for name in self.transport_options if name not in read]:
-            raise NotRead(ignored, read)
+            raise UnreadOptions(ignored, read)
 
     def get_transport_cls(self) -> Any:
         chosen = super().get_transport_cls()
         return TRANSPORTS.get(chosen, chosen)
 
     def Pool(self, limit: int | None = None, **options: Any) -> Any:  # noqa: N802 - kombu's name
-        """Connections to share; kombu's own pool would make them from kombu's own class."""
+        """A pool of connections of this class; kombu's would have connections of kombu's class."""
         return Pool(self, limit, **options)
 
 
-class NotRead(Unusable):
-    """Transport options that nothing reads."""
+class UnreadOptions(Unusable):
+    """There are transport options that nothing reads."""
 
     def __init__(self, ignored: Iterable[str], read: Iterable[str]) -> None:
-        said = []
+        problems = []
         for name in sorted(ignored):
-            hint = INSTEAD.get(name) or next((f"did you mean {near}?" for near in get_close_matches(name, read, 1)), "")
-            said.append(f"{name} ({hint})" if hint else name)
-        them = "them" if said[1:] else "it"
-        super().__init__(f"broker_transport_options: Stalk does not read {', '.join(said)}: take {them} out")
+            hint = ADVICE.get(name) or next((f"did you mean {near}?" for near in get_close_matches(name, read, 1)), "")
+            problems.append(f"{name} ({hint})" if hint else name)
+        them = "them" if problems[1:] else "it"
+        super().__init__(f"broker_transport_options: Stalk does not read {', '.join(problems)}: take {them} out")
 
 
 class PooledConnection(connection.PooledConnection, Connection):  # type: ignore[misc]
-    """One of a pool."""
+    """A connection of a pool."""
 
 
 class Pool(connection.ConnectionPool):  # type: ignore[misc]
-    """A pool of such connections."""
+    """A pool of connections with this transport."""
 
     def new(self) -> PooledConnection:
         return PooledConnection(self, **dict(self.connection._info(resolve=False)))
 
 
 class AMQP(amqp.AMQP):  # type: ignore[misc]
-    """What an application publishes and consumes with."""
+    """The part of an application that publishes and consumes."""
 
     Connection = Connection
 
@@ -102,7 +102,7 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]
                 # one: the message would go to lists that nobody reads. Nor does Celery give a routing key where it is
                 # given an exchange, and nodes listen to that of their queue (celery 5.7, kombu 5.7).
                 options |= {"queue": queue, "exchange": None, "declare": options.get("declare") or [queue.exchange]}
-            # What a task sends is part of it: it waits for a Redis that is away or full, as its result does.
+            # What a task sends is part of it: that is retried while Redis is away or full, as its result is.
             with retry_commands(f"a message for {name}"):
                 # Apart: kombu gives up the first connection of a process after four seconds (celery 5.7).
                 run_with_retry(lambda: _connect(producer))

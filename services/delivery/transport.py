@@ -1,4 +1,4 @@
-"""The kombu transport: which channel, which poller."""
+"""The kombu transport: its channel, and the poller that waits for all channels."""
 
 from __future__ import annotations
 

@@ -235,12 +235,12 @@ class UnackedDeliveries:
         delivery.started = True
         # A task that kills its process must not take those along that had ended: they would run again, and after
         # some such deaths count as the killers.
-        self.leases.mark_started(tag, self._mention_acks() if here else [])
+        self.leases.mark_started(tag, self._list_unmentioned_acks() if here else [])
         return True
 
-    def _mention_acks(self) -> list[str]:
+    def _list_unmentioned_acks(self) -> list[str]:
         with self.changed:
-            return self._acks.mention()
+            return self._acks.list_unmentioned()
 
     def _find_leased(self, tag: str) -> Delivery | None:
         """The delivery, if its lease lasts for longer than it takes to renew it, or can be renewed now."""
@@ -379,7 +379,7 @@ class UnackedDeliveries:
     def commit(self, updates: PendingUpdates) -> None:
         """Forget these updates: Redis has them."""
         with self.changed:
-            self._acks.sent(updates.acks)
+            self._acks.confirm(updates.acks)
             for postponement in updates.postponements:
                 self._remove(postponement.tag)
             self.changed.notify_all()

@@ -1,0 +1,1 @@
+"""Celery's worker: consumer, request, shutdown, memory, heartbeat."""

@@ -15,7 +15,7 @@ from celery.contrib.testing import worker as testing_worker
 from config import load
 from services.app import create_app
 from services.delivery.channel import SentinelChannel
-from services.delivery.connection import CONNECTING, Connection
+from services.delivery.connection import CONNECTION_OPTIONS, Connection
 from services.worker.worker import Worker
 
 SETTINGS = load()
@@ -38,7 +38,7 @@ class TestConnection(Connection):
     """Stalk's connection; what it would refuse, such as other names for its keys, is taken out of kombu's tests."""
 
     def __init__(self, *arguments: Any, transport_options: dict[str, Any] | None = None, **options: Any) -> None:
-        read = {*SentinelChannel.from_transport_options, *CONNECTING}
+        read = {*SentinelChannel.from_transport_options, *CONNECTION_OPTIONS}
         kept = {name: value for name, value in (transport_options or {}).items() if name in read}
         super().__init__(*arguments, transport_options=kept, **options)
 

@@ -11,7 +11,7 @@ from kombu.transport import redis as kombu_redis
 from config import load
 from config.celery import celery_configuration
 from services.delivery.channel import SentinelChannel
-from services.delivery.connection import Connection, NotRead
+from services.delivery.connection import Connection, UnreadOptions
 from tests.support.application import create_app
 from tests.support.checkout import Checkout
 
@@ -40,7 +40,7 @@ SECONDS = 120
 
 
 def format_error(url: str, **options: object) -> str:
-    with pytest.raises(NotRead) as refused:
+    with pytest.raises(UnreadOptions) as refused:
         Connection(url, transport_options=options)
     return str(refused.value)
 
@@ -83,7 +83,7 @@ def test_options_of_kombus_connection_are_read_with_any_transport() -> None:
 def test_a_producer_is_refused_before_it_connects() -> None:
     app = create_app(load(SETTINGS))
     app.conf.broker_transport_options["global_keyprefix"] = "shop:"
-    with pytest.raises(NotRead, match="does not read global_keyprefix"):
+    with pytest.raises(UnreadOptions, match="does not read global_keyprefix"):
         app.send_task("any", retry=False)
 
 
