@@ -12,6 +12,7 @@ from services.application import Stalk
 from services.broker.client import require_tls_files
 from services.broker.keys import BEAT_PREFIX, DEFAULT_QUEUE
 from services.commands.celery_cli import Gate
+from services.control import pool_commands, task_commands  # noqa: F401 - commands of `celery inspect` and `control`
 from services.dead_letters.reporter import TellStep
 from services.pool import overtime
 from services.pool.time_limits import Limits

@@ -20,7 +20,6 @@ from redis.exceptions import RedisError
 
 from services.broker.client import UNREACHABLE, describe_server, format_error
 from services.broker.outages import Outage
-from services.control import pool_commands, task_commands  # noqa: F401 - Celery finds its commands there
 from services.delayed import rate_limits
 from services.delayed.rate_limits import NEVER, Rate, Turn
 from services.delivery.channel import Channel
