@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,11 @@ import yaml
 from config.settings import StackSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ("config", "services", "stack")
+MAP = ROOT / "docs" / "architecture.md"
+# Whoever uses Stalk puts tasks there: as many modules and folders as they like.
+TASKS = "services/tasks/"
+# Fewer are no folder of their own, and of more nobody keeps an overview.
+ROOM_SIZES = range(2, 13)
 # What reads the environment, under whatever name it was imported.
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 # redis:8.8.2-trixie, python:3.13.15-slim, registry:5000/redis:8.8.2, each with or without a digest.
@@ -39,10 +44,6 @@ def imports(source: str, package: str = "") -> Iterator[str]:
             yield from (word.value for word in node.args[:1] if isinstance(word, ast.Constant))  # type: ignore[misc]
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    return imports(path.read_text(encoding="utf-8"), ".".join(path.relative_to(ROOT).parent.parts))
-
-
 def environment_uses(source: str) -> list[str]:
     """Where a module touches the process environment."""
     return [
@@ -61,23 +62,102 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", sources("config"), ids=relative)
-def test_config_imports_nothing_of_the_rest(path: Path) -> None:
-    assert [name for name in imports_of(path) if is_within(name, "services") or is_within(name, "stack")] == []
+# --- The module map of docs/architecture.md
 
 
-@pytest.mark.parametrize("path", sources("services"), ids=relative)
-def test_services_know_nothing_of_what_make_runs(path: Path) -> None:
-    assert [name for name in imports_of(path) if is_within(name, "stack") or is_within(name, "tests")] == []
+def module_map(text: str) -> dict[str, list[str]]:
+    """Every folder of the map with the rooms that it may import; ["*"] is anything, [] nothing or no Python."""
+    rows = re.findall(r"^\| `([^`]+/)` \|.*\|([^|]*)\|$", text, re.MULTILINE)
+    return {room: ["*"] if cell.strip() == "anything" else re.findall(r"`([^`]+)`", cell) for room, cell in rows}
 
 
-def test_services_are_configured_by_config() -> None:
-    assert any(is_within(name, "config") for path in sources("services") for name in imports_of(path))
+def is_open(room: str, rooms: dict[str, list[str]]) -> bool:
+    """Whether a room has any number of modules, and all folders in it."""
+    return room == TASKS or rooms[room] == ["*"]
 
 
-@pytest.mark.parametrize("path", sources("services/tasks"), ids=relative)
-def test_tasks_know_nothing_of_delivery(path: Path) -> None:
-    assert [name for name in imports_of(path) if is_within(name, "services.delivery")] == []
+def room_of(module: Path, rooms: dict[str, list[str]]) -> str:
+    """The room of a module below the root; "" when it is in none."""
+    above = [f"{folder}/" for folder in module.parents]
+    return next((room for room in above if room in rooms and (room == above[0] or is_open(room, rooms))), "")
+
+
+def modules(root: Path, rooms: dict[str, list[str]]) -> list[Path]:
+    """All modules of ours below the root: those in a package, or in a folder of the map."""
+    tops = {Path(room).parts[0] for room in rooms} | {path.parent.name for path in root.glob("[!.]*/__init__.py")}
+    return sorted(path.relative_to(root) for top in tops for path in (root / top).rglob("*.py"))
+
+
+def imported(name: str, root: Path) -> Path | None:
+    """The module of ours that an import needs; None when it is one of others."""
+    parts = name.split(".")
+    for package in (Path(*parts[:end]) for end in range(len(parts), 0, -1)):
+        for module in (package.with_suffix(".py"), package / "__init__.py"):
+            if (root / module).is_file():
+                return module
+    return None
+
+
+def faults_of(module: Path, rooms: dict[str, list[str]], root: Path) -> Iterator[str]:
+    room = room_of(module, rooms)
+    if not room:
+        yield f"{module} is in no room of the map"
+        return
+    for name in imports((root / module).read_text(encoding="utf-8"), ".".join(module.parent.parts)):
+        found = imported(name, root)
+        other = room_of(found, rooms) if found else room
+        if other != room and not any(fnmatch(other, pattern) for pattern in rooms[room]):
+            yield f"{module}: {room} -> {other} ({name})"
+
+
+def map_faults(text: str, root: Path) -> list[str]:
+    """What is not as the map says, a sentence each."""
+    rooms, found = module_map(text), []
+    for room in rooms:
+        count = sum(path.name != "__init__.py" for path in (root / room).glob("*.py"))
+        if not (root / room).is_dir():
+            found.append(f"{room} is in the map and does not exist")
+        elif list((root / room).glob("*.py")) and not is_open(room, rooms) and count not in ROOM_SIZES:
+            found.append(f"{room} has {count} modules; a room has {ROOM_SIZES[0]} to {ROOM_SIZES[-1]}")
+    return found + [fault for module in modules(root, rooms) for fault in faults_of(module, rooms, root)]
+
+
+def test_the_code_is_as_the_map_says() -> None:
+    faults = "\n".join(map_faults(MAP.read_text(encoding="utf-8"), ROOT))
+    assert not faults, f"change the code, or the table in docs/architecture.md:\n{faults}"
+
+
+def test_the_map_lets_nobody_import_what_is_above() -> None:
+    rooms = module_map(MAP.read_text(encoding="utf-8"))
+    assert (rooms["config/"], rooms[TASKS]) == ([], ["config/"])
+    allowed = {arrow for room, arrows in rooms.items() if room.startswith("services/") for arrow in arrows}
+    assert {arrow.partition("/")[0] for arrow in allowed} == {"config", "services"}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, ""),
+        ({"attic/__init__.py": ""}, "attic/__init__.py is in no room of the map"),
+        ({"low/deep/a.py": ""}, "low/deep/a.py is in no room of the map"),
+        ({"low/b.py": None}, "low/ has 1 modules; a room has 2 to 12"),
+        ({f"low/c{number}.py": "" for number in range(11)}, "low/ has 13 modules; a room has 2 to 12"),
+        ({"low/a.py": "from high import a"}, "low/a.py: low/ -> high/ (high.a)"),
+        ({"low/a.py": "def f():\n    import high.a"}, "low/a.py: low/ -> high/ (high.a)"),
+        ({"docker/Dockerfile": None}, "docker/ is in the map and does not exist"),
+    ],
+)
+def test_every_fault_of_a_map_is_found(tmp_path: Path, change: dict[str, str | None], fault: str) -> None:
+    text = "| `low/` | | nothing |\n| `high/` | | `low/` |\n| `docker/` | | |\n"
+    files = {f"{room}/{name}.py": "" for room in ("low", "high") for name in ("__init__", "a", "b")}
+    for name, content in (files | {"high/b.py": "import low.a", "docker/Dockerfile": ""} | change).items():
+        if content is not None:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(content)
+    assert map_faults(text, tmp_path) == ([fault] if fault else [])
+
+
+# --- The environment
 
 
 @pytest.mark.parametrize("path", sources("services", "stack"), ids=relative)
