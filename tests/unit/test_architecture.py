@@ -157,6 +157,35 @@ def test_every_fault_of_a_map_is_found(tmp_path: Path, change: dict[str, str | N
     assert map_faults(text, tmp_path) == ([fault] if fault else [])
 
 
+# --- Links
+
+
+def anchors(document: Path) -> set[str]:
+    """The headings of a document, as GitHub names them in links."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def leads_nowhere(link: str, document: Path) -> bool:
+    name, _, anchor = link.partition("#")
+    target = document.parent / name if name else document
+    return not target.exists() or (anchor != "" and anchor not in anchors(target))
+
+
+@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=relative)
+def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", document.read_text(encoding="utf-8"))
+    assert [link for link in links if leads_nowhere(link, document)] == []
+
+
+def test_every_page_that_the_code_names_is_there() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in sources("config", "services", "stack")]
+    pages = {page for text in texts for page in re.findall(r"\bdocs/[\w-]+\.md(?:#[\w-]+)?", text)}
+    assert "docs/operations.md#time-limits" in pages
+    assert [page for page in sorted(pages) if leads_nowhere(page, ROOT / "README.md")] == []
+
+
 # --- The environment
 
 
