@@ -16,14 +16,14 @@ from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 from django.views.decorators.http import require_POST
-from producer import Away, Task, look, send, wait
+from producer import Task, Unavailable, look_up, send, wait
 
-# As long as a person waits for a page. Each who waits holds a thread or a process of the server.
+# As long as a person waits for a page. Each request that waits holds a thread or a process of the server.
 WAIT_SECONDS = 5
 
 
-class AwayMiddleware:
-    """503 where Redis is away."""
+class UnavailableMiddleware:
+    """Answer 503 while Redis is unavailable."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -32,37 +32,37 @@ class AwayMiddleware:
         return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
-        if not isinstance(error, Away):
+        if not isinstance(error, Unavailable):
             return None
         return JsonResponse({"error": str(error)}, status=503, headers={"Retry-After": "5"})
 
 
-def answer(task: Task) -> HttpResponse:
+def respond(task: Task) -> HttpResponse:
     body = {"id": task.id, "state": task.state, "value": task.value}
     return JsonResponse(body, status=task.http_status, headers={"Location": f"/tasks/{task.id}"})
 
 
 @require_POST
 def add(request: HttpRequest) -> HttpResponse:
-    """200 and the sum, or 202 and where to ask for it."""
+    """Add two numbers: 200 with the sum, or 202 with the address of the task."""
     numbers = json.loads(request.body)
-    return answer(wait(send("services.tasks.arithmetic.add", numbers["x"], numbers["y"]), WAIT_SECONDS))
+    return respond(wait(send("services.tasks.arithmetic.add", numbers["x"], numbers["y"]), WAIT_SECONDS))
 
 
 @require_POST
 def start_chain(request: HttpRequest) -> HttpResponse:
-    """202 at once, and where to see the progress."""
+    """Start a long task: 202 at once, with the address that shows its progress."""
     chain = json.loads(request.body)
-    return answer(send("services.tasks.hashes.hash_chain", chain["seed"], chain["rounds"]))
+    return respond(send("services.tasks.hashes.hash_chain", chain["seed"], chain["rounds"]))
 
 
 def show(request: HttpRequest, task_id: UUID) -> HttpResponse:
-    """How far a task is. One that was never sent is PENDING for ever: keep the ids that you have given out."""
-    return answer(look(str(task_id)))
+    """Show the state of a task. One that was never sent is PENDING for ever: keep the ids that you have given out."""
+    return respond(look_up(str(task_id)))
 
 
 @require_POST
-def report(request: HttpRequest) -> HttpResponse:
+def send_report(request: HttpRequest) -> HttpResponse:
     """Send and forget. Where a task reads what a transaction writes, send it in transaction.on_commit."""
     send("services.tasks.disk.report_free_space", keep_result=False)
     return HttpResponse(status=204)
@@ -73,10 +73,10 @@ urlpatterns = [
     path("sums", add),
     path("chains", start_chain),
     path("tasks/<uuid:task_id>", show),
-    path("reports", report),
+    path("reports", send_report),
 ]
 settings.configure(
-    ROOT_URLCONF=__name__, MIDDLEWARE=[f"{__name__}.AwayMiddleware"], ALLOWED_HOSTS=["127.0.0.1", "localhost"]
+    ROOT_URLCONF=__name__, MIDDLEWARE=[f"{__name__}.UnavailableMiddleware"], ALLOWED_HOSTS=["127.0.0.1", "localhost"]
 )
 application = get_wsgi_application()
 

@@ -10,43 +10,43 @@ from uuid import UUID
 
 from fastapi import Body, FastAPI, Request
 from fastapi.responses import JSONResponse
-from producer import Away, Task, look, send, wait
+from producer import Task, Unavailable, look_up, send, wait
 
-# As long as a person waits for a page. Each who waits holds a thread, of which FastAPI has 40.
+# As long as a person waits for a page. Each request that waits holds a thread, of which FastAPI has 40.
 WAIT_SECONDS = 5
 
 app = FastAPI()
 
 
-@app.exception_handler(Away)
-def away(request: Request, error: Away) -> JSONResponse:
+@app.exception_handler(Unavailable)
+def respond_unavailable(request: Request, error: Unavailable) -> JSONResponse:
     return JSONResponse({"error": str(error)}, 503, headers={"Retry-After": "5"})
 
 
-def answer(task: Task) -> JSONResponse:
+def respond(task: Task) -> JSONResponse:
     body = {"id": task.id, "state": task.state, "value": task.value}
     return JSONResponse(body, task.http_status, headers={"Location": f"/tasks/{task.id}"})
 
 
 @app.post("/sums")
 def add(x: Annotated[float, Body()], y: Annotated[float, Body()]) -> JSONResponse:
-    """200 and the sum, or 202 and where to ask for it."""
-    return answer(wait(send("services.tasks.arithmetic.add", x, y), WAIT_SECONDS))
+    """Add two numbers: 200 with the sum, or 202 with the address of the task."""
+    return respond(wait(send("services.tasks.arithmetic.add", x, y), WAIT_SECONDS))
 
 
 @app.post("/chains")
 def start_chain(seed: Annotated[str, Body()], rounds: Annotated[int, Body()]) -> JSONResponse:
-    """202 at once, and where to see the progress."""
-    return answer(send("services.tasks.hashes.hash_chain", seed, rounds))
+    """Start a long task: 202 at once, with the address that shows its progress."""
+    return respond(send("services.tasks.hashes.hash_chain", seed, rounds))
 
 
 @app.get("/tasks/{task_id}")
 def show(task_id: UUID) -> JSONResponse:
-    """How far a task is. One that was never sent is PENDING for ever: keep the ids that you have given out."""
-    return answer(look(str(task_id)))
+    """Show the state of a task. One that was never sent is PENDING for ever: keep the ids that you have given out."""
+    return respond(look_up(str(task_id)))
 
 
 @app.post("/reports", status_code=204)
-def report() -> None:
+def send_report() -> None:
     """Send and forget."""
     send("services.tasks.disk.report_free_space", keep_result=False)

@@ -1,6 +1,6 @@
 """Plain Python: send a long task, show its progress, give up waiting after a while.
 
-python plain.py [ROUNDS [SECONDS]]. Exit codes: 0 it succeeded, 1 it failed, 2 Redis is away, 3 it still runs.
+python plain.py [ROUNDS [SECONDS]]. Exit codes: 0 it succeeded, 1 it failed, 2 Redis is unavailable, 3 it still runs.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 from time import monotonic
 
-from producer import Away, Task, send, wait
+from producer import Task, Unavailable, send, wait
 
 
 def main(rounds: int = 10_000_000, seconds: int = 60) -> int:
     try:
         task = send("services.tasks.hashes.hash_chain", "seed", rounds)
-    except Away as error:
+    except Unavailable as error:
         print(error, file=sys.stderr)
         return 2
     print(f"Sent {task.id}.", flush=True)

@@ -35,8 +35,8 @@ TESTED_HERE = {
     "unread-priority",
     "overtime",
 }
-# By tests/integration/beat/test_entries.py.
-TESTED_THERE = {"entry"}
+# By tests/integration/beat/test_entries.py and tests/stack/test_workers.py.
+TESTED_THERE = {"entry", "second-worker"}
 
 
 def do(stack: Stack, name: str, **variables: str) -> str:

@@ -23,10 +23,10 @@ SOLO = """
 
 @pytest.fixture(scope="module")
 def two_kinds(first_stack: tuple[Stack, str]) -> Stack:
-    """The stack with the second worker service of the README, and a third one of the same form."""
+    """The stack with the second worker service of docs/operations.md, and a third one of the same form."""
     stack, _ = first_stack
     stack.settle()
-    stack.override.write_text(block("README.md", "second-worker") + SOLO)
+    stack.override.write_text(block("docs/operations.md", "second-worker") + SOLO)
     stack.make("up")
     return stack
 

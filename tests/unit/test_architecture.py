@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,11 @@ import yaml
 from config.settings import StackSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ("config", "services", "stack")
+MAP = ROOT / "docs" / "architecture.md"
+# Whoever uses Stalk puts tasks there: as many modules and folders as they like.
+TASKS = "services/tasks/"
+# Of more in one folder nobody keeps an overview.
+MOST_MODULES = 12
 # What reads the environment, under whatever name it was imported.
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 # redis:8.8.2-trixie, python:3.13.15-slim, registry:5000/redis:8.8.2, each with or without a digest.
@@ -39,10 +44,6 @@ def imports(source: str, package: str = "") -> Iterator[str]:
             yield from (word.value for word in node.args[:1] if isinstance(word, ast.Constant))  # type: ignore[misc]
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    return imports(path.read_text(encoding="utf-8"), ".".join(path.relative_to(ROOT).parent.parts))
-
-
 def environment_uses(source: str) -> list[str]:
     """Where a module touches the process environment."""
     return [
@@ -61,23 +62,110 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", sources("config"), ids=relative)
-def test_config_imports_nothing_of_the_rest(path: Path) -> None:
-    assert [name for name in imports_of(path) if is_within(name, "services") or is_within(name, "stack")] == []
+# --- The module map of docs/architecture.md
 
 
-@pytest.mark.parametrize("path", sources("services"), ids=relative)
-def test_services_know_nothing_of_what_make_runs(path: Path) -> None:
-    assert [name for name in imports_of(path) if is_within(name, "stack") or is_within(name, "tests")] == []
+def module_map(text: str) -> dict[str, list[str]]:
+    """Every folder of the map with the folders that it may import; ["*"] is anything, [] nothing or no Python."""
+    rows = re.findall(r"^\| `([^`]+/)` \|.*\|([^|]*)\|$", text, re.MULTILINE)
+    return {folder: ["*"] if "anything" in cell else re.findall(r"`([^`]+)`", cell) for folder, cell in rows}
 
 
-def test_services_are_configured_by_config() -> None:
-    assert any(is_within(name, "config") for path in sources("services") for name in imports_of(path))
+def map_faults(text: str, root: Path) -> list[str]:
+    """Where the code below `root` is not as the map says, a sentence each."""
+    allowed = module_map(text)
+    whole = {folder for folder, others in allowed.items() if others == ["*"] or folder == TASKS}
+    faults = [f"{folder} is in the map and does not exist" for folder in allowed if not (root / folder).is_dir()]
+    for folder in allowed.keys() - whole:
+        count = sum(path.name != "__init__.py" for path in (root / folder).glob("*.py"))
+        if count == 1 or count > MOST_MODULES:
+            faults.append(f"{folder} has {count} modules; it may have 2 to {MOST_MODULES}")
+    packages = {path.parent for path in root.glob("[!.]*/__init__.py")} | {root / folder for folder in allowed}
+    for path in sorted({path for package in packages for path in package.rglob("*.py")}):
+        faults += module_faults(path, root, allowed, whole)
+    return faults
 
 
-@pytest.mark.parametrize("path", sources("services/tasks"), ids=relative)
-def test_tasks_know_nothing_of_delivery(path: Path) -> None:
-    assert [name for name in imports_of(path) if is_within(name, "services.delivery")] == []
+def module_faults(path: Path, root: Path, allowed: dict[str, list[str]], whole: set[str]) -> Iterator[str]:
+    """What is wrong with a module's place and imports; `whole` are folders that the map has with all in them."""
+    module = path.relative_to(root)
+    parent, *above = [f"{folder}/" for folder in module.parents]
+    own = parent if parent in allowed else next((folder for folder in above if folder in whole), "")
+    if not own:
+        yield f"{module} is in no folder of the map"
+        return
+    for name in imports(path.read_text(encoding="utf-8"), ".".join(module.parent.parts)):
+        found = (folder for folder in allowed if is_within(name, folder.rstrip("/").replace("/", ".")))
+        other = max(found, key=len, default=own)
+        if other != own and not any(fnmatch(other, pattern) for pattern in allowed[own]):
+            yield f"{module}: {own} -> {other} ({name})"
+
+
+def test_the_code_is_as_the_map_says() -> None:
+    faults = "\n".join(map_faults(MAP.read_text(encoding="utf-8"), ROOT))
+    assert not faults, f"change the code, or the table in docs/architecture.md:\n{faults}"
+
+
+def test_the_map_lets_nobody_import_what_is_above() -> None:
+    rooms = module_map(MAP.read_text(encoding="utf-8"))
+    assert (rooms["config/"], rooms[TASKS]) == ([], ["config/"])
+    allowed = {arrow for room, arrows in rooms.items() if room.startswith("services/") for arrow in arrows}
+    assert {arrow.partition("/")[0] for arrow in allowed} == {"config", "services"}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, ""),
+        ({"attic/__init__.py": ""}, "attic/__init__.py is in no folder of the map"),
+        ({"low/deep/a.py": ""}, "low/deep/a.py is in no folder of the map"),
+        ({"low/b.py": None}, "low/ has 1 modules; it may have 2 to 12"),
+        ({f"low/c{number}.py": "" for number in range(11)}, "low/ has 13 modules; it may have 2 to 12"),
+        ({"low/a.py": "from high import a"}, "low/a.py: low/ -> high/ (high.a)"),
+        ({"low/a.py": "def f():\n    import high.a"}, "low/a.py: low/ -> high/ (high.a)"),
+        ({"docker/Dockerfile": None}, "docker/ is in the map and does not exist"),
+    ],
+)
+def test_every_fault_of_a_map_is_found(tmp_path: Path, change: dict[str, str | None], fault: str) -> None:
+    text = "| `low/` | | nothing |\n| `high/` | | `low/` |\n| `docker/` | | |\n"
+    files = {f"{room}/{name}.py": "" for room in ("low", "high") for name in ("__init__", "a", "b")}
+    for name, content in (files | {"high/b.py": "import low.a", "docker/Dockerfile": ""} | change).items():
+        if content is not None:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(content)
+    assert map_faults(text, tmp_path) == ([fault] if fault else [])
+
+
+# --- Links
+
+
+def anchors(document: Path) -> set[str]:
+    """The headings of a document, as GitHub names them in links."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def leads_nowhere(link: str, document: Path) -> bool:
+    name, _, anchor = link.partition("#")
+    target = document.parent / name if name else document
+    return not target.exists() or (anchor != "" and anchor not in anchors(target))
+
+
+@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=relative)
+def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", document.read_text(encoding="utf-8"))
+    assert [link for link in links if leads_nowhere(link, document)] == []
+
+
+def test_every_page_that_the_code_names_is_there() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in sources("config", "services", "stack")]
+    pages = {page for text in texts for page in re.findall(r"\bdocs/[\w-]+\.md(?:#[\w-]+)?", text)}
+    assert "docs/operations.md#time-limits" in pages
+    assert [page for page in sorted(pages) if leads_nowhere(page, ROOT / "README.md")] == []
+
+
+# --- The environment
 
 
 @pytest.mark.parametrize("path", sources("services", "stack"), ids=relative)
