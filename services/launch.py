@@ -14,11 +14,11 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from config import ConfigError, Settings, child_environment, load
-from config.settings import GROUPS, HAND_BACK_SECONDS, fields
+from config import Settings, child_environment, exit_on_mistakes, load
+from config.loading import REQUEUE_SECONDS
+from config.settings import VARIABLES
 from services.broker import preflight
 
-CONFIGURATION_EXIT_CODE = 2
 SUPERVISOR_CONF = Path(__file__).resolve().parent.parent / "docker" / "supervisor" / "worker.conf"
 CELERY = (sys.executable, "-m", "celery", "--app=services.app")
 
@@ -65,7 +65,7 @@ def supervisor_values(settings: Settings) -> dict[str, str]:
         "STALK_NODE_COMMAND": shlex.join(node_command(settings)),
         "STALK_HEARTBEAT_TIMEOUT": str(worker.heartbeat_timeout),
         "STALK_ON_FATAL": "exit",
-        "STALK_KILL_AFTER": str(worker.soft_shutdown + HAND_BACK_SECONDS),
+        "STALK_KILL_AFTER": str(worker.soft_shutdown + REQUEUE_SECONDS),
     }
 
 
@@ -84,7 +84,8 @@ def launch_beat(settings: Settings, _: Namespace) -> None:
     beat_schedule(settings.beat.schedule)
     preflight.check(settings)
     options = [f"--loglevel={settings.tasks.log_level}", f"--max-interval={TICK_SECONDS:.0f}", "--pidfile="]
-    become([*CELERY, "beat", *options], child_environment(known("broker", "results", "tasks", "beat", "stack")))
+    variables = list_variables("broker", "results", "tasks", "beat", "stack")
+    become([*CELERY, "beat", *options], child_environment(variables))
 
 
 def launch_flower(settings: Settings, options: Namespace) -> None:
@@ -109,12 +110,12 @@ def become(command: list[str], environment: dict[str, str]) -> None:
     os.execve(command[0], command, environment)
 
 
-def known(*groups: str) -> list[str]:
-    """The variables of these groups."""
-    return [variable for name in groups for _, variable, _ in fields(GROUPS[name])]
+def list_variables(*groups: str) -> list[str]:
+    """The variables of these groups of settings."""
+    return [variable.name for variable in VARIABLES.values() if variable.group in groups]
 
 
-NODE_VARIABLES = known("broker", "results", "tasks", "worker", "beat", "stack")
+NODE_VARIABLES = list_variables("broker", "results", "tasks", "worker", "beat", "stack")
 
 
 def parser() -> ArgumentParser:
@@ -141,15 +142,11 @@ def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     # As process 1 of a container, a process without a handler ignores TERM: waiting for Redis must end by it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
+    with exit_on_mistakes():
         settings = load()
         for warning in settings.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         options.launch(settings, options)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        sys.exit(CONFIGURATION_EXIT_CODE)
 
 
 if __name__ == "__main__":

@@ -33,14 +33,12 @@ from redis.sentinel import MasterNotFoundError
 
 from config import Settings
 from config.redis_url import RedisUrl
-from services.broker import scripts
+from services.broker import LOWEST_VERSION, scripts
 from services.broker.client import connect, format_error, require_tls_files
 from services.broker.keys import DEAD_LETTERS, HELD, RESULT
 from services.broker.outages import Outage
 
 REFUSED_EXIT_CODE = 3
-# kombu 5.7 uses ZRANGE … BYSCORE, and BLMOVE is what waiting without polling needs: both came with 6.2.
-LOWEST_VERSION = (6, 2)
 # A Redis that starts answers within seconds; one that is away for longer need not be asked more often than this.
 FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 15.0
@@ -311,7 +309,7 @@ def _check_one(
     settings: Settings, variable: str, url: RedisUrl, allow_volatile: bool, carries_tasks: bool = True
 ) -> bool:
     client = connect(url, settings)
-    name = f"{variable} ({url.masked()})"
+    name = f"{variable} ({url.mask()})"
     try:
         found = wait_for(lambda: inspect_redis(client, allow_volatile, variable, carries_tasks), name)
     except Refused as error:

@@ -41,7 +41,7 @@ from kombu.utils.objects import cached_property
 from redis.exceptions import RedisError
 
 from config import Settings
-from config.redis_url import without_passwords
+from config.redis_url import mask_passwords
 from services.broker.client import UNREACHABLE, connect, describe_server, format_error, require_set
 from services.broker.outages import Outage
 from services.delayed import rate_limits
@@ -140,7 +140,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             hard, soft = self.app.time_limits
             found["pool"]["timeouts"] = (soft or 0, hard or 0)
         # A socket's URL is the host's name to kombu, and the sentinels' password an option (kombu 5.7).
-        found["broker"] = without_passwords(found["broker"])
+        found["broker"] = mask_passwords(found["broker"])
         return found
 
     def _process_task(self, req: Any) -> None:

@@ -15,14 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import config
-from config import ConfigError, Settings, child_environment
+from config import Settings, child_environment, exit_on_mistakes
+from services.broker import LOWEST_VERSION
 from stack.errors import Failure
 from stack.local import session
 from stack.paths import REDIS_CHECK_AOF, REDIS_DATA, REDIS_LOCK, REDIS_SOCKET, REDIS_TLS, REDIS_VERSION, ROOT
 
 NAMES = ("redis-server", "valkey-server")
-# As in services/broker/preflight.py.
-LOWEST_VERSION = (6, 2)
 # A version is printed in milliseconds; a binary that takes longer is no Redis.
 VERSION_SECONDS = 10
 # A Redis that was killed leaves a child that rewrites its file: a second or two for 512 MB.
@@ -114,12 +113,13 @@ def tls(settings: Settings) -> dict[str, str]:
 
 def main() -> None:
     """Become the Redis server."""
-    try:
+    with exit_on_mistakes():
         settings = config.load()
+    try:
         server, number = find()
         hold_data()
-    except (ConfigError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Failure as failure:
+        print(f"error: {failure}", file=sys.stderr)
         sys.exit(2)
     REDIS_VERSION.write_text(".".join(map(str, number)) + "\n")
     REDIS_CHECK_AOF.unlink(missing_ok=True)

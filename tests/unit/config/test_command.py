@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from config.reference import example, reference
+from config.reference import render_example, render_reference
+from config.settings import REMOVED_LIMITS
 from tests.support.checkout import Checkout
 
 MARK = "Zq7-s3cret"
@@ -49,6 +50,13 @@ def test_check_names_every_mistake_and_exits_with_2(checkout: Checkout) -> None:
     assert [line.partition(": found")[0] for line in lines] == [f"error: {variable}" for variable in wrong]
 
 
+def test_check_names_every_variable_that_was_removed_and_exits_with_2(checkout: Checkout) -> None:
+    done = config(checkout, "check", **dict.fromkeys(REMOVED_LIMITS, "96"))
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert [line.partition(" is no longer")[0] for line in lines] == [f"error: {name}" for name in REMOVED_LIMITS]
+
+
 def test_check_warns_and_exits_with_0(checkout: Checkout) -> None:
     done = config(checkout, "check", WORKER_POOL="threads")
     assert done.returncode == 0
@@ -84,7 +92,7 @@ def test_show_of_a_bad_configuration_prints_the_mistakes_alone(checkout: Checkou
     assert done.stderr.startswith("error: LOG_LEVEL: found 'loud'; allowed: one of debug, info,")
 
 
-@pytest.mark.parametrize(("command", "text"), [("reference", reference()), ("example", example())])
+@pytest.mark.parametrize(("command", "text"), [("reference", render_reference()), ("example", render_example())])
 def test_a_document_is_printed_whatever_the_configuration(checkout: Checkout, command: str, text: str) -> None:
     done = config(checkout, command, LOG_LEVEL="loud")
     assert (done.returncode, done.stdout, done.stderr) == (0, text, "")

@@ -1,4 +1,4 @@
-"""config.settings"""
+"""config.settings, config.types and config.loading"""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from config import ConfigError, load
 from config.celery import soft_limit
-from config.reference import in_force, shown
-from config.settings import GROUPS, SECRETS, Settings, fields, variables
+from config.reference import format_value, read_help, render_settings
+from config.settings import GROUPS, REMOVED_LIMITS, SECRETS, VARIABLES, Settings, Variable
 
+ROOT = Path(__file__).resolve().parents[3]
 # Any text is allowed in these.
 FREE_TEXT = {"REDIS_PASSWORD", "CELERY_SENTINEL_PASSWORD", "CELERY_SENTINEL_MASTER", "CELERY_IMPORTS"}
 # Distinct enough not to turn up by chance in what must not contain it.
@@ -48,19 +50,20 @@ def test_nothing_has_to_be_set() -> None:
     assert settings.broker.visibility_timeout == 3600
 
 
-@pytest.mark.parametrize(
-    ("group", "attribute", "variable"),
-    [(name, attribute, variable) for name, group in GROUPS.items() for attribute, variable, _ in fields(group)],
-)
-def test_a_default_written_down_is_the_default(group: str, attribute: str, variable: str) -> None:
-    default = getattr(getattr(load({}), group), attribute)
+def value_of(variable: Variable, environment: dict[str, str]) -> Any:
+    return getattr(getattr(load(environment), variable.group), variable.attribute)
+
+
+@pytest.mark.parametrize("variable", VARIABLES.values(), ids=VARIABLES)
+def test_a_default_written_down_is_the_default(variable: Variable) -> None:
+    default = value_of(variable, {})
     if isinstance(default, SecretStr):
         assert default.get_secret_value() == ""
     else:
-        assert getattr(getattr(load({variable: shown(default)}), group), attribute) == default
+        assert value_of(variable, {variable.name: format_value(default)}) == default
 
 
-@pytest.mark.parametrize("variable", variables())
+@pytest.mark.parametrize("variable", VARIABLES)
 def test_a_variable_that_is_empty_is_not_set(variable: str, tmp_path: Path) -> None:
     env_file = tmp_path / ".env"
     env_file.write_text(f"{variable}=\n")
@@ -68,15 +71,12 @@ def test_a_variable_that_is_empty_is_not_set(variable: str, tmp_path: Path) -> N
 
 
 def test_every_variable_is_set_once_and_says_what_it_is() -> None:
-    assert len(variables()) == len(set(variables()))
-    for group in GROUPS.values():
-        assert group.__doc__
-        for _, variable, field in fields(group):
-            about: Any = field.json_schema_extra
-            assert variable.isupper()
-            assert field.description
-            assert field.description.endswith(".")
-            assert about["allowed"]
+    assert len(VARIABLES) == sum(len(group.model_fields) for group in GROUPS.values())
+    assert all(group.__doc__ for group in GROUPS.values())
+    for variable in VARIABLES.values():
+        assert variable.name.isupper()
+        assert read_help()[variable.name].endswith(".")
+        assert variable.allowed.removeprefix("one of ")
 
 
 # --- Values
@@ -144,17 +144,12 @@ def test_names_are_read_as_they_are_spelt() -> None:
 # --- Mistakes
 
 
-@pytest.mark.parametrize("variable", [name for name in variables() if name not in FREE_TEXT])
+@pytest.mark.parametrize("variable", [name for name in VARIABLES if name not in FREE_TEXT])
 def test_nonsense_is_refused_by_name_with_what_was_given_and_what_is_allowed(variable: str) -> None:
     (problem,) = mistakes({variable: "?! nonsense"})
     found = "a value that is not shown" if variable in SECRETS else "'?! nonsense'"
     assert problem.startswith(f"{variable}: found {found}")
-    assert problem.partition("; allowed: ")[2] in {
-        about["allowed"]
-        for group in GROUPS.values()
-        for _, name, field in fields(group)
-        if name == variable and isinstance(about := field.json_schema_extra, dict)
-    }
+    assert problem.endswith(f"; allowed: {VARIABLES[variable].allowed}")
 
 
 WHOLE_SECONDS = (
@@ -214,8 +209,6 @@ def test_seconds_are_whole_and_above_zero(variable: str, text: str) -> None:
         ("REDIS_MAXMEMORY", ["512", "512mb", "0m", "0.5g", "half"]),
         ("WORKER_MEMORY", ["-1g", "1t", "1 g"]),
         ("WORKER_CPUS", ["-1", "two", ".5", "1,5", "01", "0.005", "0.009"]),
-        ("REDIS_PIDS", ["15"]),
-        ("WORKER_PIDS", ["63"]),
         ("REDIS_IMAGE", ["Redis:8", "redis 8", "-redis"]),
         ("STALK_RUN_DIR", ["run", "/", "/run/"]),
     ],
@@ -298,6 +291,22 @@ def test_a_mistake_in_a_url_is_explained() -> None:
     assert "a value that is not shown" in problem
     assert "write redis://:secret@host" in problem
     assert MARK not in problem
+
+
+@pytest.mark.parametrize("variable", REMOVED_LIMITS)
+def test_a_variable_that_was_removed_is_refused_with_the_line_that_takes_its_place(
+    variable: str, tmp_path: Path
+) -> None:
+    (problem,) = mistakes({variable: "96"})
+    (tmp_path / ".env").write_text(f"{variable}=96\n")
+    assert mistakes({}, tmp_path / ".env") == (problem,)
+    assert problem.startswith(f"{variable} is no longer a variable: ")
+    written = yaml.safe_load(problem.partition("compose.override.yaml: ")[2])
+    shipped = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    service, limit = variable.lower().split("_")
+    assert written == {"services": {service: {"deploy": {"resources": {"limits": {limit: 96}}}}}}
+    # A value of its own, which the line replaces.
+    assert "$" not in str(shipped["services"][service]["deploy"]["resources"]["limits"][limit])
 
 
 # --- Combinations
@@ -459,11 +468,11 @@ def test_only_what_stands_in_the_file_is_warned_about(tmp_path: Path) -> None:
 def test_a_process_reads_its_environment_and_the_file_of_the_checkout(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in variables():
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(f"{name}_FILE", raising=False)
     (tmp_path / ".env").write_text("REDIS_PASSWORD='from $ file'\nLOG_LEVEL=error\n")
-    monkeypatch.setattr("config.settings.ENV_FILE", tmp_path / ".env")
+    monkeypatch.setattr("config.loading.ENV_FILE", tmp_path / ".env")
     monkeypatch.setenv("LOG_LEVEL", "debug")
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://redis/5")
     monkeypatch.setenv("CELERY_BROKER_READ_URL", "redis://elsewhere/0")
@@ -525,7 +534,7 @@ def assert_hidden(text: str) -> None:
 def test_no_secret_is_shown_where_the_configuration_is_good(around: tuple[str, str]) -> None:
     settings = load(secretive(MARK.join(around)))
     groups = [getattr(settings, name) for name in GROUPS]
-    for text in (repr(settings), str(settings), in_force(settings), *map(repr, groups), *map(str, groups)):
+    for text in (repr(settings), str(settings), render_settings(settings), *map(repr, groups), *map(str, groups)):
         assert_hidden(text)
     assert MARK in settings.broker_url.password
 
@@ -565,7 +574,7 @@ def test_no_secret_is_shown_where_it_is_itself_wrong(before: str, after: str) ->
 def test_no_setting_can_be_changed_and_the_refusal_shows_no_secret(group: str) -> None:
     settings = load(secretive(MARK))
     values = getattr(settings, group)
-    for attribute, _, _ in fields(GROUPS[group]):
+    for attribute in GROUPS[group].model_fields:
         with pytest.raises(ValidationError, match="frozen") as refusal:
             setattr(values, attribute, None)
         assert_hidden(str(refusal.value))

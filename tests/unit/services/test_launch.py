@@ -18,8 +18,8 @@ from celery.bin.celery import celery
 from celery.bin.worker import worker
 
 from config import child_environment, load
-from config.settings import HAND_BACK_SECONDS, SUPERVISOR_EXIT_SECONDS
-from services.launch import NODE_VARIABLES, known, node_command, supervisor_values
+from config.loading import REQUEUE_SECONDS, SUPERVISOR_EXIT_SECONDS
+from services.launch import NODE_VARIABLES, list_variables, node_command, supervisor_values
 from tests.support.checkout import Checkout
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -117,7 +117,7 @@ def test_supervisor_gets_the_settings() -> None:
     assert values["STALK_NODES"] == "3"
     assert values["STALK_HEARTBEAT_TIMEOUT"] == "90"
     assert values["STALK_RUN_DIR"] == "/run/other"
-    assert values["STALK_KILL_AFTER"] == str(100 + HAND_BACK_SECONDS)
+    assert values["STALK_KILL_AFTER"] == str(100 + REQUEUE_SECONDS)
     assert shlex.split(values["STALK_NODE_COMMAND"]) == node_command(settings)
 
 
@@ -127,7 +127,7 @@ def test_supervisor_has_given_up_before_docker_kills_it() -> None:
     assert kill_after + SUPERVISOR_EXIT_SECONDS <= shortest.worker.stop_grace_period
 
 
-@pytest.mark.parametrize("variables", [NODE_VARIABLES, known("broker", "results", "tasks", "beat", "stack")])
+@pytest.mark.parametrize("variables", [NODE_VARIABLES, list_variables("broker", "results", "tasks", "beat", "stack")])
 def test_a_process_sees_no_variable_that_beats_its_settings(
     monkeypatch: pytest.MonkeyPatch, variables: list[str]
 ) -> None:
