@@ -33,7 +33,7 @@ def sentinel_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
     options: dict[str, Any] = {
         "socket_timeout": CONNECT_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        **({"ssl": True} if url.uses_tls else {}),
+        **({"ssl": True} if url.tls else {}),
         **url.tls_options,
     }
     password = settings.broker.sentinel_password.get_secret_value()

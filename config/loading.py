@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -80,77 +80,70 @@ def _explain(variable: str, value: str, mistake: Any) -> str:
     return f"{variable}: found {found}{reason}; allowed: {VARIABLES[variable].allowed}"
 
 
-def _find_conflicts(settings: Settings) -> list[str]:
+def _find_conflicts(settings: Settings) -> Iterator[str]:
     """Mistakes that only show when settings are compared with each other."""
     broker, tasks, stack = settings.broker, settings.tasks, settings.stack
-    found = _find_worker_conflicts(settings.worker) + _find_flower_conflicts(settings.flower)
+    yield from _find_worker_conflicts(settings.worker)
+    yield from _find_flower_conflicts(settings.flower)
     if tasks.soft_time_limit and tasks.soft_time_limit >= tasks.time_limit:
-        found.append(
+        yield (
             f"CELERY_TASK_SOFT_TIME_LIMIT ({tasks.soft_time_limit} s) must be below CELERY_TASK_TIME_LIMIT "
             f"({tasks.time_limit} s), or tasks are killed before they can clean up"
         )
     for variable, url in zip(URLS, (broker.url, settings.results.url), strict=True):
         if url.scheme == "sentinel" and not broker.sentinel_master:
-            found.append(f"CELERY_SENTINEL_MASTER must name the master, because {variable} is a sentinel:// URL")
+            yield f"CELERY_SENTINEL_MASTER must name the master, because {variable} is a sentinel:// URL"
     # Only a container of its own has the limit: not another Redis, nor a process of the host.
     limited = stack.redis_replicas and stack.runtime != "local"
     if limited and size_in_bytes(stack.redis_maxmemory) * HEADROOM >= size_in_bytes(stack.redis_memory):
-        found.append(
+        yield (
             f"REDIS_MAXMEMORY ({stack.redis_maxmemory}) and the quarter more that workers may use when Redis is full "
             f"must be below REDIS_MEMORY ({stack.redis_memory}), or the kernel kills Redis: set it to half of that"
         )
-    return found
 
 
-def _find_worker_conflicts(worker: WorkerSettings) -> list[str]:
-    found = []
+def _find_worker_conflicts(worker: WorkerSettings) -> Iterator[str]:
     needed = worker.soft_shutdown + REQUEUE_SECONDS + SUPERVISOR_EXIT_SECONDS
     if worker.stop_grace_period < needed:
-        found.append(
+        yield (
             f"WORKER_STOP_GRACE_PERIOD ({worker.stop_grace_period} s) must be {needed} or more, because "
             f"WORKER_SOFT_SHUTDOWN is {worker.soft_shutdown} s and handing tasks back takes up to "
             f"{REQUEUE_SECONDS + SUPERVISOR_EXIT_SECONDS} s"
         )
     if worker.autoscale and worker.pool != "prefork":
-        found.append(f"WORKER_AUTOSCALE needs WORKER_POOL=prefork; the {worker.pool} pool cannot grow or shrink")
+        yield f"WORKER_AUTOSCALE needs WORKER_POOL=prefork; the {worker.pool} pool cannot grow or shrink"
     if worker.autoscale and worker.concurrency:
-        found.append("WORKER_AUTOSCALE and WORKER_CONCURRENCY are both set: keep one of them")
+        yield "WORKER_AUTOSCALE and WORKER_CONCURRENCY are both set: keep one of them"
     if worker.pool == "solo" and (worker.concurrency or 1) > 1:
-        found.append(
+        yield (
             f"WORKER_CONCURRENCY is {worker.concurrency}, but the solo pool runs one task at a time: use "
             "WORKER_PROCESSES, or another WORKER_POOL"
         )
-    return found
 
 
-def _find_flower_conflicts(flower: FlowerSettings) -> list[str]:
-    found = []
+def _find_flower_conflicts(flower: FlowerSettings) -> Iterator[str]:
     full, read_only = (login.get_secret_value() for login in (flower.basic_auth, flower.read_only_auth))
     if full and full.partition(":")[0] == read_only.partition(":")[0]:
-        found.append("FLOWER_READ_ONLY_AUTH has the user of FLOWER_BASIC_AUTH: give it another user")
+        yield "FLOWER_READ_ONLY_AUTH has the user of FLOWER_BASIC_AUTH: give it another user"
     if flower.trusted_header and not flower.trusted_proxies:
-        found.append(
+        yield (
             "FLOWER_TRUSTED_HEADER needs FLOWER_TRUSTED_PROXIES, or anybody could send the header: set it to the "
             "addresses of the proxies that log users in"
         )
     if flower.trusted_proxies and not flower.trusted_header:
-        found.append(
-            "FLOWER_TRUSTED_PROXIES needs FLOWER_TRUSTED_HEADER: set it to the header in which they name the user"
-        )
-    return found
+        yield ("FLOWER_TRUSTED_PROXIES needs FLOWER_TRUSTED_HEADER: set it to the header in which they name the user")
 
 
-def _find_doubtful(settings: Settings) -> list[str]:
+def _find_doubtful(settings: Settings) -> Iterator[str]:
     """Warnings about what works, but perhaps not as meant."""
-    found = []
     broker, results, worker = settings.broker.url, settings.results.url, settings.worker
     if (broker.server, broker.database) == (results.server, results.database):
-        found.append(
+        yield (
             f"CELERY_BROKER_URL and CELERY_RESULT_BACKEND name the same database ({broker.database}): emptying "
             "one empties the other; give results a database of their own"
         )
     if worker.pool != "prefork":
-        found.append(
+        yield (
             f"WORKER_POOL={worker.pool} cannot enforce CELERY_TASK_TIME_LIMIT and CELERY_TASK_SOFT_TIME_LIMIT: a "
             "task that hangs stays; use prefork where that matters"
         )
@@ -159,13 +152,11 @@ def _find_doubtful(settings: Settings) -> list[str]:
             "WORKER_MAX_MEMORY_PER_CHILD": worker.max_memory_per_child,
         }
         if given := [name for name, limit in limits.items() if limit]:
-            found.append(f"{' and '.join(given)} only work with WORKER_POOL=prefork")
-    return found
+            yield f"{' and '.join(given)} only work with WORKER_POOL=prefork"
 
 
-def _find_unknown(from_file: Mapping[str, str]) -> list[str]:
+def _find_unknown(from_file: Mapping[str, str]) -> Iterator[str]:
     """Warnings about variables in `.env` that nothing reads."""
-    found = []
     for name in from_file:
         known = name in VARIABLES or name.removesuffix("_FILE") in SECRETS
         # Compose reads these itself.
@@ -173,5 +164,4 @@ def _find_unknown(from_file: Mapping[str, str]) -> list[str]:
             continue
         guess = get_close_matches(name, VARIABLES, n=1)
         hint = f"did you mean {guess[0]}?" if guess else "variables for your own tasks belong in .env.tasks"
-        found.append(f"{name} in .env is read by nothing in Stalk: {hint}")
-    return found
+        yield f"{name} in .env is read by nothing in Stalk: {hint}"

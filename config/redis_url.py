@@ -42,10 +42,6 @@ class RedisUrl:
     tls: tuple[tuple[str, str], ...] = ()
 
     @property
-    def uses_tls(self) -> bool:
-        return bool(self.tls)
-
-    @property
     def tls_options(self) -> dict[str, Any]:
         """The TLS options as redis-py's connections take them."""
         options: dict[str, Any] = dict(self.tls)
@@ -79,9 +75,9 @@ class RedisUrl:
         if self.socket_path:
             return f"{self.scheme}://{login}{quote(self.socket_path)}?virtual_host={self.database}"
         query = "?" + urlencode(tls) if tls else ""
-        return ";".join(
-            f"{self.scheme}://{login}{_bracket(host)}:{port}/{self.database}{query}" for host, port in self.hosts
-        )
+        # An IPv6 address needs brackets.
+        hosts = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts]
+        return ";".join(f"{self.scheme}://{login}{host}/{self.database}{query}" for host in hosts)
 
 
 def mask_passwords(value: Any) -> Any:
@@ -133,44 +129,47 @@ def _parse_one(text: str) -> RedisUrl:
     scheme, _, rest = text.partition("://")
     # Split here, because urlsplit drops or refuses some characters of a password, depending on the Python version.
     login, _, location = rest.rpartition("@")
-    if any(mark in login for mark in "/#?"):
-        raise ValueError("before its @ is a character that must be percent-encoded (/ is %2F, # is %23, ? is %3F)")
     try:
         # urlsplit looks for a host only in URLs of schemes that it knows, such as http.
         parts = urlsplit("http://" + location)
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"its host or port cannot be read ({_explain_split(error)})") from None
-    name, colon, word = login.partition(":")
-    username, password = unquote(name), unquote(word)
+        # Its message repeats its input, which may be part of a password.
+        reason = "the port must be a number" if "port" in str(error).lower() else "check its brackets"
+        raise ValueError(f"its host or port cannot be read ({reason})") from None
+    url = RedisUrl(scheme, **_parse_login(scheme, login))
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if scheme == "redis+socket":
+        if parts.hostname or parts.path in ("", "/"):
+            problem = "a socket URL has no host" if parts.hostname else "it names no socket"
+            raise ValueError(f"{problem}: write redis+socket:///path/to/socket")
+        database = query.pop("virtual_host", "0")
+        url = replace(url, socket_path=unquote(parts.path))
+    else:
+        url = replace(url, tls=_take_tls_options(scheme, query))
+        if parts.hostname:
+            url = replace(url, hosts=((unquote(parts.hostname), DEFAULT_PORTS[scheme] if port is None else port),))
+        database = parts.path.strip("/") or "0"
+    if query:
+        raise ValueError(f"its query has {', '.join(sorted(query))}, which no part of Stalk reads")
+    if not (url.hosts or url.socket_path):
+        raise ValueError("it names no host")
+    if not database.isascii() or not database.isdigit():
+        raise ValueError("its database must be a whole number, 0 or more")
+    return replace(url, database=int(database))
+
+
+def _parse_login(scheme: str, login: str) -> dict[str, Any]:
+    if any(mark in login for mark in "/#?"):
+        raise ValueError("before its @ is a character that must be percent-encoded (/ is %2F, # is %23, ? is %3F)")
+    username, colon, password = login.partition(":")
     if username and not colon:
         raise ValueError(
             f"it has a user but no password: Redis tools read {scheme}://secret@host as a password, "
             f"Celery reads it as a user; write {scheme}://:secret@host (password only) or "
             f"{scheme}://user:secret@host"
         )
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    tls = _take_tls_options(scheme, query)
-    credentials: dict[str, Any] = {"username": username, "password": password}
-    if scheme == "redis+socket":
-        if parts.hostname:
-            raise ValueError("a socket URL has no host: write redis+socket:///path/to/socket")
-        if parts.path in ("", "/"):
-            raise ValueError("it names no socket: write redis+socket:///path/to/socket")
-        database = _read_database(query.pop("virtual_host", "0"))
-        _refuse_unknown(query)
-        return RedisUrl(scheme, database, socket_path=unquote(parts.path), **credentials)
-    _refuse_unknown(query)
-    if not parts.hostname:
-        raise ValueError("it names no host")
-    host = (unquote(parts.hostname), DEFAULT_PORTS[scheme] if port is None else port)
-    return RedisUrl(scheme, _read_database(parts.path.strip("/") or "0"), hosts=(host,), tls=tls, **credentials)
-
-
-def _read_database(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise ValueError("its database must be a whole number, 0 or more")
-    return int(text)
+    return {"username": unquote(username), "password": unquote(password)}
 
 
 def _take_tls_options(scheme: str, query: dict[str, str]) -> tuple[tuple[str, str], ...]:
@@ -197,17 +196,3 @@ def _read_tls_option(name: str, value: str) -> str:
     if not value:
         raise ValueError(f"{name} names no file")
     return value
-
-
-def _refuse_unknown(query: dict[str, str]) -> None:
-    if query:
-        raise ValueError(f"its query has {', '.join(sorted(query))}, which no part of Stalk reads")
-
-
-def _bracket(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _explain_split(error: ValueError) -> str:
-    # urllib's own message repeats its input, which may be part of a password.
-    return "the port must be a number" if "port" in str(error).lower() else "check its brackets"

@@ -18,15 +18,12 @@ REMOVED_LIMITS = (
 )
 
 
-def setting(variable: str, default: Any, *, unit: str = "", allowed: str = "", example: str = "", **bounds: int) -> Any:
+def setting(variable: str, default: Any, *, unit: str = "", example: str = "", **bounds: int) -> Any:
     """Declare a setting that is read from `variable`; the text below it says what it does.
 
-    `allowed` is for what the bounds (`ge`, `le`) and the type do not say; `example` for a setting without default.
+    `bounds` are `ge` and `le` of a whole number; `example` is for a setting without default.
     """
-    if bounds and not allowed:
-        what = f"whole {unit}" if unit else "a whole number"
-        allowed = what + (" from {ge} to {le}" if "le" in bounds else ", {ge} or more").format(**bounds)
-    words: Any = {"allowed": allowed, "unit": unit, "example": example}
+    words: Any = {"unit": unit, "example": example, "bounds": bounds}
     return Field(default, alias=variable, json_schema_extra=words, **bounds)  # type: ignore[call-overload]
 
 
@@ -42,14 +39,12 @@ class BrokerSettings(Group):
     url: types.Url = setting("CELERY_BROKER_URL", redis_url.parse("redis://redis:6379/0"))
     """Redis database that carries the tasks: the stack's own `redis` service, or a Redis of yours."""
 
-    password: types.Secret = setting(
-        "REDIS_PASSWORD", SecretStr(""), allowed="any text; empty for a Redis without password"
-    )
-    """Password of the `redis` service, and of every Redis URL that has none. It may have any character."""
+    password: types.Secret = setting("REDIS_PASSWORD", SecretStr(""))
+    """Password of the `redis` service, and of every Redis URL that has none. Empty for a Redis without password."""
 
     visibility_timeout: types.Whole = setting("CELERY_VISIBILITY_TIMEOUT", 3600, ge=1, unit="seconds")
     """How long a Celery worker without Stalk's code may keep a task of the same queues before another worker runs it
-    again. For Stalk's own workers WORKER_LEASE counts instead, however long a task runs."""
+    again; an hour, as in Celery. For Stalk's own workers WORKER_LEASE counts instead, however long a task runs."""
 
     allow_volatile: types.Flag = setting("BROKER_ALLOW_VOLATILE", False)
     """Start although the broker keeps nothing on disk: every waiting task is lost when it restarts."""
@@ -75,19 +70,13 @@ class TaskSettings(Group):
     """What holds for every task."""
 
     time_limit: types.Whole = setting("CELERY_TASK_TIME_LIMIT", 1800, ge=2, unit="seconds")
-    """A task that runs longer is killed, so that one that hangs does not occupy a worker for ever. For tasks and calls
-    without limits of their own. Enforced by the prefork pool only."""
+    """A task that runs longer is killed, so that one that hangs does not occupy a worker for ever. Half an hour is far
+    more than most tasks need. For tasks and calls without limits of their own. Enforced by the prefork pool only."""
 
-    soft_time_limit: types.Whole | None = setting(
-        "CELERY_TASK_SOFT_TIME_LIMIT",
-        None,
-        ge=1,
-        unit="seconds",
-        allowed="whole seconds, 1 or more, below CELERY_TASK_TIME_LIMIT",
-    )
-    """A task that runs longer gets SoftTimeLimitExceeded and can clean up before it is killed. Unset: 29/30 of
-    CELERY_TASK_TIME_LIMIT, the last minute of 30. For tasks and calls without limits of their own; one that has only a
-    soft limit is killed after the same difference. Enforced by the prefork pool only."""
+    soft_time_limit: types.Whole | None = setting("CELERY_TASK_SOFT_TIME_LIMIT", None, ge=1, unit="seconds")
+    """A task that runs longer gets SoftTimeLimitExceeded and can clean up before it is killed: below
+    CELERY_TASK_TIME_LIMIT. Unset: 29/30 of that, such as 29 of 30 minutes. For tasks and calls without limits of their
+    own; one with a soft limit alone is killed later by the same difference. Enforced by the prefork pool only."""
 
     imports: types.Modules = setting("CELERY_IMPORTS", (), example="shop.tasks,shop.reports")
     """Modules with tasks, in addition to those in services/tasks/."""
@@ -96,7 +85,7 @@ class TaskSettings(Group):
     """Time zone in which crontab schedules are read. Internally all times are UTC."""
 
     log_level: types.LogLevel = setting("LOG_LEVEL", "info")
-    """Lowest level of what workers, beat and Flower log."""
+    """Workers, beat and Flower log messages of this level and above."""
 
 
 class WorkerSettings(Group):
@@ -119,7 +108,7 @@ class WorkerSettings(Group):
     """Let a prefork node grow and shrink between two sizes, in place of WORKER_CONCURRENCY."""
 
     max_tasks_per_child: types.Whole | None = setting("WORKER_MAX_TASKS_PER_CHILD", None, ge=1)
-    """Replace a prefork child after so many tasks, which bounds what a leak can take."""
+    """Replace a prefork child after so many tasks, which bounds memory leaks."""
 
     max_memory_per_child: types.Whole | None = setting("WORKER_MAX_MEMORY_PER_CHILD", None, ge=10000, unit="KiB")
     """Replace a prefork child that uses more memory than this, after its task."""
@@ -131,11 +120,12 @@ class WorkerSettings(Group):
     lease: types.Whole = setting("WORKER_LEASE", 60, ge=2, le=3600, unit="seconds")
     """How long a task stays with a worker that shows no sign of life; then another one runs it. A live worker renews
     the lease three times in that time, however long the task runs. A shorter one brings the tasks of a dead worker back
-    sooner, but takes a worker that is merely stuck for dead sooner too."""
+    sooner, but a worker that is merely stuck is taken for dead sooner too."""
 
     max_deliveries: types.Whole = setting("WORKER_MAX_DELIVERIES", 5, ge=1, le=100)
     """How often a task is started whose worker or pool child dies while it runs, or that runs into its hard time limit
-    with acks_on_timeout=False. Then it becomes a dead letter."""
+    with acks_on_timeout=False. Then it becomes a dead letter. More than once, because a worker may also die of
+    something else than the task."""
 
     max_requeues: types.Whole = setting("WORKER_MAX_REQUEUES", 100, ge=0, le=10000)
     """How often a task may requeue itself (Reject with requeue=True). It runs again after 0.1 s, and after twice as
@@ -156,16 +146,15 @@ class WorkerSettings(Group):
     are always kept. 10,000 of 2 KB each take 20 MB."""
 
     soft_shutdown: types.Whole = setting("WORKER_SOFT_SHUTDOWN", 45, ge=1, unit="seconds")
-    """How long running tasks may go on after a stop. What still runs then goes back to the queue."""
+    """How long running tasks may go on after a stop. What still runs then goes back to the queue. 45 s, so that a stop
+    takes a minute at most (WORKER_STOP_GRACE_PERIOD)."""
 
-    stop_grace_period: types.Whole = setting(
-        "WORKER_STOP_GRACE_PERIOD", 60, ge=1, unit="seconds", allowed="whole seconds, WORKER_SOFT_SHUTDOWN + 15 or more"
-    )
-    """How long after it was told to stop Docker kills a worker container. WORKER_SOFT_SHUTDOWN, 10 s to requeue tasks
-    and 5 s for Supervisor to exit must fit in."""
+    stop_grace_period: types.Whole = setting("WORKER_STOP_GRACE_PERIOD", 60, ge=1, unit="seconds")
+    """How long Docker waits for a worker container that it has told to stop before it kills it: WORKER_SOFT_SHUTDOWN
+    and 15 s or more, 10 to requeue tasks and 5 for Supervisor to exit."""
 
     heartbeat_timeout: types.Whole = setting("WORKER_HEARTBEAT_TIMEOUT", 60, ge=45, unit="seconds")
-    """A node whose main loop has not moved for so long, while Redis answers and no solo task runs, is killed and
+    """A node whose main loop has been stuck for so long, although Redis answers and no solo task runs, is killed and
     replaced. Reconnecting pauses up to 30 s, so less than 45 would kill healthy nodes."""
 
 
@@ -182,13 +171,9 @@ class FlowerSettings(Group):
     basic_auth: types.Login = setting("FLOWER_BASIC_AUTH", SecretStr(""))
     """Login for every page, the API and /metrics. The password may have colons and commas."""
 
-    read_only_auth: types.Login = setting(
-        "FLOWER_READ_ONLY_AUTH",
-        SecretStr(""),
-        allowed="user:password, another user than that of FLOWER_BASIC_AUTH",
-        example="guest:another-long-password",
-    )
-    """A second login that sees everything and changes nothing: its pages have no buttons, and actions are refused."""
+    read_only_auth: types.Login = setting("FLOWER_READ_ONLY_AUTH", SecretStr(""), example="guest:another-long-password")
+    """Login of a second user, who sees everything and changes nothing: the pages have no buttons, and actions are
+    refused."""
 
     trusted_header: types.Header = setting("FLOWER_TRUSTED_HEADER", "", example="X-Forwarded-User")
     """Header in which a reverse proxy that logs users in names the user, who then needs no other login and may do
@@ -211,7 +196,7 @@ class FlowerSettings(Group):
     container may use (compose.yaml)."""
 
     max_workers: types.Whole = setting("FLOWER_MAX_WORKERS", 1000, ge=1, le=5000)
-    """Workers that Flower remembers, including those that are gone."""
+    """Workers that Flower remembers, including those that are gone: as many as WORKERS may be."""
 
     offline_after: types.Whole = setting("FLOWER_PURGE_OFFLINE_WORKERS", 60, ge=1, unit="seconds")
     """How long a worker that is gone stays on the page."""
@@ -230,9 +215,8 @@ class StackSettings(Group):
     """What `make` runs the stack with: containers (docker) or processes of this host (local). Unset: the first `make
     up` takes containers if a Docker Engine answers, else processes, and later ones do the same."""
 
-    redis_replicas: types.Whole = setting("REDIS_REPLICAS", 1, ge=0, le=1, allowed="0 or 1")
-    """0 uses a Redis of your own, which CELERY_BROKER_URL and CELERY_RESULT_BACKEND name, in place of the `redis`
-    service."""
+    redis_replicas: types.Whole = setting("REDIS_REPLICAS", 1, ge=0, le=1)
+    """1 runs the `redis` service; 0 uses a Redis of your own, named by CELERY_BROKER_URL and CELERY_RESULT_BACKEND."""
 
     redis_port: types.Port = setting("REDIS_PORT", 6379)
     """Port for Redis on this host's loopback, with docker/publish.yaml (docs/connect.md)."""
@@ -253,16 +237,13 @@ class StackSettings(Group):
     """Directory for heartbeats, pid files and sockets, empty after a start. In the stack's containers it is always
     /run/stalk, a tmpfs."""
 
-    redis_maxmemory: types.Size = setting(
-        "REDIS_MAXMEMORY",
-        "512m",
-        allowed="a size such as 512m; below four fifths of REDIS_MEMORY, where that is the limit",
-    )
+    redis_maxmemory: types.Size = setting("REDIS_MAXMEMORY", "512m")
     """Data that Redis holds before it refuses new tasks; workers may use a quarter more to finish theirs. Half of
-    REDIS_MEMORY, because rewriting the append-only file can need as much again."""
+    REDIS_MEMORY, because rewriting the append-only file can need as much again; four fifths of it or more are
+    refused."""
 
     redis_memory: types.Size = setting("REDIS_MEMORY", "1g")
-    """Memory limit of the redis container."""
+    """Memory limit of the redis container: twice REDIS_MAXMEMORY."""
 
     worker_memory: types.Size = setting("WORKER_MEMORY", "1g")
     """Memory limit of a worker container: 60 MB for each node and child, and what your tasks need."""
@@ -328,15 +309,18 @@ class Variable:
 
 
 def describe(group: str, attribute: str, field: FieldInfo) -> Variable:
-    """The variable of one field, with the values that its setting or its type allows in words."""
+    """The variable of one field, with the values that its bounds or its type allow in words."""
     words: Any = field.json_schema_extra
-    of_type = next((part.text for part in field.metadata if isinstance(part, types.Allowed)), "")
+    allowed = next((part for part in field.metadata if isinstance(part, types.Allowed)), "")
+    if bounds := words["bounds"]:
+        numbers = f"whole {words['unit']}" if words["unit"] else "a whole number"
+        allowed = numbers + (" from {ge} to {le}" if "le" in bounds else ", {ge} or more").format(**bounds)
     return Variable(
         name=str(field.alias),
         group=group,
         attribute=attribute,
         default=field.default,
-        allowed=words["allowed"] or of_type or "one of " + ", ".join(get_args(field.annotation)),
+        allowed=allowed or "one of " + ", ".join(get_args(field.annotation)),
         unit=words["unit"],
         example=words["example"],
         # A Redis URL may carry a password.

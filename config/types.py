@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
@@ -21,11 +20,8 @@ HEADERS_OF_EVERY_REQUEST = {
 }
 
 
-@dataclass(frozen=True)
-class Allowed:
-    """The values that a type takes, in words; part of an error and of the reference."""
-
-    text: str
+class Allowed(str):
+    """The values that a type takes, in words: part of an error and of the reference."""
 
 
 def read_whole(text: str) -> str:

@@ -119,7 +119,7 @@ def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:
         "username": url.username or None,
         "password": url.password or None,
         "db": url.database,
-        "ssl": url.uses_tls,
+        "ssl": bool(url.tls),
         **url.tls_options,
     } | options
     if url.scheme == "sentinel":
