@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -21,17 +19,9 @@ SECRETS = {
 }
 
 
-def config(checkout: Checkout, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def config(checkout: Checkout, *arguments: str, **environment: str) -> CompletedProcess[str]:
     """Run the command in a checkout without .env, with nothing but `environment`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "config", *arguments],
-        cwd=checkout.path,
-        env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = checkout.run("-m", "config", *arguments, **environment)
     assert "Traceback" not in done.stderr
     assert MARK not in done.stdout + done.stderr
     return done
@@ -65,10 +55,11 @@ def test_check_warns_and_exits_with_0(checkout: Checkout) -> None:
 
 
 def test_check_reads_env_of_its_checkout(own_checkout: Checkout) -> None:
-    own_checkout.write(".env", "REDIS_PASSWORD=pa$word\n")
+    own_checkout.write(".env", "LOG_LEVEL=error\nREDIS_PASSWORD=pa$word\n")
     done = config(own_checkout, "check")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {own_checkout.path / '.env'} line 1: ")
+    assert done.stderr.startswith(f"error: {own_checkout.path / '.env'} line 2: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_show_prints_what_is_in_force_with_secrets_masked(checkout: Checkout) -> None:

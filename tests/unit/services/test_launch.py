@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -169,15 +168,7 @@ def test_no_option_of_celery_is_set_behind_our_back(monkeypatch: pytest.MonkeyPa
 
 
 def python(checkout: Checkout, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=checkout.path,
-        env={"PATH": os.environ["PATH"], **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = checkout.run(*arguments, **environment)
     assert "Traceback" not in done.stderr
     assert MARK not in done.stdout + done.stderr
     return done
