@@ -1,8 +1,8 @@
-"""python -m services.launch worker | node | beat | flower: the one way from settings to a running process.
+"""python -m services.launch worker | node | beat | flower: start one part of the stack from its settings.
 
-Checks the configuration and Redis, then becomes Supervisor, Celery or Flower with exactly what each may see.
-Exit codes: 0 told to stop while waiting for Redis, 2 the configuration has mistakes, 3 Redis was refused; otherwise
-what the process ends with.
+Checks the configuration and Redis, then becomes Supervisor, Celery or Flower with only the variables that each needs.
+Exit codes: 0 stopped by TERM while waiting for Redis, 2 the configuration has mistakes, 3 Redis was refused; otherwise
+that of Supervisor, Celery or Flower.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def node_command(settings: Settings) -> list[str]:
 def launch_worker(settings: Settings, _: Namespace) -> None:
     """Become Supervisor, with WORKER_PROCESSES nodes under it.
 
-    Raises ConfigError when BEAT_SCHEDULE names an entry that does not exist, as launch_beat does: a node would
-    fail with it after its start.
+    Raises ConfigError when BEAT_SCHEDULE names an entry that does not exist, which would otherwise end each node
+    after its start.
     """
     from services.schedule import beat_schedule
 
@@ -57,7 +57,7 @@ def launch_worker(settings: Settings, _: Namespace) -> None:
 
 
 def supervisor_values(settings: Settings) -> dict[str, str]:
-    """What stands in the ENV_ places of docker/supervisor/worker.conf."""
+    """The values of the ENV_ placeholders in docker/supervisor/worker.conf."""
     worker = settings.worker
     return {
         "STALK_RUN_DIR": settings.stack.run_directory,
@@ -77,7 +77,7 @@ def launch_node(settings: Settings, options: Namespace) -> None:
 
 def launch_beat(settings: Settings, _: Namespace) -> None:
     """Become Celery's beat."""
-    # It imports Celery, which a node does for itself after it has become one.
+    # Imported here, because only beat needs Celery before it becomes another program.
     from services.beat.scheduler import TICK_SECONDS
     from services.schedule import beat_schedule
 
@@ -106,7 +106,7 @@ def launch_flower(settings: Settings, options: Namespace) -> None:
 
 
 def become(command: list[str], environment: dict[str, str]) -> None:
-    """Go on as another program."""
+    """Replace this process by another program."""
     os.execve(command[0], command, environment)
 
 
@@ -118,7 +118,7 @@ def list_variables(*groups: str) -> list[str]:
 NODE_VARIABLES = list_variables("broker", "results", "tasks", "worker", "beat", "stack")
 
 
-def parser() -> ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The command line; a mistake in it ends with exit code 2."""
     parser = ArgumentParser(prog="python -m services.launch", description="Start one part of the stack.")
     roles = parser.add_subparsers(metavar="ROLE", required=True)
@@ -130,7 +130,7 @@ def parser() -> ArgumentParser:
     node.set_defaults(launch=launch_node)
     flower = add("flower", help="the web interface")
     flower.add_argument("--address", default="0.0.0.0")  # noqa: S104 - the container's border is the border
-    # Inside its container; FLOWER_PORT is the port on the host.
+    # The port inside the container; FLOWER_PORT is the one on the host.
     flower.add_argument("--port", type=int, default=8080)
     flower.add_argument("--database", default="/var/lib/flower/flower.db")
     flower.set_defaults(launch=launch_flower)
@@ -139,8 +139,8 @@ def parser() -> ArgumentParser:
 
 def main(arguments: list[str]) -> None:
     """Launch the role that `arguments` name."""
-    options = parser().parse_args(arguments)
-    # As process 1 of a container, a process without a handler ignores TERM: waiting for Redis must end by it.
+    options = build_parser().parse_args(arguments)
+    # Process 1 of a container ignores TERM without a handler, and TERM has to end a wait for Redis.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with exit_on_mistakes():
         settings = load()
