@@ -7,6 +7,8 @@ from typing import Any
 from config.redis_url import RedisUrl
 from config.settings import Settings, TaskSettings
 
+# kombu 5.7 uses ZRANGE … BYSCORE, and BLMOVE is what waiting without polling needs: both came with 6.2.
+LOWEST_REDIS_VERSION = (6, 2)
 # Redis answers in milliseconds; a server that is silent for 10 s is gone, and its socket with it.
 SOCKET_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 5

@@ -32,8 +32,9 @@ from redis.exceptions import (
 from redis.sentinel import MasterNotFoundError
 
 from config import Settings
+from config.celery import LOWEST_REDIS_VERSION
 from config.redis_url import RedisUrl
-from services.broker import LOWEST_VERSION, scripts
+from services.broker import scripts
 from services.broker.client import connect, format_error, require_tls_files
 from services.broker.keys import DEAD_LETTERS, HELD, RESULT
 from services.broker.outages import Outage
@@ -49,7 +50,7 @@ CLUSTER = (
 
 TOO_OLD = (
     "it does not know HELLO, with which clients log in: name a Redis or Valkey of version "
-    f"{'.'.join(map(str, LOWEST_VERSION))} or newer, in which HELLO is not renamed"
+    f"{'.'.join(map(str, LOWEST_REDIS_VERSION))} or newer, in which HELLO is not renamed"
 )
 
 
@@ -215,8 +216,8 @@ def _check_version(info: dict[str, Any], found: Findings) -> None:
     if not text:
         return
     parts = text.split(".")
-    if tuple(int(part) for part in parts[:2]) < LOWEST_VERSION:
-        wanted = ".".join(map(str, LOWEST_VERSION))
+    if tuple(int(part) for part in parts[:2]) < LOWEST_REDIS_VERSION:
+        wanted = ".".join(map(str, LOWEST_REDIS_VERSION))
         found.refusals.append(f"it is version {text}, and {wanted} or newer is needed: upgrade it")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import config
 from config import Settings, child_environment, exit_on_mistakes
-from services.broker import LOWEST_VERSION
+from config.celery import LOWEST_REDIS_VERSION
 from stack.errors import Failure
 from stack.local import session
 from stack.paths import REDIS_CHECK_AOF, REDIS_DATA, REDIS_LOCK, REDIS_SOCKET, REDIS_TLS, REDIS_VERSION, ROOT
@@ -34,12 +34,12 @@ def find() -> tuple[Path, tuple[int, ...]]:
     Raises Failure when there is none.
     """
     versions = {path: version(path) for path in candidates()}
-    lowest = max(LOWEST_VERSION, written_by())
+    lowest = max(LOWEST_REDIS_VERSION, written_by())
     for path, number in versions.items():
         if number >= lowest:
             return path, number
     wanted = ".".join(map(str, lowest))
-    why = f", which the data in {REDIS_DATA} was written by" if lowest > LOWEST_VERSION else ""
+    why = f", which the data in {REDIS_DATA} was written by" if lowest > LOWEST_REDIS_VERSION else ""
     seen = ", ".join(f"{path} is {'.'.join(map(str, number)) or 'no Redis'}" for path, number in versions.items())
     raise Failure(
         f"no redis-server or valkey-server of version {wanted}{why}, or newer is on PATH ({seen or 'none at all'}), "
