@@ -16,7 +16,7 @@ CONNECT_TIMEOUT_SECONDS = 5
 HEALTH_CHECK_SECONDS = 30
 
 
-def connection_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
+def build_connection_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
     """Options of connections to the broker or to the results, whichever `url` names."""
     options: dict[str, Any] = {
         "socket_timeout": SOCKET_TIMEOUT_SECONDS,
@@ -26,11 +26,11 @@ def connection_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
     }
     if url.scheme == "sentinel":
         options["master_name"] = settings.broker.sentinel_master
-        options["sentinel_kwargs"] = sentinel_options(settings, url)
+        options["sentinel_kwargs"] = build_sentinel_options(settings, url)
     return options
 
 
-def sentinel_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
+def build_sentinel_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
     """Options of connections to the sentinels themselves, whose password is not the master's."""
     options: dict[str, Any] = {
         "socket_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -42,12 +42,12 @@ def sentinel_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
     return options | ({"password": password} if password else {})
 
 
-def soft_limit(tasks: TaskSettings) -> int:
+def derive_soft_limit(tasks: TaskSettings) -> int:
     """The soft time limit that is in force, in seconds."""
     return tasks.soft_time_limit or max(1, tasks.time_limit * 29 // 30)
 
 
-def celery_configuration(settings: Settings) -> dict[str, Any]:
+def build_celery_configuration(settings: Settings) -> dict[str, Any]:
     """What `app.conf` is updated with, except task modules and schedule, which services/app.py adds."""
     return _transport(settings) | _delivery(settings) | _messages(settings) | _worker(settings)
 
@@ -56,7 +56,7 @@ def _transport(settings: Settings) -> dict[str, Any]:
     return {
         "broker_url": settings.broker_url.text(),
         "result_backend": settings.result_url.text(),
-        "broker_transport_options": connection_options(settings, settings.broker_url)
+        "broker_transport_options": build_connection_options(settings, settings.broker_url)
         | {
             "visibility_timeout": settings.broker.visibility_timeout,
             "lease": settings.worker.lease,
@@ -68,7 +68,7 @@ def _transport(settings: Settings) -> dict[str, Any]:
             "fanout_prefix": True,
             "fanout_patterns": True,
         },
-        "result_backend_transport_options": connection_options(settings, settings.result_url),
+        "result_backend_transport_options": build_connection_options(settings, settings.result_url),
         # Celery reads TLS options from every URL but one of sentinels (celery 5.7).
         "redis_backend_use_ssl": settings.result_url.tls_options if settings.result_url.scheme == "sentinel" else None,
         "redis_socket_timeout": SOCKET_TIMEOUT_SECONDS,

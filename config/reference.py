@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from config import settings as settings_module
-from config.celery import soft_limit
+from config.celery import derive_soft_limit
 from config.environment import quote_value
 from config.redis_url import MASK, RedisUrl
 from config.settings import GROUPS, VARIABLES, Settings, Variable
@@ -48,7 +48,7 @@ def render_settings(settings: Settings) -> str:
     derived = {
         "CELERY_BROKER_URL": settings.broker_url,
         "CELERY_RESULT_BACKEND": settings.result_url,
-        "CELERY_TASK_SOFT_TIME_LIMIT": soft_limit(settings.tasks),
+        "CELERY_TASK_SOFT_TIME_LIMIT": derive_soft_limit(settings.tasks),
     }
     lines = []
     for group in GROUPS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from celery import Celery
 
 from config import Settings, exit_on_mistakes, load
-from config.celery import celery_configuration, soft_limit
+from config.celery import build_celery_configuration, derive_soft_limit
 from services.broker.client import require_tls_files
 from services.broker.keys import BEAT_PREFIX, DEFAULT_QUEUE
 from services.commands.celery_cli import Gate
@@ -28,7 +28,7 @@ def create_app(settings: Settings) -> Celery:
 
     require_tls_files(settings)
     app = Stalk("stalk", set_as_current=True)
-    app.conf.update(celery_configuration(settings))
+    app.conf.update(build_celery_configuration(settings))
     app.conf.update(
         imports=task_modules(settings.tasks.imports),
         task_default_queue=DEFAULT_QUEUE,
@@ -54,7 +54,7 @@ def create_app(settings: Settings) -> Celery:
     app.user_options["preload"].add(Gate())
     app.settings = settings
     # Not as Celery's settings: it would give both to a task that has one of its own, and refuse the pair (celery 5.7).
-    app.time_limits = Limits(settings.tasks.time_limit, soft_limit(settings.tasks))
+    app.time_limits = Limits(settings.tasks.time_limit, derive_soft_limit(settings.tasks))
     return app
 
 

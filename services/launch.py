@@ -23,7 +23,7 @@ SUPERVISOR_CONF = Path(__file__).resolve().parent.parent / "docker" / "superviso
 CELERY = (sys.executable, "-m", "celery", "--app=services.app")
 
 
-def node_command(settings: Settings) -> list[str]:
+def build_node_command(settings: Settings) -> list[str]:
     """The command line of a Celery node; Supervisor adds its name."""
     worker = settings.worker
     options = {
@@ -62,7 +62,7 @@ def supervisor_values(settings: Settings) -> dict[str, str]:
     return {
         "STALK_RUN_DIR": settings.stack.run_directory,
         "STALK_NODES": str(worker.processes),
-        "STALK_NODE_COMMAND": shlex.join(node_command(settings)),
+        "STALK_NODE_COMMAND": shlex.join(build_node_command(settings)),
         "STALK_HEARTBEAT_TIMEOUT": str(worker.heartbeat_timeout),
         "STALK_ON_FATAL": "exit",
         "STALK_KILL_AFTER": str(worker.soft_shutdown + REQUEUE_SECONDS),
@@ -72,7 +72,7 @@ def supervisor_values(settings: Settings) -> dict[str, str]:
 def launch_node(settings: Settings, options: Namespace) -> None:
     """Become one Celery node, for a Supervisor that has not checked Redis."""
     preflight.check(settings)
-    become([*node_command(settings), f"--hostname={options.hostname}"], child_environment(NODE_VARIABLES))
+    become([*build_node_command(settings), f"--hostname={options.hostname}"], child_environment(NODE_VARIABLES))
 
 
 def launch_beat(settings: Settings, _: Namespace) -> None:

@@ -55,7 +55,7 @@ LOGGED_IN_BY_PROXY = {"Remote-User": "alice@example.com"}
 RUNNER = """
 import json, os, pathlib, sys
 from config import ConfigError, load
-from config.celery import celery_configuration
+from config.celery import build_celery_configuration
 from services.worker.worker import Stalk
 from services.flower.server import serve
 
@@ -63,7 +63,7 @@ given = json.loads(os.environ["GIVEN"])
 try:
     settings = load(given["settings"])
     app = Stalk("stalk")
-    app.conf.update(celery_configuration(settings))
+    app.conf.update(build_celery_configuration(settings))
     app.settings = settings
     beat = pathlib.Path(given["beat"])
     serve(app, settings, port=given["port"], database=given["database"], heartbeat=beat.touch)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from config import ConfigError, load
-from config.celery import soft_limit
+from config.celery import derive_soft_limit
 from config.reference import format_value, read_help, render_settings
 from config.settings import GROUPS, REMOVED_LIMITS, SECRETS, VARIABLES, Variable
 
@@ -45,7 +45,7 @@ def test_nothing_has_to_be_set() -> None:
     assert settings.result_url.text() == "redis://redis:6379/1"
     assert settings.worker.pool == "prefork"
     assert settings.worker.concurrency is None
-    assert (soft_limit(settings.tasks), settings.tasks.time_limit) == (1740, 1800)
+    assert (derive_soft_limit(settings.tasks), settings.tasks.time_limit) == (1740, 1800)
     assert settings.broker.visibility_timeout == 3600
 
 

@@ -6,7 +6,7 @@ import pytest
 from kombu.transport import redis as kombu_redis
 
 from config import load
-from config.celery import celery_configuration
+from config.celery import build_celery_configuration
 from services.delivery.channel import SentinelChannel
 from services.delivery.connection import Connection, NotRead
 from tests.support.application import create_app
@@ -67,7 +67,7 @@ def test_an_option_for_sentinels_is_refused_without_them() -> None:
 
 @pytest.mark.parametrize("settings", [SETTINGS, SENTINEL, {**SETTINGS, "CELERY_SENTINEL_MASTER": "main"}])
 def test_what_stalk_sets_is_read(settings: dict[str, str]) -> None:
-    configured = celery_configuration(load(settings))
+    configured = build_celery_configuration(load(settings))
     assert Connection(configured["broker_url"], transport_options=configured["broker_transport_options"])
 
 

@@ -18,7 +18,7 @@ from celery.bin.worker import worker
 
 from config import child_environment, load
 from config.loading import REQUEUE_SECONDS, SUPERVISOR_EXIT_SECONDS
-from services.launch import NODE_VARIABLES, list_variables, node_command, supervisor_values
+from services.launch import NODE_VARIABLES, build_node_command, list_variables, supervisor_values
 from tests.support.checkout import Checkout
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,7 +36,7 @@ HARMLESS = {"NO_COLOR"}
 
 def options_of(environment: dict[str, str]) -> dict[str, Any]:
     """What Celery itself makes of a node's command line."""
-    command = node_command(load(environment))
+    command = build_node_command(load(environment))
     arguments = command[command.index("worker") + 1 :]
     context = CLIContext(app=Celery(set_as_current=False), no_color=True, workdir=None)
     options: dict[str, Any] = worker.make_context("worker", [*arguments, "--hostname=node0@here"], obj=context).params
@@ -47,7 +47,7 @@ def options_of(environment: dict[str, str]) -> dict[str, Any]:
 
 
 def test_a_node_runs_celery_of_this_python_with_our_application() -> None:
-    assert node_command(load({}))[:5] == [sys.executable, "-m", "celery", "--app=services.app", "worker"]
+    assert build_node_command(load({}))[:5] == [sys.executable, "-m", "celery", "--app=services.app", "worker"]
 
 
 def test_a_node_of_the_defaults_is_prefork_with_a_child_for_each_cpu() -> None:
@@ -83,7 +83,7 @@ def test_every_pool_is_one_of_celerys(pool: str, module: str) -> None:
 
 
 def test_autoscale_takes_the_place_of_concurrency() -> None:
-    assert not any(part.startswith("--concurrency") for part in node_command(load({"WORKER_AUTOSCALE": "8,2"})))
+    assert not any(part.startswith("--concurrency") for part in build_node_command(load({"WORKER_AUTOSCALE": "8,2"})))
 
 
 # --- What others see
@@ -91,7 +91,7 @@ def test_autoscale_takes_the_place_of_concurrency() -> None:
 
 def test_no_command_line_carries_a_secret() -> None:
     settings = load(SECRETS)
-    assert MARK not in " ".join(node_command(settings))
+    assert MARK not in " ".join(build_node_command(settings))
     assert MARK not in repr(supervisor_values(settings))
 
 
@@ -117,7 +117,7 @@ def test_supervisor_gets_the_settings() -> None:
     assert values["STALK_HEARTBEAT_TIMEOUT"] == "90"
     assert values["STALK_RUN_DIR"] == "/run/other"
     assert values["STALK_KILL_AFTER"] == str(100 + REQUEUE_SECONDS)
-    assert shlex.split(values["STALK_NODE_COMMAND"]) == node_command(settings)
+    assert shlex.split(values["STALK_NODE_COMMAND"]) == build_node_command(settings)
 
 
 def test_supervisor_has_given_up_before_docker_kills_it() -> None:
