@@ -26,7 +26,7 @@ def render_reference() -> str:
     """docs/configuration.md."""
     parts = [REFERENCE_HEAD]
     for name, group in GROUPS.items():
-        parts.append(f"## {_title(name)}\n\n{group.__doc__}\n")
+        parts.append(f"## {name.capitalize()}\n\n{group.__doc__}\n")
         parts.append("| Variable | Default | Meaning | Allowed |\n| --- | --- | --- | --- |")
         parts += [_render_row(variable) for variable in VARIABLES.values() if variable.group == name]
         parts.append("")
@@ -37,7 +37,7 @@ def render_example() -> str:
     """.env.example."""
     parts = [EXAMPLE_HEAD]
     for name, group in GROUPS.items():
-        parts.append(f"# ---- {_title(name)}: {group.__doc__}")
+        parts.append(f"# ---- {name.capitalize()}: {group.__doc__}")
         parts += [_render_line(variable) for variable in VARIABLES.values() if variable.group == name]
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
@@ -52,7 +52,7 @@ def render_settings(settings: Settings) -> str:
     }
     lines = []
     for group in GROUPS:
-        lines.append(f"# {_title(group)}")
+        lines.append(f"# {group.capitalize()}")
         for variable in (each for each in VARIABLES.values() if each.group == group):
             value = derived.get(variable.name, getattr(getattr(settings, group), variable.attribute))
             lines.append(f"{variable.name}={format_value(value)}")
@@ -86,15 +86,9 @@ def read_help() -> dict[str, str]:
     lines = [line for group in groups if isinstance(group, ast.ClassDef) for line in group.body]
     for declaration, text in pairwise(lines):
         match declaration, text:
-            case ast.AnnAssign(value=ast.Call(args=[ast.Constant(str(variable)), *_])), ast.Expr(
-                ast.Constant(str(help))
-            ):
-                found[variable] = " ".join(help.split())
+            case ast.AnnAssign(value=ast.Call(args=[ast.Constant(str(name)), *_])), ast.Expr(ast.Constant(str(help))):
+                found[name] = " ".join(help.split())
     return found
-
-
-def _title(group: str) -> str:
-    return group.capitalize()
 
 
 def _render_row(variable: Variable) -> str:

@@ -215,7 +215,7 @@ class StackSettings(Group):
     """What `make` runs the stack with: containers (docker) or processes of this host (local). Unset: the first `make
     up` takes containers if a Docker Engine answers, else processes, and later ones do the same."""
 
-    redis_replicas: types.Whole = setting("REDIS_REPLICAS", 1, ge=0, le=1)
+    redis_replicas: types.ZeroOrOne = setting("REDIS_REPLICAS", 1)
     """1 runs the `redis` service; 0 uses a Redis of your own, named by CELERY_BROKER_URL and CELERY_RESULT_BACKEND."""
 
     redis_port: types.Port = setting("REDIS_PORT", 6379)

@@ -112,6 +112,7 @@ LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], L
 # Unset until the first `make up`.
 Runtime = Annotated[Literal["docker", "local", ""], Lower, Allowed("docker or local")]
 Whole = Annotated[int, BeforeValidator(read_whole)]
+ZeroOrOne = Annotated[Whole, Field(ge=0, le=1), Allowed("0 or 1")]
 Port = Annotated[Whole, Field(ge=1, le=65535), Allowed("a port from 1 to 65535")]
 Flag = Annotated[bool, Allowed("1 or 0")]
 Size = Annotated[
