@@ -136,9 +136,9 @@ def test_every_package_that_is_imported_is_declared(packages: tuple[str, ...], g
         *(line for group in groups for line in project["dependency-groups"][group]),
     ]
     declared = {re.split(r"[^\w.-]", line)[0].lower() for line in lines}
-    names = {name.partition(".")[0] for path in sources(*packages) for name in imports_of(path)}
+    names = {name.partition(".")[0] for path in sources(*packages) for name in imports(path.read_text("utf-8"))}
     installed = packages_distributions()
-    foreign = names - sys.stdlib_module_names - set(OURS)
+    foreign = names - sys.stdlib_module_names - {"config", "services", "stack"}
     assert {name for name in foreign if not {known.lower() for known in installed[name]} & declared} == set()
 
 
