@@ -67,15 +67,15 @@ class ResultSettings(Group):
 
 
 class TaskSettings(Group):
-    """What holds for every task."""
+    """Limits, schedules and logs, the same for every task."""
 
     time_limit: types.Whole = setting("CELERY_TASK_TIME_LIMIT", 1800, ge=2, unit="seconds")
     """A task that runs longer is killed, so that one that hangs does not occupy a worker for ever. Half an hour is far
     more than most tasks need. For tasks and calls without limits of their own. Enforced by the prefork pool only."""
 
     soft_time_limit: types.Whole | None = setting("CELERY_TASK_SOFT_TIME_LIMIT", None, ge=1, unit="seconds")
-    """A task that runs longer gets SoftTimeLimitExceeded and can clean up before it is killed: below
-    CELERY_TASK_TIME_LIMIT. Unset: 29/30 of that, such as 29 of 30 minutes. For tasks and calls without limits of their
+    """A task that runs longer gets SoftTimeLimitExceeded and can clean up before it is killed. Must be below
+    CELERY_TASK_TIME_LIMIT; unset: 29/30 of it, such as 29 of 30 minutes. For tasks and calls without limits of their
     own; one with a soft limit alone is killed later by the same difference. Enforced by the prefork pool only."""
 
     imports: types.Modules = setting("CELERY_IMPORTS", (), example="shop.tasks,shop.reports")
@@ -89,7 +89,7 @@ class TaskSettings(Group):
 
 
 class WorkerSettings(Group):
-    """The nodes in a worker container."""
+    """The nodes in a worker container; a node is a Celery worker with its pool."""
 
     processes: types.Whole = setting("WORKER_PROCESSES", 1, ge=1, le=64)
     """Celery nodes in a worker container. One is right for prefork, which has children of its own."""
@@ -123,7 +123,7 @@ class WorkerSettings(Group):
     sooner, but a worker that is merely stuck is taken for dead sooner too."""
 
     max_deliveries: types.Whole = setting("WORKER_MAX_DELIVERIES", 5, ge=1, le=100)
-    """How often a task is started whose worker or pool child dies while it runs, or that runs into its hard time limit
+    """How often a task is started whose worker or pool child dies while it runs, or that exceeds its hard time limit
     with acks_on_timeout=False. Then it becomes a dead letter. More than once, because a worker may also die of
     something else than the task."""
 
@@ -150,8 +150,8 @@ class WorkerSettings(Group):
     takes a minute at most (WORKER_STOP_GRACE_PERIOD)."""
 
     stop_grace_period: types.Whole = setting("WORKER_STOP_GRACE_PERIOD", 60, ge=1, unit="seconds")
-    """How long Docker waits for a worker container that it has told to stop before it kills it: WORKER_SOFT_SHUTDOWN
-    and 15 s or more, 10 to requeue tasks and 5 for Supervisor to exit."""
+    """How long Docker waits, after it has told a worker container to stop, before it kills it. At least
+    WORKER_SOFT_SHUTDOWN and 15 s: 10 to requeue tasks and 5 for Supervisor to exit."""
 
     heartbeat_timeout: types.Whole = setting("WORKER_HEARTBEAT_TIMEOUT", 60, ge=45, unit="seconds")
     """A node whose main loop has been stuck for so long, although Redis answers and no solo task runs, is killed and
