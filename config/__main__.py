@@ -1,6 +1,6 @@
 """python -m config check | show | reference | example
 
-Exit codes: 0 the configuration is good, 2 it is not or the command is unknown.
+Exit codes: 0 the configuration is good, 2 it has mistakes or the command is unknown.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import sys
 
 import click
 
-from config import ConfigError, Settings, load
-from config.reference import example, in_force, reference
+from config import Settings, exit_on_mistakes, load
+from config.reference import render_example, render_reference, render_settings
 
 
 @click.group(help="Check, show and document Stalk's configuration.")
@@ -18,14 +18,10 @@ def main() -> None:
     pass
 
 
-def loaded() -> Settings:
-    """The settings; on mistakes prints each and exits with 2."""
-    try:
+def load_settings() -> Settings:
+    """The settings, with their warnings printed; on mistakes prints each and exits with 2."""
+    with exit_on_mistakes():
         settings = load()
-    except ConfigError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
     for warning in settings.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return settings
@@ -33,23 +29,23 @@ def loaded() -> Settings:
 
 @main.command(help="Check every setting; exit code 2 and a line for each mistake.")
 def check() -> None:
-    loaded()
+    load_settings()
     print("The configuration is good.")
 
 
-@main.command(help="Print what is in force, secrets masked.")
+@main.command(help="Print every variable with its value in force, secrets masked.")
 def show() -> None:
-    print(in_force(loaded()), end="")
+    print(render_settings(load_settings()), end="")
 
 
 @main.command("reference", help="Print docs/configuration.md.")
 def print_reference() -> None:
-    print(reference(), end="")
+    print(render_reference(), end="")
 
 
 @main.command("example", help="Print .env.example.")
 def print_example() -> None:
-    print(example(), end="")
+    print(render_example(), end="")
 
 
 if __name__ == "__main__":

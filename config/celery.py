@@ -1,4 +1,4 @@
-"""Settings → Celery's own setting names."""
+"""Celery's configuration, made from the settings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 from config.redis_url import RedisUrl
 from config.settings import Settings, TaskSettings
 
+# kombu 5.7 uses ZRANGE … BYSCORE, and BLMOVE is what waiting without polling needs: both came with 6.2.
+LOWEST_REDIS_VERSION = (6, 2)
 # Redis answers in milliseconds; a server that is silent for 10 s is gone, and its socket with it.
 SOCKET_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 5
@@ -14,8 +16,8 @@ CONNECT_TIMEOUT_SECONDS = 5
 HEALTH_CHECK_SECONDS = 30
 
 
-def connection_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
-    """Options that broker and result connections share; `url` is the one's or the other's."""
+def build_connection_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
+    """Options of connections to the broker or to the results, whichever `url` names."""
     options: dict[str, Any] = {
         "socket_timeout": SOCKET_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -24,29 +26,29 @@ def connection_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
     }
     if url.scheme == "sentinel":
         options["master_name"] = settings.broker.sentinel_master
-        options["sentinel_kwargs"] = sentinel_options(settings, url)
+        options["sentinel_kwargs"] = build_sentinel_options(settings, url)
     return options
 
 
-def sentinel_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
-    """How to talk to the sentinels themselves, whose password is not the master's."""
+def build_sentinel_options(settings: Settings, url: RedisUrl) -> dict[str, Any]:
+    """Options of connections to the sentinels themselves, whose password is not the master's."""
     options: dict[str, Any] = {
         "socket_timeout": CONNECT_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        **({"ssl": True} if url.uses_tls else {}),
+        **({"ssl": True} if url.tls else {}),
         **url.tls_options,
     }
     password = settings.broker.sentinel_password.get_secret_value()
     return options | ({"password": password} if password else {})
 
 
-def soft_limit(tasks: TaskSettings) -> int:
-    """Seconds after which a task is asked to end."""
+def derive_soft_limit(tasks: TaskSettings) -> int:
+    """The soft time limit that is in force, in seconds."""
     return tasks.soft_time_limit or max(1, tasks.time_limit * 29 // 30)
 
 
-def celery_configuration(settings: Settings) -> dict[str, Any]:
-    """What `app.conf` is updated with, apart from task modules and schedule, which are the services' own."""
+def build_celery_configuration(settings: Settings) -> dict[str, Any]:
+    """What `app.conf` is updated with, except task modules and schedule, which services/app.py adds."""
     return _transport(settings) | _delivery(settings) | _messages(settings) | _worker(settings)
 
 
@@ -54,7 +56,7 @@ def _transport(settings: Settings) -> dict[str, Any]:
     return {
         "broker_url": settings.broker_url.text(),
         "result_backend": settings.result_url.text(),
-        "broker_transport_options": connection_options(settings, settings.broker_url)
+        "broker_transport_options": build_connection_options(settings, settings.broker_url)
         | {
             "visibility_timeout": settings.broker.visibility_timeout,
             "lease": settings.worker.lease,
@@ -66,30 +68,30 @@ def _transport(settings: Settings) -> dict[str, Any]:
             "fanout_prefix": True,
             "fanout_patterns": True,
         },
-        "result_backend_transport_options": connection_options(settings, settings.result_url),
-        # Celery reads them in every URL but those of sentinels (celery 5.7).
+        "result_backend_transport_options": build_connection_options(settings, settings.result_url),
+        # Celery reads TLS options from every URL but one of sentinels (celery 5.7).
         "redis_backend_use_ssl": settings.result_url.tls_options if settings.result_url.scheme == "sentinel" else None,
         "redis_socket_timeout": SOCKET_TIMEOUT_SECONDS,
         "redis_socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
         # A Unix socket has no keep-alive, and Celery passes the option on all the same (celery 5.7).
         "redis_socket_keepalive": settings.result_url.scheme != "redis+socket",
         "redis_backend_health_check_interval": HEALTH_CHECK_SECONDS,
-        # A broker that is away comes back: a worker that gives up would have to be started by hand.
+        # For ever: a worker that gives up would have to be started by hand once the broker is back.
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        # A full Redis refuses commands; without this the worker exits and loops instead of waiting.
+        # A full Redis refuses commands; without this a worker exits, again and again, instead of waiting.
         "broker_channel_error_retry": True,
     }
 
 
 def _delivery(settings: Settings) -> dict[str, Any]:
     return {
-        # Acknowledge after the task, and hand it to another worker when its process dies.
+        # Acknowledge a task after it ran, and requeue it when its process dies.
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
-        # A task that runs on through a reconnect finishes; the default will change in Celery 6.
+        # Let running tasks finish when the connection is lost; the default will change in Celery 6.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
-        # What the pool still has counts against the prefetch count as it is (services/delivery/channel.py).
+        # After a reconnect, tasks that the pool still runs count as prefetched anyway (services/delivery/channel.py).
         "worker_enable_prefetch_count_reduction": False,
         "worker_consumer": "services.worker.consumer:Consumer",
         "worker_prefetch_multiplier": settings.worker.prefetch_multiplier,

@@ -12,43 +12,26 @@ from pathlib import Path
 from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 
-# Read by Celery, kombu, billiard, Flower or Supervisor behind our back: they would beat the validated
-# settings, so no process that Stalk starts sees them.
+from config.errors import ConfigError
+
+# Celery, kombu, billiard, Flower and Supervisor read these themselves, in preference to what Stalk gives them, so no
+# process that Stalk starts sees them.
 FOREIGN = (
-    "APP",
-    "BROKER_URL",
-    "CELERY_CONFIG_MODULE",
-    "CELERY_CUSTOM_WORKER_POOL",
-    "CELERY_LOADER",
-    "CELERY_QUIET",
-    "CELERY_VERSION",
-    "CELERY_WORKDIR",
-    "CONFIG_MODULE",
-    "C_FORCE_ROOT",
-    "LOADER",
-    "REMAP_SIGTERM",
-    "RESULT_BACKEND",
+    "APP", "BROKER_URL", "CELERY_CONFIG_MODULE", "CELERY_CUSTOM_WORKER_POOL", "CELERY_LOADER", "CELERY_QUIET",
+    "CELERY_VERSION", "CELERY_WORKDIR", "CONFIG_MODULE", "C_FORCE_ROOT", "LOADER", "REMAP_SIGTERM", "RESULT_BACKEND",
     "SKIP_CHECKS",
-)
+)  # fmt: skip
 # Every option of `celery worker` and `celery beat` is also read from a variable: CELERY_WORKER_PURGE=1 would empty
 # the queues, CELERY_BEAT_SCHEDULER would replace the scheduler that cannot double (celery 5.7).
 FOREIGN_PREFIXES = ("CELERY_BEAT_", "CELERY_WORKER_", "FLOWER_", "SUPERVISOR_")
-# What Celery reads in place of app.conf, with what it must then hold.
+# Celery prefers these to app.conf.
 CELERY_URLS = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND")
 ASSIGNMENT = re.compile(r"\s*(?:export[ \t]+)?[A-Za-z_][A-Za-z0-9_]*[ \t]*=")
-# Compose's dotenv, python-dotenv and a person agree about values of these two forms, and about no others.
-# A space may stand only between two words: in front or behind, every reader takes it away.
+# The two forms of a value that Compose and python-dotenv read alike. A space may stand only between two words,
+# because both remove one at the beginning or the end.
 _WORD = r"[A-Za-z0-9_./:@,+=%?&;*~^!()\[\]{}<>|-]+"
 PLAIN_VALUE = re.compile(rf"(?:{_WORD}(?: {_WORD})*)?")
 QUOTED_VALUE = re.compile(r"'(?:[^'\\\r\n]|\\'|\\(?![\\']))*'")
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used. `problems` has a sentence for each mistake."""
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
 
 
 def process_environment() -> dict[str, str]:
@@ -71,7 +54,7 @@ def read_env_file(path: Path) -> dict[str, str]:
         raise ConfigError([f"{path}: cannot be read ({reason})"]) from None
     if "\r" in text:
         raise ConfigError([f"{path}: has a carriage return, which ends a line for Python and not for Compose"])
-    problems = [problem for binding in parse_stream(io.StringIO(text)) if (problem := _ambiguity(path, binding))]
+    problems = [problem for binding in parse_stream(io.StringIO(text)) if (problem := _find_ambiguity(path, binding))]
     if problems:
         raise ConfigError(problems)
     values = dotenv_values(stream=io.StringIO(text), interpolate=False)
@@ -79,9 +62,9 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def quote_value(value: str) -> str:
-    """`value` as it must stand in an env file for every reader to get it back unchanged.
+    """`value` as it is written in an env file, so that Compose and Python read it back unchanged.
 
-    Raises ValueError where no such form exists (a line break, a doubled or a last backslash).
+    Raises ValueError for a line break, and for a backslash before another one, a quote or the end.
     """
     if PLAIN_VALUE.fullmatch(value):
         return value
@@ -91,12 +74,13 @@ def quote_value(value: str) -> str:
     return quoted
 
 
-def _ambiguity(path: Path, binding: Binding) -> str | None:
+def _find_ambiguity(path: Path, binding: Binding) -> str:
+    """Why a line is refused; "" for one that every reader reads alike."""
     original = binding.original.string
-    # What a binding was read from begins with the empty lines before it.
+    # The parser counts the empty lines before an assignment as part of it.
     line = binding.original.line + original[: len(original) - len(original.lstrip())].count("\n")
     if binding.key is None and not binding.error:
-        return None
+        return ""
     if binding.error or not ASSIGNMENT.match(original):
         return f"{path} line {line}: it is not NAME=value"
     written = original.partition("=")[2].strip(" \t\n")
@@ -108,15 +92,15 @@ def _ambiguity(path: Path, binding: Binding) -> str | None:
     else:
         readable = re.match(QUOTED_VALUE.pattern + r"[ \t]*(?:#.*)?$", written)
     if readable:
-        return None
+        return ""
     return (
         f"{path} line {line}: Compose and Python would read the value of {binding.key} differently; write it in "
         f"single quotes with \\' for a quote and no doubled backslash, as in {binding.key}='pa$$w#rd'"
     )
 
 
-def with_secret_files(environment: Mapping[str, str], secrets: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """`environment` with every secret `NAME` filled in from the file that `NAME_FILE` names, and the problems."""
+def read_secret_files(environment: Mapping[str, str], secrets: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """`environment` with each of the `secrets` read from the file that `NAME_FILE` names, and the problems."""
     values, problems = dict(environment), []
     for name in secrets:
         path = values.pop(f"{name}_FILE", "")
@@ -126,27 +110,20 @@ def with_secret_files(environment: Mapping[str, str], secrets: Iterable[str]) ->
             problems.append(f"{name} and {name}_FILE are both set: keep one of them")
             continue
         try:
-            values[name] = _secret_from(path)
+            # Editors and `echo` end a file with line breaks that are no part of the secret; docker/redis/start agrees.
+            values[name] = Path(path).read_text(encoding="utf-8").rstrip("\n").removesuffix("\r")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            problems.append(f"{name}_FILE: {_shown_path(path)} cannot be read ({reason})")
+            # Anything but an absolute path may be the secret itself, put there by mistake.
+            found = path if Path(path).is_absolute() else "its value, which is no absolute path and not shown here,"
+            problems.append(f"{name}_FILE: {found} cannot be read ({reason})")
     return values, problems
 
 
-def _shown_path(path: str) -> str:
-    # What somebody has put there in place of a path may be the secret itself.
-    return path if Path(path).is_absolute() else "what is there, which is no whole path and not shown here,"
-
-
-def _secret_from(path: str) -> str:
-    # Editors and `echo` end a file with line breaks that are no part of the secret; docker/redis/start agrees.
-    return Path(path).read_text(encoding="utf-8").rstrip("\n").removesuffix("\r")
-
-
 def variable(name: str, default: str | None = None) -> str:
-    """A variable of the user's own, for use in tasks.
+    """The value of a variable of the user's own tasks.
 
-    Raises ConfigError when it is not set and has no default.
+    Raises ConfigError when it is not set and there is no default.
     """
     value = os.environ.get(name, default)
     if value is None:
@@ -155,11 +132,11 @@ def variable(name: str, default: str | None = None) -> str:
 
 
 def secret(name: str) -> str:
-    """A secret of the user's own: `NAME`, or the content of the file that `NAME_FILE` names.
+    """The value of a secret of the user's own tasks: `NAME`, or the content of the file that `NAME_FILE` names.
 
     Raises ConfigError when neither is set or the file cannot be read.
     """
-    values, problems = with_secret_files(os.environ, [name])
+    values, problems = read_secret_files(os.environ, [name])
     if problems:
         raise ConfigError(problems)
     if not values.get(name):
@@ -168,30 +145,26 @@ def secret(name: str) -> str:
 
 
 def child_environment(known: Iterable[str], **extra: str) -> dict[str, str]:
-    """The environment for a process that Stalk starts.
+    """The environment of a process that Stalk starts, with `extra` added.
 
-    Stalk's own variables (`known`) and the user's pass; what Celery, Flower or Supervisor would read in
-    place of the validated settings does not. `extra` is added.
+    Stalk's own variables (`known`) and the user's are passed on, but none that Celery, Flower or Supervisor would
+    prefer to the validated settings.
     """
-    keep = {*known, *(f"{name}_FILE" for name in known)}
-
-    def passes(name: str) -> bool:
-        foreign = name in FOREIGN or name in CELERY_URLS or name.startswith(FOREIGN_PREFIXES)
-        return name in keep or not foreign
-
-    return {name: value for name, value in os.environ.items() if passes(name)} | extra
+    foreign = {name for name in os.environ if name in (*FOREIGN, *CELERY_URLS) or name.startswith(FOREIGN_PREFIXES)}
+    foreign -= {*known, *(f"{name}_FILE" for name in known)}
+    return {name: value for name, value in os.environ.items() if name not in foreign} | extra
 
 
-def adopt(environment: Mapping[str, str]) -> None:
-    """Make this the environment of this process, in place of its own."""
+def replace_environment(environment: Mapping[str, str]) -> None:
+    """Make `environment` that of this process."""
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
 
 
 def pin_celery_urls(broker: str, results: str) -> None:
-    """Make the variables that Celery prefers to app.conf say the same as app.conf."""
+    """Give the variables that Celery prefers to app.conf the URLs of app.conf."""
     for name, value in zip(CELERY_URLS, (broker, broker, broker, results), strict=True):
-        # An empty one is as good as none: filled in, it would contradict CELERY_BROKER_URL_FILE in a child.
+        # An empty one counts as not set: with a value it would contradict CELERY_BROKER_URL_FILE in a child.
         if os.environ.get(name):
             os.environ[name] = value

@@ -1,4 +1,4 @@
-"""Redis URLs: one parser for what Celery, kombu, RedBeat and redis-py each read in their own way."""
+"""Redis URLs: one parser, because Celery, kombu, RedBeat and redis-py each read them differently."""
 
 from __future__ import annotations
 
@@ -12,26 +12,18 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 SCHEMES = ("redis", "rediss", "redis+socket", "sentinel")
 MASK = "***"
 DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "sentinel": 26379}
-CERTIFICATE_CHECKS = {
-    "required": "required",
-    "cert_required": "required",
-    "optional": "optional",
-    "cert_optional": "optional",
-    "none": "none",
-    "cert_none": "none",
-}
 TLS_VERSIONS = {"TLSv1.2": TLSVersion.TLSv1_2, "TLSv1.3": TLSVersion.TLSv1_3}
-# What may be written, in small letters, and what it means.
+# What may be written, in lower case, and the value that it stands for.
 TLS_CHOICES = {
-    "ssl_cert_reqs": CERTIFICATE_CHECKS,
+    "ssl_cert_reqs": {written: name for name in ("required", "optional", "none") for written in (name, f"cert_{name}")},
     "ssl_check_hostname": {"true": "true", "false": "false"},
-    # By its number too: Celery takes it in no other way, because redis-py reads it for Celery (redis-py 8.1).
+    # Also by number: the URL that Celery gets has it so, because redis-py reads nothing else there (redis-py 8.1).
     "ssl_min_version": {
         written: name for name, number in TLS_VERSIONS.items() for written in (name.lower(), str(int(number)))
     },
 }
 PASSWORD_IN_URL = re.compile(r"(://[^:/@\s]*:)[^/@\s]+@")
-# A login has no slash, and a question mark ends the path.
+# Whether a sentinel:// URL names a database: a login has no slash, and a question mark ends the path.
 NAMES_DATABASE = re.compile(r"sentinel://[^/?]*/+[^/?]")
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
@@ -46,16 +38,12 @@ class RedisUrl:
     socket_path: str = ""
     username: str = ""
     password: str = field(default="", repr=False)
-    # Options by their names; none without TLS. With sentinel:// they are for the sentinels and for the master.
+    # Options with their values; none: no TLS. With sentinel:// they are for the sentinels and for the master.
     tls: tuple[tuple[str, str], ...] = ()
 
     @property
-    def uses_tls(self) -> bool:
-        return bool(self.tls)
-
-    @property
     def tls_options(self) -> dict[str, Any]:
-        """The options of TLS as redis-py's connections take them."""
+        """The TLS options as redis-py's connections take them."""
         options: dict[str, Any] = dict(self.tls)
         if checked := options.get("ssl_check_hostname"):
             options["ssl_check_hostname"] = checked == "true"
@@ -65,7 +53,7 @@ class RedisUrl:
 
     @property
     def server(self) -> tuple[object, ...]:
-        """What two URLs of the same server have in common, whatever their database and login."""
+        """Equal for two URLs of the same server, whatever their database and login."""
         return (self.hosts, self.socket_path)
 
     def with_password(self, password: str) -> RedisUrl:
@@ -78,8 +66,8 @@ class RedisUrl:
         tls = [(name, numbers[value] if name == "ssl_min_version" else value) for name, value in self.tls]
         return self._render(quote(self.password, safe=""), tls)
 
-    def masked(self) -> str:
-        """The URL for people to read: no password in it."""
+    def mask(self) -> str:
+        """The URL for logs and errors, with a mask in place of its password."""
         return self._render(MASK if self.password else "", self.tls)
 
     def _render(self, password: str, tls: Sequence[tuple[str, str]]) -> str:
@@ -87,18 +75,18 @@ class RedisUrl:
         if self.socket_path:
             return f"{self.scheme}://{login}{quote(self.socket_path)}?virtual_host={self.database}"
         query = "?" + urlencode(tls) if tls else ""
-        return ";".join(
-            f"{self.scheme}://{login}{_bracket(host)}:{port}/{self.database}{query}" for host, port in self.hosts
-        )
+        # An IPv6 address needs brackets.
+        hosts = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts]
+        return ";".join(f"{self.scheme}://{login}{host}/{self.database}{query}" for host in hosts)
 
 
-def without_passwords(value: Any) -> Any:
-    """`value`, whatever its shape, with the passwords masked that stand under that name or inside of a Redis URL."""
+def mask_passwords(value: Any) -> Any:
+    """A copy of `value`, of any nesting, with masks for its values named `password` and for passwords in Redis URLs."""
     if isinstance(value, dict):
-        return {key: MASK if key == "password" and inner else without_passwords(inner) for key, inner in value.items()}
+        return {key: MASK if key == "password" and inner else mask_passwords(inner) for key, inner in value.items()}
     if isinstance(value, str):
         return PASSWORD_IN_URL.sub(rf"\1{MASK}@", value)
-    return [without_passwords(inner) for inner in value] if isinstance(value, list) else value
+    return [mask_passwords(inner) for inner in value] if isinstance(value, list) else value
 
 
 def parse(text: str) -> RedisUrl:
@@ -109,7 +97,7 @@ def parse(text: str) -> RedisUrl:
     scheme = text.partition("://")[0]
     if scheme not in SCHEMES or "://" not in text:
         raise ValueError(f"it must start with one of {', '.join(s + '://' for s in SCHEMES)}")
-    # Only before another URL: a password may have a semicolon.
+    # A semicolon separates only where a URL follows, because a password may have one.
     parts = re.split(r"\s*;\s*(?=[a-z+]+://)", text.rstrip("; "))
     urls = [_parse_one(part) for part in parts]
     first = urls[0]
@@ -122,10 +110,10 @@ def parse(text: str) -> RedisUrl:
     tls = {url.tls for url in urls if url.tls}
     logins = {(url.username, url.password) for url in urls if url.username or url.password}
     databases = {url.database for url, part in zip(urls, parts, strict=True) if NAMES_DATABASE.match(part)}
-    # Once, at the end of the list for instance, is for all of them.
+    # What one URL of the list says, for instance the last, holds for all of them.
     for what, given in (("ssl_ options", tls), ("user and password", logins), ("database", databases)):
         if len(given) > 1:
-            raise ValueError(f"the URLs of a sentinel:// list must have the same {what}, or one of them have all")
+            raise ValueError(f"the URLs of a sentinel:// list must have the same {what}, or only one of them has any")
     username, password = next(iter(logins), ("", ""))
     return replace(
         first,
@@ -139,64 +127,67 @@ def parse(text: str) -> RedisUrl:
 
 def _parse_one(text: str) -> RedisUrl:
     scheme, _, rest = text.partition("://")
-    # Split here, because urlsplit drops or refuses some characters of a password, and each Python others.
+    # Split here, because urlsplit drops or refuses some characters of a password, depending on the Python version.
     login, _, location = rest.rpartition("@")
-    if any(mark in login for mark in "/#?"):
-        raise ValueError("before its @ is a character that must be percent-encoded (/ is %2F, # is %23, ? is %3F)")
     try:
-        # urlsplit knows the authority part only of the schemes it knows, so it is shown an http URL.
+        # urlsplit looks for a host only in URLs of schemes that it knows, such as http.
         parts = urlsplit("http://" + location)
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"its host or port cannot be read ({_reason(error)})") from None
-    name, colon, word = login.partition(":")
-    username, password = unquote(name), unquote(word)
+        # Its message repeats its input, which may be part of a password.
+        reason = "the port must be a number" if "port" in str(error).lower() else "check its brackets"
+        raise ValueError(f"its host or port cannot be read ({reason})") from None
+    url = RedisUrl(scheme, **_parse_login(scheme, login))
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if scheme == "redis+socket":
+        if parts.hostname or parts.path in ("", "/"):
+            problem = "a socket URL has no host" if parts.hostname else "it names no socket"
+            raise ValueError(f"{problem}: write redis+socket:///path/to/socket")
+        database = query.pop("virtual_host", "0")
+        url = replace(url, socket_path=unquote(parts.path))
+    else:
+        url = replace(url, tls=_take_tls_options(scheme, query))
+        if parts.hostname:
+            url = replace(url, hosts=((unquote(parts.hostname), DEFAULT_PORTS[scheme] if port is None else port),))
+        database = parts.path.strip("/") or "0"
+    if query:
+        raise ValueError(f"its query has {', '.join(sorted(query))}, which no part of Stalk reads")
+    if not (url.hosts or url.socket_path):
+        raise ValueError("it names no host")
+    if not database.isascii() or not database.isdigit():
+        raise ValueError("its database must be a whole number, 0 or more")
+    return replace(url, database=int(database))
+
+
+def _parse_login(scheme: str, login: str) -> dict[str, Any]:
+    if any(mark in login for mark in "/#?"):
+        raise ValueError("before its @ is a character that must be percent-encoded (/ is %2F, # is %23, ? is %3F)")
+    username, colon, password = login.partition(":")
     if username and not colon:
         raise ValueError(
             f"it has a user but no password: Redis tools read {scheme}://secret@host as a password, "
             f"Celery reads it as a user; write {scheme}://:secret@host (password only) or "
             f"{scheme}://user:secret@host"
         )
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    tls = _tls(scheme, query)
-    credentials: dict[str, Any] = {"username": username, "password": password}
-    if scheme == "redis+socket":
-        if parts.hostname:
-            raise ValueError("a socket URL has no host: write redis+socket:///path/to/socket")
-        if parts.path in ("", "/"):
-            raise ValueError("it names no socket: write redis+socket:///path/to/socket")
-        database = _database(query.pop("virtual_host", "0"))
-        _refuse_unknown(query)
-        return RedisUrl(scheme, database, socket_path=unquote(parts.path), **credentials)
-    _refuse_unknown(query)
-    if not parts.hostname:
-        raise ValueError("it names no host")
-    host = (unquote(parts.hostname), DEFAULT_PORTS[scheme] if port is None else port)
-    return RedisUrl(scheme, _database(parts.path.strip("/") or "0"), hosts=(host,), tls=tls, **credentials)
+    return {"username": unquote(username), "password": unquote(password)}
 
 
-def _database(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise ValueError("its database must be a whole number, 0 or more")
-    return int(text)
-
-
-def _tls(scheme: str, query: dict[str, str]) -> tuple[tuple[str, str], ...]:
+def _take_tls_options(scheme: str, query: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """Take the TLS options out of `query`; certificates are checked unless the URL says otherwise."""
     if scheme not in ("rediss", "sentinel"):
         return ()
     given = {name: query.pop(name) for name in (*TLS_CHOICES, *TLS_FILES) if name in query}
     if scheme == "sentinel" and not given:
         return ()
-    tls = {name: _tls_value(name, value) for name, value in ({"ssl_cert_reqs": "required"} | given).items()}
+    tls = {name: _read_tls_option(name, value) for name, value in ({"ssl_cert_reqs": "required"} | given).items()}
     if tls["ssl_cert_reqs"] == "none" and tls.get("ssl_check_hostname") == "true":
-        raise ValueError("ssl_check_hostname is true, but with ssl_cert_reqs=none nobody looks at the certificate")
+        raise ValueError("ssl_check_hostname is true, but with ssl_cert_reqs=none the certificate is not checked")
     if "ssl_keyfile" in tls and "ssl_certfile" not in tls:
         raise ValueError("ssl_keyfile is the key of a certificate, and ssl_certfile names none")
     return tuple(tls.items())
 
 
-def _tls_value(name: str, value: str) -> str:
+def _read_tls_option(name: str, value: str) -> str:
     if choices := TLS_CHOICES.get(name):
         if value.lower() not in choices:
             *others, last = dict.fromkeys(choices.values())
@@ -205,17 +196,3 @@ def _tls_value(name: str, value: str) -> str:
     if not value:
         raise ValueError(f"{name} names no file")
     return value
-
-
-def _refuse_unknown(query: dict[str, str]) -> None:
-    if query:
-        raise ValueError(f"its query has {', '.join(sorted(query))}, which no part of Stalk reads")
-
-
-def _bracket(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _reason(error: ValueError) -> str:
-    # urllib repeats what it was given, which may be a part of a password.
-    return "the port must be a number" if "port" in str(error).lower() else "check its brackets"

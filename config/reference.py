@@ -1,62 +1,71 @@
-"""The reference of all settings, the example env file and what is in force: written from the settings alone."""
+"""docs/configuration.md, .env.example and what `python -m config show` prints: all written from config/settings.py."""
 
 from __future__ import annotations
 
+import ast
 import textwrap
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
-from pydantic.fields import FieldInfo
 
-from config.celery import soft_limit
+from config import settings as settings_module
+from config.celery import derive_soft_limit
 from config.environment import quote_value
 from config.redis_url import MASK, RedisUrl
-from config.settings import GROUPS, SECRETS, Group, Settings, fields
+from config.settings import GROUPS, VARIABLES, Settings, Variable
 
-# What `make up` fills in on its first run; they stand in the example uncommented, so that it knows where.
+# `make up` gives these random values on its first run, so the example has them uncommented.
 GENERATED = ("REDIS_PASSWORD", "FLOWER_BASIC_AUTH")
 WIDTH = 100
 
 
-def reference() -> str:
+def render_reference() -> str:
     """docs/configuration.md."""
     parts = [REFERENCE_HEAD]
-    for group in GROUPS.values():
-        parts.append(f"## {_title(group)}\n\n{_text(group)}\n")
+    for name, group in GROUPS.items():
+        parts.append(f"## {name.capitalize()}\n\n{group.__doc__}\n")
         parts.append("| Variable | Default | Meaning | Allowed |\n| --- | --- | --- | --- |")
-        parts += [_row(variable, field) for _, variable, field in fields(group)]
+        parts += [_render_row(variable) for variable in VARIABLES.values() if variable.group == name]
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
 
 
-def example() -> str:
+def render_example() -> str:
     """.env.example."""
     parts = [EXAMPLE_HEAD]
-    for group in GROUPS.values():
-        parts.append(f"# ---- {_title(group)}: {_text(group)}")
-        parts += [_example_entry(variable, field) for _, variable, field in fields(group)]
+    for name, group in GROUPS.items():
+        parts.append(f"# ---- {name.capitalize()}: {group.__doc__}")
+        parts += [_render_line(variable) for variable in VARIABLES.values() if variable.group == name]
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
 
 
-def in_force(settings: Settings) -> str:
+def render_settings(settings: Settings) -> str:
     """Every variable with the value that is in force, secrets masked."""
+    derived = {
+        "CELERY_BROKER_URL": settings.broker_url,
+        "CELERY_RESULT_BACKEND": settings.result_url,
+        "CELERY_TASK_SOFT_TIME_LIMIT": derive_soft_limit(settings.tasks),
+    }
     lines = []
-    for name, group in GROUPS.items():
-        lines.append(f"# {_title(group)}")
-        values = getattr(settings, name)
-        for attribute, variable, _ in fields(group):
-            lines.append(f"{variable}={shown(_effective(settings, variable, getattr(values, attribute)))}")
+    for group in GROUPS:
+        lines.append(f"# {group.capitalize()}")
+        for variable in (each for each in VARIABLES.values() if each.group == group):
+            value = derived.get(variable.name, getattr(getattr(settings, group), variable.attribute))
+            lines.append(f"{variable.name}={format_value(value)}")
         lines.append("")
     return "\n".join(lines)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as it is written in an env file; a secret as its mask."""
     if isinstance(value, SecretStr):
         return MASK if value.get_secret_value() else ""
     if isinstance(value, RedisUrl):
-        return value.masked()
+        return value.mask()
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, tuple) and value and isinstance(value[0], tuple):
@@ -66,63 +75,55 @@ def shown(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _effective(settings: Settings, variable: str, value: Any) -> Any:
-    derived = {
-        "CELERY_BROKER_URL": settings.broker_url,
-        "CELERY_RESULT_BACKEND": settings.result_url,
-        "CELERY_TASK_SOFT_TIME_LIMIT": soft_limit(settings.tasks),
-    }
-    return derived.get(variable, value)
+@cache
+def read_help() -> dict[str, str]:
+    """What each variable does: the text below its declaration in config/settings.py.
+
+    Read from the source, because Python does not keep such a text.
+    """
+    found = {}
+    groups = ast.parse(Path(settings_module.__file__).read_text(encoding="utf-8")).body
+    lines = [line for group in groups if isinstance(group, ast.ClassDef) for line in group.body]
+    for declaration, text in pairwise(lines):
+        match declaration, text:
+            case ast.AnnAssign(value=ast.Call(args=[ast.Constant(str(name)), *_])), ast.Expr(ast.Constant(str(help))):
+                found[name] = " ".join(help.split())
+    return found
 
 
-def _title(group: type[Group]) -> str:
-    return group.__name__.removesuffix("Settings")
-
-
-def _text(group: type[Group]) -> str:
-    return (group.__doc__ or "").strip()
-
-
-def _about(field: FieldInfo) -> dict[str, str]:
-    extra = field.json_schema_extra
-    return {key: str(value) for key, value in extra.items()} if isinstance(extra, dict) else {}
-
-
-def _row(variable: str, field: FieldInfo) -> str:
-    about = _about(field)
-    default = shown(field.default)
-    unit = f" {about['unit']}" if default and about["unit"] else ""
-    name = f"`{variable}`" + (f", `{variable}_FILE`" if variable in SECRETS else "")
-    cells = (name, f"`{default}`{unit}" if default else "unset", str(field.description), about["allowed"])
+def _render_row(variable: Variable) -> str:
+    default = format_value(variable.default)
+    unit = f" {variable.unit}" if default and variable.unit else ""
+    name = f"`{variable.name}`" + (f", `{variable.name}_FILE`" if variable.is_secret else "")
+    cells = (name, f"`{default}`{unit}" if default else "unset", read_help()[variable.name], variable.allowed)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _example_entry(variable: str, field: FieldInfo) -> str:
-    about = _about(field)
-    unit = f" Unit: {about['unit']}." if about["unit"] else ""
-    text = f"{field.description} Allowed: {about['allowed']}.{unit}"
+def _render_line(variable: Variable) -> str:
+    text = f"{read_help()[variable.name]} Allowed: {variable.allowed}."
     comment = textwrap.fill(text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
-    value = "" if variable in GENERATED else shown(field.default) or about["example"]
-    mark = "" if variable in GENERATED else "#"
-    return f"{comment}\n{mark}{variable}={quote_value(value)}"
+    if variable.name in GENERATED:
+        return f"{comment}\n{variable.name}="
+    return f"{comment}\n#{variable.name}={quote_value(format_value(variable.default) or variable.example)}"
 
 
 REFERENCE_HEAD = """\
 # Configuration
 
-Written by `python -m config reference`; a test keeps it so.
+Written by `python -m config reference`; a test compares.
 
 Every setting is an environment variable. `make up` and Compose read them from `.env`, and a variable in the
-environment of `make` or `docker compose` beats `.env`. A variable that is empty counts as not set. Where two
-names stand in the first column, the second names a file that holds the value.
+environment of `make` or `docker compose` takes precedence over `.env`. An empty variable counts as not set. Where
+the first column has two names, the second takes the path of a file that holds the value.
 
-A secret in `.env` is in the environment of the containers that need it, and `docker inspect` shows it to whoever may
-use Docker; one in a file is not. Logs, errors, `celery inspect`, Flower and process lists show none.
+A secret in `.env` is in the environment of the containers that need it, where `docker inspect` shows it to everybody
+who may use Docker; a secret in a file is not. Logs, errors, `celery inspect`, Flower and process lists show none.
 
-Special characters in `.env` go into single quotes, with `\\'` for a quote: `REDIS_PASSWORD='pa$$w#rd'`.
+In `.env`, values with special characters are written in single quotes, with `\\'` for a quote:
+`REDIS_PASSWORD='pa$$w#rd'`.
 
-`python -m config check` checks all of it and names every mistake (exit code 2), `python -m config show` prints
-what is in force, secrets masked.
+`python -m config check` checks all variables and names every mistake (exit code 2); `python -m config show` prints
+the values in force, secrets masked.
 
 A Redis URL has one of these forms; a password without percent-encoding goes into `REDIS_PASSWORD` instead:
 
@@ -130,27 +131,35 @@ A Redis URL has one of these forms; a password without percent-encoding goes int
 - `rediss://[user]:password@host:port/db?ssl_ca_certs=/path/ca.pem`: TLS
 - `redis+socket://[user]:password@/path/to/socket?virtual_host=db`
 - `sentinel://[user]:password@host:port/db;sentinel://host:port/db`, with `CELERY_SENTINEL_MASTER`; login, database
-  and options of TLS stand at one of the URLs, or the same at all; with any option of TLS the sentinels and the master
-  are spoken to by TLS
+  and TLS options are given in one of the URLs, or are the same in all; with any TLS option, connections to the
+  sentinels and to the master use TLS
 
-TLS has these options; all others are refused:
+These are the TLS options; all others are refused:
 
-- `ssl_ca_certs`: file with the authorities that are trusted; unset, the system's
-- `ssl_cert_reqs`: `required` (the default), `optional`, or `none`, which takes anybody's certificate
-- `ssl_check_hostname`: `true` (the default), or `false`, which takes a trusted certificate that names another host;
-  with sentinels the master's has to name the address by which they know it
-- `ssl_min_version`: `TLSv1.2` or `TLSv1.3`, the oldest version that is spoken; for Stalk's own processes, because a
-  Celery without Stalk's code fails with it
-- `ssl_certfile`, `ssl_keyfile`: a certificate to show to a server that wants one, and its key, without a password
+- `ssl_ca_certs`: file with the trusted certificate authorities; unset: the system's
+- `ssl_cert_reqs`: `required` (the default), `optional`, or `none`, which accepts any certificate
+- `ssl_check_hostname`: `true` (the default), or `false`, which accepts a trusted certificate of another host; with
+  sentinels, the master's certificate must name the address by which they know it
+- `ssl_min_version`: `TLSv1.2` or `TLSv1.3`, the oldest version that is accepted; for Stalk's own processes only:
+  a Celery without Stalk's code fails with it
+- `ssl_certfile`, `ssl_keyfile`: a certificate for a server that asks its clients for one, and its key, without a
+  password
 
-Variables and secrets of your own tasks belong in `.env.tasks`, written as in `.env`: workers and beat get all of it,
-and `config.variable("NAME")` and `config.secret("NAME")` read it (the second from `NAME_FILE` too).
+Variables and secrets of your own tasks belong in `.env.tasks`, written as in `.env`. Workers and beat get all of them;
+`config.variable("NAME")` and `config.secret("NAME")` read them, and a secret from the file that `NAME_FILE` names too.
+
+The limits of processes, and those of CPUs and memory that have no variable here, are changed in
+`compose.override.yaml`. This one gives beat more memory:
+
+```yaml
+services: {beat: {deploy: {resources: {limits: {memory: 512m}}}}}
+```
 """
 
 EXAMPLE_HEAD = """\
-# Every variable of Stalk with its default. Written by `python -m config example`; a test keeps it so.
+# Every variable of Stalk with its default. Written by `python -m config example`; a test compares.
 #
-# `make up` copies this file to .env on its first run, mode 0600, and fills in random secrets. Uncomment a line
-# to change it, then run `make up` again. Special characters go into single quotes, with \\' for a quote:
-# REDIS_PASSWORD='pa$$w#rd'. For a secret, NAME_FILE may name a file that holds it.
+# The first `make up` copies this file to .env (mode 0600) and fills in random secrets. To change a setting, uncomment
+# its line and run `make up` again. Values with special characters are written in single quotes, with \\' for a quote:
+# REDIS_PASSWORD='pa$$w#rd'. A secret may also come from a file: NAME_FILE is its path.
 """

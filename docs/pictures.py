@@ -17,7 +17,7 @@ from playwright.sync_api import APIRequestContext, BrowserContext, Page
 from playwright.sync_api import Error as BrowserError
 
 import config
-from config import ConfigError, Settings
+from config import Settings, exit_on_mistakes
 from stack.errors import Failure
 from tests.support.browser import DESKTOP, chromium, executable, session
 from tests.support.waiting import GaveUp, wait_until
@@ -128,8 +128,7 @@ def take(context: BrowserContext, url: str, name: str, ready: Callable[[Page], N
 
 if __name__ == "__main__":
     try:
-        main()
-    except ConfigError as error:
-        sys.exit("\n".join(f"error: {problem}" for problem in error.problems))
+        with exit_on_mistakes():
+            main()
     except (Failure, GaveUp) as error:
         sys.exit(f"error: {error}")

@@ -1,8 +1,8 @@
-"""python -m services.launch worker | node | beat | flower: the one way from settings to a running process.
+"""python -m services.launch worker | node | beat | flower: start one part of the stack from its settings.
 
-Checks the configuration and Redis, then becomes Supervisor, Celery or Flower with exactly what each may see.
-Exit codes: 0 told to stop while waiting for Redis, 2 the configuration has mistakes, 3 Redis was refused; otherwise
-what the process ends with.
+Checks the configuration and Redis, then becomes Supervisor, Celery or Flower with only the variables that each needs.
+Exit codes: 0 stopped by TERM while waiting for Redis, 2 the configuration has mistakes, 3 Redis was refused; otherwise
+that of Supervisor, Celery or Flower.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from config import ConfigError, Settings, child_environment, load
-from config.settings import GROUPS, HAND_BACK_SECONDS, fields
+from config import Settings, child_environment, exit_on_mistakes, load
+from config.loading import REQUEUE_SECONDS
+from config.settings import VARIABLES
 from services.broker import preflight
 
-CONFIGURATION_EXIT_CODE = 2
 SUPERVISOR_CONF = Path(__file__).resolve().parent.parent / "docker" / "supervisor" / "worker.conf"
 CELERY = (sys.executable, "-m", "celery", "--app=services.app")
 
 
-def node_command(settings: Settings) -> list[str]:
+def build_node_command(settings: Settings) -> list[str]:
     """The command line of a Celery node; Supervisor adds its name."""
     worker = settings.worker
     options = {
@@ -43,8 +43,8 @@ def node_command(settings: Settings) -> list[str]:
 def launch_worker(settings: Settings, _: Namespace) -> None:
     """Become Supervisor, with WORKER_PROCESSES nodes under it.
 
-    Raises ConfigError when BEAT_SCHEDULE names an entry that does not exist, as launch_beat does: a node would
-    fail with it after its start.
+    Raises ConfigError when BEAT_SCHEDULE names an entry that does not exist, which would otherwise end each node
+    after its start.
     """
     from services.schedule import beat_schedule
 
@@ -57,34 +57,35 @@ def launch_worker(settings: Settings, _: Namespace) -> None:
 
 
 def supervisor_values(settings: Settings) -> dict[str, str]:
-    """What stands in the ENV_ places of docker/supervisor/worker.conf."""
+    """The values of the ENV_ placeholders in docker/supervisor/worker.conf."""
     worker = settings.worker
     return {
         "STALK_RUN_DIR": settings.stack.run_directory,
         "STALK_NODES": str(worker.processes),
-        "STALK_NODE_COMMAND": shlex.join(node_command(settings)),
+        "STALK_NODE_COMMAND": shlex.join(build_node_command(settings)),
         "STALK_HEARTBEAT_TIMEOUT": str(worker.heartbeat_timeout),
         "STALK_ON_FATAL": "exit",
-        "STALK_KILL_AFTER": str(worker.soft_shutdown + HAND_BACK_SECONDS),
+        "STALK_KILL_AFTER": str(worker.soft_shutdown + REQUEUE_SECONDS),
     }
 
 
 def launch_node(settings: Settings, options: Namespace) -> None:
     """Become one Celery node, for a Supervisor that has not checked Redis."""
     preflight.check(settings)
-    become([*node_command(settings), f"--hostname={options.hostname}"], child_environment(NODE_VARIABLES))
+    become([*build_node_command(settings), f"--hostname={options.hostname}"], child_environment(NODE_VARIABLES))
 
 
 def launch_beat(settings: Settings, _: Namespace) -> None:
     """Become Celery's beat."""
-    # It imports Celery, which a node does for itself after it has become one.
+    # Imported here, because only beat needs Celery before it becomes another program.
     from services.beat.scheduler import TICK_SECONDS
     from services.schedule import beat_schedule
 
     beat_schedule(settings.beat.schedule)
     preflight.check(settings)
     options = [f"--loglevel={settings.tasks.log_level}", f"--max-interval={TICK_SECONDS:.0f}", "--pidfile="]
-    become([*CELERY, "beat", *options], child_environment(known("broker", "results", "tasks", "beat", "stack")))
+    variables = list_variables("broker", "results", "tasks", "beat", "stack")
+    become([*CELERY, "beat", *options], child_environment(variables))
 
 
 def launch_flower(settings: Settings, options: Namespace) -> None:
@@ -105,19 +106,19 @@ def launch_flower(settings: Settings, options: Namespace) -> None:
 
 
 def become(command: list[str], environment: dict[str, str]) -> None:
-    """Go on as another program."""
+    """Replace this process by another program."""
     os.execve(command[0], command, environment)
 
 
-def known(*groups: str) -> list[str]:
-    """The variables of these groups."""
-    return [variable for name in groups for _, variable, _ in fields(GROUPS[name])]
+def list_variables(*groups: str) -> list[str]:
+    """The variables of these groups of settings."""
+    return [variable.name for variable in VARIABLES.values() if variable.group in groups]
 
 
-NODE_VARIABLES = known("broker", "results", "tasks", "worker", "beat", "stack")
+NODE_VARIABLES = list_variables("broker", "results", "tasks", "worker", "beat", "stack")
 
 
-def parser() -> ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The command line; a mistake in it ends with exit code 2."""
     parser = ArgumentParser(prog="python -m services.launch", description="Start one part of the stack.")
     roles = parser.add_subparsers(metavar="ROLE", required=True)
@@ -129,7 +130,7 @@ def parser() -> ArgumentParser:
     node.set_defaults(launch=launch_node)
     flower = add("flower", help="the web interface")
     flower.add_argument("--address", default="0.0.0.0")  # noqa: S104 - the container's border is the border
-    # Inside its container; FLOWER_PORT is the port on the host.
+    # The port inside the container; FLOWER_PORT is the one on the host.
     flower.add_argument("--port", type=int, default=8080)
     flower.add_argument("--database", default="/var/lib/flower/flower.db")
     flower.set_defaults(launch=launch_flower)
@@ -138,18 +139,14 @@ def parser() -> ArgumentParser:
 
 def main(arguments: list[str]) -> None:
     """Launch the role that `arguments` name."""
-    options = parser().parse_args(arguments)
-    # As process 1 of a container, a process without a handler ignores TERM: waiting for Redis must end by it.
+    options = build_parser().parse_args(arguments)
+    # Process 1 of a container ignores TERM without a handler, and TERM has to end a wait for Redis.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
+    with exit_on_mistakes():
         settings = load()
         for warning in settings.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         options.launch(settings, options)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        sys.exit(CONFIGURATION_EXIT_CODE)
 
 
 if __name__ == "__main__":

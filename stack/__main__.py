@@ -12,7 +12,7 @@ import sys
 import click
 
 import config
-from config import ConfigError, Settings
+from config import Settings, exit_on_mistakes
 from stack import terminal
 from stack.errors import Failure
 from stack.runtime import chosen, current
@@ -188,11 +188,8 @@ def run() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     try:
-        main(prog_name="python -m stack")
-    except ConfigError as error:
-        for problem in error.problems:
-            terminal.error(problem)
-        sys.exit(2)
+        with exit_on_mistakes(terminal.error):
+            main(prog_name="python -m stack")
     except Failure as failure:
         terminal.error(str(failure))
         sys.exit(1)

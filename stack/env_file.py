@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from config.environment import quote_value
-from config.reference import example
+from config.reference import render_example
 from stack.paths import ROOT
 
 ENV_FILE = ROOT / ".env"
@@ -19,7 +19,7 @@ SECRET_BYTES = 24
 
 def write_first(path: Path = ENV_FILE, **values: str) -> bool:
     """Write `path` from the example with random secrets and `values`, mode 0600; False if it is there already."""
-    text = example()
+    text = render_example()
     generated = {
         "REDIS_PASSWORD": secrets.token_urlsafe(SECRET_BYTES),
         "FLOWER_BASIC_AUTH": f"admin:{secrets.token_urlsafe(SECRET_BYTES)}",

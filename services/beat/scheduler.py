@@ -99,7 +99,7 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def _wait(self, error: Exception, what: str) -> float:
         """Say that Redis does not take `what`; seconds until the next tick."""
-        self._outage.record_failure(error, f"Redis at {self.app.settings.broker_url.masked()}", f"take {what}")
+        self._outage.record_failure(error, f"Redis at {self.app.settings.broker_url.mask()}", f"take {what}")
         # No heartbeat from one that answers and refuses: that is a fault somebody has to mend.
         if isinstance(error, AWAY):
             self._say(WAITING)
@@ -315,7 +315,7 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     @property
     def info(self) -> str:
-        url = self.app.settings.broker_url.masked()
+        url = self.app.settings.broker_url.mask()
         return f"       . redis -> {url}\n       . lock -> {BEAT_LOCK} ({BEAT_LOCK_SECONDS} s)"
 
 

@@ -17,7 +17,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from config import ConfigError, Settings
-from config.celery import CONNECT_TIMEOUT_SECONDS, SOCKET_TIMEOUT_SECONDS, sentinel_options
+from config.celery import CONNECT_TIMEOUT_SECONDS, SOCKET_TIMEOUT_SECONDS, build_sentinel_options
 from config.redis_url import TLS_FILES, RedisUrl
 
 # What a server says back of a command that it does not know. redis-py logs in with HELLO, which came with Redis 6 and
@@ -119,12 +119,12 @@ def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:
         "username": url.username or None,
         "password": url.password or None,
         "db": url.database,
-        "ssl": url.uses_tls,
+        "ssl": bool(url.tls),
         **url.tls_options,
     } | options
     if url.scheme == "sentinel":
         sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
-            url.hosts, sentinel_kwargs=sentinel_options(settings, url) | {"retry": keywords["retry"]}, **keywords
+            url.hosts, sentinel_kwargs=build_sentinel_options(settings, url) | {"retry": keywords["retry"]}, **keywords
         )
         master: redis.Redis = sentinel.master_for(settings.broker.sentinel_master)
         return master

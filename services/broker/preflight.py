@@ -32,6 +32,7 @@ from redis.exceptions import (
 from redis.sentinel import MasterNotFoundError
 
 from config import Settings
+from config.celery import LOWEST_REDIS_VERSION
 from config.redis_url import RedisUrl
 from services.broker import scripts
 from services.broker.client import connect, format_error, require_tls_files
@@ -39,8 +40,6 @@ from services.broker.keys import DEAD_LETTERS, HELD, RESULT
 from services.broker.outages import Outage
 
 REFUSED_EXIT_CODE = 3
-# kombu 5.7 uses ZRANGE … BYSCORE, and BLMOVE is what waiting without polling needs: both came with 6.2.
-LOWEST_VERSION = (6, 2)
 # A Redis that starts answers within seconds; one that is away for longer need not be asked more often than this.
 FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 15.0
@@ -51,7 +50,7 @@ CLUSTER = (
 
 TOO_OLD = (
     "it does not know HELLO, with which clients log in: name a Redis or Valkey of version "
-    f"{'.'.join(map(str, LOWEST_VERSION))} or newer, in which HELLO is not renamed"
+    f"{'.'.join(map(str, LOWEST_REDIS_VERSION))} or newer, in which HELLO is not renamed"
 )
 
 
@@ -217,8 +216,8 @@ def _check_version(info: dict[str, Any], found: Findings) -> None:
     if not text:
         return
     parts = text.split(".")
-    if tuple(int(part) for part in parts[:2]) < LOWEST_VERSION:
-        wanted = ".".join(map(str, LOWEST_VERSION))
+    if tuple(int(part) for part in parts[:2]) < LOWEST_REDIS_VERSION:
+        wanted = ".".join(map(str, LOWEST_REDIS_VERSION))
         found.refusals.append(f"it is version {text}, and {wanted} or newer is needed: upgrade it")
 
 
@@ -311,7 +310,7 @@ def _check_one(
     settings: Settings, variable: str, url: RedisUrl, allow_volatile: bool, carries_tasks: bool = True
 ) -> bool:
     client = connect(url, settings)
-    name = f"{variable} ({url.masked()})"
+    name = f"{variable} ({url.mask()})"
     try:
         found = wait_for(lambda: inspect_redis(client, allow_volatile, variable, carries_tasks), name)
     except Refused as error:

@@ -45,7 +45,7 @@ class Gate(click.Option):
             _check(name, opts.get("command"), args)
         if name == "graph" and args[:1] == ["workers"]:
             # It would draw the URL of the results as it is (celery 5.7).
-            args = [*args[:1], f"backend:{ctx.obj.app.settings.result_url.masked()}", *args[1:]]
+            args = [*args[:1], f"backend:{ctx.obj.app.settings.result_url.mask()}", *args[1:]]
         return super().handle_parse_result(ctx, opts, args)
 
 

@@ -148,7 +148,7 @@ class TellStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, worker: Any) -> None:
         client = connect(worker.app.settings.broker_url, worker.app.settings)
         teller = Teller(worker.app, client, worker.hostname)
-        where = f"the results at {worker.app.settings.result_url.masked()}"
+        where = f"the results at {worker.app.settings.result_url.mask()}"
         threading.Thread(target=self._run, args=(teller, where), name="dead-letter-teller", daemon=True).start()
         registry.add_dead_letter_listener(self._news.put)
 

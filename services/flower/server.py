@@ -40,7 +40,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.web import OutputTransform, RedirectHandler, RequestHandler, StaticFileHandler, stream_request_body
 
 from config import ConfigError, Settings
-from config.redis_url import without_passwords
+from config.redis_url import mask_passwords
 from services.broker.client import connect
 from services.broker.outages import Outage
 from services.commands.status import known_queues, waiting
@@ -531,7 +531,7 @@ class Inspector(inspector.Inspector):  # type: ignore[misc]
     """What workers tell about themselves, without the passwords in it: Celery's own workers tell them (celery 5.7)."""
 
     def _on_update(self, workername: str, method: str, response: Any) -> None:
-        super()._on_update(workername, method, without_passwords(response))
+        super()._on_update(workername, method, mask_passwords(response))
 
 
 class Server(Flower):  # type: ignore[misc]
@@ -541,7 +541,7 @@ class Server(Flower):  # type: ignore[misc]
 
     def __init__(self, app: Celery, settings: Settings, inner_login: str) -> None:
         self.stack = settings
-        self.broker_uri = settings.broker_url.masked()
+        self.broker_uri = settings.broker_url.mask()
         self.prefix = f"/{settings.flower.url_prefix}" if settings.flower.url_prefix else ""
         self._door = Door(settings.flower, self.prefix)
         self._inner_login = "Basic " + base64.b64encode(inner_login.encode()).decode()

@@ -11,7 +11,7 @@ from celery.exceptions import TaskRevokedError
 from celery.utils.log import get_logger
 from redis.exceptions import RedisError
 
-from config.redis_url import without_passwords
+from config.redis_url import mask_passwords
 from services.broker.client import connect, format_error
 from services.delayed import rate_limits
 from services.delivery import registry
@@ -50,7 +50,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             hard, soft = self.app.time_limits
             found["pool"]["timeouts"] = (soft or 0, hard or 0)
         # A socket's URL is the host's name to kombu, and the sentinels' password an option (kombu 5.7).
-        found["broker"] = without_passwords(found["broker"])
+        found["broker"] = mask_passwords(found["broker"])
         return found
 
     def _process_task(self, req: Any) -> None:

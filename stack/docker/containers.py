@@ -196,16 +196,10 @@ class Containers:
 
 def require_cpus(settings: Settings) -> None:
     """Raise Failure for a limit above the CPUs that there are: Docker would refuse the container, after others."""
-    limits = {
-        "REDIS_CPUS": settings.stack.redis_cpus if settings.stack.redis_replicas else "0",
-        "WORKER_CPUS": settings.stack.worker_cpus,
-        "BEAT_CPUS": settings.stack.beat_cpus,
-        "FLOWER_CPUS": settings.stack.flower_cpus,
-    }
-    there = engine.cpus()
-    if found := [f"{name} is {limit}" for name, limit in limits.items() if float(limit) > there]:
+    limit, there = settings.stack.worker_cpus, engine.cpus()
+    if float(limit) > there:
         raise Failure(
-            f"{' and '.join(found)}, and the CPUs of Docker's machine are {there}: set at most that in .env, or 0 for "
+            f"WORKER_CPUS is {limit}, and the CPUs of Docker's machine are {there}: set at most that in .env, or 0 for "
             "no limit"
         )
 

@@ -7,7 +7,8 @@ import re
 import subprocess
 from typing import Any
 
-from config.environment import ConfigError, process_environment, read_env_file
+from config import ConfigError
+from config.environment import process_environment, read_env_file
 from stack.errors import Failure
 from stack.paths import ROOT
 from stack.terminal import attached

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from config import Settings, child_environment
 from config.environment import process_environment, read_env_file
-from config.settings import SECRETS, BrokerSettings, ResultSettings, variables
+from config.settings import SECRETS, VARIABLES, BrokerSettings, ResultSettings
 from stack import paths
 from stack.env_file import ENV_FILE
 from stack.paths import ROOT
@@ -33,7 +33,7 @@ def of_programs(settings: Settings) -> dict[str, dict[str, str]]:
     Raises ConfigError when .env.tasks cannot be read.
     """
     shell = process_environment()
-    known = {*variables(), *(f"{name}_FILE" for name in SECRETS)}
+    known = {*VARIABLES, *(f"{name}_FILE" for name in SECRETS)}
     host = {name: value for name, value in shell.items() if name in HOST or name.startswith("LC_")}
     asked = {name: value for name, value in shell.items() if name in known}
     scratch = {"TMPDIR": str(paths.SCRATCH)}
@@ -42,7 +42,7 @@ def of_programs(settings: Settings) -> dict[str, dict[str, str]]:
 
 def beside(settings: Settings) -> dict[str, str]:
     """What a program sees that somebody runs beside the stack, from a shell of their own."""
-    return child_environment(variables()) | own_variables(settings) | of_stack(settings)
+    return child_environment(VARIABLES) | own_variables(settings) | of_stack(settings)
 
 
 def of_stack(settings: Settings) -> dict[str, str]:
@@ -66,7 +66,7 @@ def own_variables(settings: Settings) -> dict[str, str]:
 
     Raises ConfigError when it cannot be read.
     """
-    taken = {*read_env_file(ENV_FILE), *of_stack(settings), *(set(variables()) & set(process_environment()))}
+    taken = {*read_env_file(ENV_FILE), *of_stack(settings), *(set(VARIABLES) & set(process_environment()))}
     return {name: value for name, value in read_env_file(TASKS_FILE).items() if name not in taken}
 
 

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Mapping
 from typing import BinaryIO
 
-from config.environment import adopt, process_environment
+from config.environment import process_environment, replace_environment
 from stack.paths import ROOT
 from stack.terminal import interrupts_ignored
 
@@ -58,7 +58,7 @@ def _become(arguments: tuple[str, ...], environment: Mapping[str, str], streams:
             command = [sys.executable, "-m", "services", *arguments]
             os.chdir(ROOT)
             os.execve(command[0], command, dict(environment))
-        adopt(environment)
+        replace_environment(environment)
         from services.__main__ import main
 
         main(arguments, prog_name="python -m services")

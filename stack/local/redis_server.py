@@ -15,14 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import config
-from config import ConfigError, Settings, child_environment
+from config import Settings, child_environment, exit_on_mistakes
+from config.celery import LOWEST_REDIS_VERSION
 from stack.errors import Failure
 from stack.local import session
 from stack.paths import REDIS_CHECK_AOF, REDIS_DATA, REDIS_LOCK, REDIS_SOCKET, REDIS_TLS, REDIS_VERSION, ROOT
 
 NAMES = ("redis-server", "valkey-server")
-# As in services/broker/preflight.py.
-LOWEST_VERSION = (6, 2)
 # A version is printed in milliseconds; a binary that takes longer is no Redis.
 VERSION_SECONDS = 10
 # A Redis that was killed leaves a child that rewrites its file: a second or two for 512 MB.
@@ -35,12 +34,12 @@ def find() -> tuple[Path, tuple[int, ...]]:
     Raises Failure when there is none.
     """
     versions = {path: version(path) for path in candidates()}
-    lowest = max(LOWEST_VERSION, written_by())
+    lowest = max(LOWEST_REDIS_VERSION, written_by())
     for path, number in versions.items():
         if number >= lowest:
             return path, number
     wanted = ".".join(map(str, lowest))
-    why = f", which the data in {REDIS_DATA} was written by" if lowest > LOWEST_VERSION else ""
+    why = f", which the data in {REDIS_DATA} was written by" if lowest > LOWEST_REDIS_VERSION else ""
     seen = ", ".join(f"{path} is {'.'.join(map(str, number)) or 'no Redis'}" for path, number in versions.items())
     raise Failure(
         f"no redis-server or valkey-server of version {wanted}{why}, or newer is on PATH ({seen or 'none at all'}), "
@@ -114,12 +113,13 @@ def tls(settings: Settings) -> dict[str, str]:
 
 def main() -> None:
     """Become the Redis server."""
-    try:
+    with exit_on_mistakes():
         settings = config.load()
+    try:
         server, number = find()
         hold_data()
-    except (ConfigError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Failure as failure:
+        print(f"error: {failure}", file=sys.stderr)
         sys.exit(2)
     REDIS_VERSION.write_text(".".join(map(str, number)) + "\n")
     REDIS_CHECK_AOF.unlink(missing_ok=True)

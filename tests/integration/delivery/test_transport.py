@@ -19,7 +19,7 @@ from kombu.asynchronous import Hub
 from kombu.exceptions import InconsistencyError
 
 from config import load
-from config.celery import celery_configuration
+from config.celery import build_celery_configuration
 from services.broker import scripts
 from services.broker.keys import (
     DEAD_LETTER,
@@ -810,7 +810,7 @@ def in_a_fork(ask: Callable[[], str]) -> str:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_url_is_spoken(world: World, form: str) -> None:
     server, variables = served(world, form)
-    settings = celery_configuration(load(variables))
+    settings = build_celery_configuration(load(variables))
     name = uuid4().hex
     with Connection(settings["broker_url"], transport_options=settings["broker_transport_options"]) as connection:
         assert type(connection.transport).__module__ == "services.delivery.transport"

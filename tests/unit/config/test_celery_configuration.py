@@ -7,7 +7,7 @@ import pytest
 from celery.app.defaults import SETTING_KEYS
 
 from config import load
-from config.celery import celery_configuration, sentinel_options
+from config.celery import build_celery_configuration, build_sentinel_options
 from services.delivery.channel import Channel
 
 SENTINEL = {
@@ -21,11 +21,11 @@ SENTINEL = {
 def test_every_name_is_one_that_celery_reads(environment: dict[str, str]) -> None:
     # The Redis backend reads it, and Celery's list has it not (celery 5.7).
     unlisted = {"redis_backend_health_check_interval"}
-    assert celery_configuration(load(environment)).keys() - SETTING_KEYS - unlisted == set()
+    assert build_celery_configuration(load(environment)).keys() - SETTING_KEYS - unlisted == set()
 
 
 def test_every_transport_option_is_one_that_kombu_reads() -> None:
-    options = celery_configuration(load({}))["broker_transport_options"]
+    options = build_celery_configuration(load({}))["broker_transport_options"]
     assert options.keys() - set(Channel.from_transport_options) == set()
 
 
@@ -40,48 +40,48 @@ def test_every_transport_option_is_one_that_kombu_reads() -> None:
     ],
 )
 def test_a_setting_reaches_celery(variable: str, text: str, name: str, value: object) -> None:
-    assert celery_configuration(load({variable: text}))[name] == value
-    assert celery_configuration(load({}))[name] != value
+    assert build_celery_configuration(load({variable: text}))[name] == value
+    assert build_celery_configuration(load({}))[name] != value
 
 
 def test_the_visibility_timeout_reaches_the_transport() -> None:
-    options = celery_configuration(load({"CELERY_VISIBILITY_TIMEOUT": "7200"}))["broker_transport_options"]
+    options = build_celery_configuration(load({"CELERY_VISIBILITY_TIMEOUT": "7200"}))["broker_transport_options"]
     assert options["visibility_timeout"] == 7200
 
 
 def test_two_stacks_on_one_server_do_not_hear_each_other() -> None:
-    options = celery_configuration(load({}))["broker_transport_options"]
+    options = build_celery_configuration(load({}))["broker_transport_options"]
     assert (options["fanout_prefix"], options["fanout_patterns"]) == (True, True)
 
 
 def test_messages_are_json_and_nothing_else() -> None:
-    configuration = celery_configuration(load({}))
+    configuration = build_celery_configuration(load({}))
     assert configuration["accept_content"] == ["json"]
     assert {configuration[f"{kind}_serializer"] for kind in ("task", "result", "event")} == {"json"}
 
 
 def test_a_task_is_acknowledged_after_it_ran() -> None:
-    configuration = celery_configuration(load({}))
+    configuration = build_celery_configuration(load({}))
     assert configuration["task_acks_late"] is True
     assert configuration["task_reject_on_worker_lost"] is True
 
 
 def test_a_password_reaches_broker_and_results_unchanged() -> None:
     password = "pa$$w#rd'\"@:/% ü"
-    configuration = celery_configuration(load({"REDIS_PASSWORD": password}))
+    configuration = build_celery_configuration(load({"REDIS_PASSWORD": password}))
     for name in ("broker_url", "result_backend"):
         assert kombu.Connection(configuration[name]).password == password
 
 
 def test_sentinels_are_asked_for_the_master_with_their_own_password() -> None:
     settings = load(SENTINEL | {"CELERY_SENTINEL_PASSWORD": "watcher"})
-    configuration = celery_configuration(settings)
+    configuration = build_celery_configuration(settings)
     for name in ("broker_transport_options", "result_backend_transport_options"):
         assert configuration[name]["master_name"] == "main"
         assert configuration[name]["sentinel_kwargs"]["password"] == "watcher"
     # An empty password would be sent, and refused.
-    assert "password" not in sentinel_options(load(SENTINEL), load(SENTINEL).broker_url)
+    assert "password" not in build_sentinel_options(load(SENTINEL), load(SENTINEL).broker_url)
 
 
 def test_without_sentinels_nothing_is_said_of_them() -> None:
-    assert "master_name" not in celery_configuration(load({}))["broker_transport_options"]
+    assert "master_name" not in build_celery_configuration(load({}))["broker_transport_options"]

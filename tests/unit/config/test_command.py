@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from subprocess import CompletedProcess
 
 import pytest
 
-from config.reference import example, reference
+from config.reference import render_example, render_reference
+from config.settings import REMOVED_LIMITS
 from tests.support.checkout import Checkout
 
 MARK = "Zq7-s3cret"
@@ -20,17 +19,9 @@ SECRETS = {
 }
 
 
-def config(checkout: Checkout, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def config(checkout: Checkout, *arguments: str, **environment: str) -> CompletedProcess[str]:
     """Run the command in a checkout without .env, with nothing but `environment`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "config", *arguments],
-        cwd=checkout.path,
-        env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = checkout.run("-m", "config", *arguments, **environment)
     assert "Traceback" not in done.stderr
     assert MARK not in done.stdout + done.stderr
     return done
@@ -49,6 +40,13 @@ def test_check_names_every_mistake_and_exits_with_2(checkout: Checkout) -> None:
     assert [line.partition(": found")[0] for line in lines] == [f"error: {variable}" for variable in wrong]
 
 
+def test_check_names_every_variable_that_was_removed_and_exits_with_2(checkout: Checkout) -> None:
+    done = config(checkout, "check", **dict.fromkeys(REMOVED_LIMITS, "96"))
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert [line.partition(" is no longer")[0] for line in lines] == [f"error: {name}" for name in REMOVED_LIMITS]
+
+
 def test_check_warns_and_exits_with_0(checkout: Checkout) -> None:
     done = config(checkout, "check", WORKER_POOL="threads")
     assert done.returncode == 0
@@ -57,10 +55,11 @@ def test_check_warns_and_exits_with_0(checkout: Checkout) -> None:
 
 
 def test_check_reads_env_of_its_checkout(own_checkout: Checkout) -> None:
-    own_checkout.write(".env", "REDIS_PASSWORD=pa$word\n")
+    own_checkout.write(".env", "LOG_LEVEL=error\nREDIS_PASSWORD=pa$word\n")
     done = config(own_checkout, "check")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {own_checkout.path / '.env'} line 1: ")
+    assert done.stderr.startswith(f"error: {own_checkout.path / '.env'} line 2: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_show_prints_what_is_in_force_with_secrets_masked(checkout: Checkout) -> None:
@@ -84,7 +83,7 @@ def test_show_of_a_bad_configuration_prints_the_mistakes_alone(checkout: Checkou
     assert done.stderr.startswith("error: LOG_LEVEL: found 'loud'; allowed: one of debug, info,")
 
 
-@pytest.mark.parametrize(("command", "text"), [("reference", reference()), ("example", example())])
+@pytest.mark.parametrize(("command", "text"), [("reference", render_reference()), ("example", render_example())])
 def test_a_document_is_printed_whatever_the_configuration(checkout: Checkout, command: str, text: str) -> None:
     done = config(checkout, command, LOG_LEVEL="loud")
     assert (done.returncode, done.stdout, done.stderr) == (0, text, "")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from config import load
-from config.environment import ConfigError, quote_value, read_env_file
+from config import ConfigError, load
+from config.environment import quote_value, read_env_file
 
 # Reading one small file takes a tenth of a second.
 COMPOSE_SECONDS = 120

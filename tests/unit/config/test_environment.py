@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from config import ConfigError, child_environment, secret, variable
-from config.environment import pin_celery_urls, quote_value, read_env_file, with_secret_files
+from config.environment import pin_celery_urls, quote_value, read_env_file, read_secret_files
 
 # Hypothesis writes the same file again for each example, which is fine.
 SAME_FILE = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -187,7 +187,7 @@ def test_a_secret_is_the_content_of_its_file_without_the_last_line_end(
 ) -> None:
     path = tmp_path / "password"
     path.write_bytes(content)
-    assert with_secret_files({"PASSWORD_FILE": str(path), "OTHER": "x"}, ["PASSWORD"]) == (
+    assert read_secret_files({"PASSWORD_FILE": str(path), "OTHER": "x"}, ["PASSWORD"]) == (
         {"PASSWORD": value, "OTHER": "x"},
         [],
     )
@@ -195,14 +195,14 @@ def test_a_secret_is_the_content_of_its_file_without_the_last_line_end(
 
 def test_a_secret_and_its_file_together_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "password", "s3cret")
-    _, found = with_secret_files({"PASSWORD": "other", "PASSWORD_FILE": str(path)}, ["PASSWORD"])
+    _, found = read_secret_files({"PASSWORD": "other", "PASSWORD_FILE": str(path)}, ["PASSWORD"])
     assert found == ["PASSWORD and PASSWORD_FILE are both set: keep one of them"]
 
 
 @pytest.mark.parametrize("empty", ["PASSWORD", "PASSWORD_FILE"])
 def test_of_a_secret_and_its_file_the_empty_one_counts_as_not_set(tmp_path: Path, empty: str) -> None:
     path = written(tmp_path / "password", "s3cret")
-    values, found = with_secret_files({"PASSWORD": "s3cret", "PASSWORD_FILE": str(path)} | {empty: ""}, ["PASSWORD"])
+    values, found = read_secret_files({"PASSWORD": "s3cret", "PASSWORD_FILE": str(path)} | {empty: ""}, ["PASSWORD"])
     assert (values, found) == ({"PASSWORD": "s3cret"}, [])
 
 
@@ -210,7 +210,7 @@ def test_a_secret_file_that_cannot_be_read_is_named_with_its_variable(tmp_path: 
     gone, latin = tmp_path / "gone", tmp_path / "latin"
     latin.write_bytes(b"\xff")
     environment = {"A_FILE": str(gone), "B_FILE": str(tmp_path), "C_FILE": str(latin)}
-    _, found = with_secret_files(environment, ["A", "B", "C"])
+    _, found = read_secret_files(environment, ["A", "B", "C"])
     assert found == [
         f"A_FILE: {gone} cannot be read (No such file or directory)",
         f"B_FILE: {tmp_path} cannot be read (Is a directory)",
@@ -220,16 +220,16 @@ def test_a_secret_file_that_cannot_be_read_is_named_with_its_variable(tmp_path: 
 
 @pytest.mark.parametrize("given", ["s3cret", "redis://:s3cret@redis/0", "s3cret" * 100])
 def test_a_secret_that_stands_where_its_file_belongs_is_not_repeated(given: str) -> None:
-    _, (problem,) = with_secret_files({"PASSWORD_FILE": given}, ["PASSWORD"])
+    _, (problem,) = read_secret_files({"PASSWORD_FILE": given}, ["PASSWORD"])
     assert problem.startswith(
-        "PASSWORD_FILE: what is there, which is no whole path and not shown here, cannot be read ("
+        "PASSWORD_FILE: its value, which is no absolute path and not shown here, cannot be read ("
     )
     assert "s3cret" not in problem
 
 
 def test_the_environment_that_was_given_stays_as_it_was(tmp_path: Path) -> None:
     environment = {"PASSWORD_FILE": str(written(tmp_path / "password", "s3cret"))}
-    with_secret_files(environment, ["PASSWORD"])
+    read_secret_files(environment, ["PASSWORD"])
     assert list(environment) == ["PASSWORD_FILE"]
 
 

@@ -13,8 +13,8 @@ import yaml
 
 from config import load
 from config.environment import read_env_file
-from config.reference import GENERATED, example, in_force, reference, shown
-from config.settings import GROUPS, SECRETS, fields, variables
+from config.reference import GENERATED, format_value, render_example, render_reference, render_settings
+from config.settings import SECRETS, VARIABLES, Variable
 from services.schedule import beat_schedule
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,16 +29,6 @@ HOST_ONLY = {"FLOWER_PORT", "FLOWER_BIND"}
 TOGETHER = ("FLOWER_TRUSTED_HEADER", "FLOWER_TRUSTED_PROXIES")
 
 
-def every_setting() -> list[tuple[str, str, str]]:
-    """(group, attribute, variable)"""
-    return [(name, attribute, variable) for name, group in GROUPS.items() for attribute, variable, _ in fields(group)]
-
-
-def default_of(variable: str) -> str:
-    every = {name: shown(field.default) for group in GROUPS.values() for _, name, field in fields(group)}
-    return every[variable]
-
-
 def with_files(variable: str) -> list[str]:
     return [variable, f"{variable}_FILE"] if variable in SECRETS else [variable]
 
@@ -48,7 +38,7 @@ def with_files(variable: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("path", "command", "text"),
-    [("docs/configuration.md", "reference", reference), (".env.example", "example", example)],
+    [("docs/configuration.md", "reference", render_reference), (".env.example", "example", render_example)],
 )
 def test_a_document_is_what_its_command_prints(path: str, command: str, text: Any) -> None:
     remedy = f"run: .venv/bin/python -m config {command} > {path}"
@@ -56,24 +46,24 @@ def test_a_document_is_what_its_command_prints(path: str, command: str, text: An
 
 
 def test_the_reference_has_a_row_for_every_variable() -> None:
-    rows = [line.split(" | ") for line in reference().splitlines() if line.startswith("| `")]
-    assert [re.findall(r"`(\w+)`", row[0]) for row in rows] == [with_files(variable) for variable in variables()]
+    rows = [line.split(" | ") for line in render_reference().splitlines() if line.startswith("| `")]
+    assert [re.findall(r"`(\w+)`", row[0]) for row in rows] == [with_files(variable) for variable in VARIABLES]
     assert {len(row) for row in rows} == {4}
 
 
 def test_the_example_has_every_variable_once() -> None:
-    assert re.findall(r"^#?([A-Z_]+)=", example(), re.MULTILINE) == variables()
+    assert re.findall(r"^#?([A-Z_]+)=", render_example(), re.MULTILINE) == list(VARIABLES)
 
 
 def test_the_example_sets_nothing_but_the_generated_secrets(tmp_path: Path) -> None:
     path = tmp_path / ".env"
-    path.write_text(example(), encoding="utf-8")
+    path.write_text(render_example(), encoding="utf-8")
     assert read_env_file(path) == dict.fromkeys(GENERATED, "")
 
 
 def test_the_example_with_secrets_is_a_configuration(tmp_path: Path) -> None:
     path = tmp_path / ".env"
-    text = example()
+    text = render_example()
     for name, value in (("REDIS_PASSWORD", "'pa$$w#rd'"), ("FLOWER_BASIC_AUTH", "admin:a-password")):
         assert text.count(f"\n{name}=\n") == 1
         text = text.replace(f"\n{name}=\n", f"\n{name}={value}\n")
@@ -84,10 +74,10 @@ def test_the_example_with_secrets_is_a_configuration(tmp_path: Path) -> None:
     assert settings.flower.basic_auth.get_secret_value() == "admin:a-password"
 
 
-@pytest.mark.parametrize("variable", [name for name in variables() if name not in GENERATED])
+@pytest.mark.parametrize("variable", [name for name in VARIABLES if name not in GENERATED])
 def test_a_line_of_the_example_works_when_it_is_uncommented(tmp_path: Path, variable: str) -> None:
     path = tmp_path / ".env"
-    text = example()
+    text = render_example()
     for name in TOGETHER if variable in TOGETHER else (variable,):
         assert text.count(f"\n#{name}=") == 1
         text = text.replace(f"\n#{name}=", f"\n{name}=")
@@ -97,15 +87,12 @@ def test_a_line_of_the_example_works_when_it_is_uncommented(tmp_path: Path, vari
     beat_schedule(settings.beat.schedule)
 
 
-def test_what_is_in_force_is_said_of_every_variable() -> None:
-    lines = [line for line in in_force(load({"LOG_LEVEL": "debug"})).splitlines() if line and not line.startswith("#")]
-    assert [line.partition("=")[0] for line in lines] == variables()
+def test_what_is_in_force_is_said_of_every_variable_with_the_password_that_is_in_force() -> None:
+    settings = load({"LOG_LEVEL": "debug", "REDIS_PASSWORD": "s3cret"})
+    lines = [line for line in render_settings(settings).splitlines() if line and not line.startswith("#")]
+    assert [line.partition("=")[0] for line in lines] == list(VARIABLES)
     assert "LOG_LEVEL=debug" in lines
     assert "WORKER_QUEUES=celery" in lines
-
-
-def test_the_urls_in_force_have_the_password_that_is_in_force() -> None:
-    lines = in_force(load({"REDIS_PASSWORD": "s3cret"})).splitlines()
     assert "CELERY_BROKER_URL=redis://:***@redis:6379/0" in lines
     assert "CELERY_RESULT_BACKEND=redis://:***@redis:6379/1" in lines
     assert "REDIS_PASSWORD=***" in lines
@@ -148,9 +135,9 @@ def names_expanded() -> set[str]:
     return set().union(*map(expanded, [COMPOSE_FILE, *scripts("docker")]))
 
 
-@pytest.mark.parametrize(("group", "attribute", "variable"), every_setting())
-def test_a_documented_variable_is_read_by_something(group: str, attribute: str, variable: str) -> None:
-    assert (group, attribute) in attributes_read() or variable in names_expanded()
+@pytest.mark.parametrize("variable", VARIABLES.values(), ids=VARIABLES)
+def test_a_documented_variable_is_read_by_something(variable: Variable) -> None:
+    assert (variable.group, variable.attribute) in attributes_read() or variable.name in names_expanded()
 
 
 def test_reading_is_told_from_documenting() -> None:
@@ -173,9 +160,9 @@ def test_compose_passes_on_every_variable_that_a_container_reads(service: str) -
     groups = [*COMMON_GROUPS, *(group for group, reader in OWN_GROUPS.items() if reader == service)]
     needed = {
         name
-        for group, _, variable in every_setting()
-        if group in groups and variable not in HOST_ONLY
-        for name in with_files(variable)
+        for variable in VARIABLES.values()
+        if variable.group in groups and variable.name not in HOST_ONLY
+        for name in with_files(variable.name)
     }
     assert needed - passed.keys() == set()
     # A value in the file would beat .env and the shell.
@@ -184,7 +171,7 @@ def test_compose_passes_on_every_variable_that_a_container_reads(service: str) -
 
 @pytest.mark.parametrize("service", ["worker", "beat", "flower"])
 def test_compose_passes_on_no_variable_that_does_not_exist(service: str) -> None:
-    existing = {name for variable in variables() for name in with_files(variable)}
+    existing = {name for variable in VARIABLES for name in with_files(variable)}
     assert compose_services()[service]["environment"].keys() - existing == set()
 
 
@@ -193,7 +180,7 @@ def test_flower_never_sees_where_the_host_publishes_it() -> None:
 
 
 def test_compose_passes_on_every_variable_that_the_scripts_of_redis_read() -> None:
-    documented = {name for variable in variables() for name in with_files(variable)}
+    documented = {name for variable in VARIABLES for name in with_files(variable)}
     read = set().union(*map(expanded, scripts("docker/redis")))
     assert (read & documented) - compose_services()["redis"]["environment"].keys() == set()
 
@@ -204,13 +191,15 @@ def defaults_written_outside() -> list[tuple[str, str, str]]:
     for path in [COMPOSE_FILE, *scripts("docker")]:
         text = path.read_text(encoding="utf-8")
         pairs = re.findall(r"\$\{(\w+):?-([^}]*)\}", text) + re.findall(r"^ARG (\w+)=(\S+)$", text, re.MULTILINE)
-        found += [(str(path.relative_to(ROOT)), name, default) for name, default in pairs if name in variables()]
+        found += [(str(path.relative_to(ROOT)), name, default) for name, default in pairs if name in VARIABLES]
     return found
 
 
 @pytest.mark.parametrize(("file", "variable", "default"), defaults_written_outside())
 def test_a_default_outside_config_is_the_default(file: str, variable: str, default: str) -> None:
-    assert default == default_of(variable), f"{file} has another default of {variable} than config/settings.py"
+    assert default == format_value(VARIABLES[variable].default), (
+        f"{file} has another default of {variable} than config/settings.py"
+    )
 
 
 def test_defaults_outside_config_are_found() -> None:

@@ -1,25 +1,26 @@
-"""config.settings"""
+"""config.settings, config.types and config.loading"""
 
 from __future__ import annotations
 
 import os
 import traceback
 from dataclasses import FrozenInstanceError
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from config import ConfigError, load
-from config.celery import soft_limit
-from config.reference import in_force, shown
-from config.settings import GROUPS, SECRETS, Settings, fields, variables
+from config.celery import derive_soft_limit
+from config.reference import format_value, read_help, render_settings
+from config.settings import GROUPS, REMOVED_LIMITS, SECRETS, VARIABLES, Variable
 
+ROOT = Path(__file__).resolve().parents[3]
 # Any text is allowed in these.
 FREE_TEXT = {"REDIS_PASSWORD", "CELERY_SENTINEL_PASSWORD", "CELERY_SENTINEL_MASTER", "CELERY_IMPORTS"}
 # Distinct enough not to turn up by chance in what must not contain it.
@@ -44,23 +45,24 @@ def test_nothing_has_to_be_set() -> None:
     assert settings.result_url.text() == "redis://redis:6379/1"
     assert settings.worker.pool == "prefork"
     assert settings.worker.concurrency is None
-    assert (soft_limit(settings.tasks), settings.tasks.time_limit) == (1740, 1800)
+    assert (derive_soft_limit(settings.tasks), settings.tasks.time_limit) == (1740, 1800)
     assert settings.broker.visibility_timeout == 3600
 
 
-@pytest.mark.parametrize(
-    ("group", "attribute", "variable"),
-    [(name, attribute, variable) for name, group in GROUPS.items() for attribute, variable, _ in fields(group)],
-)
-def test_a_default_written_down_is_the_default(group: str, attribute: str, variable: str) -> None:
-    default = getattr(getattr(load({}), group), attribute)
+def value_of(variable: Variable, environment: dict[str, str]) -> Any:
+    return getattr(getattr(load(environment), variable.group), variable.attribute)
+
+
+@pytest.mark.parametrize("variable", VARIABLES.values(), ids=VARIABLES)
+def test_a_default_written_down_is_the_default(variable: Variable) -> None:
+    default = value_of(variable, {})
     if isinstance(default, SecretStr):
         assert default.get_secret_value() == ""
     else:
-        assert getattr(getattr(load({variable: shown(default)}), group), attribute) == default
+        assert value_of(variable, {variable.name: format_value(default)}) == default
 
 
-@pytest.mark.parametrize("variable", variables())
+@pytest.mark.parametrize("variable", VARIABLES)
 def test_a_variable_that_is_empty_is_not_set(variable: str, tmp_path: Path) -> None:
     env_file = tmp_path / ".env"
     env_file.write_text(f"{variable}=\n")
@@ -68,15 +70,12 @@ def test_a_variable_that_is_empty_is_not_set(variable: str, tmp_path: Path) -> N
 
 
 def test_every_variable_is_set_once_and_says_what_it_is() -> None:
-    assert len(variables()) == len(set(variables()))
-    for group in GROUPS.values():
-        assert group.__doc__
-        for _, variable, field in fields(group):
-            about: Any = field.json_schema_extra
-            assert variable.isupper()
-            assert field.description
-            assert field.description.endswith(".")
-            assert about["allowed"]
+    assert len(VARIABLES) == sum(len(group.model_fields) for group in GROUPS.values())
+    assert all(group.__doc__ for group in GROUPS.values())
+    for variable in VARIABLES.values():
+        assert variable.name.isupper()
+        assert read_help()[variable.name].endswith(".")
+        assert variable.allowed.removeprefix("one of ")
 
 
 # --- Values
@@ -144,17 +143,12 @@ def test_names_are_read_as_they_are_spelt() -> None:
 # --- Mistakes
 
 
-@pytest.mark.parametrize("variable", [name for name in variables() if name not in FREE_TEXT])
+@pytest.mark.parametrize("variable", [name for name in VARIABLES if name not in FREE_TEXT])
 def test_nonsense_is_refused_by_name_with_what_was_given_and_what_is_allowed(variable: str) -> None:
     (problem,) = mistakes({variable: "?! nonsense"})
     found = "a value that is not shown" if variable in SECRETS else "'?! nonsense'"
     assert problem.startswith(f"{variable}: found {found}")
-    assert problem.partition("; allowed: ")[2] in {
-        about["allowed"]
-        for group in GROUPS.values()
-        for _, name, field in fields(group)
-        if name == variable and isinstance(about := field.json_schema_extra, dict)
-    }
+    assert problem.endswith(f"; allowed: {VARIABLES[variable].allowed}")
 
 
 WHOLE_SECONDS = (
@@ -214,8 +208,6 @@ def test_seconds_are_whole_and_above_zero(variable: str, text: str) -> None:
         ("REDIS_MAXMEMORY", ["512", "512mb", "0m", "0.5g", "half"]),
         ("WORKER_MEMORY", ["-1g", "1t", "1 g"]),
         ("WORKER_CPUS", ["-1", "two", ".5", "1,5", "01", "0.005", "0.009"]),
-        ("REDIS_PIDS", ["15"]),
-        ("WORKER_PIDS", ["63"]),
         ("REDIS_IMAGE", ["Redis:8", "redis 8", "-redis"]),
         ("STALK_RUN_DIR", ["run", "/", "/run/"]),
     ],
@@ -246,37 +238,22 @@ def test_a_trusted_header_and_who_is_trusted_need_each_other(given: dict[str, st
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
-    problems = mistakes(
-        {
-            "CELERY_BROKER_URL": "amqp://rabbit",
-            "CELERY_VISIBILITY_TIMEOUT": "1h",
-            "CELERY_RESULT_EXPIRES": "0",
-            "LOG_LEVEL": "loud",
-            "WORKER_POOL": "gevent",
-            "WORKER_PROCESSES": "none",
-            "FLOWER_PORT": "http",
-            "WORKERS": "many",
-            "BEAT_SCHEDULE": "often",
-            "CELERY_TASK_SOFT_TIME_LIMIT": "99999",
-            "REDIS_PASSWORD_FILE": str(tmp_path / "gone"),
-        }
-    )
-    named = [problem.split(":")[0].split(" ")[0] for problem in problems]
-    assert sorted(named) == sorted(
-        [
-            "CELERY_BROKER_URL",
-            "CELERY_VISIBILITY_TIMEOUT",
-            "CELERY_RESULT_EXPIRES",
-            "LOG_LEVEL",
-            "WORKER_POOL",
-            "WORKER_PROCESSES",
-            "FLOWER_PORT",
-            "WORKERS",
-            "BEAT_SCHEDULE",
-            "CELERY_TASK_SOFT_TIME_LIMIT",
-            "REDIS_PASSWORD_FILE",
-        ]
-    )
+    wrong = {
+        "CELERY_BROKER_URL": "amqp://rabbit",
+        "CELERY_VISIBILITY_TIMEOUT": "1h",
+        "CELERY_RESULT_EXPIRES": "0",
+        "LOG_LEVEL": "loud",
+        "WORKER_POOL": "gevent",
+        "WORKER_PROCESSES": "none",
+        "FLOWER_PORT": "http",
+        "WORKERS": "many",
+        "BEAT_SCHEDULE": "often",
+        "CELERY_TASK_SOFT_TIME_LIMIT": "99999",
+        "REDIS_PASSWORD_FILE": str(tmp_path / "gone"),
+        "BEAT_MEMORY": "512m",
+    }
+    named = [problem.split(":")[0].split(" ")[0] for problem in mistakes(wrong)]
+    assert sorted(named) == sorted(wrong)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +275,22 @@ def test_a_mistake_in_a_url_is_explained() -> None:
     assert "a value that is not shown" in problem
     assert "write redis://:secret@host" in problem
     assert MARK not in problem
+
+
+@pytest.mark.parametrize("variable", REMOVED_LIMITS)
+def test_a_variable_that_was_removed_is_refused_with_the_line_that_takes_its_place(
+    variable: str, tmp_path: Path
+) -> None:
+    (problem,) = mistakes({variable: "96"})
+    (tmp_path / ".env").write_text(f"{variable}=96\n")
+    assert mistakes({}, tmp_path / ".env") == (problem,)
+    assert problem.startswith(f"{variable} is no longer a variable: ")
+    written = yaml.safe_load(problem.partition("compose.override.yaml: ")[2])
+    shipped = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    service, limit = variable.lower().split("_")
+    assert written == {"services": {service: {"deploy": {"resources": {"limits": {limit: 96}}}}}}
+    # A value of its own, which the line replaces.
+    assert "$" not in str(shipped["services"][service]["deploy"]["resources"]["limits"][limit])
 
 
 # --- Combinations
@@ -362,6 +355,9 @@ def test_settings_that_contradict_each_other_are_refused(
         {"REDIS_MAXMEMORY": "819m"},
         {"REDIS_MAXMEMORY": "2g", "REDIS_REPLICAS": "0"},
         {"REDIS_MAXMEMORY": "2g", "STALK_RUNTIME": "local"},
+        {"CELERY_BROKER_URL": "redis://redis:6379/0", "CELERY_RESULT_BACKEND": "redis://redis:6379/1"},
+        {"CELERY_BROKER_URL": "redis://redis:6379/0", "CELERY_RESULT_BACKEND": "redis://other:6379/0"},
+        {"CELERY_BROKER_URL": "redis+socket:///a", "CELERY_RESULT_BACKEND": "redis+socket:///b"},
     ],
 )
 def test_settings_that_just_fit_are_accepted_without_a_warning(environment: dict[str, str]) -> None:
@@ -404,18 +400,6 @@ def test_limits_of_prefork_children_are_warned_about_in_other_pools() -> None:
     assert "WORKER_MAX_TASKS_PER_CHILD and WORKER_MAX_MEMORY_PER_CHILD only work with WORKER_POOL=prefork" in warnings
 
 
-@pytest.mark.parametrize(
-    ("broker", "results"),
-    [
-        ("redis://redis:6379/0", "redis://redis:6379/1"),
-        ("redis://redis:6379/0", "redis://other:6379/0"),
-        ("redis+socket:///a", "redis+socket:///b"),
-    ],
-)
-def test_databases_of_their_own_are_no_warning(broker: str, results: str) -> None:
-    assert load({"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": results}).warnings == ()
-
-
 # --- .env
 
 
@@ -424,13 +408,6 @@ def test_the_environment_beats_the_file(tmp_path: Path) -> None:
     env_file.write_text("LOG_LEVEL=error\nWORKER_POOL=solo\n")
     settings = load({"LOG_LEVEL": "debug"}, env_file)
     assert (settings.tasks.log_level, settings.worker.pool) == ("debug", "solo")
-
-
-def test_a_line_that_cannot_be_read_is_refused_with_its_place(tmp_path: Path) -> None:
-    env_file = tmp_path / ".env"
-    env_file.write_text("LOG_LEVEL=error\nREDIS_PASSWORD=pa$word\n")
-    (problem,) = mistakes({}, env_file)
-    assert problem.startswith(f"{env_file} line 2: ")
 
 
 @pytest.mark.parametrize(
@@ -459,11 +436,11 @@ def test_only_what_stands_in_the_file_is_warned_about(tmp_path: Path) -> None:
 def test_a_process_reads_its_environment_and_the_file_of_the_checkout(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in variables():
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(f"{name}_FILE", raising=False)
     (tmp_path / ".env").write_text("REDIS_PASSWORD='from $ file'\nLOG_LEVEL=error\n")
-    monkeypatch.setattr("config.settings.ENV_FILE", tmp_path / ".env")
+    monkeypatch.setattr("config.loading.ENV_FILE", tmp_path / ".env")
     monkeypatch.setenv("LOG_LEVEL", "debug")
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://redis/5")
     monkeypatch.setenv("CELERY_BROKER_READ_URL", "redis://elsewhere/0")
@@ -525,7 +502,7 @@ def assert_hidden(text: str) -> None:
 def test_no_secret_is_shown_where_the_configuration_is_good(around: tuple[str, str]) -> None:
     settings = load(secretive(MARK.join(around)))
     groups = [getattr(settings, name) for name in GROUPS]
-    for text in (repr(settings), str(settings), in_force(settings), *map(repr, groups), *map(str, groups)):
+    for text in (repr(settings), str(settings), render_settings(settings), *map(repr, groups), *map(str, groups)):
         assert_hidden(text)
     assert MARK in settings.broker_url.password
 
@@ -565,13 +542,9 @@ def test_no_secret_is_shown_where_it_is_itself_wrong(before: str, after: str) ->
 def test_no_setting_can_be_changed_and_the_refusal_shows_no_secret(group: str) -> None:
     settings = load(secretive(MARK))
     values = getattr(settings, group)
-    for attribute, _, _ in fields(GROUPS[group]):
+    for attribute in GROUPS[group].model_fields:
         with pytest.raises(ValidationError, match="frozen") as refusal:
             setattr(values, attribute, None)
         assert_hidden(str(refusal.value))
     with pytest.raises(FrozenInstanceError):
         setattr(settings, group, values)
-
-
-def test_every_group_is_part_of_the_settings() -> None:
-    assert {field.name for field in dataclass_fields(Settings)} == {*GROUPS, "warnings"}

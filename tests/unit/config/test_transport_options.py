@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 from kombu.transport import redis as kombu_redis
 
 from config import load
-from config.celery import celery_configuration
+from config.celery import build_celery_configuration
 from services.delivery.channel import SentinelChannel
 from services.delivery.connection import Connection, UnreadOptions
 from tests.support.application import create_app
@@ -35,11 +32,10 @@ IGNORED: dict[str, object] = {
 }
 # Not in kombu's list, but read by its transport.
 UNLISTED: dict[str, object] = {"polling_interval": 1, "reauth_check_interval": 1, "retry": None, "retry_on_error": []}
-# None of these commands does more than import the application.
-SECONDS = 120
 
 
-def format_error(url: str, **options: object) -> str:
+def refuse(url: str, **options: object) -> str:
+    """The sentence with which a connection with these options is refused."""
     with pytest.raises(UnreadOptions) as refused:
         Connection(url, transport_options=options)
     return str(refused.value)
@@ -53,25 +49,25 @@ def test_each_option_of_kombu_is_honoured_or_refused() -> None:
 @pytest.mark.parametrize("name", IGNORED | UNLISTED)
 @pytest.mark.parametrize("url", [URL, "rediss://127.0.0.1:1/0", "redis+socket:///redis.sock", "sentinel://127.0.0.1:1"])
 def test_an_option_that_nothing_reads_is_refused_by_name(url: str, name: str) -> None:
-    said = format_error(url, **{name: (IGNORED | UNLISTED)[name]})
+    said = refuse(url, **{name: (IGNORED | UNLISTED)[name]})
     assert said.startswith(f"broker_transport_options: Stalk does not read {name}")
     assert said.endswith(": take it out")
 
 
 def test_the_sentence_names_all_of_them_and_what_to_do_in_their_place() -> None:
-    assert format_error(URL, global_keyprefix="shop:", visiblity_timeout=60, lease=60, region="eu") == (
+    assert refuse(URL, global_keyprefix="shop:", visiblity_timeout=60, lease=60, region="eu") == (
         "broker_transport_options: Stalk does not read global_keyprefix (give each application a Redis database of its "
         "own), region, visiblity_timeout (did you mean visibility_timeout?): take them out"
     )
 
 
 def test_an_option_for_sentinels_is_refused_without_them() -> None:
-    assert "does not read master_name: take it out" in format_error(URL, master_name="main")
+    assert "does not read master_name: take it out" in refuse(URL, master_name="main")
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, SENTINEL, {**SETTINGS, "CELERY_SENTINEL_MASTER": "main"}])
 def test_what_stalk_sets_is_read(settings: dict[str, str]) -> None:
-    configured = celery_configuration(load(settings))
+    configured = build_celery_configuration(load(settings))
     assert Connection(configured["broker_url"], transport_options=configured["broker_transport_options"])
 
 
@@ -96,15 +92,7 @@ def test_a_module_of_tasks_that_sets_one_is_told_in_one_sentence(own_checkout: C
         "services/tasks/own.py",
         "from celery import current_app\ncurrent_app.conf.broker_transport_options['unacked_key'] = 'shop'\n",
     )
-    done = subprocess.run(
-        [sys.executable, *command.split()],
-        cwd=own_checkout.path,
-        env={"LANG": "C.UTF-8", "STALK_RUN_DIR": str(own_checkout.path), **SETTINGS},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    done = own_checkout.run(*command.split(), STALK_RUN_DIR=str(own_checkout.path), **SETTINGS)
     said = done.stdout + done.stderr
     assert done.returncode == 2, said
     assert said.rstrip().endswith("broker_transport_options: Stalk does not read unacked_key: take it out"), said

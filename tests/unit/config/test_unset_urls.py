@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from config import load
@@ -15,8 +12,6 @@ from tests.support.checkout import Checkout
 BROKER, RESULTS = "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"
 URL = "redis://127.0.0.1:1/0"
 SENTENCE = f"{BROKER} and {RESULTS} must be exported, because nobody outside the stack's containers"
-# None of these commands does more than import the application.
-SECONDS = 120
 
 
 def test_a_publish_names_the_variables() -> None:
@@ -66,16 +61,8 @@ def test_a_url_that_is_configured_by_hand_is_taken() -> None:
 
 @pytest.mark.parametrize("command", ["celery -A services.app worker", "celery -A services.app beat", "services status"])
 def test_a_command_by_hand_is_one_sentence_and_exit_code_2(checkout: Checkout, command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *command.split()],
-        cwd=checkout.path,
-        env={"LANG": "C.UTF-8"},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    done = checkout.run("-m", *command.split())
     said = done.stdout + done.stderr
     assert done.returncode == 2, said
     assert said.count("\n") == 1, said
-    assert SENTENCE in said or "TASK: found 'x'" in said
+    assert SENTENCE in said

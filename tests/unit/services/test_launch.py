@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -18,8 +17,8 @@ from celery.bin.celery import celery
 from celery.bin.worker import worker
 
 from config import child_environment, load
-from config.settings import HAND_BACK_SECONDS, SUPERVISOR_EXIT_SECONDS
-from services.launch import NODE_VARIABLES, known, node_command, supervisor_values
+from config.loading import REQUEUE_SECONDS, SUPERVISOR_EXIT_SECONDS
+from services.launch import NODE_VARIABLES, build_node_command, list_variables, supervisor_values
 from tests.support.checkout import Checkout
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,7 +36,7 @@ HARMLESS = {"NO_COLOR"}
 
 def options_of(environment: dict[str, str]) -> dict[str, Any]:
     """What Celery itself makes of a node's command line."""
-    command = node_command(load(environment))
+    command = build_node_command(load(environment))
     arguments = command[command.index("worker") + 1 :]
     context = CLIContext(app=Celery(set_as_current=False), no_color=True, workdir=None)
     options: dict[str, Any] = worker.make_context("worker", [*arguments, "--hostname=node0@here"], obj=context).params
@@ -48,7 +47,7 @@ def options_of(environment: dict[str, str]) -> dict[str, Any]:
 
 
 def test_a_node_runs_celery_of_this_python_with_our_application() -> None:
-    assert node_command(load({}))[:5] == [sys.executable, "-m", "celery", "--app=services.app", "worker"]
+    assert build_node_command(load({}))[:5] == [sys.executable, "-m", "celery", "--app=services.app", "worker"]
 
 
 def test_a_node_of_the_defaults_is_prefork_with_a_child_for_each_cpu() -> None:
@@ -84,7 +83,7 @@ def test_every_pool_is_one_of_celerys(pool: str, module: str) -> None:
 
 
 def test_autoscale_takes_the_place_of_concurrency() -> None:
-    assert not any(part.startswith("--concurrency") for part in node_command(load({"WORKER_AUTOSCALE": "8,2"})))
+    assert not any(part.startswith("--concurrency") for part in build_node_command(load({"WORKER_AUTOSCALE": "8,2"})))
 
 
 # --- What others see
@@ -92,7 +91,7 @@ def test_autoscale_takes_the_place_of_concurrency() -> None:
 
 def test_no_command_line_carries_a_secret() -> None:
     settings = load(SECRETS)
-    assert MARK not in " ".join(node_command(settings))
+    assert MARK not in " ".join(build_node_command(settings))
     assert MARK not in repr(supervisor_values(settings))
 
 
@@ -117,8 +116,8 @@ def test_supervisor_gets_the_settings() -> None:
     assert values["STALK_NODES"] == "3"
     assert values["STALK_HEARTBEAT_TIMEOUT"] == "90"
     assert values["STALK_RUN_DIR"] == "/run/other"
-    assert values["STALK_KILL_AFTER"] == str(100 + HAND_BACK_SECONDS)
-    assert shlex.split(values["STALK_NODE_COMMAND"]) == node_command(settings)
+    assert values["STALK_KILL_AFTER"] == str(100 + REQUEUE_SECONDS)
+    assert shlex.split(values["STALK_NODE_COMMAND"]) == build_node_command(settings)
 
 
 def test_supervisor_has_given_up_before_docker_kills_it() -> None:
@@ -127,7 +126,7 @@ def test_supervisor_has_given_up_before_docker_kills_it() -> None:
     assert kill_after + SUPERVISOR_EXIT_SECONDS <= shortest.worker.stop_grace_period
 
 
-@pytest.mark.parametrize("variables", [NODE_VARIABLES, known("broker", "results", "tasks", "beat", "stack")])
+@pytest.mark.parametrize("variables", [NODE_VARIABLES, list_variables("broker", "results", "tasks", "beat", "stack")])
 def test_a_process_sees_no_variable_that_beats_its_settings(
     monkeypatch: pytest.MonkeyPatch, variables: list[str]
 ) -> None:
@@ -169,15 +168,7 @@ def test_no_option_of_celery_is_set_behind_our_back(monkeypatch: pytest.MonkeyPa
 
 
 def python(checkout: Checkout, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=checkout.path,
-        env={"PATH": os.environ["PATH"], **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = checkout.run(*arguments, **environment)
     assert "Traceback" not in done.stderr
     assert MARK not in done.stdout + done.stderr
     return done

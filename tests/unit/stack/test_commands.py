@@ -141,11 +141,9 @@ def test_more_cpus_than_dockers_machine_has_are_one_sentence_before_anything_sta
     )
     shutil.copy(own / ".env.example", own / ".env")
     login = {"FLOWER_BASIC_AUTH": "a:b", "REDIS_PASSWORD": "c", "FLOWER_PORT": str(free_port())}
-    limits = {"REDIS_CPUS": "2.0", "WORKER_CPUS": "3", "BEAT_CPUS": "0", "FLOWER_CPUS": "2.5"}
-    done = stack(own, command, **fake_docker(tmp_path / "bin", script), **login, **limits)
+    done = stack(own, command, **fake_docker(tmp_path / "bin", script), **login, WORKER_CPUS="2.5")
     assert only_sentence(done) == (
-        "WORKER_CPUS is 3 and FLOWER_CPUS is 2.5, and the CPUs of Docker's machine are 2: set at most that in .env, or "
-        "0 for no limit"
+        "WORKER_CPUS is 2.5, and the CPUs of Docker's machine are 2: set at most that in .env, or 0 for no limit"
     )
 
 
