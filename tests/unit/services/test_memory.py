@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import monotonic
 
-from celery import Celery
+from celery import Celery, signals
 from kombu.asynchronous import get_event_loop, set_event_loop
 from kombu.asynchronous.timer import Timer as KombuTimer
 
@@ -51,9 +51,15 @@ def test_nodes_with_an_event_loop_use_it() -> None:
     app = Celery(broker="redis://127.0.0.1:1", set_as_current=False)
     app.steps["worker"].add(TimerStep)
     before = get_event_loop()
+
+    def leave_logging_alone(**_: object) -> None:
+        """Celery sets up no logging where somebody else does: other tests run in this process."""
+
+    signals.setup_logging.connect(leave_logging_alone)
     try:
-        worker = app.Worker(pool="prefork", loglevel="CRITICAL")
+        worker = app.Worker(pool="prefork")
         assert type(worker.timer) is Timer
         assert worker.timer is worker.hub.timer is worker.consumer.timer
     finally:
+        signals.setup_logging.disconnect(leave_logging_alone)
         set_event_loop(before)
