@@ -1,6 +1,6 @@
 """python -m stack: what `make` runs on the host.
 
-Exit codes: 0 done, 1 it failed, 2 the configuration or the call has a mistake; `call` has its own, see
+Exit codes: 0 done, 1 it failed, 2 the configuration or the call has a mistake; `call` and `services` have those of
 services/__main__.py. make turns each of them but 0 into its own 2.
 """
 
@@ -57,7 +57,7 @@ def call(task: str, arguments: str, keywords: str, wait: str) -> None:
     if not task:
         raise Failure("TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'")
     options = ["--args", arguments, "--kwargs", keywords, "--wait", wait]
-    sys.exit(chosen(settings()).call(*options, "--", task))
+    sys.exit(chosen(settings()).show("call", *options, "--", task))
 
 
 @main.command(help="Run so many workers.")
@@ -83,49 +83,14 @@ def scale(workers: str) -> None:
 def status(as_json: bool) -> None:
     from stack.commands import status
 
-    status.status(chosen(settings_or_defaults()), as_json)
+    sys.exit(status.status(chosen(settings_or_defaults()), as_json))
 
 
-@main.command(help="Every entry of beat's schedule.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def schedule(as_json: bool) -> None:
-    from stack.commands import status
-
-    status.schedule(chosen(settings_or_defaults()), as_json)
-
-
-@main.command("dead-letters", help="The latest dead letters, all of them, or one.")
-@click.option("--id", "number", default="")
-@click.option("--all", "everything", is_flag=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def dead_letters(number: str, everything: bool, as_json: bool) -> None:
-    from stack.commands import dead_letters
-
-    dead_letters.dead_letters(chosen(settings_or_defaults()), number, everything, as_json)
-
-
-@main.command(help="Put dead letters back into their queues.")
-@click.option("--id", "number", default="")
-@click.option("--all", "everything", is_flag=True)
-def replay(number: str, everything: bool) -> None:
-    from stack.commands import dead_letters
-
-    dead_letters.replay(chosen(settings_or_defaults()), number, everything)
-
-
-@main.command("purge-dead-letters", help="Delete all dead letters.")
-@click.option("--yes", is_flag=True)
-def purge_dead_letters(yes: bool) -> None:
-    from stack.commands import dead_letters
-
-    dead_letters.purge(chosen(settings_or_defaults()), yes)
-
-
-@main.command("to-plain", help="Put back into plain queues what only Stalk's workers understand.")
-def to_plain() -> None:
-    from stack.commands import dead_letters
-
-    dead_letters.to_plain(chosen(settings_or_defaults()))
+# What follows the name is passed on as it is, options and -- too.
+@main.command(help="Run `python -m services …` inside the stack.", context_settings={"allow_interspersed_args": False})
+@click.argument("arguments", nargs=-1)
+def services(arguments: tuple[str, ...]) -> None:
+    sys.exit(chosen(settings_or_defaults()).show(*arguments))
 
 
 @main.command(help="Follow the logs.")

@@ -268,7 +268,7 @@ make = ResultBackend._create_client
 
 
 def create(self, **options):
-    if threading.current_thread().name == "dead-letter-teller":
+    if threading.current_thread().name == "dead-letter-reporter":
         wait_released("telling")
     return make(self, **options)
 

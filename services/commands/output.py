@@ -1,0 +1,79 @@
+"""What commands print: tables and sentences for people, JSON for programs; colour and folding only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from typing import Any, TextIO
+
+import orjson
+
+from config.environment import process_environment
+
+RED, GREEN, YELLOW, BOLD, PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
+GAP = "  "
+
+# A text, or a text and its style.
+Cell = str | tuple[str, str]
+
+
+class BadInput(Exception):
+    """The command cannot be run as it was typed: the sentence names the argument, what was found, and what to do."""
+
+
+def shows_colour(stream: TextIO) -> bool:
+    """Whether the stream is a terminal that knows colour, unless NO_COLOR is set (https://no-color.org)."""
+    environment = process_environment()
+    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+
+
+def print_table(rows: Iterable[Sequence[Cell]], header: Sequence[str] = ()) -> None:
+    """Print rows in columns; on a terminal that is narrower, fold the widest columns."""
+    titles = [[(title, BOLD) for title in header]] if header else []
+    cells = titles + [[cell if isinstance(cell, tuple) else (cell, "") for cell in row] for row in rows]
+    widths = [max(len(_printable(text)) for text, _ in column) for column in zip(*cells, strict=True)]
+    if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns - len(GAP) * (len(widths) - 1)
+        while sum(widths) > max(room, len(widths)):
+            widths[widths.index(max(widths))] -= 1
+    for row in cells:
+        folded = [
+            textwrap.wrap(_printable(text), width, break_on_hyphens=False)
+            for (text, _), width in zip(row, widths, strict=True)
+        ]
+        for parts in zip_longest(*folded, fillvalue=""):
+            padded = zip((part.ljust(width) for part, width in zip(parts, widths, strict=True)), row, strict=True)
+            print(GAP.join(_styled(part, style) for part, (_, style) in padded).rstrip())
+
+
+def print_line(text: str, style: str = "") -> None:
+    """Print a sentence, however long it is, on one line."""
+    print(_styled(_printable(text), style))
+
+
+def print_error(text: str) -> None:
+    """Print on standard error what is wrong."""
+    print(_styled("error:", RED, sys.stderr), text, file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object on one line."""
+    try:
+        text = orjson.dumps(value, default=str)
+    except TypeError:
+        # orjson has no whole numbers beyond 64 bits; Python's own would print NaN for what JSON calls null.
+        text = json.dumps(value, default=str).encode()
+    sys.stdout.buffer.write(text + b"\n")
+
+
+def _styled(text: str, style: str, stream: TextIO | None = None) -> str:
+    return f"{style}{text}{PLAIN}" if style and shows_colour(stream or sys.stdout) else text
+
+
+def _printable(text: str) -> str:
+    """`text` with control characters escaped: names and errors come from whoever has sent a message."""
+    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
