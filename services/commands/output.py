@@ -57,7 +57,7 @@ def print_line(text: str, style: str = "") -> None:
 
 def print_error(text: str) -> None:
     """Print on standard error what is wrong."""
-    print(_styled("error:", RED, sys.stderr), text, file=sys.stderr)
+    print(_styled("error:", RED, sys.stderr), _printable(text), file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

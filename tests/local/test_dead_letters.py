@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -69,19 +70,50 @@ def test_the_status_shows_them(local: Local, letters: list[int]) -> None:
     assert "Dead letters: 2, see 'make dead-letters'" in local.make("status").stdout
 
 
-def test_the_reason_is_coloured_on_a_terminal(local: Local, letters: list[int]) -> None:
+def on_terminal(local: Local, target: str, typed: bytes = b"", **variables: str) -> bytes:
+    """What a target of make shows on a terminal on which this is typed."""
     ours, theirs = pty.openpty()
-    command, environment = local.command("dead-letters"), local.environment(TERM="xterm")
-    subprocess.run(
-        command, cwd=local.directory, env=environment, stdout=theirs, stderr=theirs, timeout=MAKE_SECONDS, check=True
-    )
+    os.write(ours, typed)
+    options: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+    options |= {"env": local.environment(TERM="xterm", **variables), "timeout": MAKE_SECONDS}
+    subprocess.run(local.command(target), cwd=local.directory, check=False, **options)
     os.close(theirs)
     shown = b""
     with suppress(OSError):
         while part := os.read(ours, 65536):
             shown += part
     os.close(ours)
-    assert b"\x1b[31m" in shown
+    return shown
+
+
+def test_the_reason_is_coloured_on_a_terminal(local: Local, letters: list[int]) -> None:
+    assert b"\x1b[31m" in on_terminal(local, "dead-letters")
+    assert b"\x1b" not in on_terminal(local, "dead-letters", NO_COLOR="1")
+
+
+def test_a_purge_asks_on_a_terminal(local: Local, letters: list[int]) -> None:
+    shown = on_terminal(local, "purge-dead-letters", b"no\n")
+
+    assert b"This deletes all dead letters for ever. Type yes to go on: " in shown
+    assert b"error:\x1b[0m nothing was deleted" in shown
+    assert wait_letters(local, 2) == [str(number) for number in letters]
+
+
+def test_who_stops_reading_gets_no_traceback(local: Local, letters: list[int]) -> None:
+    for target in ("status", "dead-letters"):
+        make = subprocess.Popen(
+            local.command(target),
+            cwd=local.directory,
+            env=local.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert make.stdout
+        make.stdout.close()
+        assert make.stderr
+        assert "Traceback" not in make.stderr.read()
+        make.wait(MAKE_SECONDS)
 
 
 def test_a_replay_puts_them_back_one_or_all(local: Local, letters: list[int]) -> None:

@@ -25,6 +25,7 @@ from services.broker.keys import (
     DEAD_LETTERS_UNTOLD,
     lists_of,
 )
+from services.dead_letters import DeadLetter
 from tests.integration.commands.test_call import services
 from tests.support.checkout import Checkout
 from tests.support.processes import children
@@ -168,6 +169,16 @@ def test_a_client_without_stalk_gets_the_reason_too(stack: Stack, tmp_path: Path
     )
 
     assert done.stdout.split() == ["celery.exceptions", "DeadLetter", "unknown-task"]
+
+
+@pytest.mark.parametrize("module", ["services.dead_letters", "services.telling"])
+def test_a_result_becomes_a_dead_letter_also_when_the_version_before_has_stored_it(stack: Stack, module: str) -> None:
+    stored = {"exc_type": "DeadLetter", "exc_module": module, "exc_message": ["crashed", "it died", 7]}
+
+    error = stack.client.backend.exception_to_python(stored)
+
+    assert isinstance(error, DeadLetter)
+    assert (error.reason, str(error)) == ("crashed", "crashed: it died (dead letter 7)")
 
 
 PICKLED = base64.b64encode(b"\x80\x04N.").decode()
@@ -526,6 +537,7 @@ def test_a_redis_that_is_away_is_said_with_exit_code_1(quiet: Stack, command: li
 
     assert answer.code == 1
     assert answer.said["error"].startswith("Redis ")
+    assert answer.errors == f"error: {answer.said['error']}\n"
 
 
 # Replay.
