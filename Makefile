@@ -30,7 +30,7 @@ local: up ## The same as processes of this host, without Docker
 
 .PHONY: call
 call: .venv/ready ## Run a task: TASK=services.tasks.arithmetic.add ARGS='[4, 3]' [KWARGS='{}'] [WAIT=30]
-	@$(STALK) call --args "$${ARGS:-[]}" --kwargs "$${KWARGS:-{\}}" --wait "$(or $(WAIT),30)" -- "$$TASK"
+	@$(STALK) call -- "$$TASK" --args "$${ARGS:-[]}" --kwargs "$${KWARGS:-{\}}" --wait "$(or $(WAIT),30)"
 
 .PHONY: scale
 scale: .venv/ready ## Run WORKERS=4 workers, now and after the next `make up`

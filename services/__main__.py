@@ -18,7 +18,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from config import ConfigError
-from services.commands import output
+from services.commands import call, dead_letters, output, schedule, status
+from services.delayed import to_plain
 
 GOOD, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -55,76 +56,60 @@ def main() -> None:
     pass
 
 
-@main.command(help="Send TASK, wait for it and print its result as JSON.")
+@main.command("call", help="Send TASK, wait for it and print its result as JSON.")
 @click.argument("task")
 @click.option("--args", "arguments", default="[]", help="JSON list of positional arguments.")
 @click.option("--kwargs", "keywords", default="{}", help="JSON object of keyword arguments.")
 @click.option("--wait", default="30", help="Seconds to wait for the result.")
-def call(task: str, arguments: str, keywords: str, wait: str) -> None:
+def call_command(task: str, arguments: str, keywords: str, wait: str) -> None:
     from services.app import app
-    from services.commands.call import call
 
-    answer, code = call(app, task, arguments, keywords, wait)
+    answer, code = call.call(app, task, arguments, keywords, wait)
     output.print_json(answer)
     sys.stdout.flush()
     sys.exit(code)
 
 
-@main.command(help="Print nodes, queue lengths and beat's last tick.")
+@main.command("status", help="Print nodes, queue lengths and beat's last tick.")
 @click.option("--starting", is_flag=True, help="Say of a queue that nobody reads that a worker is starting.")
 @json_option
-def status(starting: bool, as_json: bool) -> None:
-    from services.commands.status import print_status, read_status
-
-    run(read_status, partial(print_status, starting=starting), as_json)
+def status_command(starting: bool, as_json: bool) -> None:
+    run(status.read_status, partial(status.print_status, starting=starting), as_json)
 
 
-@main.command(help="Print every entry of beat's schedule: what is sent, how often, and when next.")
+@main.command("schedule", help="Print every entry of beat's schedule: what is sent, how often, and when next.")
 @json_option
-def schedule(as_json: bool) -> None:
-    from services.beat import entries
-    from services.commands.schedule import print_schedule
-
-    run(lambda app: entries.listed(app)[0], print_schedule, as_json)
+def schedule_command(as_json: bool) -> None:
+    run(schedule.read_schedule, schedule.print_schedule, as_json)
 
 
 @main.command("dead-letters", help="Print the latest dead letters, or all there is of the one with this ID.")
 @click.argument("words", metavar="[ID]", nargs=-1)
 @all_option
 @json_option
-def dead_letters(words: tuple[str, ...], everything: bool, as_json: bool) -> None:
-    from services.commands.dead_letters import find, print_found
-
-    run(partial(find, words=words, everything=everything), print_found, as_json)
+def dead_letters_command(words: tuple[str, ...], everything: bool, as_json: bool) -> None:
+    run(lambda app: dead_letters.find(app, words, everything), dead_letters.print_found, as_json)
 
 
-@main.command(help="Put dead letters back into their queues.")
+@main.command("replay", help="Put dead letters back into their queues.")
 @click.argument("words", metavar="[ID]...", nargs=-1)
 @all_option
 @json_option
-def replay(words: tuple[str, ...], everything: bool, as_json: bool) -> None:
-    from services.commands import dead_letters
-
-    replay = partial(dead_letters.replay, words=words, everything=everything)
-    run(replay, lambda found: dead_letters.print_count(len(found["replayed"]), "back in the queues"), as_json)
+def replay_command(words: tuple[str, ...], everything: bool, as_json: bool) -> None:
+    run(lambda app: dead_letters.replay(app, words, everything), dead_letters.print_replayed, as_json)
 
 
 @main.command("purge-dead-letters", help="Delete all dead letters.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
-def purge_dead_letters(yes: bool, as_json: bool) -> None:
-    from services.commands import dead_letters
-
-    purge = partial(dead_letters.purge, yes=yes)
-    run(purge, lambda found: dead_letters.print_count(found["purged"], "deleted"), as_json)
+def purge_dead_letters_command(yes: bool, as_json: bool) -> None:
+    run(lambda app: dead_letters.purge(app, yes), dead_letters.print_purged, as_json)
 
 
 @main.command("to-plain", help="Put back into plain queues what only Stalk's workers understand.")
 @json_option
-def to_plain(as_json: bool) -> None:
-    from services.delayed.to_plain import print_moved, to_plain
-
-    run(to_plain, print_moved, as_json)
+def to_plain_command(as_json: bool) -> None:
+    run(to_plain.to_plain, to_plain.print_moved, as_json)
 
 
 if __name__ == "__main__":

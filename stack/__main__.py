@@ -12,8 +12,9 @@ import sys
 import click
 
 import config
-from config import ConfigError, Settings
+from config import ConfigError
 from stack import terminal
+from stack.checkout_lock import own_turn
 from stack.errors import Failure
 from stack.runtime import chosen, current
 from stack.settings import settings_or_defaults
@@ -50,30 +51,26 @@ def new_task_command(name: str) -> None:
 
 @main.command(help="Run a task inside the stack and print its result as JSON.")
 @click.argument("task")
-@click.option("--args", "arguments", default="[]")
-@click.option("--kwargs", "keywords", default="{}")
-@click.option("--wait", default="30")
-def call(task: str, arguments: str, keywords: str, wait: str) -> None:
+@click.argument("options", nargs=-1)
+def call(task: str, options: tuple[str, ...]) -> None:
     if not task:
         raise Failure("TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'")
-    options = ["--args", arguments, "--kwargs", keywords, "--wait", wait]
-    sys.exit(chosen(settings()).show("call", *options, "--", task))
+    sys.exit(chosen(config.load()).show("call", *options, "--", task))
 
 
 @main.command(help="Run so many workers.")
 @click.argument("workers")
 def scale(workers: str) -> None:
     from stack import env_file, readiness
-    from stack.checkout_lock import own_turn
 
     if not workers.isdigit():
         raise Failure(f"WORKERS: found {workers!r}; it must be a whole number, as in: make scale WORKERS=4")
-    runtime = current(settings())
+    runtime = current(config.load())
     if not env_file.ENV_FILE.exists():
         raise Failure("there is no .env yet: start the stack with 'make up' first")
     with own_turn():
         env_file.set_variables({"WORKERS": workers})
-        runtime.scale(settings())
+        runtime.scale(config.load())
     readiness.until_healthy(runtime)
     print(f"{workers} workers run; .env says so too.")
 
@@ -101,12 +98,11 @@ def logs(services: tuple[str, ...]) -> None:
 
 @main.command(help="Python with the app and its tasks.")
 def shell() -> None:
-    sys.exit(current(settings()).shell())
+    sys.exit(current(config.load()).shell())
 
 
 @main.command("stop", help="Stop; running tasks finish first.")
 def stop_command() -> None:
-    from stack.checkout_lock import own_turn
     from stack.commands import stop
 
     with own_turn():
@@ -115,7 +111,6 @@ def stop_command() -> None:
 
 @main.command(help="Stop and remove what runs; data is kept.")
 def down() -> None:
-    from stack.checkout_lock import own_turn
     from stack.commands import stop
 
     with own_turn():
@@ -125,7 +120,6 @@ def down() -> None:
 @main.command(help="Remove what runs and all data.")
 @click.option("--yes", is_flag=True)
 def clean(yes: bool) -> None:
-    from stack.checkout_lock import own_turn
     from stack.commands import stop
 
     with own_turn():
@@ -137,14 +131,6 @@ def lock_command() -> None:
     from stack.commands import lock
 
     lock.lock()
-
-
-def settings() -> Settings:
-    """The settings of this checkout.
-
-    Raises ConfigError.
-    """
-    return config.load()
 
 
 def run() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from celery import Celery
 
-from services.commands.output import BOLD, RED, YELLOW, BadInput, print_line, print_table
+from services.commands.output import BOLD, RED, YELLOW, BadInput, print_table
 from services.dead_letters import store
 
 HEADER = ("ID", "When", "Reason", "Task", "Task ID", "Queue", "Deliveries", "Detail")
@@ -83,9 +83,16 @@ def print_found(found: dict[str, Any]) -> None:
             print(f"{found['more']} older ones are not shown: make dead-letters ALL=1")
 
 
-def print_count(count: int, done: str) -> None:
-    """Print how many dead letters are what was `done` with them."""
-    print_line(f"{count} dead letter{' is' if count == 1 else 's are'} {done}.")
+def print_replayed(found: dict[str, Any]) -> None:
+    print(f"{_count(len(found['replayed']))} back in the queues.")
+
+
+def print_purged(found: dict[str, Any]) -> None:
+    print(f"{_count(found['purged'])} deleted.")
+
+
+def _count(number: int) -> str:
+    return f"{number} dead letter{' is' if number == 1 else 's are'}"
 
 
 def _row(one: dict[str, Any]) -> list[Any]:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery import Celery
+
 from services.commands.output import print_table
+
+
+def read_schedule(app: Celery) -> dict[str, Any]:
+    """Every entry, or an "error"."""
+    # Only here, because RedBeat is needed by no other command.
+    from services.beat import entries
+
+    return entries.listed(app)[0]
 
 
 def print_schedule(found: dict[str, Any]) -> None:

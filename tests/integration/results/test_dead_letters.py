@@ -506,26 +506,28 @@ def test_a_letter_that_cannot_be_decoded_is_shown_byte_by_byte(quiet: Stack) -> 
 @pytest.mark.parametrize(
     ("command", "code", "error"),
     [
-        (["dead-letters", "7"], 1, "there is no dead letter 7: see 'make dead-letters'"),
-        (["replay", "7"], 1, "there is no dead letter 7: see 'make dead-letters'"),
-        (["replay", "7", "9"], 1, "there are no dead letters 7, 9: see 'make dead-letters'"),
+        ("dead-letters 7", 1, "there is no dead letter 7: see 'make dead-letters'"),
+        ("replay 7", 1, "there is no dead letter 7: see 'make dead-letters'"),
+        ("replay 7 9", 1, "there are no dead letters 7, 9: see 'make dead-letters'"),
+        ("replay 7,9", 1, "there are no dead letters 7, 9: see 'make dead-letters'"),
+        ("dead-letters 7,9", 2, "ID: found '7,9'; it must be one number, such as 7"),
+        ("dead-letters x", 2, "ID: found 'x'; it must be the number of a dead letter, such as 7"),
+        ("replay x", 2, "ID: found 'x'; it must be the number of a dead letter, such as 7"),
+        ("replay", 2, "say which dead letters: make replay ID=7, or ID=7,9, or ALL=1 for all"),
+        ("replay 7 --all", 2, "say which dead letters: make replay ID=7, or ID=7,9, or ALL=1 for all"),
+        ("purge-dead-letters", 2, "this deletes all dead letters, and nobody can be asked: run 'make purge-dead"),
     ],
 )
-def test_letters_that_do_not_exist_are_said_in_one_sentence(
-    quiet: Stack, command: list[str], code: int, error: str
+def test_what_cannot_be_done_is_one_sentence_and_nothing_is_done(
+    quiet: Stack, command: str, code: int, error: str
 ) -> None:
-    answer = services(quiet, *command)
-
-    assert (answer.code, answer.said["error"]) == (code, error)
-
-
-@pytest.mark.parametrize("command", ["replay", "replay 7 --all", "replay x", "purge-dead-letters"])
-def test_a_command_that_does_not_say_enough_does_nothing(quiet: Stack, command: str) -> None:
     number = park(quiet, message("probe.mark"), "mail")
 
-    node = quiet.command(command)
+    done = quiet.world.answer(["-m", "services", *command.split()], quiet.environment(), PATIENCE)
 
-    assert node.exits(PATIENCE) == 2
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(f"error: {error}")
+    assert done.stderr.count("\n") == 1
     assert list(letters(quiet)) == [number]
 
 
