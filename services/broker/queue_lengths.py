@@ -39,7 +39,7 @@ def waiting(client: Redis, names: list[str]) -> dict[str, int]:
     return {name: sum(lengths[index * steps : (index + 1) * steps]) for index, name in enumerate(names)}
 
 
-def unread(client: Redis, known: Collection[str], consumed: set[str] | None) -> list[dict[str, Any]]:
+def find_unread(client: Redis, known: Collection[str], consumed: set[str] | None) -> list[dict[str, Any]]:
     """Lists with tasks that no node reads: queue, priority and how many wait there.
 
     `known` are declared queues, `consumed` those that a node consumes; None where not all nodes have answered: then

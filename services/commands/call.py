@@ -32,22 +32,22 @@ def call(app: Celery, name: str, arguments: str, keywords: str, wait: str) -> tu
     `arguments` is a JSON list, `keywords` a JSON object, `wait` a number of seconds.
     """
     try:
-        task = _find(app, name)
-        args, kwargs = _json("ARGS", arguments, list), _json("KWARGS", keywords, dict)
-        seconds = _seconds(wait)
+        task = _find_task(app, name)
+        args, kwargs = _parse_json("ARGS", arguments, list), _parse_json("KWARGS", keywords, dict)
+        seconds = _parse_seconds(wait)
         app.conf.result_backend_transport_options["retry_policy"] = {"max_retries": RECONNECTS}
         _ping_both(app.settings)
         sent = task.apply_async(args, kwargs)
     except (BadInput, ConfigError) as error:
-        return _not_sent(str(error)), BAD_INPUT
+        return _describe_unsent(str(error)), BAD_INPUT
     except TypeError as error:
-        return _not_sent(f"{name}: {error}"), BAD_INPUT
+        return _describe_unsent(f"{name}: {error}"), BAD_INPUT
     except (*UNAVAILABLE, EncodeError) as error:
-        return _not_sent(f"the task could not be sent: {error}"), FAILURE
+        return _describe_unsent(f"the task could not be sent: {error}"), FAILURE
     return _wait_for(sent, seconds)
 
 
-def _not_sent(error: str) -> dict[str, Any]:
+def _describe_unsent(error: str) -> dict[str, Any]:
     return {"id": None, "state": None, "error": error}
 
 
@@ -63,7 +63,7 @@ def _wait_for(sent: Any, seconds: float) -> tuple[dict[str, Any], int]:
         value = sent.get(timeout=seconds, propagate=False)
     except ResultTimeout:
         late = f"no result after {seconds:g} s; the task was sent and goes on"
-        return {"id": sent.id, "state": _state(sent), "error": late}, TIMED_OUT
+        return {"id": sent.id, "state": _read_state(sent), "error": late}, TIMED_OUT
     except UNAVAILABLE as error:
         lost = f"the task was sent, but its result could not be read: {' '.join(str(error).split())}"
         return {"id": sent.id, "state": None, "error": lost}, FAILURE
@@ -79,14 +79,14 @@ def _wait_for(sent: Any, seconds: float) -> tuple[dict[str, Any], int]:
     return {"id": sent.id, "state": state, "error": failure}, FAILURE
 
 
-def _state(sent: Any) -> str | None:
+def _read_state(sent: Any) -> str | None:
     try:
         return str(sent.state)
     except UNAVAILABLE:
         return None
 
 
-def _find(app: Celery, name: str) -> Any:
+def _find_task(app: Celery, name: str) -> Any:
     """The task of this name.
 
     Raises BadInput, with a similar name where there is one.
@@ -104,7 +104,7 @@ def _find(app: Celery, name: str) -> Any:
     raise BadInput(f"TASK: found {name!r}, which no module in services/tasks/ defines; {hint}")
 
 
-def _json(variable: str, text: str, wanted: type) -> Any:
+def _parse_json(variable: str, text: str, wanted: type) -> Any:
     kind = "list, such as [4, 3]" if wanted is list else 'object, such as {"x": 4}'
     try:
         # Not orjson, which makes a float of a whole number beyond 64 bits.
@@ -120,7 +120,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"JSON has no {name}")
 
 
-def _seconds(text: str) -> float:
+def _parse_seconds(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:

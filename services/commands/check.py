@@ -63,7 +63,7 @@ def check() -> None:
         app.amqp.Connection(app.conf.broker_url, transport_options=app.conf.broker_transport_options)
     for name, entry in app.conf.beat_schedule.items():
         if problem := find_mistake(app, name, entry):
-            raise Mistake(f"{SCHEDULE}{line_of(name)}: the entry {name!r} {problem}")
+            raise Mistake(f"{SCHEDULE}{find_line(name)}: the entry {name!r} {problem}")
 
 
 def find_mistake(app: Any, name: str, entry: Any) -> str:
@@ -89,7 +89,7 @@ def find_mistake(app: Any, name: str, entry: Any) -> str:
     return ""
 
 
-def line_of(name: str) -> str:
+def find_line(name: str) -> str:
     """The line of services/schedule.py that begins an entry."""
     lines = (ROOT / SCHEDULE).read_text(encoding="utf-8").splitlines()
     found = (number for number, line in enumerate(lines, 1) if line.strip().startswith((f'"{name}"', f"'{name}'")))
@@ -108,11 +108,11 @@ def locate_mistakes(what: str = "", path: Path | None = None) -> Iterator[None]:
 
         if isinstance(error, ConfigError):
             raise
-        place = place_of(error) or (relative(path) if path else "")
+        place = find_place(error) or (relative(path) if path else "")
         raise Mistake(f"{place}: {describe(error)}" if place else f"{what}{describe(error)}") from error
 
 
-def place_of(error: BaseException) -> str:
+def find_place(error: BaseException) -> str:
     """File and line of an error: where a file does not compile, else the last line of the traceback in the checkout."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{relative(Path(error.filename))} line {error.lineno}"

@@ -78,25 +78,25 @@ def print_found(found: dict[str, Any]) -> None:
     elif not found["dead_letters"]:
         print("There are no dead letters.")
     else:
-        print_table(map(_row, found["dead_letters"]), header=HEADER)
+        print_table(map(_make_row, found["dead_letters"]), header=HEADER)
         if found["more"]:
             print(f"{found['more']} older ones are not shown: make dead-letters ALL=1")
 
 
 def print_replayed(found: dict[str, Any]) -> None:
-    print(f"{_count(len(found['replayed']))} back in the queues.")
+    print(f"{_describe_count(len(found['replayed']))} back in the queues.")
 
 
 def print_purged(found: dict[str, Any]) -> None:
-    print(f"{_count(found['purged'])} deleted.")
+    print(f"{_describe_count(found['purged'])} deleted.")
 
 
-def _count(number: int) -> str:
+def _describe_count(number: int) -> str:
     return f"{number} dead letter{' is' if number == 1 else 's are'}"
 
 
-def _row(one: dict[str, Any]) -> list[Any]:
-    reason = (one["reason"], _style(one["reason"]))
+def _make_row(one: dict[str, Any]) -> list[Any]:
+    reason = (one["reason"], _choose_style(one["reason"]))
     named = [one["task"] or "-", one["task_id"] or "-", one["queue"], str(one["deliveries"])]
     return [str(one["id"]), one["when"], reason, *named, " ".join(one["detail"].split())]
 
@@ -107,9 +107,9 @@ def _print_one(letter: dict[str, Any]) -> None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         if name == "priority" and value is not None:
             text += " (0 is the most urgent)"
-        rows.append([(name, BOLD), (text, _style(text) if name == "reason" else "")])
+        rows.append([(name, BOLD), (text, _choose_style(text) if name == "reason" else "")])
     print_table(rows)
 
 
-def _style(reason: str) -> str:
+def _choose_style(reason: str) -> str:
     return RED if reason in ALARMING else YELLOW

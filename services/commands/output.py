@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, TextIO
@@ -35,29 +35,28 @@ def print_table(rows: Iterable[Sequence[Cell]], header: Sequence[str] = ()) -> N
     """Print rows in columns; on a terminal that is narrower, fold the widest columns."""
     titles = [[(title, BOLD) for title in header]] if header else []
     cells = titles + [[cell if isinstance(cell, tuple) else (cell, "") for cell in row] for row in rows]
-    widths = [max(len(_printable(text)) for text, _ in column) for column in zip(*cells, strict=True)]
+    cells = [[(_escape(text), style) for text, style in row] for row in cells]
+    widths = [max(len(text) for text, _ in column) for column in zip(*cells, strict=True)]
     if sys.stdout.isatty():
         room = shutil.get_terminal_size().columns - len(GAP) * (len(widths) - 1)
-        while sum(widths) > max(room, len(widths)):
-            widths[widths.index(max(widths))] -= 1
+        while (excess := sum(widths) - max(room, len(widths))) > 0:
+            *_, second, first = sorted([0, *widths])
+            widths[widths.index(first)] -= min(excess, max(1, first - second))
     for row in cells:
-        folded = [
-            textwrap.wrap(_printable(text), width, break_on_hyphens=False)
-            for (text, _), width in zip(row, widths, strict=True)
-        ]
+        folded = (_fold(text, width) for (text, _), width in zip(row, widths, strict=True))
         for parts in zip_longest(*folded, fillvalue=""):
-            padded = zip((part.ljust(width) for part, width in zip(parts, widths, strict=True)), row, strict=True)
-            print(GAP.join(_styled(part, style) for part, (_, style) in padded).rstrip())
+            line = zip(parts, widths, row, strict=True)
+            print(GAP.join(_apply_style(part.ljust(width), style) for part, width, (_, style) in line).rstrip())
 
 
 def print_line(text: str, style: str = "") -> None:
     """Print a sentence, however long it is, on one line."""
-    print(_styled(_printable(text), style))
+    print(_apply_style(_escape(text), style))
 
 
 def print_error(text: str) -> None:
     """Print on standard error what is wrong."""
-    print(_styled("error:", RED, sys.stderr), _printable(text), file=sys.stderr)
+    print(_apply_style("error:", RED, sys.stderr), _escape(text), file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
@@ -70,10 +69,17 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.write(text + b"\n")
 
 
-def _styled(text: str, style: str, stream: TextIO | None = None) -> str:
+def _apply_style(text: str, style: str, stream: TextIO | None = None) -> str:
     return f"{style}{text}{PLAIN}" if style and shows_colour(stream or sys.stdout) else text
 
 
-def _printable(text: str) -> str:
-    """`text` with control characters escaped: names and errors come from whoever has sent a message."""
-    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
+def _fold(text: str, width: int) -> list[str]:
+    """`text` in lines of at most `width` characters, which end between two words where they can."""
+    # Not textwrap, which takes minutes for a message of megabytes without a space.
+    line = rf"\S.{{0,{max(width - 1, 0)}}}"
+    return re.findall(rf"{line}(?=\s|$)|{line}", text)
+
+
+def _escape(text: str) -> str:
+    """`text` on one line, control characters escaped: names and errors come from whoever has sent a message."""
+    return "".join(one if one.isprintable() else " " if one.isspace() else ascii(one)[1:-1] for one in text)

@@ -37,7 +37,7 @@ def read_status(app: Celery) -> dict[str, Any]:
         "nodes": nodes,
         "silent_nodes": silent,
         "queues": queue_lengths.waiting(client, known),
-        "unread": queue_lengths.unread(client, known, consumed if nodes and not silent else None),
+        "unread": queue_lengths.find_unread(client, known, consumed if nodes and not silent else None),
         "overtime": overtime.read(client),
         "unacked": int(client.hlen(keys.UNACKED)),
         "scheduled": int(client.zcard(keys.SCHEDULED)),
@@ -92,15 +92,15 @@ def print_status(state: dict[str, Any], starting: bool) -> None:
         "wait for their time (scheduled)": state["scheduled"],
     }
     print_table(((name, str(length)) for name, length in queues.items()), header=("Queue", "Waiting"))
-    for warning in warnings(state, starting):
-        print_line(warning, YELLOW)
+    for problem in find_problems(state, starting):
+        print_line(problem, YELLOW)
     seconds = state["beat"]["seconds_since_tick"]
     print("Beat: no tick, no beat holds the lock" if seconds is None else f"Beat: last tick {seconds} s ago")
     if count := state["dead_letters"]:
         print_line(f"Dead letters: {count}, see 'make dead-letters'", YELLOW)
 
 
-def warnings(state: dict[str, Any], starting: bool) -> list[str]:
+def find_problems(state: dict[str, Any], starting: bool) -> list[str]:
     """What waits in vain and what runs too long, a sentence each."""
     found = []
     if not state["nodes"] and not state["silent_nodes"]:

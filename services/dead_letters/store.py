@@ -35,7 +35,7 @@ def list_latest(app: Celery, everything: bool) -> dict[str, Any]:
     with _connect(app) as client:
         total = client.zcard(DEAD_LETTERS)
         ids = _read_ids(client, 0 if everything else -LATEST)
-        letters = [_summary(number, letter) for number, letter in _read_letters(client, ids)]
+        letters = [_summarize(number, letter) for number, letter in _read_letters(client, ids)]
     return {"dead_letters": letters, "more": max(0, total - len(ids))}
 
 
@@ -46,8 +46,8 @@ def read(app: Celery, number: int) -> dict[str, Any]:
     """
     with _connect(app) as client:
         for _, letter in _read_letters(client, [number]):
-            return _details(number, letter, app.conf.accept_content)
-    return {"error": _missing([number])}
+            return _describe(number, letter, app.conf.accept_content)
+    return {"error": _describe_missing([number])}
 
 
 def replay(app: Celery, numbers: list[int] | None) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def replay(app: Celery, numbers: list[int] | None) -> dict[str, Any]:
     replayed: list[int] = []
     try:
         with _connect(app) as client:
-            for batch in _batches(_read_ids(client, 0) if numbers is None else numbers):
+            for batch in _split(_read_ids(client, 0) if numbers is None else numbers):
                 arguments = [scripts.as_json(PRIORITY_STEPS), DEAD_LETTER, *batch]
                 replayed += [int(number) for number in scripts.REPLAY(client, KEYS, arguments)]
     except (RedisError, OSError) as error:
@@ -63,7 +63,7 @@ def replay(app: Celery, numbers: list[int] | None) -> dict[str, Any]:
         rest = f"the others stay dead letters ({count} were replayed)" if count else "nothing was replayed"
         return {"replayed": replayed, "error": f"Redis refuses: {error}; {rest}"}
     missing = sorted(set(numbers or []) - set(replayed))
-    return {"replayed": replayed} | ({"error": _missing(missing)} if missing else {})
+    return {"replayed": replayed} | ({"error": _describe_missing(missing)} if missing else {})
 
 
 def purge(app: Celery) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def purge(app: Celery) -> dict[str, Any]:
 
 
 def _purge(client: Redis, numbers: list[int]) -> int:
-    return sum(int(scripts.PURGE_LETTERS(client, KEYS, [DEAD_LETTER, *batch])) for batch in _batches(numbers))
+    return sum(int(scripts.PURGE_LETTERS(client, KEYS, [DEAD_LETTER, *batch])) for batch in _split(numbers))
 
 
 def _connect(app: Celery) -> Redis:
@@ -101,7 +101,7 @@ def _read_ids(client: Redis, first: int) -> list[int]:
 
 
 def _read_letters(client: Redis, ids: list[int]) -> Iterator[tuple[int, dict[str, bytes]]]:
-    for batch in _batches(ids):
+    for batch in _split(ids):
         with client.pipeline(transaction=False) as pipe:
             for number in batch:
                 pipe.hgetall(f"{DEAD_LETTER}{number}")
@@ -111,13 +111,13 @@ def _read_letters(client: Redis, ids: list[int]) -> Iterator[tuple[int, dict[str
                 yield number, {name.decode(): value for name, value in fields.items()}
 
 
-def _batches(ids: Iterable[int]) -> Iterator[list[int]]:
+def _split(ids: Iterable[int]) -> Iterator[list[int]]:
     rest = iter(ids)
     while batch := list(islice(rest, BATCH)):
         yield batch
 
 
-def _summary(number: int, letter: dict[str, bytes], message: messages.Read | None = None) -> dict[str, Any]:
+def _summarize(number: int, letter: dict[str, bytes], message: messages.Read | None = None) -> dict[str, Any]:
     message = message or messages.read(letter["message"], (), body=False)
     parked_at = datetime.fromtimestamp(float(letter["parked_at"])).astimezone()
     return {
@@ -133,9 +133,9 @@ def _summary(number: int, letter: dict[str, bytes], message: messages.Read | Non
     }
 
 
-def _details(number: int, letter: dict[str, bytes], accept: Iterable[str]) -> dict[str, Any]:
+def _describe(number: int, letter: dict[str, bytes], accept: Iterable[str]) -> dict[str, Any]:
     message = messages.read(letter["message"], accept)
-    found = _summary(number, letter, message) | {
+    found = _summarize(number, letter, message) | {
         "args": message.args,
         "kwargs": message.kwargs,
         "options": {name: value for name, value in message.embed.items() if value},
@@ -150,6 +150,6 @@ def _details(number: int, letter: dict[str, bytes], accept: Iterable[str]) -> di
     return found
 
 
-def _missing(numbers: list[int]) -> str:
+def _describe_missing(numbers: list[int]) -> str:
     what = f"is no dead letter {numbers[0]}" if len(numbers) == 1 else f"are no dead letters {str(numbers)[1:-1]}"
     return f"there {what}: see 'make dead-letters'"

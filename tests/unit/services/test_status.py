@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.commands.status import warnings
+from services.commands.status import find_problems
 from tests.support.documents import ROOT
 
 HOW = "see docs/operations.md#"
@@ -24,7 +24,7 @@ def unread(queue: str, priority: int, waiting: int) -> dict[str, Any]:
 
 
 def test_where_all_is_well_nothing_is_said() -> None:
-    assert warnings(state(), starting=False) == []
+    assert find_problems(state(), starting=False) == []
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_where_all_is_well_nothing_is_said() -> None:
     ],
 )
 def test_what_is_wrong_is_one_sentence(given: dict[str, Any], starting: bool, says: str) -> None:
-    assert warnings(state(**given), starting) == [says]
+    assert find_problems(state(**given), starting) == [says]
 
 
 def test_the_document_has_the_sections_that_it_names() -> None:
