@@ -78,7 +78,7 @@ def find_mistake(app: Any, name: str, entry: Any) -> str:
         if not isinstance(period, (int, float, timedelta, BaseSchedule)):
             return f"has the schedule {period!r}, which is neither a number of seconds nor a crontab"
         item = RedBeatSchedulerEntry(**dict(entry, name=name, app=app))
-        # Beat stores these in Redis as JSON.
+        # Beat stores these in Redis as JSON, and computes from the schedule when the entry is due.
         encoded([item.schedule, item.args, item.kwargs, item.options, item.due_at])
     except Exception as error:
         return f"cannot be used: {describe(error)}"
