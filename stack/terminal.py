@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from services.commands.output import PLAIN, RED, YELLOW, shows_colour
+from config.environment import shows_colour
 from stack.errors import Failure
+
+RED, YELLOW, PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
 
 def ask_to_delete(what: str, command: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import orjson
 
-from config.environment import process_environment
+from config.environment import shows_colour
 
 RED, GREEN, YELLOW, BOLD, PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
 GAP = "  "
@@ -23,12 +23,6 @@ Cell = str | tuple[str, str]
 
 class BadInput(Exception):
     """The command cannot be run as it was typed: the sentence names the argument, what was found, and what to do."""
-
-
-def shows_colour(stream: TextIO) -> bool:
-    """Whether the stream is a terminal that knows colour, unless NO_COLOR is set (https://no-color.org)."""
-    environment = process_environment()
-    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 
 def print_table(rows: Iterable[Sequence[Cell]], header: Sequence[str] = ()) -> None:
