@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -128,30 +128,27 @@ class ReportFailuresStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     requires = ("celery.worker.components:Pool",)
 
-    def __init__(self, worker: Any, **options: Any) -> None:
-        self._parked: SimpleQueue[list[int]] = SimpleQueue()
-        super().__init__(worker, **options)
-
     def start(self, worker: Any) -> None:
         client = connect(worker.app.settings.broker_url, worker.app.settings)
         reporter = FailureReporter(worker.app, client, worker.hostname)
         backend = f"the results at {worker.app.settings.result_url.masked()}"
-        threading.Thread(target=self._run, args=(reporter, backend), name="dead-letter-reporter", daemon=True).start()
-        registry.on_dead_letters(self._parked.put)
+        parked: SimpleQueue[list[int]] = SimpleQueue()
+        arguments = (parked, reporter, backend)
+        threading.Thread(target=_report_parked, args=arguments, name="dead-letter-reporter", daemon=True).start()
+        registry.on_dead_letters(parked.put)
 
-    def _run(self, reporter: FailureReporter, backend: str) -> None:
-        outage = Outage("dead letter", logger.warning)
-        while True:
-            ids = set(self._parked.get())
-            try:
-                while True:
-                    ids |= set(self._parked.get_nowait())
-            except Empty:
-                pass
-            try:
-                reporter.report(sorted(ids))
-            except UNAVAILABLE as error:
-                # The next sweep that finds them unreported calls again.
-                outage.goes_on(error, backend, f"take that {len(ids)} tasks have failed")
-            else:
-                outage.over()
+
+def _report_parked(parked: SimpleQueue[list[int]], reporter: FailureReporter, backend: str) -> None:
+    """Report what is parked, for ever."""
+    outage = Outage("dead letter", logger.warning)
+    while True:
+        ids = set(parked.get())
+        while not parked.empty():
+            ids |= set(parked.get())
+        try:
+            reporter.report(sorted(ids))
+        except UNAVAILABLE as error:
+            # The next sweep that finds them unreported calls again.
+            outage.goes_on(error, backend, f"take that {len(ids)} tasks have failed")
+        else:
+            outage.over()

@@ -40,16 +40,13 @@ def wait_letters(local: Local, count: int) -> list[str]:
     return local.wait(ids, f"{count} dead letters, and their tasks told")
 
 
-def test_dead_letters_are_a_line_each(local: Local, letters: list[int]) -> None:
+def test_dead_letters_are_a_line_each_or_one_json_object(local: Local, letters: list[int]) -> None:
     head, *lines = local.make("dead-letters").stdout.splitlines()
 
     assert head.split() == ["ID", "When", "Reason", "Task", "Task", "ID", "Queue", "Deliveries", "Detail"]
     assert [int(line.split()[0]) for line in lines] == letters
     assert [line.split()[2:4] for line in lines] == [["unknown-task", "nobody.knows"]] * 2
     assert "\x1b" not in head + "".join(lines)
-
-
-def test_dead_letters_as_json_are_one_object(local: Local, letters: list[int]) -> None:
     told = json.loads(local.make("dead-letters", JSON="1").stdout)
 
     assert [one["id"] for one in told["dead_letters"]] == letters

@@ -531,14 +531,14 @@ def test_what_cannot_be_done_is_one_sentence_and_nothing_is_done(
     assert list(letters(quiet)) == [number]
 
 
-@pytest.mark.parametrize("command", [["dead-letters"], ["dead-letters", "1"], ["replay", "--all"], ["to-plain"]])
-def test_a_redis_that_is_away_is_said_with_exit_code_1(quiet: Stack, command: list[str]) -> None:
+@pytest.mark.parametrize("command", ["status", "dead-letters", "dead-letters 1", "replay --all", "to-plain"])
+def test_a_redis_that_is_away_is_said_with_exit_code_1(quiet: Stack, command: str) -> None:
     quiet.redis.stop()
 
-    answer = services(quiet, *command)
+    answer = services(quiet, *command.split())
 
     assert answer.code == 1
-    assert answer.said["error"].startswith("Redis ")
+    assert answer.said["error"].startswith("Redis refuses: " if "replay" in command else "Redis does not answer: ")
     assert answer.errors == f"error: {answer.said['error']}\n"
 
 
