@@ -135,7 +135,7 @@ def lock_command() -> None:
 
 def run() -> None:
     """Run the command line; every expected failure is a sentence on standard error."""
-    # Into a file or a pipe too, what goes on is said while it goes on.
+    # A file or a pipe gets each line at once too.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     try:

@@ -10,12 +10,12 @@ from redis import Redis
 
 from services.broker import keys, messages
 
-# Keys that are looked through for queues, a thousand with each command, for which Redis does nothing else for 1.5 ms. A
+# Keys that are scanned for queues, a thousand with each command, during which Redis does nothing else for 1.5 ms. A
 # broker alone has a few thousand; a million, where results share its database, takes 1.5 s of Redis's time, twice.
 MOST_KEYS = 1_000_000
 KEYS_AT_ONCE = 1000
-# Lists of names that nobody has declared whose oldest message is read, to tell tasks from what another program keeps:
-# each costs a round trip, so that this many take about as long as the nodes are waited for.
+# Lists of queues that nobody has declared whose oldest message is read, to tell tasks from another program's data: each
+# costs a round trip, so this many take about as long as the wait for the nodes.
 MOST_LISTS = 1000
 
 

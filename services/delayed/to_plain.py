@@ -45,4 +45,4 @@ def print_moved(found: dict[str, Any]) -> None:
 def _live_nodes(app: Celery) -> list[str]:
     """Stalk's nodes that answer."""
     answers = app.control.broadcast("held", reply=True, timeout=ANSWER_SECONDS) or []
-    return sorted(name for answer in answers for name, said in answer.items() if "lease" in said)
+    return sorted(name for answer in answers for name, reply in answer.items() if "lease" in reply)

@@ -44,7 +44,7 @@ def ask(runtime: Runtime) -> dict[str, Any]:
     try:
         state = json.loads(answered.stdout)
     except json.JSONDecodeError:
-        raise Failure(f"the stack could not tell its state: {last_line(answered.stderr)}") from None
+        raise Failure(f"the state of the stack could not be read: {last_line(answered.stderr)}") from None
     if "error" in state:
         raise Failure(str(state["error"]))
     return dict(state)
@@ -53,11 +53,11 @@ def ask(runtime: Runtime) -> dict[str, Any]:
 def busy(state: dict[str, Any]) -> str:
     """What workers run and hold, in words; "" for nothing."""
     running = sum(len(node["running"]) for node in state["nodes"].values())
-    held = int(state["unacked"]) - running
-    if held <= 0:
+    others = int(state["unacked"]) - running
+    if others <= 0:
         return f"{running} running" if running else ""
     # A node whose solo pool runs a task answers nobody, so its task is counted with those that wait for their ETA.
-    return f"{running} running, {held} more held by workers (waiting for its time, or in a solo pool)"
+    return f"{running} running, {others} more held by workers (waiting for its time, or in a solo pool)"
 
 
 def queued(state: dict[str, Any]) -> str:
