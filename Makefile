@@ -30,7 +30,7 @@ local: up ## The same as processes of this host, without Docker
 
 .PHONY: call
 call: .venv/ready ## Run a task: TASK=services.tasks.arithmetic.add ARGS='[4, 3]' [KWARGS='{}'] [WAIT=30]
-	@$(STALK) call --args "$${ARGS:-[]}" --kwargs "$${KWARGS:-{\}}" --wait "$(or $(WAIT),30)" -- "$$TASK"
+	@$(STALK) call -- "$$TASK" --args "$${ARGS:-[]}" --kwargs "$${KWARGS:-{\}}" --wait "$(or $(WAIT),30)"
 
 .PHONY: scale
 scale: .venv/ready ## Run WORKERS=4 workers, now and after the next `make up`
@@ -42,7 +42,7 @@ status: .venv/ready ## Containers or processes, nodes, queues and beat on one sc
 
 .PHONY: schedule
 schedule: .venv/ready ## What beat sends, from code and from run time, and when next [JSON=1]
-	@$(STALK) schedule $(if $(JSON),--json)
+	@$(STALK) services schedule $(if $(JSON),--json)
 
 .PHONY: logs
 logs: .venv/ready ## Follow the logs [SERVICE=worker]
@@ -55,19 +55,19 @@ shell: .venv/ready ## Python inside a worker, with the app and all tasks importe
 ##@ Dead letters
 .PHONY: dead-letters
 dead-letters: .venv/ready ## Tasks that will not run, newest last [ALL=1] [JSON=1], or all there is of one [ID=7]
-	@$(STALK) dead-letters --id "$$ID" $(if $(ALL),--all) $(if $(JSON),--json)
+	@$(STALK) services dead-letters $(if $(ALL),--all) $(if $(JSON),--json) -- "$$ID"
 
 .PHONY: replay
 replay: .venv/ready ## Put dead letters back into their queues: ID=7, ID=7,9 or ALL=1
-	@$(STALK) replay --id "$$ID" $(if $(ALL),--all)
+	@$(STALK) services replay $(if $(ALL),--all) -- "$$ID"
 
 .PHONY: purge-dead-letters
 purge-dead-letters: .venv/ready ## Delete all dead letters; asks first [YES=1]
-	@$(STALK) purge-dead-letters $(if $(YES),--yes)
+	@$(STALK) services purge-dead-letters $(if $(YES),--yes)
 
 .PHONY: to-plain
 to-plain: .venv/ready ## Before stock Celery workers take over: put back what only Stalk's understand
-	@$(STALK) to-plain
+	@$(STALK) services to-plain
 
 ##@ Stopping
 .PHONY: stop

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TextIO
 
 from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
@@ -37,6 +38,11 @@ QUOTED_VALUE = re.compile(r"'(?:[^'\\\r\n]|\\'|\\(?![\\']))*'")
 def process_environment() -> dict[str, str]:
     """A copy of this process's environment."""
     return dict(os.environ)
+
+
+def shows_colour(stream: TextIO) -> bool:
+    """Whether the stream is a terminal that knows colour, unless NO_COLOR is set (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def read_env_file(path: Path) -> dict[str, str]:

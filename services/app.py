@@ -11,7 +11,7 @@ from services.broker.client import require_tls_files
 from services.broker.keys import BEAT_PREFIX, DEFAULT_QUEUE
 from services.commands.celery_cli import Gate
 from services.control import pool_commands, task_commands  # noqa: F401 - commands of `celery inspect` and `control`
-from services.dead_letters.reporter import TellStep
+from services.dead_letters.reporter import ReportFailuresStep
 from services.pool import overtime
 from services.pool.time_limits import Limits
 from services.results import backend
@@ -46,7 +46,7 @@ def create_app(settings: Settings) -> Celery:
             heartbeat.HeartbeatStep,
             backend.ResultsStep,
             shutdown.HandBackStep,
-            TellStep,
+            ReportFailuresStep,
             overtime.OvertimeStep,
             memory.TimerStep,
             memory.FreezeStep,

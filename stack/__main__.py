@@ -1,6 +1,6 @@
 """python -m stack: what `make` runs on the host.
 
-Exit codes: 0 done, 1 it failed, 2 the configuration or the call has a mistake; `call` has its own, see
+Exit codes: 0 done, 1 it failed, 2 the configuration or the call has a mistake; `call` and `services` have those of
 services/__main__.py. make turns each of them but 0 into its own 2.
 """
 
@@ -14,6 +14,7 @@ import click
 import config
 from config import Settings, exit_on_mistakes
 from stack import terminal
+from stack.checkout_lock import own_turn
 from stack.errors import Failure
 from stack.runtime import chosen, current
 from stack.settings import settings_or_defaults
@@ -50,30 +51,26 @@ def new_task_command(name: str) -> None:
 
 @main.command(help="Run a task inside the stack and print its result as JSON.")
 @click.argument("task")
-@click.option("--args", "arguments", default="[]")
-@click.option("--kwargs", "keywords", default="{}")
-@click.option("--wait", default="30")
-def call(task: str, arguments: str, keywords: str, wait: str) -> None:
+@click.argument("options", nargs=-1)
+def call(task: str, options: tuple[str, ...]) -> None:
     if not task:
         raise Failure("TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'")
-    options = ["--args", arguments, "--kwargs", keywords, "--wait", wait]
-    sys.exit(chosen(settings()).call(*options, "--", task))
+    sys.exit(chosen(config.load()).show("call", *options, "--", task))
 
 
 @main.command(help="Run so many workers.")
 @click.argument("workers")
 def scale(workers: str) -> None:
     from stack import env_file, readiness
-    from stack.checkout_lock import own_turn
 
     if not workers.isdigit():
         raise Failure(f"WORKERS: found {workers!r}; it must be a whole number, as in: make scale WORKERS=4")
-    runtime = current(settings())
+    runtime = current(config.load())
     if not env_file.ENV_FILE.exists():
         raise Failure("there is no .env yet: start the stack with 'make up' first")
     with own_turn():
         env_file.set_variables({"WORKERS": workers})
-        runtime.scale(settings())
+        runtime.scale(config.load())
     readiness.until_healthy(runtime)
     print(f"{workers} workers run; .env says so too.")
 
@@ -83,49 +80,14 @@ def scale(workers: str) -> None:
 def status(as_json: bool) -> None:
     from stack.commands import status
 
-    status.status(chosen(settings_or_defaults()), as_json)
+    sys.exit(status.status(chosen(settings_or_defaults()), as_json))
 
 
-@main.command(help="Every entry of beat's schedule.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def schedule(as_json: bool) -> None:
-    from stack.commands import status
-
-    status.schedule(chosen(settings_or_defaults()), as_json)
-
-
-@main.command("dead-letters", help="The latest dead letters, all of them, or one.")
-@click.option("--id", "number", default="")
-@click.option("--all", "everything", is_flag=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def dead_letters(number: str, everything: bool, as_json: bool) -> None:
-    from stack.commands import dead_letters
-
-    dead_letters.dead_letters(chosen(settings_or_defaults()), number, everything, as_json)
-
-
-@main.command(help="Put dead letters back into their queues.")
-@click.option("--id", "number", default="")
-@click.option("--all", "everything", is_flag=True)
-def replay(number: str, everything: bool) -> None:
-    from stack.commands import dead_letters
-
-    dead_letters.replay(chosen(settings_or_defaults()), number, everything)
-
-
-@main.command("purge-dead-letters", help="Delete all dead letters.")
-@click.option("--yes", is_flag=True)
-def purge_dead_letters(yes: bool) -> None:
-    from stack.commands import dead_letters
-
-    dead_letters.purge(chosen(settings_or_defaults()), yes)
-
-
-@main.command("to-plain", help="Put back into plain queues what only Stalk's workers understand.")
-def to_plain() -> None:
-    from stack.commands import dead_letters
-
-    dead_letters.to_plain(chosen(settings_or_defaults()))
+# What follows the name is passed on as it is, options and -- too.
+@main.command(help="Run `python -m services …` inside the stack.", context_settings={"allow_interspersed_args": False})
+@click.argument("arguments", nargs=-1)
+def services(arguments: tuple[str, ...]) -> None:
+    sys.exit(chosen(settings_or_defaults()).show(*arguments))
 
 
 @main.command(help="Follow the logs.")
@@ -136,12 +98,11 @@ def logs(services: tuple[str, ...]) -> None:
 
 @main.command(help="Python with the app and its tasks.")
 def shell() -> None:
-    sys.exit(current(settings()).shell())
+    sys.exit(current(config.load()).shell())
 
 
 @main.command("stop", help="Stop; running tasks finish first.")
 def stop_command() -> None:
-    from stack.checkout_lock import own_turn
     from stack.commands import stop
 
     with own_turn():
@@ -150,7 +111,6 @@ def stop_command() -> None:
 
 @main.command(help="Stop and remove what runs; data is kept.")
 def down() -> None:
-    from stack.checkout_lock import own_turn
     from stack.commands import stop
 
     with own_turn():
@@ -160,7 +120,6 @@ def down() -> None:
 @main.command(help="Remove what runs and all data.")
 @click.option("--yes", is_flag=True)
 def clean(yes: bool) -> None:
-    from stack.checkout_lock import own_turn
     from stack.commands import stop
 
     with own_turn():
@@ -174,17 +133,9 @@ def lock_command() -> None:
     lock.lock()
 
 
-def settings() -> Settings:
-    """The settings of this checkout.
-
-    Raises ConfigError.
-    """
-    return config.load()
-
-
 def run() -> None:
     """Run the command line; every expected failure is a sentence on standard error."""
-    # Into a file or a pipe too, what goes on is said while it goes on.
+    # A file or a pipe gets each line at once too.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     try:

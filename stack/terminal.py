@@ -10,16 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from config.environment import process_environment
+from config.environment import shows_colour
 from stack.errors import Failure
 
 RED, YELLOW, PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"
-
-
-def shows_colour(stream: TextIO) -> bool:
-    """Whether colour helps there: on a terminal that knows it, unless NO_COLOR says no (https://no-color.org)."""
-    environment = process_environment()
-    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 
 def ask_to_delete(what: str, command: str) -> None:

@@ -1,4 +1,4 @@
-"""Send one task, wait for it, and say how it ended."""
+"""`call`: send one task, wait for it, and return its result or its error."""
 
 from __future__ import annotations
 
@@ -15,45 +15,43 @@ from redis.exceptions import RedisError
 
 from config import ConfigError, Settings
 from services.broker.client import connect
+from services.commands.output import BadInput
 
 SUCCESS, FAILURE, BAD_INPUT, TIMED_OUT = 0, 1, 2, 3
-# A day: nobody waits longer at a terminal, and the result is gone by then.
+# A day: nobody waits longer at a terminal, and the result has expired by then.
 LONGEST_WAIT_SECONDS = 86400
 # One a second: a Redis that is restarted is back by then. Celery's twenty would outlast a short wait.
 RECONNECTS = 5
 # What is raised while Redis is away; RuntimeError by Celery's result consumer, when it gives up (celery 5.7).
-AWAY = (OperationalError, RedisError, OSError, RuntimeError)
-
-
-class BadInput(Exception):
-    """What was asked for cannot be sent."""
+UNAVAILABLE = (OperationalError, RedisError, OSError, RuntimeError)
 
 
 def call(app: Celery, name: str, arguments: str, keywords: str, wait: str) -> tuple[dict[str, Any], int]:
-    """Send task `name` and wait for it: the object to print and the exit code.
+    """Send task `name` and wait for it; the JSON object to print, and the exit code.
 
     `arguments` is a JSON list, `keywords` a JSON object, `wait` a number of seconds.
     """
     try:
-        task = _find(app, name)
-        args, kwargs = _json("ARGS", arguments, list), _json("KWARGS", keywords, dict)
-        seconds = _seconds(wait)
-    except BadInput as error:
-        return {"id": None, "state": None, "error": str(error)}, BAD_INPUT
-    app.conf.result_backend_transport_options["retry_policy"] = {"max_retries": RECONNECTS}
-    try:
-        _ask_both(app.settings)
+        task = _find_task(app, name)
+        args, kwargs = _parse_json("ARGS", arguments, list), _parse_json("KWARGS", keywords, dict)
+        seconds = _parse_seconds(wait)
+        app.conf.result_backend_transport_options["retry_policy"] = {"max_retries": RECONNECTS}
+        _ping_both(app.settings)
         sent = task.apply_async(args, kwargs)
-    except ConfigError as error:
-        return {"id": None, "state": None, "error": str(error)}, BAD_INPUT
+    except (BadInput, ConfigError) as error:
+        return _describe_unsent(str(error)), BAD_INPUT
     except TypeError as error:
-        return {"id": None, "state": None, "error": f"{name}: {error}"}, BAD_INPUT
-    except (*AWAY, EncodeError) as error:
-        return {"id": None, "state": None, "error": f"the task could not be sent: {error}"}, FAILURE
+        return _describe_unsent(f"{name}: {error}"), BAD_INPUT
+    except (*UNAVAILABLE, EncodeError) as error:
+        return _describe_unsent(f"the task could not be sent: {error}"), FAILURE
     return _wait_for(sent, seconds)
 
 
-def _ask_both(settings: Settings) -> None:
+def _describe_unsent(error: str) -> dict[str, Any]:
+    return {"id": None, "state": None, "error": error}
+
+
+def _ping_both(settings: Settings) -> None:
     """Raise RedisError at once where Celery would try again for half a minute."""
     for url in (settings.broker_url, settings.result_url):
         with connect(url, settings) as client:
@@ -65,8 +63,8 @@ def _wait_for(sent: Any, seconds: float) -> tuple[dict[str, Any], int]:
         value = sent.get(timeout=seconds, propagate=False)
     except ResultTimeout:
         late = f"no result after {seconds:g} s; the task was sent and goes on"
-        return {"id": sent.id, "state": _state(sent), "error": late}, TIMED_OUT
-    except AWAY as error:
+        return {"id": sent.id, "state": _read_state(sent), "error": late}, TIMED_OUT
+    except UNAVAILABLE as error:
         lost = f"the task was sent, but its result could not be read: {' '.join(str(error).split())}"
         return {"id": sent.id, "state": None, "error": lost}, FAILURE
     finally:
@@ -81,17 +79,21 @@ def _wait_for(sent: Any, seconds: float) -> tuple[dict[str, Any], int]:
     return {"id": sent.id, "state": state, "error": failure}, FAILURE
 
 
-def _state(sent: Any) -> str | None:
+def _read_state(sent: Any) -> str | None:
     try:
         return str(sent.state)
-    except AWAY:
+    except UNAVAILABLE:
         return None
 
 
-def _find(app: Celery, name: str) -> Any:
+def _find_task(app: Celery, name: str) -> Any:
+    """The task of this name.
+
+    Raises BadInput, with a similar name where there is one.
+    """
     try:
         app.loader.import_default_modules()
-    except Exception as error:  # a module may raise whatever its author let it
+    except Exception as error:  # a module of the user's may raise anything
         traceback.print_exc()
         raise BadInput(f"the tasks cannot be imported: {error!r}") from error
     if name in app.tasks:
@@ -102,7 +104,7 @@ def _find(app: Celery, name: str) -> Any:
     raise BadInput(f"TASK: found {name!r}, which no module in services/tasks/ defines; {hint}")
 
 
-def _json(variable: str, text: str, wanted: type) -> Any:
+def _parse_json(variable: str, text: str, wanted: type) -> Any:
     kind = "list, such as [4, 3]" if wanted is list else 'object, such as {"x": 4}'
     try:
         # Not orjson, which makes a float of a whole number beyond 64 bits.
@@ -118,7 +120,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"JSON has no {name}")
 
 
-def _seconds(text: str) -> float:
+def _parse_seconds(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`celery -A services.app …`: what cannot work here ends with exit code 2 and a sentence that says what to use instead.
+"""`celery -A services.app …`: refuse the commands that cannot work here, with exit code 2 and what to use instead.
 
 docs/operations.md has a table of all commands; tests/integration/commands/test_celery_cli.py compares it with Celery's.
 """
@@ -25,16 +25,16 @@ REFUSED = {
     "migrate": "it copies by a transport that can lose tasks, and not what waits in Redis for its time: use "
     "`make to-plain`, or copy the data as docs/operations.md says",
     "upgrade": "it rewrites a file of settings, and Stalk's are environment variables: see docs/configuration.md",
-    "control election": "it is for what nodes agree on among themselves: Stalk's nodes elect nobody",
-    "control pool_restart": "Stalk's pools are not made anew: `celery control shutdown` ends a node when its tasks "
-    "have finished, and who started it, Supervisor in the stack, starts it anew",
+    "control election": "it lets nodes choose one among them for a job, and Stalk has no such job: nodes elect nobody",
+    "control pool_restart": "Stalk's pools cannot be replaced: `celery control shutdown` ends a node when its tasks "
+    "have finished, and Supervisor, in the stack, starts it again",
 }
-# Method of inspect → the package without which a node cannot answer. Nodes have what this process has.
+# Method of inspect → the package that a node needs to answer it. Nodes have the packages that this process has.
 NEEDS = {"memdump": "psutil", "memsample": "psutil", "objgraph": "objgraph"}
 
 
 class Gate(click.Option):
-    """A hidden option of every command, which Celery lets an application add: it looks at all that was typed."""
+    """A hidden option that Celery adds to each of its commands (app.user_options); parsing it checks all arguments."""
 
     def __init__(self) -> None:
         super().__init__(["--stalk-gate"], is_flag=True, hidden=True, is_eager=True, expose_value=False)
@@ -44,25 +44,26 @@ class Gate(click.Option):
         if not ctx.resilient_parsing:
             _check(name, opts.get("command"), args)
         if name == "graph" and args[:1] == ["workers"]:
-            # It would draw the URL of the results as it is (celery 5.7).
+            # Celery would print the URL of the result backend with its password (celery 5.7).
             args = [*args[:1], f"backend:{ctx.obj.app.settings.result_url.mask()}", *args[1:]]
         return super().handle_parse_result(ctx, opts, args)
 
 
 def _check(name: str, method: str | None, arguments: Sequence[str]) -> None:
-    """Raises CeleryCommandException for what cannot work."""
+    """Raise CeleryCommandException for a command that cannot work."""
     typed = f"{name} {method}" if name in ("inspect", "control") else name
     if name == "multi" and " " in sys.executable:
-        # Celery would look for a program of the name up to there (celery 5.7).
+        # Celery would split the path at the space (celery 5.7).
         program = sys.executable
         _refuse(typed, f"it cannot start {program}, whose path has a space: move the checkout, or use `make scale`")
-    if reason := REFUSED.get(typed) or _package(name, method):
+    if reason := REFUSED.get(typed) or _missing_package(name, method):
         _refuse(typed, reason)
     if method and method in Panel.meta and Panel.meta[method].type == name:
         _check_arguments(typed, method, arguments)
 
 
-def _package(name: str, method: str | None) -> str:
+def _missing_package(name: str, method: str | None) -> str:
+    """Why `celery inspect METHOD` cannot be answered; "" where nodes have the package for it."""
     package = NEEDS.get(method or "") if name == "inspect" else None
     if not package or find_spec(package):
         return ""
@@ -70,7 +71,7 @@ def _package(name: str, method: str | None) -> str:
 
 
 def _check_arguments(typed: str, method: str, arguments: Sequence[str]) -> None:
-    """Celery does not miss what is missing, and raises ValueError at what is no number (celery 5.7)."""
+    """Refuse missing arguments, which Celery sends on, and wrong types, where it raises ValueError (celery 5.7)."""
     meta = Panel.meta[method]
     given = dict(zip(meta.args or (), arguments, strict=False))
     for (argument, kind), value in given.items():

@@ -1,7 +1,7 @@
-"""python -m services.commands.check: is everything right that workers and beat will import? What `make up` asks first.
+"""python -m services.commands.check: import all that workers and beat will import, before `make up` starts them.
 
 Each mistake is a line on standard error, with file and line. Neither Redis nor anything else of the stack is needed.
-Exit codes: 0 all is right, 2 it is not.
+Exit codes: 0 no mistake, 2 a mistake.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ("config", "services")
 SCHEDULE = "services/schedule.py"
-# Heavy tasks take a minute to be imported; two are a module that waits for something.
+# Modules that import much take a minute; one that takes two waits for something.
 LIMIT_SECONDS = 120
 MISTAKE_EXIT_CODE = 2
-# Where files are that nobody here has written.
-FOREIGN = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+# Where Python and installed packages are: a mistake is looked for in the files of this checkout.
+INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 class Mistake(Exception):
-    """Something is wrong; the sentence says what and where."""
+    """Something cannot be imported or used; the sentence says what, and where it is written."""
 
 
 def check() -> None:
@@ -39,35 +39,35 @@ def check() -> None:
     Raises ConfigError for a mistake in the settings.
     """
     for path in sorted(file for package in SOURCE for file in (ROOT / package).rglob("*.py")):
-        with told(path=path):
+        with locate_mistakes(path=path):
             # Compiles only what has changed since it was last imported.
             SourceFileLoader(path.stem, str(path)).get_code(path.stem)
-    with told():
+    with locate_mistakes():
         from config import load
         from services.broker.client import require_tls_files
         from services.schedule import beat_schedule
         from services.task_modules import task_modules
 
-        # services/app.py would end the process with these mistakes.
+        # services/app.py would exit at one of these mistakes.
         settings = load()
         beat_schedule(settings.beat.schedule)
         require_tls_files(settings)
         from services.app import app
     for name in task_modules(app.settings.tasks.imports):
-        with told(f"{name} cannot be imported: "):
+        with locate_mistakes(f"{name} cannot be imported: "):
             importlib.import_module(name)
-    with told():
+    with locate_mistakes():
         app.loader.import_default_modules()
         app.finalize()
-        # A module may have changed them; this connects to nothing.
+        # A module may have changed the options, which kombu checks here; this connects to nothing.
         app.amqp.Connection(app.conf.broker_url, transport_options=app.conf.broker_transport_options)
     for name, entry in app.conf.beat_schedule.items():
-        if problem := mistake_in(app, name, entry):
-            raise Mistake(f"{SCHEDULE}{line_of(name)}: the entry {name!r} {problem}")
+        if problem := find_mistake(app, name, entry):
+            raise Mistake(f"{SCHEDULE}{find_line(name)}: the entry {name!r} {problem}")
 
 
-def mistake_in(app: Any, name: str, entry: Any) -> str:
-    """What is wrong with an entry of the schedule; "" for nothing."""
+def find_mistake(app: Any, name: str, entry: Any) -> str:
+    """What is wrong with an entry of beat's schedule; "" for nothing."""
     from celery.schedules import BaseSchedule
     from redbeat.schedulers import RedBeatSchedulerEntry
 
@@ -77,28 +77,28 @@ def mistake_in(app: Any, name: str, entry: Any) -> str:
         period = entry.get("schedule")
         if not isinstance(period, (int, float, timedelta, BaseSchedule)):
             return f"has the schedule {period!r}, which is neither a number of seconds nor a crontab"
-        made = RedBeatSchedulerEntry(**dict(entry, name=name, app=app))
-        # As it is kept in Redis, and when it is due.
-        encoded([made.schedule, made.args, made.kwargs, made.options, made.due_at])
+        item = RedBeatSchedulerEntry(**dict(entry, name=name, app=app))
+        # Beat stores these in Redis as JSON, and computes from the schedule when the entry is due.
+        encoded([item.schedule, item.args, item.kwargs, item.options, item.due_at])
     except Exception as error:
-        return f"cannot be used: {said(error)}"
-    if is_reserved(made):
+        return f"cannot be used: {describe(error)}"
+    if is_reserved(item):
         return "has a name that beat needs for itself"
-    if made.task not in app.tasks:
-        return f"sends {made.task!r}, a task that no module defines"
+    if item.task not in app.tasks:
+        return f"sends {item.task!r}, a task that no module defines"
     return ""
 
 
-def line_of(name: str) -> str:
-    """Where an entry of the schedule is written."""
+def find_line(name: str) -> str:
+    """The line of services/schedule.py that begins an entry."""
     lines = (ROOT / SCHEDULE).read_text(encoding="utf-8").splitlines()
     found = (number for number, line in enumerate(lines, 1) if line.strip().startswith((f'"{name}"', f"'{name}'")))
     return next((f" line {number}" for number in found), "")
 
 
 @contextmanager
-def told(what: str = "", path: Path | None = None) -> Iterator[None]:
-    """Raise Mistake, with the place, for whatever is raised inside; a module may raise anything, and end Python."""
+def locate_mistakes(what: str = "", path: Path | None = None) -> Iterator[None]:
+    """Raise Mistake, with file and line, for whatever is raised inside: a module may raise anything, SystemExit too."""
     try:
         yield
     except KeyboardInterrupt:
@@ -108,42 +108,42 @@ def told(what: str = "", path: Path | None = None) -> Iterator[None]:
 
         if isinstance(error, ConfigError):
             raise
-        place = place_of(error) or (shown(path) if path else "")
-        raise Mistake(f"{place}: {said(error)}" if place else f"{what}{said(error)}") from error
+        place = find_place(error) or (relative(path) if path else "")
+        raise Mistake(f"{place}: {describe(error)}" if place else f"{what}{describe(error)}") from error
 
 
-def place_of(error: BaseException) -> str:
-    """File and line of what is wrong: in a file that does not compile, else the last line of somebody's own."""
+def find_place(error: BaseException) -> str:
+    """File and line of an error: where a file does not compile, else the last line of the traceback in the checkout."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{shown(Path(error.filename))} line {error.lineno}"
+        return f"{relative(Path(error.filename))} line {error.lineno}"
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     own = [(name, line) for name, line in frames if is_own(name)]
-    return f"{shown(Path(own[-1][0]))} line {own[-1][1]}" if own else ""
+    return f"{relative(Path(own[-1][0]))} line {own[-1][1]}" if own else ""
 
 
 def is_own(file: str) -> bool:
-    """Whether a file is neither Python's, nor a package's, nor this one."""
-    return file != __file__ and not file.startswith(("<", *FOREIGN))
+    """Whether a file belongs neither to Python, nor to an installed package, nor is this one."""
+    return file != __file__ and not file.startswith(("<", *INSTALLED))
 
 
-def shown(path: Path) -> str:
-    """A path as one types it in the checkout."""
+def relative(path: Path) -> str:
+    """A path relative to the checkout, where it is inside."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def said(error: BaseException) -> str:
-    """What an exception says, in a line."""
+def describe(error: BaseException) -> str:
+    """Type and text of an exception, on one line."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {' '.join(text.split())}".removesuffix(": ")
 
 
-def run_out(*_: object) -> None:
+def raise_timeout(*_: object) -> None:
     raise TimeoutError(f"importing it takes longer than {LIMIT_SECONDS} s")
 
 
 def main() -> int:
-    """Check, and say what is wrong; the exit code."""
-    signal.signal(signal.SIGALRM, run_out)
+    """Check, print what is wrong, and return the exit code."""
+    signal.signal(signal.SIGALRM, raise_timeout)
     signal.alarm(LIMIT_SECONDS)
     try:
         check()
@@ -151,8 +151,8 @@ def main() -> int:
         print(f"error: {mistake}", file=sys.stderr)
         return MISTAKE_EXIT_CODE
     except Exception as error:
-        # ConfigError, which cannot be imported where config/ has mistakes.
-        for problem in getattr(error, "problems", [said(error)]):
+        # ConfigError has several; it cannot be imported where config/ itself has mistakes.
+        for problem in getattr(error, "problems", [describe(error)]):
             print(f"error: {problem}", file=sys.stderr)
         return MISTAKE_EXIT_CODE
     return 0
@@ -162,5 +162,5 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # A module may have started a thread that never ends.
+    # Not sys.exit, which would wait for a thread that a module has started and that never ends.
     os._exit(code)

@@ -1,6 +1,7 @@
-"""A dead letter's task is told that it has failed, so that nobody waits for it in vain.
+"""Report the failure of a dead letter's task to whoever waits for it.
 
-Errbacks run, a chord errs, the later links of a chain fail. It may happen twice when a process dies over it.
+Its result is stored as FAILURE, its errbacks run, its chord and the later links of its chain fail. All that may happen
+twice, when a process dies over it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -23,20 +24,21 @@ from services.broker import messages, scripts
 from services.broker.client import connect
 from services.broker.keys import DEAD_LETTER, DEAD_LETTERS_UNTOLD
 from services.broker.outages import Outage
+from services.dead_letters import DeadLetter
 from services.delivery import registry
 
 logger = get_logger(__name__)
 
-# Longer than telling takes, with Celery's patience for a result backend that is away; then somebody else does it.
-TELLING_SECONDS = 60
-# What a fork waits for whoever tells: a letter that takes longer waits for Redis, and nobody holds a lock over that.
+# Longer than a report takes, with Celery's retries while the result backend is away; then another process may do it.
+REPORT_SECONDS = 60
+# What a fork waits for a report: one that takes longer waits for Redis, and no lock is held over that.
 FORK_SECONDS = 1.0
 # What is raised while Redis is away; RuntimeError by Celery's result backend, when it gives up (celery 5.7).
-AWAY = (OperationalError, BackendError, RedisError, OSError, RuntimeError)
+UNAVAILABLE = (OperationalError, BackendError, RedisError, OSError, RuntimeError)
 
 
 class ForkGuard(threading.local):
-    """Keeps the pool from forking while another thread tells of a dead letter, and is inside Celery for that.
+    """Keeps the pool from forking while another thread is inside Celery to report a failure.
 
     What is locked at that moment stays locked in the child, which has no thread to unlock it: kombu has a lock for each
     of its cached properties (kombu 5.7), and a child that needs one would wait until the hard time limit of its task.
@@ -46,87 +48,72 @@ class ForkGuard(threading.local):
     # Whether this thread, which forks, has it.
     locked = False
 
-    def begin(self) -> None:
+    def acquire(self) -> None:
         self.locked = ForkGuard.lock.acquire(timeout=FORK_SECONDS)
 
-    def end(self) -> None:
+    def release(self) -> None:
         if self.locked:
             ForkGuard.lock.release()
 
-
-def _renew() -> None:
-    ForkGuard.lock = threading.Lock()
+    def renew(self) -> None:
+        ForkGuard.lock = threading.Lock()
 
 
 _guard = ForkGuard()
-os.register_at_fork(before=_guard.begin, after_in_parent=_guard.end, after_in_child=_renew)
+os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_guard.renew)
 
 
-class DeadLetter(Exception):
-    """A task will not run, or not again: its message is kept as dead letter `id`.
-
-    Its arguments are reason, detail and id. A client that has no Stalk gets them in a class of the same name.
-    """
-
-    @property
-    def reason(self) -> str:
-        return str(self.args[0])
-
-    def __str__(self) -> str:
-        reason, detail, number = self.args
-        return f"{reason}: {detail} (dead letter {number})"
-
-
-class Teller:
-    """Tells tasks that they have failed."""
+class FailureReporter:
+    """Stores FAILURE for the tasks of dead letters, as Celery does it for a task that has failed."""
 
     def __init__(self, app: Celery, client: Redis, hostname: str | None = None) -> None:
         self._app, self._client, self._hostname = app, client, hostname
 
-    def tell(self, ids: Iterable[int]) -> None:
-        """Store FAILURE for the tasks of these dead letters, as far as nobody else is about to.
+    def report(self, ids: Iterable[int]) -> None:
+        """Report the failure of these dead letters' tasks, but for those that another process is reporting.
 
-        Raises one of AWAY; what was not told is told when it is asked for again.
+        Raises one of UNAVAILABLE; what was not reported is reported when this is called with its id again.
         """
         numbers = list(ids)
         if not numbers:
             return
-        taken = scripts.TELL(self._client, [DEAD_LETTERS_UNTOLD], [DEAD_LETTER, TELLING_SECONDS, *numbers])
+        taken = scripts.TELL(self._client, [DEAD_LETTERS_UNTOLD], [DEAD_LETTER, REPORT_SECONDS, *numbers])
         letters = list(zip(*(taken[part::4] for part in range(4)), strict=True))
         for done, (number, raw, reason, detail) in enumerate(letters):
             try:
-                # For each anew: many letters take longer than a fork waits.
+                # Taken for each letter anew: many take longer than a fork waits.
                 with ForkGuard.lock:
-                    self._tell_one(int(number), raw, reason.decode(), detail.decode(errors="replace"))
-            except AWAY:
-                self._leave(int(number) for number, *_ in letters[done:])
+                    self._report_one(raw, DeadLetter(reason.decode(), detail.decode(errors="replace"), int(number)))
+            except UNAVAILABLE:
+                self._give_up(int(number) for number, *_ in letters[done:])
                 raise
             self._client.srem(DEAD_LETTERS_UNTOLD, int(number))
 
-    def _leave(self, ids: Iterable[int]) -> None:
-        """Let somebody else tell them."""
+    def _give_up(self, ids: Iterable[int]) -> None:
+        """Let another process report them at once."""
         with self._client.pipeline(transaction=False) as pipe:
             for number in ids:
                 pipe.hdel(f"{DEAD_LETTER}{number}", "telling_since")
             pipe.execute()
 
-    def _tell_one(self, number: int, raw: bytes, reason: str, detail: str) -> None:
+    def _report_one(self, raw: bytes, error: DeadLetter) -> None:
         message = messages.read(raw, self._app.conf.accept_content)
+        reason, detail, number = error.args
         logger.error("dead letter %d: %s[%s]: %s: %s", number, message.task, message.id, reason, detail)
         if not message.id:
             return
         try:
-            self._fail(message, DeadLetter(reason, detail, number))
-        except AWAY:
+            self._store_failure(message, error)
+        except UNAVAILABLE:
             raise
-        except Exception:  # whatever options that somebody has sent make of Celery, again and again
-            logger.exception("dead letter %d: those who wait for %s could not be told", number, message.id)
+        except Exception:  # Celery raises whatever the options of a sender lead to, each time again
+            logger.exception("dead letter %d: the failure of %s could not be reported", number, message.id)
 
-    def _fail(self, message: messages.Read, error: DeadLetter) -> None:
+    def _store_failure(self, message: messages.Read, error: DeadLetter) -> None:
         task = self._app.tasks.get(message.task)
         backend = task.backend if task else self._app.backend
         if backend.get_state(message.id) == SUCCESS:
-            # Another copy of it came to its end, and told everybody.
+            # Another copy of the message was executed.
             return
         # Stored also for a task that ignores its result: the later links of its chain may be waited for.
         request = messages.context(message, hostname=self._hostname)
@@ -136,35 +123,32 @@ class Teller:
                 dispatcher.send("task-failed", uuid=message.id, name=message.task, exception=repr(error))
 
 
-class TellStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Bootstep that tells from a thread of its own: whoever parks a letter cannot wait for that."""
+class ReportFailuresStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Bootstep that reports from a thread of its own, because whoever parks a message cannot wait for a report."""
 
     requires = ("celery.worker.components:Pool",)
 
-    def __init__(self, worker: Any, **options: Any) -> None:
-        self._news: SimpleQueue[list[int]] = SimpleQueue()
-        super().__init__(worker, **options)
-
     def start(self, worker: Any) -> None:
         client = connect(worker.app.settings.broker_url, worker.app.settings)
-        teller = Teller(worker.app, client, worker.hostname)
-        where = f"the results at {worker.app.settings.result_url.mask()}"
-        threading.Thread(target=self._run, args=(teller, where), name="dead-letter-teller", daemon=True).start()
-        registry.add_dead_letter_listener(self._news.put)
+        reporter = FailureReporter(worker.app, client, worker.hostname)
+        backend = f"the results at {worker.app.settings.result_url.mask()}"
+        parked: SimpleQueue[list[int]] = SimpleQueue()
+        arguments = (parked, reporter, backend)
+        threading.Thread(target=_report_parked, args=arguments, name="dead-letter-reporter", daemon=True).start()
+        registry.add_dead_letter_listener(parked.put)
 
-    def _run(self, teller: Teller, where: str) -> None:
-        outage = Outage("dead letter", logger.warning)
-        while True:
-            ids = set(self._news.get())
-            try:
-                while True:
-                    ids |= set(self._news.get_nowait())
-            except Empty:
-                pass
-            try:
-                teller.tell(sorted(ids))
-            except AWAY as error:
-                # The next sweep that sees them asks again.
-                outage.record_failure(error, where, f"take that {len(ids)} tasks have failed")
-            else:
-                outage.record_recovery()
+
+def _report_parked(parked: SimpleQueue[list[int]], reporter: FailureReporter, backend: str) -> None:
+    """Report what is parked, for ever."""
+    outage = Outage("dead letter", logger.warning)
+    while True:
+        ids = set(parked.get())
+        while not parked.empty():
+            ids |= set(parked.get())
+        try:
+            reporter.report(sorted(ids))
+        except UNAVAILABLE as error:
+            # The next sweep that finds them unreported calls again.
+            outage.record_failure(error, backend, f"take that {len(ids)} tasks have failed")
+        else:
+            outage.record_recovery()

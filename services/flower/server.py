@@ -43,7 +43,7 @@ from config import ConfigError, Settings
 from config.redis_url import mask_passwords
 from services.broker.client import connect
 from services.broker.outages import Outage
-from services.commands.status import known_queues, waiting
+from services.broker.queue_lengths import known_queues, waiting
 from services.flower.logins import Door, Refusal
 
 logger = logging.getLogger(__name__)

@@ -151,9 +151,9 @@ class Containers:
         # Not `docker compose exec`, which reads all of the Compose files again.
         return run("docker", "exec", _carrier()["ID"], *SERVICES, *arguments, check=False)
 
-    def call(self, *arguments: str) -> int:
-        """Run `python -m services call …` on the terminal; its exit code."""
-        return attached(["docker", "exec", _carrier()["ID"], *SERVICES, "call", *arguments], ROOT)
+    def show(self, *arguments: str) -> int:
+        """Run `python -m services …` on the terminal; its exit code."""
+        return attached(["docker", "exec", *terminal_options(), _carrier()["ID"], *SERVICES, *arguments], ROOT)
 
     def shell(self) -> int:
         """Python with the app and its tasks, on the terminal; its exit code."""
@@ -202,6 +202,15 @@ def require_cpus(settings: Settings) -> None:
             f"WORKER_CPUS is {limit}, and the CPUs of Docker's machine are {there}: set at most that in .env, or 0 for "
             "no limit"
         )
+
+
+def terminal_options() -> list[str]:
+    """Options of `docker exec` that pass this terminal on: its width, its colour, and its keyboard."""
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        return []
+    environment = process_environment()
+    passed = [f"--env={name}={environment[name]}" for name in ("NO_COLOR", "TERM") if name in environment]
+    return ["--tty", *(["--interactive"] if sys.stdin.isatty() else []), *passed]
 
 
 def image() -> str:

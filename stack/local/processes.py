@@ -209,9 +209,9 @@ class Processes:
         """Run `python -m services …` beside the stack, with its settings, and return what it printed."""
         return fork.answer(arguments, self._beside())
 
-    def call(self, *arguments: str) -> int:
-        """Run `python -m services call …` on the terminal; its exit code."""
-        return fork.show(("call", *arguments), self._beside())
+    def show(self, *arguments: str) -> int:
+        """Run `python -m services …` on the terminal; its exit code."""
+        return fork.show(arguments, self._beside())
 
     def shell(self) -> int:
         """Python with the app and its tasks, on the terminal; its exit code."""

@@ -122,6 +122,13 @@ class Terminal:
         os.write(self._ours, text.encode())
 
 
+def test_a_command_inside_the_stack_asks_on_the_terminal(stack: Stack) -> None:
+    with Terminal(stack, "make", "--old-file=.venv/ready", "purge-dead-letters") as terminal:
+        terminal.wait_for("Type yes to go on: ")
+        terminal.type("no\n")
+        terminal.wait_for("error: nothing was deleted")
+
+
 def test_make_logs_follows_one_service_until_ctrl_c(stack: Stack) -> None:
     with Terminal(stack, "make", "--old-file=.venv/ready", "logs", "SERVICE=beat") as terminal:
         # Whatever its word was first: "waiting" is none that it logs, nor what comes after it.

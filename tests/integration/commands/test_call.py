@@ -26,10 +26,10 @@ class Answer:
     errors: str
 
 
-def services(stack: Stack, *arguments: str, checkout: Checkout | None = None, **settings: str) -> Answer:
-    """Run `python -m services ARGUMENTS` and read what it prints: one JSON object on one line, nothing else."""
-    environment = stack.environment(**settings)
-    done = stack.world.answer(["-m", "services", *arguments], environment, PATIENCE, checkout)
+def services(stack: Stack, command: str, *arguments: str, checkout: Checkout | None = None, **settings: str) -> Answer:
+    """Run `python -m services COMMAND ARGUMENTS` and read what it prints: one JSON object on one line, nothing else."""
+    environment, as_json = stack.environment(**settings), [] if command == "call" else ["--json"]
+    done = stack.world.answer(["-m", "services", command, *as_json, *arguments], environment, PATIENCE, checkout)
     assert done.stdout.count("\n") == 1, done
     return Answer(done.returncode, json.loads(done.stdout), done.stderr)
 

@@ -156,6 +156,8 @@ def test_a_task_that_runs_over_its_limit_where_nothing_ends_it_is_shown(world: W
 
 def test_where_no_node_runs_only_what_none_would_read_is_unread(world: World) -> None:
     stack = world.stack()
+    assert whole_status(stack) == EMPTY
+
     with stock_producer(stack) as producer:
         for queue, priority in (("celery", 0), ("celery", 1), ("elsewhere", 9)):
             producer.send_task("probe.mark", ("waits",), queue=queue, priority=priority)
@@ -177,20 +179,3 @@ def ask_all(stack: Stack) -> str:
     asking = stack.world.python("ask", f'-c "from services.app import app; {asks}"', stack.environment())
     stack.world.wait_until(lambda: not asking.alive, 4 * PATIENCE, "answers come long before their time is over")
     return asking.log()
-
-
-def test_an_empty_stack_is_shown(world: World) -> None:
-    answer = services(world.stack(), "status")
-
-    assert answer.code == 0
-    assert answer.said == EMPTY
-
-
-def test_a_redis_that_is_away_is_said_with_exit_code_1(world: World) -> None:
-    stack = world.stack()
-    stack.redis.stop()
-
-    answer = services(stack, "status")
-
-    assert answer.code == 1
-    assert answer.said["error"].startswith("Redis does not answer")

@@ -25,6 +25,7 @@ from services.broker.keys import (
     DEAD_LETTERS_UNTOLD,
     lists_of,
 )
+from services.dead_letters import DeadLetter
 from tests.integration.commands.test_call import services
 from tests.support.checkout import Checkout
 from tests.support.processes import children
@@ -170,6 +171,16 @@ def test_a_client_without_stalk_gets_the_reason_too(stack: Stack, tmp_path: Path
     assert done.stdout.split() == ["celery.exceptions", "DeadLetter", "unknown-task"]
 
 
+@pytest.mark.parametrize("module", ["services.dead_letters", "services.delivery.telling"])
+def test_a_result_becomes_a_dead_letter_also_when_the_version_before_has_stored_it(stack: Stack, module: str) -> None:
+    stored = {"exc_type": "DeadLetter", "exc_module": module, "exc_message": ["crashed", "it died", 7]}
+
+    error = stack.client.backend.exception_to_python(stored)
+
+    assert isinstance(error, DeadLetter)
+    assert (error.reason, str(error)) == ("crashed", "crashed: it died (dead letter 7)")
+
+
 PICKLED = base64.b64encode(b"\x80\x04N.").decode()
 UNDECODABLE: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
@@ -268,7 +279,7 @@ make = ResultBackend._create_client
 
 
 def create(self, **options):
-    if threading.current_thread().name == "dead-letter-teller":
+    if threading.current_thread().name == "dead-letter-reporter":
         wait_released("telling")
     return make(self, **options)
 
@@ -495,37 +506,40 @@ def test_a_letter_that_cannot_be_decoded_is_shown_byte_by_byte(quiet: Stack) -> 
 @pytest.mark.parametrize(
     ("command", "code", "error"),
     [
-        (["dead-letters", "7"], 1, "there is no dead letter 7: see 'make dead-letters'"),
-        (["replay", "7"], 1, "there is no dead letter 7: see 'make dead-letters'"),
-        (["replay", "7", "9"], 1, "there are no dead letters 7, 9: see 'make dead-letters'"),
+        ("dead-letters 7", 1, "there is no dead letter 7: see 'make dead-letters'"),
+        ("replay 7", 1, "there is no dead letter 7: see 'make dead-letters'"),
+        ("replay 7 9", 1, "there are no dead letters 7, 9: see 'make dead-letters'"),
+        ("replay 7,9", 1, "there are no dead letters 7, 9: see 'make dead-letters'"),
+        ("dead-letters 7,9", 2, "ID: found '7,9'; it must be one number, such as 7"),
+        ("dead-letters x", 2, "ID: found 'x'; it must be the number of a dead letter, such as 7"),
+        ("replay x", 2, "ID: found 'x'; it must be the number of a dead letter, such as 7"),
+        ("replay", 2, "say which dead letters: make replay ID=7, or ID=7,9, or ALL=1 for all"),
+        ("replay 7 --all", 2, "say which dead letters: make replay ID=7, or ID=7,9, or ALL=1 for all"),
+        ("purge-dead-letters", 2, "this deletes all dead letters, and nobody can be asked: run 'make purge-dead"),
     ],
 )
-def test_letters_that_do_not_exist_are_said_in_one_sentence(
-    quiet: Stack, command: list[str], code: int, error: str
+def test_what_cannot_be_done_is_one_sentence_and_nothing_is_done(
+    quiet: Stack, command: str, code: int, error: str
 ) -> None:
-    answer = services(quiet, *command)
-
-    assert (answer.code, answer.said["error"]) == (code, error)
-
-
-@pytest.mark.parametrize("command", ["replay", "replay 7 --all", "replay x", "purge-dead-letters"])
-def test_a_command_that_does_not_say_enough_does_nothing(quiet: Stack, command: str) -> None:
     number = park(quiet, message("probe.mark"), "mail")
 
-    node = quiet.command(command)
+    done = quiet.world.answer(["-m", "services", *command.split()], quiet.environment(), PATIENCE)
 
-    assert node.exits(PATIENCE) == 2
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(f"error: {error}")
+    assert done.stderr.count("\n") == 1
     assert list(letters(quiet)) == [number]
 
 
-@pytest.mark.parametrize("command", [["dead-letters"], ["dead-letters", "1"], ["replay", "--all"], ["to-plain"]])
-def test_a_redis_that_is_away_is_said_with_exit_code_1(quiet: Stack, command: list[str]) -> None:
+@pytest.mark.parametrize("command", ["status", "dead-letters", "dead-letters 1", "replay --all", "to-plain"])
+def test_a_redis_that_is_away_is_said_with_exit_code_1(quiet: Stack, command: str) -> None:
     quiet.redis.stop()
 
-    answer = services(quiet, *command)
+    answer = services(quiet, *command.split())
 
     assert answer.code == 1
-    assert answer.said["error"].startswith("Redis ")
+    assert answer.said["error"].startswith("Redis refuses: " if "replay" in command else "Redis does not answer: ")
+    assert answer.errors == f"error: {answer.said['error']}\n"
 
 
 # Replay.

@@ -11,7 +11,7 @@ import pytest
 from celery.schedules import crontab
 
 from config import load
-from services.commands.check import mistake_in
+from services.commands.check import find_mistake
 from tests.support.application import create_app
 from tests.support.checkout import Checkout
 
@@ -112,7 +112,7 @@ def mistake() -> Callable[[Any], str]:
     """What is wrong with an entry."""
     app = create_app(load({}))
     app.loader.import_default_modules()
-    return lambda entry: mistake_in(app, "name", entry)
+    return lambda entry: find_mistake(app, "name", entry)
 
 
 @pytest.mark.parametrize(
@@ -142,4 +142,4 @@ def test_an_entry_that_beat_could_not_use_is_refused(
 def test_an_entry_with_the_name_of_beats_lock_is_refused() -> None:
     app = create_app(load({}))
     app.loader.import_default_modules()
-    assert mistake_in(app, "lock", GOOD) == "has a name that beat needs for itself"
+    assert find_mistake(app, "lock", GOOD) == "has a name that beat needs for itself"
