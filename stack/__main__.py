@@ -12,7 +12,7 @@ import sys
 import click
 
 import config
-from config import Settings, exit_on_mistakes
+from config import exit_on_mistakes
 from stack import terminal
 from stack.checkout_lock import own_turn
 from stack.errors import Failure
