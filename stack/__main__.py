@@ -14,9 +14,9 @@ import click
 import config
 from config import ConfigError, Settings
 from stack import terminal
-from stack.errors import Failure
-from stack.runtime import chosen, current
-from stack.settings import settings_or_defaults
+from stack.errors import CommandError
+from stack.runtime import find_runtime, require_runtime
+from stack.settings import load_or_defaults
 
 # Each command imports what it alone needs: somebody waits for `call` and `status`, and imports are most of their time.
 
@@ -55,26 +55,26 @@ def new_task_command(name: str) -> None:
 @click.option("--wait", default="30")
 def call(task: str, arguments: str, keywords: str, wait: str) -> None:
     if not task:
-        raise Failure("TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'")
+        raise CommandError("TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'")
     options = ["--args", arguments, "--kwargs", keywords, "--wait", wait]
-    sys.exit(chosen(settings()).call(*options, "--", task))
+    sys.exit(find_runtime(settings()).show("call", *options, "--", task))
 
 
 @main.command(help="Run so many workers.")
 @click.argument("workers")
 def scale(workers: str) -> None:
     from stack import env_file, readiness
-    from stack.checkout_lock import own_turn
+    from stack.checkout_lock import lock_checkout
 
     if not workers.isdigit():
-        raise Failure(f"WORKERS: found {workers!r}; it must be a whole number, as in: make scale WORKERS=4")
-    runtime = current(settings())
+        raise CommandError(f"WORKERS: found {workers!r}; it must be a whole number, as in: make scale WORKERS=4")
+    runtime = require_runtime(settings())
     if not env_file.ENV_FILE.exists():
-        raise Failure("there is no .env yet: start the stack with 'make up' first")
-    with own_turn():
+        raise CommandError("there is no .env yet: start the stack with 'make up' first")
+    with lock_checkout():
         env_file.set_variables({"WORKERS": workers})
         runtime.scale(settings())
-    readiness.until_healthy(runtime)
+    readiness.wait_until_healthy(runtime)
     print(f"{workers} workers run; .env says so too.")
 
 
@@ -83,7 +83,7 @@ def scale(workers: str) -> None:
 def status(as_json: bool) -> None:
     from stack.commands import status
 
-    status.status(chosen(settings_or_defaults()), as_json)
+    status.status(find_runtime(load_or_defaults()), as_json)
 
 
 @main.command(help="Every entry of beat's schedule.")
@@ -91,7 +91,7 @@ def status(as_json: bool) -> None:
 def schedule(as_json: bool) -> None:
     from stack.commands import status
 
-    status.schedule(chosen(settings_or_defaults()), as_json)
+    status.schedule(find_runtime(load_or_defaults()), as_json)
 
 
 @main.command("dead-letters", help="The latest dead letters, all of them, or one.")
@@ -101,7 +101,7 @@ def schedule(as_json: bool) -> None:
 def dead_letters(number: str, everything: bool, as_json: bool) -> None:
     from stack.commands import dead_letters
 
-    dead_letters.dead_letters(chosen(settings_or_defaults()), number, everything, as_json)
+    dead_letters.dead_letters(find_runtime(load_or_defaults()), number, everything, as_json)
 
 
 @main.command(help="Put dead letters back into their queues.")
@@ -110,7 +110,7 @@ def dead_letters(number: str, everything: bool, as_json: bool) -> None:
 def replay(number: str, everything: bool) -> None:
     from stack.commands import dead_letters
 
-    dead_letters.replay(chosen(settings_or_defaults()), number, everything)
+    dead_letters.replay(find_runtime(load_or_defaults()), number, everything)
 
 
 @main.command("purge-dead-letters", help="Delete all dead letters.")
@@ -118,53 +118,53 @@ def replay(number: str, everything: bool) -> None:
 def purge_dead_letters(yes: bool) -> None:
     from stack.commands import dead_letters
 
-    dead_letters.purge(chosen(settings_or_defaults()), yes)
+    dead_letters.purge(find_runtime(load_or_defaults()), yes)
 
 
 @main.command("to-plain", help="Put back into plain queues what only Stalk's workers understand.")
 def to_plain() -> None:
     from stack.commands import dead_letters
 
-    dead_letters.to_plain(chosen(settings_or_defaults()))
+    dead_letters.to_plain(find_runtime(load_or_defaults()))
 
 
 @main.command(help="Follow the logs.")
 @click.argument("services", nargs=-1)
 def logs(services: tuple[str, ...]) -> None:
-    sys.exit(current(settings_or_defaults()).logs(services))
+    sys.exit(require_runtime(load_or_defaults()).logs(services))
 
 
 @main.command(help="Python with the app and its tasks.")
 def shell() -> None:
-    sys.exit(current(settings()).shell())
+    sys.exit(require_runtime(settings()).shell())
 
 
 @main.command("stop", help="Stop; running tasks finish first.")
 def stop_command() -> None:
-    from stack.checkout_lock import own_turn
+    from stack.checkout_lock import lock_checkout
     from stack.commands import stop
 
-    with own_turn():
-        stop.stop(current(settings_or_defaults()), settings_or_defaults())
+    with lock_checkout():
+        stop.stop(require_runtime(load_or_defaults()), load_or_defaults())
 
 
 @main.command(help="Stop and remove what runs; data is kept.")
 def down() -> None:
-    from stack.checkout_lock import own_turn
+    from stack.checkout_lock import lock_checkout
     from stack.commands import stop
 
-    with own_turn():
-        stop.down(current(settings_or_defaults()))
+    with lock_checkout():
+        stop.down(require_runtime(load_or_defaults()))
 
 
 @main.command(help="Remove what runs and all data.")
 @click.option("--yes", is_flag=True)
 def clean(yes: bool) -> None:
-    from stack.checkout_lock import own_turn
+    from stack.checkout_lock import lock_checkout
     from stack.commands import stop
 
-    with own_turn():
-        stop.clean(current(settings_or_defaults()), yes)
+    with lock_checkout():
+        stop.clean(require_runtime(load_or_defaults()), yes)
 
 
 @main.command("lock", help="Pin all packages.")
@@ -191,14 +191,14 @@ def run() -> None:
         main(prog_name="python -m stack")
     except ConfigError as error:
         for problem in error.problems:
-            terminal.error(problem)
+            terminal.print_error(problem)
         sys.exit(2)
-    except Failure as failure:
-        terminal.error(str(failure))
+    except CommandError as failure:
+        terminal.print_error(str(failure))
         sys.exit(1)
     except PermissionError as denied:
         what = denied.filename or "a process of the stack"
-        terminal.error(f"{what} belongs to another user: run make as the one who ran it first")
+        terminal.print_error(f"{what} belongs to another user: run make as the one who ran it first")
         sys.exit(1)
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from stack import terminal
 from stack.commands import status
-from stack.errors import Failure
+from stack.errors import CommandError
 
 if TYPE_CHECKING:
     from stack.runtime import Runtime
@@ -27,11 +27,11 @@ ALARMING = ("crashed", "undecodable", "unknown-task")
 def dead_letters(runtime: Runtime, number: str, everything: bool, as_json: bool) -> None:
     """Print the latest dead letters, all of them, or all there is of one.
 
-    Raises Failure.
+    Raises CommandError.
     """
     command = ["dead-letters", *(["--all"] if everything else []), *map(str, ids(number))]
     if len(ids(number)) > 1:
-        raise Failure(f"ID: found {number!r}; it must be one number, such as 7")
+        raise CommandError(f"ID: found {number!r}; it must be one number, such as 7")
     answer = status.answer(runtime, *command)
     if as_json:
         print(json.dumps(answer))
@@ -44,11 +44,11 @@ def dead_letters(runtime: Runtime, number: str, everything: bool, as_json: bool)
 def replay(runtime: Runtime, number: str, everything: bool) -> None:
     """Put dead letters back into their queues.
 
-    Raises Failure.
+    Raises CommandError.
     """
     numbers = ids(number)
     if bool(numbers) == everything:
-        raise Failure(f"say which dead letters: {REPLAY_HOW}")
+        raise CommandError(f"say which dead letters: {REPLAY_HOW}")
     answer = status.answer(runtime, "replay", *(["--all"] if everything else map(str, numbers)))
     print(f"{_letters(len(answer['replayed']))} back in the queues.")
 
@@ -56,10 +56,10 @@ def replay(runtime: Runtime, number: str, everything: bool) -> None:
 def purge(runtime: Runtime, yes: bool) -> None:
     """Delete all dead letters, after asking.
 
-    Raises Failure when nobody can be asked.
+    Raises CommandError when nobody can be asked.
     """
     if not yes:
-        terminal.ask_to_delete("dead letters", "make purge-dead-letters YES=1")
+        terminal.confirm_deletion("dead letters", "make purge-dead-letters YES=1")
     answer = status.answer(runtime, "purge-dead-letters", "--yes")
     print(f"{_letters(answer['purged'])} deleted.")
 
@@ -67,7 +67,7 @@ def purge(runtime: Runtime, yes: bool) -> None:
 def to_plain(runtime: Runtime) -> None:
     """Put back into plain queues what only Stalk's workers understand.
 
-    Raises Failure.
+    Raises CommandError.
     """
     answer = status.answer(runtime, "to-plain")
     print(
@@ -79,11 +79,13 @@ def to_plain(runtime: Runtime) -> None:
 def ids(text: str) -> list[int]:
     """Ids as somebody types them: 7, or 7,9, or 7 9.
 
-    Raises Failure.
+    Raises CommandError.
     """
     words = re.split(r"[\s,]+", text.strip()) if text.strip() else []
     if not all(re.fullmatch(r"[0-9]{1,18}", word) for word in words):
-        raise Failure(f"ID: found {text!r}; it must be the number of a dead letter, such as 7: see 'make dead-letters'")
+        raise CommandError(
+            f"ID: found {text!r}; it must be the number of a dead letter, such as 7: see 'make dead-letters'"
+        )
     return [int(word) for word in words]
 
 

@@ -7,9 +7,9 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from stack.docker.engine import last_line
-from stack.errors import Failure
-from stack.units import Unit
+from stack.docker.engine import find_last_line
+from stack.errors import CommandError
+from stack.runtime import Unit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ OVERTIME_HOW = "docs/operations.md#time-limits"
 def ask(runtime: Runtime) -> dict[str, Any]:
     """The state of the stack.
 
-    Raises Failure when it is not running or does not answer.
+    Raises CommandError when it is not running or does not answer.
     """
     return answer(runtime, "status")
 
@@ -36,15 +36,15 @@ def ask(runtime: Runtime) -> dict[str, Any]:
 def answer(runtime: Runtime, *command: str) -> dict[str, Any]:
     """What `python -m services COMMAND` answers inside the stack.
 
-    Raises Failure when the stack is not running, does not answer, or answers that it cannot.
+    Raises CommandError when the stack is not running, does not answer, or answers that it cannot.
     """
     answered = runtime.ask(*command)
     try:
         said = json.loads(answered.stdout)
     except json.JSONDecodeError:
-        raise Failure(f"the stack could not tell its state: {last_line(answered.stderr)}") from None
+        raise CommandError(f"the stack could not tell its state: {find_last_line(answered.stderr)}") from None
     if "error" in said:
-        raise Failure(str(said["error"]))
+        raise CommandError(str(said["error"]))
     return dict(said)
 
 
@@ -59,7 +59,7 @@ def console(width: int = WIDTH) -> Console:
 def status(runtime: Runtime, as_json: bool) -> None:
     """Print units, nodes, queues and beat.
 
-    Raises Failure when the stack is not running or does not answer.
+    Raises CommandError when the stack is not running or does not answer.
     """
     units = runtime.units()
     if as_json:
@@ -83,7 +83,7 @@ def status(runtime: Runtime, as_json: bool) -> None:
 def schedule(runtime: Runtime, as_json: bool) -> None:
     """Print every entry of beat's schedule.
 
-    Raises Failure when the stack is not running or does not answer.
+    Raises CommandError when the stack is not running or does not answer.
     """
     said = answer(runtime, "schedule")
     if as_json:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.errors import Failure
+from stack.errors import CommandError
 from stack.local import redis_server
 from tests.local.handle import Local
 
@@ -204,7 +204,7 @@ def test_without_any_redis_the_sentence_says_what_was_found_and_what_to_install(
 ) -> None:
     path = only_on_path(redis_server=OLD, valkey_server="this is no server")
     monkeypatch.setattr(redis_server, "find_spec", lambda name: None)
-    with pytest.raises(Failure) as failure:
+    with pytest.raises(CommandError) as failure:
         redis_server.find()
     said = str(failure.value)
     assert "version 6.2" in said
@@ -220,5 +220,5 @@ def test_data_of_a_newer_redis_is_not_given_to_an_older_one(only_on_path: OnlyOn
     written_by.write_text("8.0\n")
     assert redis_server.find()[0] == path / "valkey-server"
     written_by.write_text("99.0\n")
-    with pytest.raises(Failure, match=r"version 99\.0, which the data in .* was written by, or newer"):
+    with pytest.raises(CommandError, match=r"version 99\.0, which the data in .* was written by, or newer"):
         redis_server.find()

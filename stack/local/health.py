@@ -1,0 +1,51 @@
+"""The health of the local stack's programs, as Docker's health checks would tell it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import redis
+
+from config import Settings
+from services.supervisor.heartbeat_file import OLDEST_SECONDS, STARTING, STUCK, HeartbeatFile
+from services.supervisor.proc_stat import read_stat
+from stack import paths
+
+# Redis answers within milliseconds; one that does not is loading a file or hangs.
+ANSWER_SECONDS = 10
+
+
+def read_heartbeat_health(name: str, pid: int) -> str:
+    """What docker/healthcheck tells of a node, beat or Flower: healthy, starting or unhealthy."""
+    # The age of the process first: whoever is interrupted after that takes a heartbeat for one of the process before,
+    # and never the other way round.
+    running = measure_age(pid)
+    word, touched = HeartbeatFile(paths.RUN, name).read()
+    age = time.time() - touched
+    if age > running or word == STARTING:
+        return "starting"
+    return "healthy" if word not in (STUCK, "") and age <= OLDEST_SECONDS else "unhealthy"
+
+
+def measure_age(pid: int) -> float:
+    """Seconds since a process was started; 0 when it is gone."""
+    stat = read_stat(pid)
+    if not stat or stat.ended:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - stat.born / os.sysconf("SC_CLK_TCK")
+
+
+def ask_redis_health(settings: Settings) -> str:
+    """What docker/redis/healthcheck tells: does Redis take commands, and did its last write to its file succeed?"""
+    password = settings.broker.password.get_secret_value()
+    try:
+        with redis.Redis(
+            unix_socket_path=str(paths.REDIS_SOCKET), password=password, socket_timeout=ANSWER_SECONDS
+        ) as client:
+            state = client.info("persistence")
+    except (redis.RedisError, OSError):
+        return "starting"
+    if state.get("loading"):
+        return "starting"
+    return "healthy" if state.get("aof_last_write_status") == "ok" else "unhealthy"
