@@ -59,11 +59,11 @@ class Runtime(Protocol):
     def check_new(self, from_source: bool) -> subprocess.CompletedProcess[str]:
         """Try to import what the next start will run, and return what was printed."""
 
-    def use_source(self, wanted: bool) -> None:
-        """From the next start on, run this checkout's source in place of the image's, or no longer."""
+    def start(self, settings: Settings, from_source: bool = False) -> None:
+        """Start what is missing, and restart what has changed; running tasks finish first.
 
-    def start(self, settings: Settings) -> None:
-        """Start what is missing, and restart what has changed; running tasks finish first."""
+        `from_source`: until the next start, run this checkout's source in place of the image's.
+        """
 
     def publishes(self, port: int) -> bool:
         """Whether it is our own Flower that has a port."""

@@ -51,16 +51,17 @@ def _print(word: str, colour: str, text: str, stream: TextIO) -> None:
 
 def run_attached(command: Sequence[str], directory: Path, environment: Mapping[str, str] | None = None) -> int:
     """Run a program on the terminal and return its exit code; Ctrl-C is the program's, not ours."""
-    with ignore_interrupts():
+    with catch_interrupts():
         return subprocess.run(command, cwd=directory, env=environment, check=False).returncode
 
 
 @contextmanager
-def ignore_interrupts() -> Iterator[None]:
-    """Leave Ctrl-C to the program that has the terminal."""
+def catch_interrupts() -> Iterator[list[bool]]:
+    """Let Ctrl-C end nothing in this process; the list gets an entry for each. It still ends the program that runs."""
     # Not SIG_IGN, which the program would inherit.
-    before = signal.signal(signal.SIGINT, lambda *_: None)
+    caught: list[bool] = []
+    before = signal.signal(signal.SIGINT, lambda *_: caught.append(True))
     try:
-        yield
+        yield caught
     finally:
         signal.signal(signal.SIGINT, before)

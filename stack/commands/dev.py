@@ -5,9 +5,7 @@ Source that cannot be imported is refused, and the old code goes on. Ctrl-C ends
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, strftime
 
@@ -41,8 +39,11 @@ def dev() -> None:
     print(f"\nWatching {' and '.join(f'{name}/' for name in SOURCE)}; Ctrl-C ends watching, and the stack goes on.")
     try:
         for files in watch_changes(hashes, *watched):
-            with delay_interrupts():
+            # Half a restart is no state to leave the stack in.
+            with terminal.catch_interrupts() as caught:
                 restart(runtime, [str(Path(file).relative_to(ROOT)) for file in files])
+            if caught:
+                raise KeyboardInterrupt
     except KeyboardInterrupt:
         print()
     print("Watching has ended; the stack goes on, and 'make up' takes up what you change later.")
@@ -77,16 +78,3 @@ def restart(runtime: Runtime, files: list[str]) -> None:
         terminal.print_error(str(error))
     else:
         print(f"{strftime('%H:%M:%S')} the new code runs ({monotonic() - started:.1f} s)")
-
-
-@contextmanager
-def delay_interrupts() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block: half a restart is no state to leave the stack in."""
-    asked = []
-    before = signal.signal(signal.SIGINT, lambda *_: asked.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt

@@ -9,13 +9,12 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from config import Settings
 from config.environment import process_environment, read_env_file
 from stack import env_file, paths
 from stack.docker import engine, images
-from stack.docker.engine import run, run_compose, show_compose
+from stack.docker.engine import Container, list_containers, run, run_compose, show_compose
 from stack.errors import CommandError
 from stack.paths import ROOT, SOURCE
 from stack.runtime import SHELL, Runtime, Unit
@@ -73,23 +72,11 @@ class Containers(Runtime):
             run("docker", "tag", self._image_before, read_image_name(), check=False)
         return check
 
-    def use_source(self, wanted: bool) -> None:
-        """Mount this checkout's source over the image's."""
-        if not wanted:
+    def start(self, settings: Settings, from_source: bool = False) -> None:
+        if from_source:
+            mount_source()
+        else:
             paths.DEV_COMPOSE.unlink(missing_ok=True)
-            return
-        mounts = [
-            {"type": "bind", "source": escape(ROOT / name), "target": f"/app/{name}", "read_only": True}
-            for name in SOURCE
-        ]
-        services = json.loads(run_compose("config", "--format", "json").stdout)["services"]
-        # Workers of a compose.override.yaml too: whatever runs the application's image.
-        image = services["worker"]["image"]
-        names = [name for name, service in services.items() if service.get("image") == image]
-        paths.DEV_COMPOSE.write_text(json.dumps({"services": {name: {"volumes": mounts} for name in names}}))
-        make_source_readable()
-
-    def start(self, settings: Settings) -> None:
         if have_redis_files_changed():
             run_compose(*list_file_options(), "up", "--detach", "--force-recreate", "--no-deps", "redis")
         known = run_compose(*list_file_options(), "config", "--services").stdout.split()
@@ -104,16 +91,11 @@ class Containers(Runtime):
             raise CommandError(f"the stack could not be started: {strip_colours(why)}")
 
     def publishes(self, port: int) -> bool:
-        return any(
-            publisher.get("PublishedPort") == port
-            for container in engine.list_containers()
-            if container["Service"] == "flower"
-            for publisher in container.get("Publishers") or []
-        )
+        return any(container.service == "flower" and port in container.ports for container in list_containers())
 
     def check_source(self) -> subprocess.CompletedProcess[str]:
         make_source_readable()
-        return run("docker", "exec", _find_application()["ID"], *CHECK, check=False)
+        return run("docker", "exec", _find_application().id, *CHECK, check=False)
 
     def restart(self, settings: Settings) -> None:
         """Restart the nodes first, then beat and Flower."""
@@ -135,7 +117,10 @@ class Containers(Runtime):
         run_compose(*list_file_options(), "up", "--detach", "--no-recreate", "--scale", workers)
 
     def units(self) -> list[Unit]:
-        return [_make_unit(container) for container in engine.list_containers()]
+        return [
+            Unit(found.name, found.service, found.state, found.health, found.status, found.id, _has_failed(found))
+            for found in list_containers()
+        ]
 
     def read_last_lines(self, unit: Unit) -> str:
         logged = run("docker", "logs", "--tail", LOG_LINES, unit.id, check=False)
@@ -143,13 +128,13 @@ class Containers(Runtime):
 
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         # Not `docker compose exec`, which reads all of the Compose files again.
-        return run("docker", "exec", _find_application()["ID"], *SERVICES, *arguments, check=False)
+        return run("docker", "exec", _find_application().id, *SERVICES, *arguments, check=False)
 
     def show(self, *arguments: str) -> int:
-        return run_attached(["docker", "exec", _find_application()["ID"], *SERVICES, *arguments], ROOT)
+        return run_attached(["docker", "exec", _find_application().id, *SERVICES, *arguments], ROOT)
 
     def shell(self) -> int:
-        return show_compose("exec", _find_application()["Service"], "python", *SHELL)
+        return show_compose("exec", _find_application().service, "python", *SHELL)
 
     def logs(self, services: tuple[str, ...]) -> int:
         known = run_compose("config", "--services").stdout.split()
@@ -194,38 +179,23 @@ def read_image_name() -> str:
     return f"{engine.read_project_name()}-app"
 
 
-def _find_application() -> dict[str, Any]:
+def _find_application() -> Container:
     """A running container that has the application.
 
     Raises CommandError when there is none.
     """
-    running = {
-        container["Service"]: container for container in engine.list_containers() if container["State"] == "running"
-    }
+    running = {container.service: container for container in list_containers() if container.state == "running"}
     for service in APPLICATION:
         if service in running:
             return running[service]
     raise CommandError("the stack is not running: start it with 'make up'")
 
 
-def _make_unit(container: dict[str, Any]) -> Unit:
-    state, health = str(container["State"]), str(container.get("Health") or "")
-    return Unit(
-        name=str(container["Name"]),
-        service=str(container["Service"]),
-        state=state,
-        health=health,
-        detail=str(container["Status"]),
-        id=str(container["ID"]),
-        failed=_has_failed(str(container["ID"]), state),
-    )
-
-
-def _has_failed(container: str, state: str) -> bool:
+def _has_failed(container: Container) -> bool:
     """Whether a container has ended for good, or more than once by itself."""
-    if state != "restarting":
-        return state in ("exited", "dead")
-    count = run("docker", "inspect", "--format", "{{.RestartCount}}", container, check=False).stdout
+    if container.state != "restarting":
+        return container.state in ("exited", "dead")
+    count = run("docker", "inspect", "--format", "{{.RestartCount}}", container.id, check=False).stdout
     return int(count.strip() or 0) > 1
 
 
@@ -245,32 +215,42 @@ def list_file_options() -> list[str]:
     return [word for name in (*names, str(paths.DEV_COMPOSE)) for word in ("--file", name)]
 
 
-def escape(path: Path) -> str:
-    """A path as a Compose file has to have it, where $ begins a variable."""
-    return str(path).replace("$", "$$")
+def mount_source() -> None:
+    """Write the Compose file that mounts this checkout's source over the image's."""
+    # $ begins a variable in a Compose file.
+    sources = {name: str(ROOT / name).replace("$", "$$") for name in SOURCE}
+    mounts = [
+        {"type": "bind", "source": source, "target": f"/app/{name}", "read_only": True}
+        for name, source in sources.items()
+    ]
+    services = json.loads(run_compose("config", "--format", "json").stdout)["services"]
+    # Workers of a compose.override.yaml too: whatever runs the application's image.
+    image = services["worker"]["image"]
+    names = [name for name, service in services.items() if service.get("image") == image]
+    paths.DEV_COMPOSE.write_text(json.dumps({"services": {name: {"volumes": mounts} for name in names}}))
+    make_source_readable()
 
 
 def make_source_readable() -> None:
     """Let the containers' user read the source that is mounted."""
     for name in SOURCE:
-        for directory in (ROOT / name, *(path for path in (ROOT / name).rglob("*") if path.is_dir())):
-            make_readable(directory)
+        make_readable(ROOT / name)
 
 
 def make_readable(directory: Path) -> None:
-    """Let the container's user read what is mounted from a checkout made with umask 077."""
-    for path, bits in [(directory, 0o055), *((file, 0o044) for file in directory.iterdir())]:
-        mode = path.stat().st_mode
+    """Let the containers' user read what is mounted, also from a checkout made with umask 077."""
+    for path in (directory, *directory.rglob("*")):
+        mode, bits = path.stat().st_mode, 0o055 if path.is_dir() else 0o044
         if mode & bits != bits:
             path.chmod(mode | bits)
 
 
 def have_redis_files_changed() -> bool:
     """Whether docker/redis/, which is mounted, is newer than the redis container; Compose does not compare it."""
-    redis = [container for container in engine.list_containers() if container["Service"] == "redis"]
+    redis = [container.id for container in list_containers() if container.service == "redis"]
     if not redis:
         return False
-    created = run("docker", "inspect", "--format", "{{.Created}}", str(redis[0]["ID"])).stdout.strip()
+    created = run("docker", "inspect", "--format", "{{.Created}}", redis[0]).stdout.strip()
     newest = max(file.stat().st_mtime for file in (ROOT / "docker" / "redis").iterdir())
     return newest > datetime.fromisoformat(created).timestamp()
 

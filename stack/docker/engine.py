@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from typing import Any
+from dataclasses import dataclass
 
 from config.environment import ConfigError, process_environment, read_env_file
 from stack.errors import CommandError
@@ -132,17 +132,32 @@ def count_cpus() -> int:
     return int(run("docker", "info", "--format", "{{.NCPU}}").stdout)
 
 
-def list_containers() -> list[dict[str, Any]]:
-    """Every container of the project, stopped ones too, as `docker compose ps` describes it.
+@dataclass(frozen=True)
+class Container:
+    """A container as `docker ps` and `docker compose ps` describe it."""
+
+    id: str
+    name: str
+    service: str
+    state: str
+    status: str
+    # healthy, starting, unhealthy, or "" where it has no health check.
+    health: str
+    # Those of the host.
+    ports: tuple[int, ...]
+
+
+def list_containers() -> list[Container]:
+    """Every container of the project, stopped ones too.
 
     Raises CommandError.
     """
     # Compose takes 0.2 s longer; it is asked where there seems to be none, because it reads all Compose files.
     found = _list_by_label() or _list_with_compose()
-    return sorted(found, key=lambda container: str(container["Name"]))
+    return sorted(found, key=lambda container: container.name)
 
 
-def _list_by_label() -> list[dict[str, Any]]:
+def _list_by_label() -> list[Container]:
     """The containers that Compose has labelled with this project and this directory."""
     name = read_project_name()
     if not name:
@@ -159,19 +174,28 @@ def _list_by_label() -> list[dict[str, Any]]:
     for line in listed.stdout.splitlines():
         identifier, name, state, status, ports, service = line.split("\t")
         health = re.search(r"\((?:health: )?(starting|healthy|unhealthy)\)", status)
-        published = [{"PublishedPort": int(port)} for port in re.findall(r":([0-9]+)->", ports)]
-        found.append(
-            {"ID": identifier, "Name": name, "Service": service, "State": state, "Status": status}
-            | {"Health": health[1] if health else "", "Publishers": published}
-        )
+        published = tuple(map(int, re.findall(r":([0-9]+)->", ports)))
+        found.append(Container(identifier, name, service, state, status, health[1] if health else "", published))
     return found
 
 
-def _list_with_compose() -> list[dict[str, Any]]:
+def _list_with_compose() -> list[Container]:
     """The containers that Compose lists."""
     printed = run_compose("ps", "--all", "--format", "json").stdout.strip()
     # Compose prints one object a line; before 2.21 it printed one list.
-    return list(json.loads(printed)) if printed.startswith("[") else [json.loads(line) for line in printed.splitlines()]
+    found = json.loads(printed) if printed.startswith("[") else map(json.loads, printed.splitlines())
+    return [
+        Container(
+            one["ID"],
+            one["Name"],
+            one["Service"],
+            one["State"],
+            one["Status"],
+            one.get("Health") or "",
+            tuple(publisher.get("PublishedPort", 0) for publisher in one.get("Publishers") or ()),
+        )
+        for one in found
+    ]
 
 
 def read_project_name() -> str:

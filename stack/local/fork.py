@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from config.environment import adopt, process_environment
 from stack.paths import ROOT
-from stack.terminal import ignore_interrupts
+from stack.terminal import catch_interrupts
 
 # Prefixes of the variables that an interpreter and its libraries read once, when they start.
 AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "OPENSSL_")
@@ -34,7 +34,7 @@ def capture(arguments: tuple[str, ...], environment: Mapping[str, str]) -> subpr
 
 def show(arguments: tuple[str, ...], environment: Mapping[str, str]) -> int:
     """Run it with this environment on the terminal; its exit code."""
-    with ignore_interrupts():
+    with catch_interrupts():
         return _run(arguments, environment, {})
 
 

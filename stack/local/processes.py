@@ -77,11 +77,7 @@ class Processes(Runtime):
         # There is no image: the source is what runs.
         return self.check_source()
 
-    def use_source(self, wanted: bool) -> None:
-        # It is used always.
-        pass
-
-    def start(self, settings: Settings) -> None:
+    def start(self, settings: Settings, from_source: bool = False) -> None:
         """Start Supervisor, or tell the one that runs what has changed."""
         self._pids.clear()
         for directory in (paths.RUN, paths.LOGS, paths.SCRATCH, paths.REDIS_DATA, paths.FLOWER_DATA):

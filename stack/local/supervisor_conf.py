@@ -24,6 +24,8 @@ from stack.local.environment import TASKS_FILE
 from stack.paths import ROOT
 
 TEMPLATES = ROOT / "docker" / "supervisor"
+# What supervisord loads of ours.
+PLUG_IN = ROOT / "services" / "supervisor"
 NODES = "[program:node]"
 CONTAINER_LOG = "stdout_logfile=/dev/stdout\nstdout_logfile_maxbytes=0\n"
 # Three files of 10 MB each, as compose.yaml has it.
@@ -45,7 +47,7 @@ def render(settings: Settings) -> str:
 def hash_own_parts(settings: Settings) -> str:
     """A hash of what only a new Supervisor takes up: its own sections, and our code that runs inside it."""
     head = _fill_in(_split_template()[0], settings)
-    return hash_files(ROOT / "services" / "supervisor", extra=head)
+    return hash_files(PLUG_IN, extra=head)
 
 
 def has_flower_port(port: int) -> bool:
