@@ -64,7 +64,7 @@ def first_stack(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -
     shutil.copy(here / "own_tasks.py", directory / "services" / "tasks" / "own_tasks.py")
     (directory / "services" / "broken.py").write_text('raise RuntimeError("broken on purpose")\n')
     # A busy machine needs more to answer; a node whose solo pool is at work never does.
-    status = directory / "services" / "status.py"
+    status = directory / "services" / "commands" / "status.py"
     before, text, after = status.read_text().partition("\nANSWER_SECONDS = 1.0")
     assert text, "services/commands/status.py has no ANSWER_SECONDS = 1.0"
     status.write_text(f"{before}\nANSWER_SECONDS = 20.0{after}")

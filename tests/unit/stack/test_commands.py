@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,6 @@ SECONDS = 60
 COMMANDS = ("up", "call x", "scale 2", "status", "logs", "shell", "stop", "down", "clean --yes")
 INSTALL = "'sudo .ci/docker-engine' installs it on Debian 12 and newer"
 ENGINE = 'if [ "$1" = version ]; then echo 26.1.5 1.45; exit; fi\n'
-
-Say = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
