@@ -48,12 +48,16 @@ def replace_variable(text: str, name: str, value: str) -> str:
 
 
 def set_variables(values: Mapping[str, str], path: Path = ENV_FILE) -> None:
-    """Set variables in the env file; a crash of the machine leaves the old file or the new one."""
+    """Set variables in the env file."""
     text = path.read_text(encoding="utf-8")
     for name, value in values.items():
         text = replace_variable(text, name, value)
     # Of the file that a link names: the link itself would be replaced by a file.
-    path = path.resolve()
+    replace_file(path.resolve(), text)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file that only this user can read; a crash of the machine leaves the old file or the new one."""
     new = path.with_name(path.name + ".new")
     # One that was left behind might be readable by everybody.
     new.unlink(missing_ok=True)

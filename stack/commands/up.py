@@ -82,7 +82,7 @@ def require_flower_port(runtime: Runtime, settings: Settings) -> None:
             probe.bind((address, port))
         except OSError as error:
             raise CommandError(
-                f"port {port} on {address} cannot be had for Flower ({error.strerror}): stop what uses it, or set "
+                f"port {port} on {address} is not available for Flower ({error.strerror}): stop what uses it, or set "
                 "FLOWER_PORT (and FLOWER_BIND) in .env"
             ) from None
 

@@ -181,9 +181,9 @@ def _list_by_label() -> list[Container]:
 
 def _list_with_compose() -> list[Container]:
     """The containers that Compose lists."""
-    printed = run_compose("ps", "--all", "--format", "json").stdout.strip()
-    # Compose prints one object a line; before 2.21 it printed one list.
-    found = json.loads(printed) if printed.startswith("[") else map(json.loads, printed.splitlines())
+    printed = run_compose("ps", "--all", "--format", "json").stdout
+    # One object a line.
+    found = map(json.loads, printed.splitlines())
     return [
         Container(
             one["ID"],

@@ -74,7 +74,7 @@ def build() -> None:
 def _require_replaceable(field: str, image: str, why: str) -> None:
     """Raise CommandError for an image that the user chose: another one would not be what was asked for."""
     if image in (StackSettings.model_fields[field].default, SUBSTITUTES[field]):
-        print(f"{image} cannot be had: {why}")
+        print(f"{image} is not available: {why}")
         return
     raise CommandError(
         f"{_get_variable(field)}: {image} is not in the local store and cannot be fetched ({why}); correct the name, "

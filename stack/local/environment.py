@@ -7,14 +7,13 @@ still starts its programs with those of the last `make up`.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 
 from config import Settings, child_environment
 from config.environment import process_environment, read_env_file
 from config.settings import SECRETS, BrokerSettings, ResultSettings, variables
 from stack import paths
-from stack.env_file import ENV_FILE
+from stack.env_file import ENV_FILE, replace_file
 from stack.paths import ROOT
 
 TASKS_FILE = ROOT / ".env.tasks"
@@ -75,9 +74,5 @@ def read_own_variables(settings: Settings) -> dict[str, str]:
 
 
 def write(settings: Settings) -> None:
-    """Write down the variables that programs start with from now on; only this user can read them."""
-    new = paths.ENVIRONMENT.with_suffix(".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump(collect_for_programs(settings), file)
-    new.replace(paths.ENVIRONMENT)
+    """Write down the variables that programs start with from now on."""
+    replace_file(paths.ENVIRONMENT, json.dumps(collect_for_programs(settings)))

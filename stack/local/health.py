@@ -1,4 +1,4 @@
-"""The health of the local stack's programs, as Docker's health checks would tell it."""
+"""The health of the local stack's programs, by the rules of Docker's health checks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ from stack import paths
 ANSWER_SECONDS = 10
 
 
+def read_health(name: str, pid: int, settings: Settings) -> str:
+    """The health of a program that runs: healthy, starting or unhealthy."""
+    return ask_redis_health(settings) if name == "redis" else read_heartbeat_health(name, pid)
+
+
 def read_heartbeat_health(name: str, pid: int) -> str:
-    """What docker/healthcheck tells of a node, beat or Flower: healthy, starting or unhealthy."""
+    """The health of a node, beat or Flower, as docker/healthcheck has it."""
     # The age of the process first: whoever is interrupted after that takes a heartbeat for one of the process before,
     # and never the other way round.
     running = measure_age(pid)
@@ -37,7 +42,7 @@ def measure_age(pid: int) -> float:
 
 
 def ask_redis_health(settings: Settings) -> str:
-    """What docker/redis/healthcheck tells: does Redis take commands, and did its last write to its file succeed?"""
+    """The health of Redis, as docker/redis/healthcheck has it: healthy when its last write to disk succeeded."""
     password = settings.broker.password.get_secret_value()
     try:
         with redis.Redis(

@@ -78,7 +78,7 @@ class Processes(Runtime):
         return self.check_source()
 
     def start(self, settings: Settings, from_source: bool = False) -> None:
-        """Start Supervisor, or tell the one that runs what has changed."""
+        """Start Supervisor, or have the one that runs read its configuration anew."""
         self._pids.clear()
         for directory in (paths.RUN, paths.LOGS, paths.SCRATCH, paths.REDIS_DATA, paths.FLOWER_DATA):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -137,17 +137,15 @@ class Processes(Runtime):
         """The unit of a process that Supervisor describes."""
         name, pid = str(process["name"]), int(process["pid"])
         state = STATES.get(str(process["statename"]), "exited")
-        told = ""
-        if state == "running":
-            told = health.ask_redis_health(settings) if name == "redis" else health.read_heartbeat_health(name, pid)
+        running = state == "running"
         if pid:
             self._pids[name].add(pid)
-        ended = len(self._pids[name]) - (state == "running")
+        ended = len(self._pids[name]) - running
         return Unit(
             name=name,
             service="worker" if name.startswith("worker") else name,
             state=state,
-            health=told,
+            health=health.read_health(name, pid, settings) if running else "",
             # Supervisor describes a process only when it has run for `startsecs`.
             detail=str(process["description"]) or f"pid {pid}, uptime {health.measure_age(pid):.0f} s",
             id=name,
@@ -236,13 +234,13 @@ def _start_supervisor(settings: Settings, kind: str) -> None:
 
 
 def _end_leftovers(settings: Settings) -> None:
-    """End what a Supervisor has left that was killed, or that somebody else is stopping.
+    """End what is left of a Supervisor that was killed, or that another command is stopping.
 
     Raises CommandError for processes that cannot be ended.
     """
     if leader := session.find_leader():
         print("Waiting for a Supervisor that does not answer any more to stop everything …")
-        # It may have been told already, or its socket may have been deleted.
+        # Perhaps it is stopping already, perhaps somebody has deleted its socket.
         os.kill(leader.pid, signal.SIGTERM)
         session.wait_until(lambda: not session.find_leader(), settings.worker.stop_grace_period + session.REDIS_SECONDS)
     if left := session.list_processes():

@@ -113,7 +113,7 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_started(bare: Callable[...
         taken.listen()
         done = local.make("up", check=False)
     said = sentence(done.stderr)
-    assert f"port {local.port} on 127.0.0.1 cannot be had for Flower" in said
+    assert f"port {local.port} on 127.0.0.1 is not available for Flower" in said
     assert "FLOWER_PORT" in said
     assert not local.run.exists()
     assert not (local.state / "runtime").exists(), "nothing has run: nothing is to be kept to"
@@ -125,7 +125,7 @@ def test_another_port_is_looked_at_too_while_flower_runs(local: Local) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         done = local.make("up", check=False, exported={"FLOWER_PORT": str(port)})
-    assert f"port {port} on 127.0.0.1 cannot be had" in sentence(done.stderr)
+    assert f"port {port} on 127.0.0.1 is not available" in sentence(done.stderr)
     assert local.flower() == 200
 
 
