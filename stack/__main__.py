@@ -131,12 +131,12 @@ def to_plain() -> None:
 @main.command(help="Follow the logs.")
 @click.argument("services", nargs=-1)
 def logs(services: tuple[str, ...]) -> None:
-    sys.exit(require_runtime(load_or_defaults()).logs(services))
+    sys.exit(require_runtime(load_or_defaults()).follow_logs(services))
 
 
 @main.command(help="Python with the app and its tasks.")
 def shell() -> None:
-    sys.exit(require_runtime(settings()).shell())
+    sys.exit(require_runtime(settings()).run_shell())
 
 
 @main.command("stop", help="Stop; running tasks finish first.")

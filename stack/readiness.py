@@ -21,7 +21,7 @@ def wait_until_healthy(runtime: Runtime) -> None:
     unit ends again and again; also when there is no unit any more.
     """
     started, printed, printed_at = monotonic(), "", 0.0
-    while waiting := [unit for unit in list_units(runtime) if not unit.works]:
+    while waiting := [unit for unit in require_units(runtime) if not unit.works]:
         names = ", ".join(unit.name for unit in waiting)
         if names != printed or monotonic() - printed_at > REPEAT_SECONDS:
             print(f"Waiting for {names} ({monotonic() - started:.0f} s) …")
@@ -36,9 +36,9 @@ def wait_until_healthy(runtime: Runtime) -> None:
         sleep(LOOK_SECONDS)
 
 
-def list_units(runtime: Runtime) -> list[Unit]:
+def require_units(runtime: Runtime) -> list[Unit]:
     """Every unit; CommandError when there is none, because what does not run does not work."""
-    units = runtime.units()
+    units = runtime.list_units()
     if not units:
         raise CommandError("nothing runs any more: the stack was stopped meanwhile; start it again with 'make up'")
     return units

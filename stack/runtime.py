@@ -26,7 +26,7 @@ class Unit:
     name: str
     service: str
     state: str
-    # healthy, starting, unhealthy, or "" where nothing tells.
+    # healthy, starting, unhealthy, or "" where there is no health check.
     health: str
     detail: str
     # By which the runtime knows it.
@@ -36,7 +36,7 @@ class Unit:
 
     @property
     def works(self) -> bool:
-        """Whether it runs and, as far as anything tells, does its work."""
+        """Whether it runs and is healthy, where there is a health check."""
         return self.state == "running" and self.health in ("healthy", "")
 
 
@@ -53,6 +53,9 @@ class Runtime(Protocol):
     def require(self) -> None:
         """Raise CommandError when this host cannot run the stack so."""
 
+    def count_cpus(self) -> int:
+        """The CPUs of the machine that runs the stack, which need not be this one."""
+
     def prepare(self, settings: Settings) -> None:
         """Get what the stack runs on: Redis, images. May write into .env."""
 
@@ -65,7 +68,7 @@ class Runtime(Protocol):
         `from_source`: until the next start, run this checkout's source in place of the image's.
         """
 
-    def publishes(self, port: int) -> bool:
+    def serves_flower_at(self, port: int) -> bool:
         """Whether it is our own Flower that has a port."""
 
     def check_source(self) -> subprocess.CompletedProcess[str]:
@@ -79,7 +82,7 @@ class Runtime(Protocol):
     def scale(self, settings: Settings) -> None:
         """Run as many workers as the settings say, and leave the others as they are."""
 
-    def units(self) -> list[Unit]:
+    def list_units(self) -> list[Unit]:
         """Every unit, stopped ones too."""
 
     def read_last_lines(self, unit: Unit) -> str:
@@ -91,10 +94,10 @@ class Runtime(Protocol):
     def show(self, *arguments: str) -> int:
         """Run `python -m services …` on the terminal; its exit code."""
 
-    def shell(self) -> int:
+    def run_shell(self) -> int:
         """Run Python with the app and its tasks on the terminal; its exit code."""
 
-    def logs(self, services: tuple[str, ...]) -> int:
+    def follow_logs(self, services: tuple[str, ...]) -> int:
         """Follow the logs of these services, or of all; the exit code."""
 
     # --- make stop, down and clean
@@ -205,7 +208,7 @@ def _require_stopped(old: Runtime) -> None:
         old.require()
     except CommandError:
         return
-    if any(unit.state == "running" for unit in old.units()):
+    if any(unit.state == "running" for unit in old.list_units()):
         raise CommandError(
             f"the stack still runs as {old.where}: stop it first with STALK_RUNTIME={old.name} make stop"
         )

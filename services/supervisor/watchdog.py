@@ -69,11 +69,11 @@ class Watchdog:
         """Start the programs again that could not be started before."""
         if self._supervisord.options.mood < SupervisorStates.RUNNING:
             return
-        for process in self._processes():
+        for process in self._list_processes():
             if process.state == ProcessStates.FATAL:
                 process.spawn()
 
-    def _processes(self) -> list[Any]:
+    def _list_processes(self) -> list[Any]:
         groups = self._supervisord.process_groups.values()
         return [process for group in groups for process in group.processes.values()]
 
@@ -81,7 +81,7 @@ class Watchdog:
         """Kill every running program that is stuck or frozen; supervisord starts it again."""
         if self._supervisord.options.mood < SupervisorStates.RUNNING:
             return
-        for process in self._processes():
+        for process in self._list_processes():
             if process.state == ProcessStates.RUNNING and (reason := self._find_fault(process)):
                 self._log.critical(f"watchdog: killing {process.config.name} (pid {process.pid}): {reason}")
                 # The whole group: a prefork child must not go on beside its replacement.

@@ -61,7 +61,7 @@ def status(runtime: Runtime, as_json: bool) -> None:
 
     Raises CommandError when the stack is not running or does not answer.
     """
-    units = runtime.units()
+    units = runtime.list_units()
     if as_json:
         shown = [{key: value for key, value in asdict(unit).items() if key != "id"} for unit in units]
         print(json.dumps({"runtime": runtime.name, "units": shown, **ask(runtime)}))

@@ -14,7 +14,7 @@ def stop(runtime: Runtime, settings: Settings) -> None:
 
     Raises CommandError.
     """
-    if not any(unit.state == "running" for unit in runtime.units()):
+    if not any(unit.state == "running" for unit in runtime.list_units()):
         print("Nothing runs.")
         return
     print_running_tasks(runtime, settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from time import monotonic
 
@@ -11,7 +10,6 @@ from config import ConfigError, Settings
 from stack import env_file, terminal
 from stack.checkout_lock import lock_checkout
 from stack.commands import source_check
-from stack.docker import engine
 from stack.errors import CommandError
 from stack.readiness import wait_until_healthy
 from stack.runtime import Runtime, choose_runtime, write_record
@@ -46,9 +44,7 @@ def up(from_source: bool = False) -> Runtime:
 
 def create_env_file(runtime: Runtime) -> None:
     """Create .env where there is none."""
-    # With Docker, the machine that runs the stack need not be this one.
-    cpus = engine.count_cpus() if runtime.name == "docker" else os.cpu_count() or 1
-    if env_file.create(WORKER_CPUS=str(cpus)):
+    if env_file.create(WORKER_CPUS=str(runtime.count_cpus())):
         print("Wrote .env, with random passwords (mode 0600).")
 
 
@@ -73,7 +69,7 @@ def load_settings() -> Settings:
 def require_flower_port(runtime: Runtime, settings: Settings) -> None:
     """Raise CommandError when another program has Flower's port."""
     address, port = settings.flower.bind.strip("[]"), settings.flower.port
-    if runtime.publishes(port):
+    if runtime.serves_flower_at(port):
         return
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:

@@ -41,6 +41,9 @@ class Containers(Runtime):
     def require(self) -> None:
         engine.require_engine()
 
+    def count_cpus(self) -> int:
+        return engine.count_cpus()
+
     def prepare(self, settings: Settings) -> None:
         """Get the base images and build the application's."""
         require_cpus(settings)
@@ -80,17 +83,17 @@ class Containers(Runtime):
         if have_redis_files_changed():
             run_compose(*list_file_options(), "up", "--detach", "--force-recreate", "--no-deps", "redis")
         known = run_compose(*list_file_options(), "config", "--services").stdout.split()
-        for gone in sorted({unit.service for unit in self.units()} - set(known)):
+        for gone in sorted({unit.service for unit in self.list_units()} - set(known)):
             print(f"Removing {gone}, which no Compose file of this stack names any more …")
         # A service that was taken out of compose.override.yaml would go on with old code.
         started = run_compose(*list_file_options(), "up", "--detach", "--remove-orphans", check=False)
         if started.returncode != 0:
             # Of a Redis that does not get healthy Compose says no more than that; its log says why.
-            unhealthy = [unit for unit in self.units() if unit.health == "unhealthy"]
+            unhealthy = [unit for unit in self.list_units() if unit.health == "unhealthy"]
             why = self.read_last_lines(unhealthy[0]) if unhealthy else engine.find_last_line(started.stderr)
             raise CommandError(f"the stack could not be started: {strip_colours(why)}")
 
-    def publishes(self, port: int) -> bool:
+    def serves_flower_at(self, port: int) -> bool:
         return any(container.service == "flower" and port in container.ports for container in list_containers())
 
     def check_source(self) -> subprocess.CompletedProcess[str]:
@@ -99,7 +102,7 @@ class Containers(Runtime):
 
     def restart(self, settings: Settings) -> None:
         """Restart the nodes first, then beat and Flower."""
-        running = [unit for unit in self.units() if unit.state == "running"]
+        running = [unit for unit in self.list_units() if unit.state == "running"]
         nodes = [unit for unit in running if unit.service not in ("redis", "beat", "flower")]
         command = ("python", "-m", "services.supervisor.restart")
         codes = run_together(*(["docker", "exec", unit.id, *command] for unit in nodes))
@@ -116,7 +119,7 @@ class Containers(Runtime):
         workers = f"worker={settings.stack.workers}"
         run_compose(*list_file_options(), "up", "--detach", "--no-recreate", "--scale", workers)
 
-    def units(self) -> list[Unit]:
+    def list_units(self) -> list[Unit]:
         return [
             Unit(found.name, found.service, found.state, found.health, found.status, found.id, _has_failed(found))
             for found in list_containers()
@@ -133,10 +136,10 @@ class Containers(Runtime):
     def show(self, *arguments: str) -> int:
         return run_attached(["docker", "exec", _find_application().id, *SERVICES, *arguments], ROOT)
 
-    def shell(self) -> int:
+    def run_shell(self) -> int:
         return show_compose("exec", _find_application().service, "python", *SHELL)
 
-    def logs(self, services: tuple[str, ...]) -> int:
+    def follow_logs(self, services: tuple[str, ...]) -> int:
         known = run_compose("config", "--services").stdout.split()
         for name in services:
             if name not in known:

@@ -68,6 +68,9 @@ class Processes(Runtime):
                 "which redis.conf cannot have: rename it"
             )
 
+    def count_cpus(self) -> int:
+        return os.cpu_count() or 1
+
     def prepare(self, settings: Settings) -> None:
         """Find a Redis server."""
         if settings.stack.redis_replicas:
@@ -97,9 +100,9 @@ class Processes(Runtime):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         _start_supervisor(settings, kind)
 
-    def publishes(self, port: int) -> bool:
+    def serves_flower_at(self, port: int) -> bool:
         # What is left over of a killed Supervisor ends before the next one starts.
-        running = any(unit.service in ("flower", LEFT_OVER) and unit.state == "running" for unit in self.units())
+        running = any(unit.service in ("flower", LEFT_OVER) and unit.state == "running" for unit in self.list_units())
         return running and supervisor_conf.has_flower_port(port)
 
     def check_source(self) -> subprocess.CompletedProcess[str]:
@@ -121,7 +124,7 @@ class Processes(Runtime):
         with open_rpc() as supervisor:
             apply_configuration(supervisor, only_count=True)
 
-    def units(self) -> list[Unit]:
+    def list_units(self) -> list[Unit]:
         """Every process that Supervisor knows; where it was killed, one unit for all that it has left."""
         if find_supervisor():
             with open_rpc() as supervisor:
@@ -162,10 +165,10 @@ class Processes(Runtime):
     def show(self, *arguments: str) -> int:
         return fork.show(arguments, _collect_variables())
 
-    def shell(self) -> int:
+    def run_shell(self) -> int:
         return run_attached([sys.executable, *SHELL], ROOT, _collect_variables())
 
-    def logs(self, services: tuple[str, ...]) -> int:
+    def follow_logs(self, services: tuple[str, ...]) -> int:
         files = [
             str(file)
             for file in sorted(paths.LOGS.glob("*.log"))

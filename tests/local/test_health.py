@@ -110,7 +110,7 @@ def test_a_record_of_another_start_process_or_checkout_names_nobody(elsewhere: P
 class Stopped(Processes):
     """A stack that somebody has stopped."""
 
-    def units(self) -> list[Unit]:
+    def list_units(self) -> list[Unit]:
         return []
 
 
