@@ -18,7 +18,7 @@ from playwright.sync_api import Error as BrowserError
 
 import config
 from config import Settings, exit_on_mistakes
-from stack.errors import Failure
+from stack.errors import CommandError
 from tests.support.browser import DESKTOP, chromium, executable, session
 from tests.support.waiting import GaveUp, wait_until
 
@@ -46,13 +46,13 @@ class Flower:
         self._requests, self._url = requests, url
 
     def require(self) -> None:
-        """Raise Failure when the stack is not up."""
+        """Raise CommandError when the stack is not up."""
         try:
             healthy = self._requests.get(f"{self._url}/healthcheck").ok
         except BrowserError:
             healthy = False
         if not healthy:
-            raise Failure(f"no Flower that works answers at {self._url}: start the stack with 'make up' first")
+            raise CommandError(f"no Flower that works answers at {self._url}: start the stack with 'make up' first")
 
     def send(self, task: str, arguments: list[Any]) -> str:
         """Send a task; its id."""
@@ -76,10 +76,10 @@ class Flower:
 def main() -> None:
     """Take both pictures.
 
-    Raises Failure, ConfigError or GaveUp.
+    Raises CommandError, ConfigError or GaveUp.
     """
     if not executable():
-        raise Failure("there is no Chromium on PATH: install it (on Debian: apt-get install chromium)")
+        raise CommandError("there is no Chromium on PATH: install it (on Debian: apt-get install chromium)")
     settings = config.load()
     url = address(settings)
     with chromium() as browser, session(browser, settings.flower.basic_auth.get_secret_value()) as context:
@@ -130,5 +130,5 @@ if __name__ == "__main__":
     try:
         with exit_on_mistakes():
             main()
-    except (Failure, GaveUp) as error:
+    except (CommandError, GaveUp) as error:
         sys.exit(f"error: {error}")

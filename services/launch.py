@@ -92,7 +92,7 @@ def launch_flower(settings: Settings, options: Namespace) -> None:
     """Serve Flower in this process: its login never stands on a command line."""
     from services.app import create_app
     from services.flower.server import serve
-    from services.worker.heartbeat import READY, HeartbeatFile
+    from services.supervisor.heartbeat_file import READY, HeartbeatFile
 
     heartbeat = HeartbeatFile(settings.stack.run_directory, "flower")
     serve(

@@ -1,1 +1,1 @@
-"""The host's side of the stack: what `make` runs. Nothing here runs inside a container."""
+"""What `make` runs on the host: commands/ has its commands, docker/ and local/ the two runtimes behind runtime.py."""

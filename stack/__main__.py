@@ -14,10 +14,10 @@ import click
 import config
 from config import exit_on_mistakes
 from stack import terminal
-from stack.checkout_lock import own_turn
-from stack.errors import Failure
-from stack.runtime import chosen, current
-from stack.settings import settings_or_defaults
+from stack.checkout_lock import lock_checkout
+from stack.errors import CommandError
+from stack.runtime import find_runtime, require_runtime
+from stack.settings import load_or_defaults
 
 # Each command imports what it alone needs: somebody waits for `call` and `status`, and imports are most of their time.
 
@@ -54,8 +54,8 @@ def new_task_command(name: str) -> None:
 @click.argument("options", nargs=-1)
 def call(task: str, options: tuple[str, ...]) -> None:
     if not task:
-        raise Failure("TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'")
-    sys.exit(chosen(config.load()).show("call", *options, "--", task))
+        raise CommandError("TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'")
+    sys.exit(find_runtime(config.load()).show("call", *options, "--", task))
 
 
 @main.command(help="Run so many workers.")
@@ -64,14 +64,14 @@ def scale(workers: str) -> None:
     from stack import env_file, readiness
 
     if not workers.isdigit():
-        raise Failure(f"WORKERS: found {workers!r}; it must be a whole number, as in: make scale WORKERS=4")
-    runtime = current(config.load())
+        raise CommandError(f"WORKERS: found {workers!r}; it must be a whole number, as in: make scale WORKERS=4")
+    runtime = require_runtime(config.load())
     if not env_file.ENV_FILE.exists():
-        raise Failure("there is no .env yet: start the stack with 'make up' first")
-    with own_turn():
+        raise CommandError("there is no .env yet: start the stack with 'make up' first")
+    with lock_checkout():
         env_file.set_variables({"WORKERS": workers})
         runtime.scale(config.load())
-    readiness.until_healthy(runtime)
+    readiness.wait_until_healthy(runtime)
     print(f"{workers} workers run; .env says so too.")
 
 
@@ -80,41 +80,41 @@ def scale(workers: str) -> None:
 def status(as_json: bool) -> None:
     from stack.commands import status
 
-    sys.exit(status.status(chosen(settings_or_defaults()), as_json))
+    sys.exit(status.status(find_runtime(load_or_defaults()), as_json))
 
 
 # What follows the name is passed on as it is, options and -- too.
 @main.command(help="Run `python -m services …` inside the stack.", context_settings={"allow_interspersed_args": False})
 @click.argument("arguments", nargs=-1)
 def services(arguments: tuple[str, ...]) -> None:
-    sys.exit(chosen(settings_or_defaults()).show(*arguments))
+    sys.exit(find_runtime(load_or_defaults()).show(*arguments))
 
 
 @main.command(help="Follow the logs.")
 @click.argument("services", nargs=-1)
 def logs(services: tuple[str, ...]) -> None:
-    sys.exit(current(settings_or_defaults()).logs(services))
+    sys.exit(require_runtime(load_or_defaults()).follow_logs(services))
 
 
 @main.command(help="Python with the app and its tasks.")
 def shell() -> None:
-    sys.exit(current(config.load()).shell())
+    sys.exit(require_runtime(config.load()).run_shell())
 
 
 @main.command("stop", help="Stop; running tasks finish first.")
 def stop_command() -> None:
     from stack.commands import stop
 
-    with own_turn():
-        stop.stop(current(settings_or_defaults()), settings_or_defaults())
+    with lock_checkout():
+        stop.stop(require_runtime(load_or_defaults()), load_or_defaults())
 
 
 @main.command(help="Stop and remove what runs; data is kept.")
 def down() -> None:
     from stack.commands import stop
 
-    with own_turn():
-        stop.down(current(settings_or_defaults()))
+    with lock_checkout():
+        stop.down(require_runtime(load_or_defaults()))
 
 
 @main.command(help="Remove what runs and all data.")
@@ -122,8 +122,8 @@ def down() -> None:
 def clean(yes: bool) -> None:
     from stack.commands import stop
 
-    with own_turn():
-        stop.clean(current(settings_or_defaults()), yes)
+    with lock_checkout():
+        stop.clean(require_runtime(load_or_defaults()), yes)
 
 
 @main.command("lock", help="Pin all packages.")
@@ -139,14 +139,14 @@ def run() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     try:
-        with exit_on_mistakes(terminal.error):
+        with exit_on_mistakes(terminal.print_error):
             main(prog_name="python -m stack")
-    except Failure as failure:
-        terminal.error(str(failure))
+    except CommandError as failure:
+        terminal.print_error(str(failure))
         sys.exit(1)
     except PermissionError as denied:
         what = denied.filename or "a process of the stack"
-        terminal.error(f"{what} belongs to another user: run make as the one who ran it first")
+        terminal.print_error(f"{what} belongs to another user: run make as the one who ran it first")
         sys.exit(1)
 
 

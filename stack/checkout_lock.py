@@ -12,19 +12,19 @@ from typing import TextIO
 
 from stack import paths
 
-# Writing a name takes less than a millisecond; a busy machine may come back to it later.
+# Writing a name takes less than a millisecond, and more on a busy machine.
 NAME_SECONDS = 1.0
 
 
 @contextmanager
-def own_turn() -> Iterator[None]:
-    """Hold this checkout's lock, which the kernel takes back when we die; waits for the command that has it."""
+def lock_checkout() -> Iterator[None]:
+    """Hold this checkout's lock; waits for the command that has it. The kernel frees the lock when we die."""
     paths.STATE.mkdir(mode=0o700, exist_ok=True)
     with open(paths.LOCK, "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"Waiting for {_holder(lock)} in this checkout …", flush=True)
+            print(f"Waiting for {_read_owner(lock)} in this checkout …", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
         lock.write(f"'make {' '.join(sys.argv[1:2])}' (pid {os.getpid()})\n")
@@ -36,8 +36,8 @@ def own_turn() -> Iterator[None]:
             lock.truncate(0)
 
 
-def _holder(lock: TextIO) -> str:
-    """The command that has the lock, which writes its name a moment after it has got it."""
+def _read_owner(lock: TextIO) -> str:
+    """The command that has the lock; it writes its name a moment after it has got the lock."""
     end = monotonic() + NAME_SECONDS
     while True:
         lock.seek(0)

@@ -1,4 +1,4 @@
-""".env: written once with random secrets, changed a line at a time."""
+""".env: created once with random secrets, then changed a line at a time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ ENV_FILE = ROOT / ".env"
 SECRET_BYTES = 24
 
 
-def write_first(path: Path = ENV_FILE, **values: str) -> bool:
-    """Write `path` from the example with random secrets and `values`, mode 0600; False if it is there already."""
+def create(path: Path = ENV_FILE, **values: str) -> bool:
+    """Create `path`, mode 0600, from .env.example with random secrets and `values`; False where it exists already."""
     text = render_example()
     generated = {
         "REDIS_PASSWORD": secrets.token_urlsafe(SECRET_BYTES),
         "FLOWER_BASIC_AUTH": f"admin:{secrets.token_urlsafe(SECRET_BYTES)}",
     }
     for name, value in (generated | values).items():
-        text = with_variable(text, name, value)
+        text = replace_variable(text, name, value)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -35,8 +35,8 @@ def write_first(path: Path = ENV_FILE, **values: str) -> bool:
     return True
 
 
-def with_variable(text: str, name: str, value: str) -> str:
-    """An env file's text with `name` set: in place of its line, commented out or not, else at the end."""
+def replace_variable(text: str, name: str, value: str) -> str:
+    """The text of an env file with `name` set: in its line, commented out or not, else in a new one at the end."""
     line = f"{name}={quote_value(value)}"
     assigned = re.compile(rf"^#?{re.escape(name)}=.*$", re.MULTILINE)
     matches = list(assigned.finditer(text))
@@ -48,12 +48,16 @@ def with_variable(text: str, name: str, value: str) -> str:
 
 
 def set_variables(values: Mapping[str, str], path: Path = ENV_FILE) -> None:
-    """Set variables in the env file; nothing is lost if the machine dies meanwhile."""
+    """Set variables in the env file."""
     text = path.read_text(encoding="utf-8")
     for name, value in values.items():
-        text = with_variable(text, name, value)
-    # Where it really is, because a link would be replaced by a file.
-    path = path.resolve()
+        text = replace_variable(text, name, value)
+    # Of the file that a link names: the link itself would be replaced by a file.
+    replace_file(path.resolve(), text)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file that only this user can read; a crash of the machine leaves the old file or the new one."""
     new = path.with_name(path.name + ".new")
     # One that was left behind might be readable by everybody.
     new.unlink(missing_ok=True)

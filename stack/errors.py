@@ -1,5 +1,5 @@
-"""How a command on the host fails: one sentence, never a traceback."""
+"""How a command of the host fails: one sentence, never a traceback."""
 
 
-class Failure(Exception):
-    """A command cannot go on; its message says what was found and what to do."""
+class CommandError(Exception):
+    """A command cannot go on; the message says what was found and what to do."""

@@ -1,4 +1,4 @@
-"""Has anything changed? Hashes of what programs run on."""
+"""Hashes of files, by which a change of what a program runs on is seen."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def fingerprint(*paths: Path, extra: str = "") -> str:
-    """A hash of the content of files and directories."""
-    return digest(extra, *(part for pair in contents(*paths).items() for part in pair))
+def hash_files(*paths: Path, extra: str = "") -> str:
+    """One hash of the content of files and directories, and of `extra`; a path that does not exist adds nothing."""
+    return hash_texts(extra, *(part for pair in hash_each_file(*paths).items() for part in pair))
 
 
-def contents(*paths: Path) -> dict[str, str]:
-    """A hash of the content of each file, and of those in directories."""
+def hash_each_file(*paths: Path) -> dict[str, str]:
+    """Path → hash of the content, of each file, and of those in directories."""
     found = {}
     for path in paths:
         inside = [file for file in sorted(path.rglob("*")) if not is_scratch(file)] if path.is_dir() else [path]
         for file in inside:
-            # One that an editor takes away meanwhile is none.
+            # An editor may remove one meanwhile.
             with suppress(FileNotFoundError):
                 if file.is_file():
                     found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -26,10 +26,10 @@ def contents(*paths: Path) -> dict[str, str]:
 
 
 def is_scratch(file: Path) -> bool:
-    """Whether a file is byte code, or an editor's copy that is gone in a moment."""
+    """Whether a file is byte code, or a temporary copy of an editor."""
     return file.name.startswith(".") or file.name.endswith(("~", ".pyc", ".tmp"))
 
 
-def digest(*parts: str) -> str:
-    """A hash of texts."""
+def hash_texts(*parts: str) -> str:
+    """One hash of texts."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

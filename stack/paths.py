@@ -11,26 +11,26 @@ STATE = ROOT / ".stalk"
 RUNTIME_FILE = STATE / "runtime"
 # What `make dev` adds to compose.yaml, while it is in force.
 DEV_COMPOSE = STATE / "dev.json"
-# Held by the command that changes the stack.
+# Locked by the command that changes the stack.
 LOCK = STATE / "lock"
 RUN = STATE / "run"
-# What programs take for /tmp: gone with them, as in a container.
+# /tmp of the stack's programs: removed with them, as in a container.
 SCRATCH = STATE / "tmp"
 LOGS = STATE / "log"
 REDIS_DATA = STATE / "redis"
 FLOWER_DATA = STATE / "flower"
-# Held by the Redis that has the data.
+# Locked by the Redis that has the data.
 REDIS_LOCK = REDIS_DATA / "lock"
 REDIS_VERSION = REDIS_DATA / "version"
-# What docker/certificates makes.
+# Certificates, made by docker/certificates.
 REDIS_TLS = STATE / "tls"
 REDIS_SOCKET = RUN / "redis.sock"
-# The same program as the server, which looks at the name that it is called by.
+# A link to the server, which checks a file where it is called by this name.
 REDIS_CHECK_AOF = RUN / "redis-check-aof"
 SUPERVISOR_SOCKET = RUN / "supervisor.sock"
 SUPERVISOR_CONF = RUN / "supervisord.conf"
 SUPERVISOR_LOG = LOGS / "supervisord.log"
-# Which session of the kernel the stack's processes are; not in RUN, which may be deleted while they run.
+# Which session of the kernel the stack's processes are in; not in RUN, which may be deleted while they run.
 SESSION = STATE / "session"
-# What the stack's processes see of the shell, of .env.tasks and of each other.
+# The environment variables of the stack's processes.
 ENVIRONMENT = RUN / "environment.json"

@@ -1,15 +1,11 @@
-"""Wait until every unit works, saying what is waited for and for how long."""
+"""Wait until every unit works, and print what is waited for and for how long."""
 
 from __future__ import annotations
 
 from time import monotonic, sleep
-from typing import TYPE_CHECKING
 
-from stack.errors import Failure
-from stack.units import Unit
-
-if TYPE_CHECKING:
-    from stack.runtime import Runtime
+from stack.errors import CommandError
+from stack.runtime import Runtime, Unit
 
 # Redis loading 1 GB takes 20 s, a first import of heavy tasks a minute: three minutes are a fault.
 LIMIT_SECONDS = 180.0
@@ -18,34 +14,31 @@ LOOK_SECONDS = 0.3
 REPEAT_SECONDS = 15.0
 
 
-def until_healthy(runtime: Runtime) -> None:
+def wait_until_healthy(runtime: Runtime) -> None:
     """Return when every unit works.
 
-    Raises Failure, with the last log lines of the one that does not, after LIMIT_SECONDS, or as soon as one
-    keeps ending.
+    Raises CommandError, with the last log lines of the unit that does not work, after LIMIT_SECONDS, or as soon as a
+    unit ends again and again; also when there is no unit any more.
     """
-    started, said, said_at = monotonic(), "", 0.0
-    while waiting := [unit for unit in started_units(runtime) if not unit.works]:
+    started, printed, printed_at = monotonic(), "", 0.0
+    while waiting := [unit for unit in require_units(runtime) if not unit.works]:
         names = ", ".join(unit.name for unit in waiting)
-        if names != said or monotonic() - said_at > REPEAT_SECONDS:
+        if names != printed or monotonic() - printed_at > REPEAT_SECONDS:
             print(f"Waiting for {names} ({monotonic() - started:.0f} s) …")
-            said, said_at = names, monotonic()
+            printed, printed_at = names, monotonic()
         failed = [unit for unit in waiting if unit.failed]
         if failed or monotonic() - started > LIMIT_SECONDS:
-            raise Failure(report(runtime, (failed or waiting)[0]))
+            unit = (failed or waiting)[0]
+            raise CommandError(
+                f"{unit.name} is {unit.health or unit.state} and does not work; its last lines are\n"
+                f"{runtime.read_last_lines(unit)}\nand 'make logs' shows more"
+            )
         sleep(LOOK_SECONDS)
 
 
-def started_units(runtime: Runtime) -> list[Unit]:
-    """Every unit; Failure when there is none, because nothing that does not run works."""
-    units = runtime.units()
+def require_units(runtime: Runtime) -> list[Unit]:
+    """Every unit; CommandError when there is none, because what does not run does not work."""
+    units = runtime.list_units()
     if not units:
-        raise Failure("nothing runs any more: somebody has stopped the stack meanwhile")
+        raise CommandError("nothing runs any more: the stack was stopped meanwhile; start it again with 'make up'")
     return units
-
-
-def report(runtime: Runtime, unit: Unit) -> str:
-    """What is wrong with a unit, and its last log lines."""
-    lines = runtime.last_lines(unit)
-    state = unit.health or unit.state
-    return f"{unit.name} is {state} and does not work; its last lines are\n{lines}\nand 'make logs' shows more"

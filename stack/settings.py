@@ -1,4 +1,4 @@
-"""Settings for commands that must work although .env has mistakes: whoever corrects it has a stack that runs."""
+"""Settings for commands that have to work although .env has mistakes, such as `make stop` and `make status`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import config
 from config import ConfigError, Settings
 from stack import terminal
 
-_said: set[str] = set()
+_printed: set[str] = set()
 
 
-def settings_or_defaults() -> Settings:
-    """The settings, or the defaults where they have mistakes, which are said once."""
+def load_or_defaults() -> Settings:
+    """The settings, or the defaults where .env has mistakes; each mistake is printed once, as a warning."""
     try:
         return config.load()
     except ConfigError as error:
         for problem in error.problems:
-            if problem not in _said:
-                _said.add(problem)
-                terminal.warning(problem, sys.stderr)
+            if problem not in _printed:
+                _printed.add(problem)
+                terminal.print_warning(problem, sys.stderr)
         return config.load({}, None)

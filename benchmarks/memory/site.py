@@ -18,7 +18,7 @@ from benchmarks.footprint import Reading, read
 from benchmarks.memory.producer import HIGH, LOW
 from benchmarks.memory.tasks import NOOP
 from services.broker.keys import DEFAULT_QUEUE, UNACKED
-from services.worker.heartbeat import READY
+from services.supervisor.heartbeat_file import READY
 from tests.support.checkout import ROOT, Checkout
 from tests.support.processes import Process
 from tests.support.waiting import wait_until

@@ -35,7 +35,7 @@ from services.broker.client import format_error
 from services.broker.keys import BEAT_LOCK, BEAT_LOCK_SECONDS
 from services.broker.outages import Outage
 from services.schedule import ENTRIES
-from services.worker.heartbeat import STANDBY, TICKING, WAITING, HeartbeatFile
+from services.supervisor.heartbeat_file import STANDBY, TICKING, WAITING, HeartbeatFile
 
 logger = get_logger(__name__)
 

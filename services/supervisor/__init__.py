@@ -1,1 +1,1 @@
-"""The process manager of a worker's container, and the watchdog that restarts a node that hangs."""
+"""Supervisor, the process manager of nodes: its watchdog, its commands, and the heartbeat files that it reads."""

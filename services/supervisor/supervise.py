@@ -1,4 +1,4 @@
-"""Run supervisord with an exit code that tells: 0 it was told to stop, 1 a node could not be started.
+"""python -m services.supervisor.supervise: run supervisord; exit code 0 it was told to stop, 1 a node could not start.
 
 supervisord itself exits with 0 in both cases, and stays when all its programs have failed (supervisor 4.3).
 """

@@ -1,16 +1,13 @@
-"""Liveness of a node and of beat: a file whose age tells whether the process works, whose word tells what it does.
+"""A bootstep that writes a node's heartbeat file, and decides what it says of the node.
 
-A heartbeat says that the main loop turns, not merely that the process exists. A Redis outage, a solo task or a
-shutdown stop the loop for good reasons and leave the heartbeat fresh. Readers: docker/healthcheck (age), and
-services/supervisor/watchdog.py (age, and the word `stuck`).
+A heartbeat says that the main loop of the node turns, not merely that the process exists. A Redis outage, a solo task
+or a shutdown stop the loop for good reasons; the heartbeat goes on, with another word.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -24,76 +21,46 @@ from config import Settings
 from services.broker import retry
 from services.broker.client import connect
 from services.delivery import registry
+from services.supervisor.heartbeat_file import READY, STARTING, STUCK, WAITING, HeartbeatFile
 
 logger = get_logger(__name__)
 
-STARTING = "starting"
-READY = "ready"
-WAITING = "waiting"
-STUCK = "stuck"
-TICKING = "ticking"
-STANDBY = "standby"
-
 # Often enough for a health check that allows 30 s; one utime() costs microseconds.
 BEAT_SECONDS = 2.0
-# Whoever starts a node waits for its first word.
+# Until the node is ready, because whoever starts one waits for it.
 FIRST_BEAT_SECONDS = 0.2
 # A PING that takes longer than this counts as no answer.
 PING_TIMEOUT_SECONDS = 2.0
 
 
-class HeartbeatFile:
-    """The file of one process; written in place, because only its time and its first word are read."""
-
-    def __init__(self, directory: str, name: str) -> None:
-        self.path = Path(directory) / f"{name}.heartbeat"
-        self._word = ""
-
-    @property
-    def usable(self) -> bool:
-        """Whether there is a directory to write to; a worker started by hand has none and needs none."""
-        return os.access(self.path.parent, os.W_OK)
-
-    def touch(self, word: str) -> None:
-        """Say that the process is alive and is `word`."""
-        try:
-            if word == self._word:
-                os.utime(self.path)
-            else:
-                self.path.write_text(word + "\n")
-                self._word = word
-        except OSError as error:
-            self._word = ""
-            logger.error("heartbeat: %s cannot be written (%s)", self.path, error.strerror)
-
-
 class Liveness:
-    """Decides whether a node that was seen at some progress count is alive, waiting or stuck."""
+    """Decides from the progress of a node's main loop whether the node is starting, ready, waiting or stuck.
 
-    def __init__(
-        self, redis_answers: Callable[[], bool], timeout: float, clock: Callable[[], float] = monotonic
-    ) -> None:
-        self._redis_answers, self._timeout, self._clock = redis_answers, timeout, clock
+    Stuck is a node whose loop has stood still for `timeout` seconds during all of which Redis answered `ping`.
+    """
+
+    def __init__(self, ping: Callable[[], bool], timeout: float, clock: Callable[[], float] = monotonic) -> None:
+        self._ping, self._timeout, self._clock = ping, timeout, clock
         self._progress: object = None
-        # When the loop was last seen at work, and since when it has no reason not to be.
-        self._seen = self._since = clock()
+        # When the loop last turned, and since when its standing still is unexplained.
+        self._turned = self._unexplained = clock()
 
     def judge(self, progress: object, excused: bool, started: bool) -> str:
-        """The node's word: `progress` changes whenever its loop turns, `excused` means it need not turn."""
+        """The word for the heartbeat; `progress` differs whenever the loop has turned, `excused`: it need not turn."""
         now = self._clock()
         if excused or progress != self._progress:
-            self._progress, self._seen, self._since = progress, now, now
-        if now - self._seen < 2 * BEAT_SECONDS:
+            self._progress, self._turned, self._unexplained = progress, now, now
+        if now - self._turned < 2 * BEAT_SECONDS:
             return READY if started else STARTING
-        if not self._redis_answers():
-            # The loop waits for Redis, perhaps inside a socket time-out: the clock starts when Redis is back.
-            self._since = now
+        if not self._ping():
+            # The loop waits for Redis, perhaps inside a socket time-out: the time counts from when Redis is back.
+            self._unexplained = now
             return WAITING
-        return STUCK if now - self._since > self._timeout else WAITING
+        return STUCK if now - self._unexplained > self._timeout else WAITING
 
 
 class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Bootstep that keeps a node's heartbeat from a thread, which a busy main thread cannot block."""
+    """Writes the heartbeat from a thread, which a busy main thread does not keep from it."""
 
     requires = ("celery.worker.components:Timer",)
 
@@ -103,7 +70,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.enabled = self.file.usable
         self._turns = 0
         self._stop = threading.Event()
-        self._liveness = Liveness(_pinger(settings), settings.worker.heartbeat_timeout)
+        self._liveness = Liveness(_make_ping(settings), settings.worker.heartbeat_timeout)
         super().__init__(worker, **options)
 
     def create(self, worker: Any) -> None:
@@ -116,42 +83,40 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     terminate = stop
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
-        hub.call_soon(self._turn)
-        hub.call_repeatedly(1.0, self._turn)
+        hub.call_soon(self._count_turn)
+        hub.call_repeatedly(1.0, self._count_turn)
 
-    def _turn(self) -> None:
+    def _count_turn(self) -> None:
         self._turns += 1
 
     def _run(self, worker: Any) -> None:
         while not self._stop.wait(BEAT_SECONDS if self._turns else FIRST_BEAT_SECONDS):
-            word = self._liveness.judge(self._progress(worker), _excused(worker), started=self._turns > 0)
-            if word != STUCK:
-                self.file.touch(word)
-            else:
-                self._report(worker)
+            word = self._liveness.judge(self._read_progress(worker), _is_excused(worker), started=self._turns > 0)
+            if word == STUCK == self.file.word:
+                # A node that is stuck says so once.
+                continue
+            if word == STUCK:
+                logger.critical("heartbeat: the main loop of %s stands still although Redis answers", worker.hostname)
+            self.file.touch(word)
 
-    def _progress(self, worker: Any) -> object:
+    def _read_progress(self, worker: Any) -> object:
         # A consumer that reconnects, or fails to, is at work although its loop does not turn.
         consumer = getattr(worker, "consumer", None)
         attempts = getattr(consumer, "broker_connection_retry_attempt", 0)
         return self._turns, getattr(consumer, "restart_count", 0), attempts
 
-    def _report(self, worker: Any) -> None:
-        if self.file._word != STUCK:
-            logger.critical("heartbeat: the main loop of %s stands still although Redis answers", worker.hostname)
-            self.file.touch(STUCK)
 
-
-def _excused(worker: Any) -> bool:
+def _is_excused(worker: Any) -> bool:
     """Whether the main thread has a reason not to turn its loop: a shutdown, a solo task, a result to be stored."""
     stopping = worker_state.should_stop is not None or worker_state.should_terminate is not None
     solo = isinstance(getattr(worker, "pool", None), SoloPool)
-    # The Redis of the results may be away, or full, while the broker's, which this module asks, answers.
+    # The Redis of the results may be away, or full, while that of the broker answers the ping.
     busy = solo and bool(worker_state.active_requests or registry.find_running())
     return stopping or busy or retry.main_thread_is_waiting()
 
 
-def _pinger(settings: Settings) -> Callable[[], bool]:
+def _make_ping(settings: Settings) -> Callable[[], bool]:
+    """A function that tells whether the broker's Redis answers."""
     client = connect(
         settings.broker_url,
         settings,
@@ -159,10 +124,10 @@ def _pinger(settings: Settings) -> Callable[[], bool]:
         socket_connect_timeout=PING_TIMEOUT_SECONDS,
     )
 
-    def answers() -> bool:
+    def ping() -> bool:
         try:
             return bool(client.ping())
         except (RedisError, OSError):
             return False
 
-    return answers
+    return ping

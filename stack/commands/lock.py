@@ -1,4 +1,4 @@
-"""make lock: pin every package with its hashes."""
+"""make lock: pin the version of every package, with its hashes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from stack.errors import Failure
+from stack.errors import CommandError
 from stack.paths import ROOT
 
 # One lock for Python 3.11 on a host to 3.13 in the image, on every platform; no index address in it.
@@ -18,13 +18,13 @@ REQUIREMENTS = ROOT / "requirements"
 
 
 def lock() -> None:
-    """Write the locks of the image, of one's own packages and of development, keeping pins that still fit.
+    """Write the locks of the image, of the user's packages and of development; pins that still fit are kept.
 
-    Raises Failure when the packages do not fit together.
+    Raises CommandError when packages conflict.
     """
     compile_lock("image.lock", "pyproject.toml")
     # What the image has already is not pinned a second time, so that an update of Stalk does not conflict.
-    known = [argument for name in packages(REQUIREMENTS / "image.lock") for argument in ("--no-emit-package", name)]
+    known = [argument for name in read_names(REQUIREMENTS / "image.lock") for argument in ("--no-emit-package", name)]
     compile_lock("own.lock", "requirements/own.txt", "--constraints", "requirements/image.lock", *known)
     # A host without Docker runs the tasks with both.
     constraints = ["--constraints", "requirements/image.lock", "--constraints", "requirements/own.lock"]
@@ -33,15 +33,16 @@ def lock() -> None:
 
 
 def compile_lock(output: str, *arguments: str) -> None:
-    """Resolve into one lock.
+    """Write one lock.
 
-    Raises Failure after uv has said what does not fit.
+    Raises CommandError after uv has printed which packages conflict.
     """
     command = [*COMPILE, *arguments, "--output-file", f"requirements/{output}"]
     if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode != 0:
-        raise Failure(f"requirements/{output} could not be resolved: uv's message above says which packages conflict")
+        why = "uv's message above says which packages conflict"
+        raise CommandError(f"requirements/{output} could not be resolved: {why}")
 
 
-def packages(path: Path) -> list[str]:
-    """The names that a lock pins."""
+def read_names(path: Path) -> list[str]:
+    """The names of the packages in a lock."""
     return re.findall(r"^([A-Za-z0-9._-]+)==", path.read_text(encoding="utf-8"), re.MULTILINE)

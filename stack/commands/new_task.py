@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 
-from stack.errors import Failure
+from stack.errors import CommandError
 from stack.paths import ROOT
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
@@ -57,18 +57,18 @@ def test_process_is_named_after_its_place() -> None:
 def new_task(name: str) -> None:
     """Write a task module and its test.
 
-    Raises Failure for a name that is no module's, or is taken.
+    Raises CommandError for a name that a module cannot have, or that is taken.
     """
     if not NAME.fullmatch(name) or keyword.iskeyword(name):
-        raise Failure(
+        raise CommandError(
             f"NAME: found {name!r}; it must be a module's name, up to 50 small letters, digits and underscores that "
-            "begin with a letter, and no word of Python's own, as in: make new-task NAME=invoices"
+            "begin with a letter, and no keyword of Python, as in: make new-task NAME=invoices"
         )
     package = ROOT / "services" / "tasks"
     module, test = package / f"{name}.py", ROOT / "tests" / "unit" / f"test_tasks_{name}.py"
     for path in (module, package / name, test):
         if path.exists():
-            raise Failure(f"{path.relative_to(ROOT)} is there already: choose another NAME")
+            raise CommandError(f"{path.relative_to(ROOT)} is there already: choose another NAME")
     module.write_text(MODULE.format(title=name.replace("_", " ").strip().capitalize()), encoding="utf-8")
     test.write_text(TEST.format(name=name), encoding="utf-8")
     print(f"Wrote {module.relative_to(ROOT)} and {test.relative_to(ROOT)}.")

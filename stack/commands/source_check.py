@@ -1,18 +1,18 @@
-"""Is the source right that is about to run? Asked by `make up` before anything is replaced, by `make dev` each time."""
+"""Whether the source that is about to run can be imported; checked before anything that runs is replaced."""
 
 from __future__ import annotations
 
 import subprocess
 
 from config import ConfigError
-from stack.docker.engine import last_line
+from stack.docker.engine import find_last_line
 
-MARK = "error: "
+PREFIX = "error: "
 
 
-def refuse(tried: subprocess.CompletedProcess[str], and_so: str) -> None:
-    """Raise ConfigError with what `python -m services.commands.check` found, if anything; `and_so` is what follows."""
-    if tried.returncode == 0:
+def require_success(check: subprocess.CompletedProcess[str], consequence: str) -> None:
+    """Raise ConfigError with the errors that `python -m services.commands.check` printed, and their consequence."""
+    if check.returncode == 0:
         return
-    lines = [line.removeprefix(MARK) for line in tried.stderr.splitlines() if line.startswith(MARK)]
-    raise ConfigError(f"{line}; {and_so}" for line in lines or [last_line(tried.stderr)])
+    lines = [line.removeprefix(PREFIX) for line in check.stderr.splitlines() if line.startswith(PREFIX)]
+    raise ConfigError(f"{line}; {consequence}" for line in lines or [find_last_line(check.stderr)])

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from services.commands.output import GREEN, RED, YELLOW, print_table
-from stack.docker.engine import last_line
-from stack.errors import Failure
-from stack.units import Unit
+from stack.docker.engine import find_last_line
+from stack.errors import CommandError
+from stack.runtime import Unit
 
 if TYPE_CHECKING:
     from stack.runtime import Runtime
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def status(runtime: Runtime, as_json: bool) -> int:
     """Print units, nodes, queues and beat; the exit code.
 
-    Raises Failure when the stack is not running or does not answer.
+    Raises CommandError when the stack is not running or does not answer.
     """
-    units = runtime.units()
+    units = runtime.list_units()
     if as_json:
         described = [{key: value for key, value in asdict(unit).items() if key != "id"} for unit in units]
         print(json.dumps({"runtime": runtime.name, "units": described, **ask(runtime)}))
@@ -38,15 +38,15 @@ def _colour(unit: Unit) -> str:
 def ask(runtime: Runtime) -> dict[str, Any]:
     """What `python -m services status --json` prints inside the stack.
 
-    Raises Failure when the stack is not running or does not answer.
+    Raises CommandError when the stack is not running or does not answer.
     """
     answered = runtime.ask("status", "--json")
     try:
         state = json.loads(answered.stdout)
     except json.JSONDecodeError:
-        raise Failure(f"the state of the stack could not be read: {last_line(answered.stderr)}") from None
+        raise CommandError(f"the state of the stack could not be read: {find_last_line(answered.stderr)}") from None
     if "error" in state:
-        raise Failure(str(state["error"]))
+        raise CommandError(str(state["error"]))
     return dict(state)
 
 

@@ -1,49 +1,46 @@
-"""make stop, down and clean: how the stack ends."""
+"""make stop, down and clean: stop the stack, remove what runs, delete its data."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from config import Settings
 from stack import paths, terminal
 from stack.commands import status
-from stack.errors import Failure
-
-if TYPE_CHECKING:
-    from stack.runtime import Runtime
+from stack.errors import CommandError
+from stack.runtime import Runtime
 
 
 def stop(runtime: Runtime, settings: Settings) -> None:
     """Stop everything; running tasks finish first.
 
-    Raises Failure.
+    Raises CommandError.
     """
-    if not any(unit.state == "running" for unit in runtime.units()):
+    if not any(unit.state == "running" for unit in runtime.list_units()):
         print("Nothing runs.")
         return
-    stop_application(runtime, settings)
+    print_running_tasks(runtime, settings)
+    # Redis stays until the others have gone, because workers hand back to it.
+    runtime.stop_application(settings)
+    print_queued_tasks(runtime)
     runtime.stop()
     print("Stopped; 'make up' goes on where it was.")
 
 
-def stop_application(runtime: Runtime, settings: Settings) -> None:
-    """Stop beat and the workers, and say how many tasks ran and what stays queued."""
+def print_running_tasks(runtime: Runtime, settings: Settings) -> None:
+    """Print how many tasks are waited for, and for how long."""
     try:
         busy, limit = status.busy(status.ask(runtime)), settings.worker.soft_shutdown
         print(f"{busy}; waiting for them, up to {limit} s …" if busy else "No task runs.")
-    except Failure as failure:
-        terminal.warning(f"the tasks that run could not be counted: {failure}")
-    # Redis stays until the others have gone, because workers hand back to it.
-    runtime.stop_application(settings)
-    print(f"Workers have stopped. {left(runtime)}")
+    except CommandError as error:
+        terminal.print_warning(f"the tasks that run could not be counted: {error}")
 
 
-def left(runtime: Runtime) -> str:
-    """What stays queued, asked while Redis still runs."""
+def print_queued_tasks(runtime: Runtime) -> None:
+    """Print what stays queued; Redis still runs."""
     try:
-        return f"Still queued: {status.queued(status.ask(runtime))}."
-    except Failure as failure:
-        return f"What stays queued could not be read: {failure}."
+        left = f"Still queued: {status.queued(status.ask(runtime))}."
+    except CommandError as error:
+        left = f"What stays queued could not be read: {error}."
+    print(f"Workers have stopped. {left}")
 
 
 def down(runtime: Runtime) -> None:
@@ -55,10 +52,10 @@ def down(runtime: Runtime) -> None:
 def clean(runtime: Runtime, yes: bool) -> None:
     """Remove what runs and all data, after asking.
 
-    Raises Failure when nobody can be asked.
+    Raises CommandError when nobody can be asked, or the answer is not yes.
     """
     if not yes:
-        terminal.ask_to_delete("queued tasks and results", "make clean YES=1")
+        terminal.confirm_deletion("queued tasks and results", "make clean YES=1")
     runtime.delete_data()
     # With the data gone, the next `make up` is free to choose again.
     paths.RUNTIME_FILE.unlink(missing_ok=True)

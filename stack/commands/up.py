@@ -2,61 +2,57 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from time import monotonic
-from typing import TYPE_CHECKING
 
 import config
 from config import ConfigError, Settings
-from stack import env_file, readiness, runtime, terminal
-from stack.checkout_lock import own_turn
+from stack import env_file, terminal
+from stack.checkout_lock import lock_checkout
 from stack.commands import source_check
-from stack.docker import engine
-from stack.errors import Failure
-
-if TYPE_CHECKING:
-    from stack.runtime import Runtime
+from stack.errors import CommandError
+from stack.readiness import wait_until_healthy
+from stack.runtime import Runtime, choose_runtime, write_record
 
 FIRST_TASK = "make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'"
 
 
 def up(from_source: bool = False) -> Runtime:
-    """Build and start the stack and wait until it works; `from_source` runs this checkout's files, not the image's.
+    """Build and start the stack and wait until it works; `from_source`: run this checkout's files, not the image's.
 
-    Raises Failure or ConfigError.
+    Raises CommandError or ConfigError.
     """
     started = monotonic()
-    with own_turn():
+    with lock_checkout():
         # The choice needs no more than defaults, and a host that cannot run the stack gets no .env.
-        chosen = runtime.choose(config.load())
-        if env_file.write_first(WORKER_CPUS=cpus(chosen)):
-            print("Wrote .env, with random passwords (mode 0600).")
-        settings = checked_settings()
-        require_port(chosen, settings)
-        chosen.prepare(settings)
-        # Preparing may have written image names into .env.
+        runtime = choose_runtime(config.load())
+        create_env_file(runtime)
+        settings = load_settings()
+        require_flower_port(runtime, settings)
+        runtime.prepare(settings)
+        # Preparing may have written the names of images into .env.
         settings = config.load()
-        source_check.refuse(chosen.check_new(from_source), "nothing was started or replaced")
-        runtime.record(chosen)
-        chosen.use_source(from_source)
+        source_check.require_success(runtime.check_new(from_source), "nothing was started or replaced")
+        write_record(runtime)
         print("Starting …")
-        chosen.start(settings)
-    readiness.until_healthy(chosen)
+        runtime.start(settings, from_source)
+    wait_until_healthy(runtime)
     print(f"\nThe stack works ({monotonic() - started:.0f} s).")
-    say_where(settings)
-    return chosen
+    print_next_steps(settings)
+    return runtime
 
 
-def cpus(chosen: Runtime) -> str:
-    """The CPUs of the machine that runs the stack, which with Docker need not be this one."""
-    if chosen.name == "docker":
-        return str(engine.cpus())
-    return str(os.cpu_count() or 1)
+def create_env_file(runtime: Runtime) -> None:
+    """Create .env where there is none."""
+    if env_file.create(WORKER_CPUS=str(runtime.count_cpus())):
+        print("Wrote .env, with random passwords (mode 0600).")
 
 
-def checked_settings() -> Settings:
-    """The settings, with their warnings said and what only the stack requires checked."""
+def load_settings() -> Settings:
+    """The settings; prints their warnings.
+
+    Raises ConfigError, also for what only the stack requires.
+    """
     settings = config.load()
     problems = []
     if not settings.flower.basic_auth.get_secret_value():
@@ -66,14 +62,14 @@ def checked_settings() -> Settings:
     if problems:
         raise ConfigError(problems)
     for warning in settings.warnings:
-        terminal.warning(warning)
+        terminal.print_warning(warning)
     return settings
 
 
-def require_port(chosen: Runtime, settings: Settings) -> None:
-    """Raise Failure when something else has Flower's port."""
+def require_flower_port(runtime: Runtime, settings: Settings) -> None:
+    """Raise CommandError when another program has Flower's port."""
     address, port = settings.flower.bind.strip("[]"), settings.flower.port
-    if chosen.publishes(port):
+    if runtime.serves_flower_at(port):
         return
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
@@ -81,14 +77,14 @@ def require_port(chosen: Runtime, settings: Settings) -> None:
         try:
             probe.bind((address, port))
         except OSError as error:
-            raise Failure(
-                f"port {port} on {address} cannot be had for Flower ({error.strerror}): stop what uses it, or set "
+            raise CommandError(
+                f"port {port} on {address} is not available for Flower ({error.strerror}): stop what uses it, or set "
                 "FLOWER_PORT (and FLOWER_BIND) in .env"
             ) from None
 
 
-def say_where(settings: Settings) -> None:
-    """Where to look and what to do first."""
+def print_next_steps(settings: Settings) -> None:
+    """Print where Flower is and what to do first."""
     flower = settings.flower
     host = "127.0.0.1" if flower.bind == "0.0.0.0" else flower.bind  # noqa: S104 - compared, not bound
     path = f"/{flower.url_prefix}/" if flower.url_prefix else ""

@@ -1,0 +1,1 @@
+"""The runtime of containers: Compose on a Docker Engine."""

@@ -1,4 +1,4 @@
-"""Base images: from the local store, else from their registry, else built from Debian's packages."""
+"""Base images: those of the local store, else from their registry, else built from Debian's packages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 from config import Settings
 from config.settings import StackSettings
 from stack import env_file
-from stack.docker.engine import last_line, run
-from stack.errors import Failure
+from stack.docker.engine import find_last_line, run
+from stack.errors import CommandError
 from stack.paths import ROOT
 
 OWN_PREFIX = "stalk-base/"
@@ -19,9 +19,9 @@ PULL_SECONDS = 600
 
 
 def prepare(settings: Settings) -> None:
-    """Make both base images available, changing the variables in .env where they have to be built.
+    """Get both base images; where they have to be built, write their names into .env.
 
-    Raises Failure when an image can neither be found nor fetched nor built.
+    Raises CommandError when an image can neither be found nor fetched nor built.
     """
     wanted = {"python_image": settings.stack.python_image}
     if settings.stack.redis_replicas:
@@ -31,9 +31,9 @@ def prepare(settings: Settings) -> None:
     if not unreachable:
         return
     for field, why in unreachable.items():
-        _refuse_a_choice(field, wanted[field], why)
+        _require_replaceable(field, wanted[field], why)
     build()
-    changes = {_variable(field): SUBSTITUTES[field] for field in unreachable if wanted[field] != SUBSTITUTES[field]}
+    changes = {_get_variable(field): SUBSTITUTES[field] for field in unreachable if wanted[field] != SUBSTITUTES[field]}
     if changes:
         env_file.set_variables(changes)
         print(f"Wrote {' and '.join(f'{name}={image}' for name, image in changes.items())} to .env.")
@@ -45,42 +45,43 @@ def is_local(image: str) -> bool:
 
 
 def fetch(image: str) -> str:
-    """Pull an image; "" when it is there, else why it is not."""
+    """Pull an image; "" when that worked, else why it did not."""
     if image.startswith(OWN_PREFIX):
         return "it is built here, never fetched"
     print(f"Fetching {image} …")
     pulled = run("docker", "pull", "--quiet", image, check=False, timeout=PULL_SECONDS)
-    return "" if pulled.returncode == 0 else last_line(pulled.stderr)
+    return "" if pulled.returncode == 0 else find_last_line(pulled.stderr)
 
 
 def build() -> None:
     """Build the base images from Debian's packages.
 
-    Raises Failure, with what the script says last, when that fails.
+    Raises CommandError, with the last line of the script, when that fails.
     """
     print("Building the base images from Debian's packages instead (a minute or two) …")
     built = subprocess.run(["docker/base/build"], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     lines = built.stderr.splitlines(keepends=True)
-    # The last line of one that fails says why, and is told below.
+    # The last line of a build that fails says why, and is part of the error below.
     sys.stderr.writelines(lines[:-1] if built.returncode else lines)
     if built.returncode:
-        why = last_line(built.stderr).removeprefix("base-images: ")
-        raise Failure(
+        why = find_last_line(built.stderr).removeprefix("base-images: ")
+        raise CommandError(
             f"the base images could not be built: {why}; or run the stack as processes "
             "of this host, without images: make local"
         )
 
 
-def _refuse_a_choice(field: str, image: str, why: str) -> None:
-    """An image that somebody chose is not replaced behind their back."""
+def _require_replaceable(field: str, image: str, why: str) -> None:
+    """Raise CommandError for an image that the user chose: another one would not be what was asked for."""
     if image in (StackSettings.model_fields[field].default, SUBSTITUTES[field]):
-        print(f"{image} cannot be had: {why}")
+        print(f"{image} is not available: {why}")
         return
-    raise Failure(
-        f"{_variable(field)}: {image} is not in the local store and cannot be fetched ({why}); correct the name, run "
-        f"'docker login', or set {_variable(field)}={SUBSTITUTES[field]} in .env to build it from Debian's packages"
+    raise CommandError(
+        f"{_get_variable(field)}: {image} is not in the local store and cannot be fetched ({why}); correct the name, "
+        f"run 'docker login', or set {_get_variable(field)}={SUBSTITUTES[field]} in .env to build it from Debian's "
+        "packages"
     )
 
 
-def _variable(field: str) -> str:
+def _get_variable(field: str) -> str:
     return str(StackSettings.model_fields[field].alias)

@@ -1,0 +1,1 @@
+"""The runtime of processes: Supervisor, Redis and the programs of the stack on this host."""

@@ -1,6 +1,6 @@
-"""`python -m services …` beside the local stack, in a copy of this process.
+"""Run `python -m services …` beside the local stack in a fork of this process.
 
-A new interpreter would have to import once more what this one has, and that is most of what a command takes.
+A new interpreter would import once more what this one has imported, which is most of the time that a command takes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import BinaryIO
 
 from config.environment import process_environment, replace_environment
 from stack.paths import ROOT
-from stack.terminal import interrupts_ignored
+from stack.terminal import catch_interrupts
 
-# What an interpreter and its libraries look at once, when they start: prefixes of names.
+# Prefixes of the variables that an interpreter and its libraries read once, when they start.
 AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "OPENSSL_")
 
 
-def answer(arguments: tuple[str, ...], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run it, with this environment, and return what it printed."""
+def capture(arguments: tuple[str, ...], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run it with this environment, and return what it printed."""
     # Files, because a pipe that nobody reads meanwhile takes 64 KiB.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         code = _run(arguments, environment, {1: output, 2: errors})
@@ -33,8 +33,8 @@ def answer(arguments: tuple[str, ...], environment: Mapping[str, str]) -> subpro
 
 
 def show(arguments: tuple[str, ...], environment: Mapping[str, str]) -> int:
-    """Run it on our terminal; its exit code."""
-    with interrupts_ignored():
+    """Run it with this environment on the terminal; its exit code."""
+    with catch_interrupts():
         return _run(arguments, environment, {})
 
 
@@ -48,13 +48,13 @@ def _run(arguments: tuple[str, ...], environment: Mapping[str, str], streams: Ma
 
 
 def _become(arguments: tuple[str, ...], environment: Mapping[str, str], streams: Mapping[int, BinaryIO]) -> None:
-    """Be that program, and never return: what the caller has opened and locked is not ours to close."""
+    """Become that program and never return: what the caller has opened and locked is not to be closed here."""
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, file in streams.items():
             os.dup2(file.fileno(), number)
-        if not like_ours(environment):
+        if not can_copy(environment):
             command = [sys.executable, "-m", "services", *arguments]
             os.chdir(ROOT)
             os.execve(command[0], command, dict(environment))
@@ -72,10 +72,10 @@ def _become(arguments: tuple[str, ...], environment: Mapping[str, str], streams:
         os._exit(code)
 
 
-def like_ours(environment: Mapping[str, str]) -> bool:
-    """Whether an interpreter that starts with this environment would be as this one is."""
+def can_copy(environment: Mapping[str, str]) -> bool:
+    """Whether an interpreter that starts with this environment would be like this one."""
     ours = process_environment()
     differ = {name for name in {*ours, *environment} if ours.get(name) != environment.get(name)}
-    # Our output is flushed as it is, and the checkout is where this process was started.
+    # The output is flushed at the end, and the checkout is on the path of this process already.
     differ -= {"PYTHONUNBUFFERED"} | ({"PYTHONPATH"} - set(ours))
     return not any(name.startswith(AT_START) for name in differ)

@@ -1,7 +1,7 @@
 """The processes of the local stack: those of the session that its Supervisor leads, or led before it was killed.
 
-Whatever Supervisor starts stays in its session, and the kernel gives the session's number to nobody else while one
-of them lives. So they are found after Supervisor has gone, and nobody else is taken for them.
+Whatever Supervisor starts stays in its session, and the kernel gives the session's number to no other while one of
+them lives. So they are found after Supervisor has gone, and no other process is taken for one of them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
+from services.supervisor.proc_stat import ProcessStat, read_stat
 from stack import paths
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -24,71 +24,48 @@ REDIS_SECONDS = 30
 KILL_SECONDS = 5
 
 
-@dataclass(frozen=True)
-class Process:
-    """What the kernel tells of a process."""
-
-    pid: int
-    group: int
-    session: int
-    # In clock ticks since the machine was started: with the pid this names a process for ever.
-    born: int
-
-
-def look(pid: int) -> Process | None:
-    """A process that runs; None when it has ended, also when nobody has asked for its exit code yet."""
-    try:
-        # The name before the state may hold spaces and brackets.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    if fields[0] in ("Z", "X"):
-        return None
-    return Process(pid, group=int(fields[2]), session=int(fields[3]), born=int(fields[19]))
-
-
 def record(pid: int, kind: str) -> None:
-    """Note who leads the session; `kind` tells one Supervisor's configuration from the next one's."""
-    leader = look(pid)
-    if leader:
-        paths.SESSION.write_text(f"{leader.pid} {leader.born} {boot()} {kind} {paths.ROOT}\n")
+    """Write down which process leads the session; `kind` tells one Supervisor's configuration from the next one's."""
+    if (leader := read_stat(pid)) and not leader.ended:
+        paths.SESSION.write_text(f"{leader.pid} {leader.born} {read_boot_id()} {kind} {paths.ROOT}\n")
 
 
-def boot() -> str:
-    """Which start of the machine this is: numbers of processes mean nothing beyond it."""
+def read_boot_id() -> str:
+    """The id of this start of the machine: the number of a process means nothing beyond it."""
     return BOOT_ID.read_text().strip()
 
 
-def kind() -> str:
-    """What was recorded as the kind of the Supervisor that runs."""
-    return _recorded()[2]
+def read_kind() -> str:
+    """The recorded kind of the Supervisor that runs; "" where none is recorded."""
+    return _read_record()[2]
 
 
-def members() -> list[Process]:
+def list_processes() -> list[ProcessStat]:
     """Every process of the stack that still runs, its Supervisor included."""
-    number, born, _ = _recorded()
-    leader = look(number)
+    number, born, _ = _read_record()
+    leader = read_stat(number)
     if not number or (leader and leader.born != born):
         return []
-    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [process for pid in pids if (process := look(pid)) and process.session == number]
+    stats = (read_stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [stat for stat in stats if stat and stat.session == number and not stat.ended]
 
 
-def leader() -> Process | None:
+def find_leader() -> ProcessStat | None:
     """The Supervisor, while it runs."""
-    return next((process for process in members() if process.pid == process.session), None)
+    return next((process for process in list_processes() if process.pid == process.session), None)
 
 
-def _recorded() -> tuple[int, int, str]:
+def _read_record() -> tuple[int, int, str]:
+    """The leader's pid and its birth, and the kind; 0 and "" where there is no record of ours."""
     try:
-        pid, born, when, kind, where = paths.SESSION.read_text().rstrip("\n").split(" ", 4)
+        pid, born, boot, kind, root = paths.SESSION.read_text().rstrip("\n").split(" ", 4)
     except (FileNotFoundError, ValueError):
         return 0, 0, ""
-    # A copied checkout brings the record along, and must not end the stack of the other.
-    return (int(pid), int(born), kind) if (when, where) == (boot(), str(paths.ROOT)) else (0, 0, "")
+    # A copied checkout has the record of the original, whose stack it must not end.
+    return (int(pid), int(born), kind) if (boot, root) == (read_boot_id(), str(paths.ROOT)) else (0, 0, "")
 
 
-def redis() -> int:
+def read_redis_pid() -> int:
     """The process id of the Redis that was started last; 0 when there was none."""
     try:
         return int(paths.REDIS_LOCK.read_text())
@@ -96,33 +73,32 @@ def redis() -> int:
         return 0
 
 
-def end(patience: float) -> list[Process]:
-    """End what is left of the stack as Supervisor would: running tasks finish, Redis goes last. Whoever resists."""
-    server = redis()
+def end_all(seconds: float) -> list[ProcessStat]:
+    """End what is left of the stack as Supervisor would: running tasks finish, up to `seconds`; Redis goes last.
 
-    def but_redis() -> list[Process]:
-        return [process for process in members() if process.group != server]
+    Returns what could not be ended.
+    """
+    server = read_redis_pid()
+    _end(lambda: [process for process in list_processes() if process.group != server], seconds)
+    _end(list_processes, REDIS_SECONDS)
+    return list_processes()
 
-    _end(but_redis, patience)
-    _end(members, REDIS_SECONDS)
-    return members()
 
-
-def _end(processes: Callable[[], list[Process]], patience: float) -> None:
+def _end(find: Callable[[], list[ProcessStat]], seconds: float) -> None:
     # Programs get TERM and their children do not: they finish their tasks. KILL ends them all.
-    _signal((process.pid for process in processes() if process.pid == process.group), signal.SIGTERM)
-    if not wait(lambda: not processes(), patience):
-        _signal((process.pid for process in processes()), signal.SIGKILL)
-        wait(lambda: not processes(), KILL_SECONDS)
+    _send_signal((process.pid for process in find() if process.pid == process.group), signal.SIGTERM)
+    if not wait_until(lambda: not find(), seconds):
+        _send_signal((process.pid for process in find()), signal.SIGKILL)
+        wait_until(lambda: not find(), KILL_SECONDS)
 
 
-def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+def _send_signal(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
-def wait(condition: Callable[[], object], seconds: float) -> bool:
+def wait_until(condition: Callable[[], object], seconds: float) -> bool:
     """Whether `condition` became true within so many seconds."""
     deadline = monotonic() + seconds
     while not condition():

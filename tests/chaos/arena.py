@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import redis
 
+from services.supervisor.proc_stat import read_stat
 from tests.chaos.census import tasks_in, told_in
 from tests.chaos.marks import DIED, EXITED, FROZEN, Incident, Marks, Seen
 from tests.chaos.subjects import CONCURRENCY, STALK, Subject, settings
@@ -411,10 +412,8 @@ def has_ended(producer: Node) -> bool:
 
 def state(pid: int) -> str:
     """A process's state, as in /proc; Z when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "Z"
+    stat = read_stat(pid)
+    return stat.state if stat else "Z"
 
 
 @contextmanager

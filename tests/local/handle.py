@@ -15,16 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
-from xmlrpc.client import Fault, ServerProxy
 
 import redis
 from celery import Celery
-from supervisor.xmlrpc import SupervisorTransport
 
 from config import load
 from config.celery import build_celery_configuration
 from config.environment import read_env_file
 from config.redis_url import RedisUrl
+from services.supervisor import rpc
 from tests.stack.handle import clone
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
@@ -114,14 +113,11 @@ class Local:
 
     def processes(self) -> dict[str, dict[str, Any]]:
         """Every process that Supervisor knows, by its name; {} when there is no Supervisor."""
-        transport = SupervisorTransport("stalk", "stalk", f"unix://{self.run / 'supervisor.sock'}")
-        proxy: Any = ServerProxy("http://localhost", transport=transport)
         try:
-            return {process["name"]: process for process in proxy.supervisor.getAllProcessInfo()}
-        except (OSError, Fault):
+            known = rpc.connect(self.run / "supervisor.sock").getAllProcessInfo()
+        except rpc.ERRORS:
             return {}
-        finally:
-            transport.close()
+        return {process["name"]: process for process in known}
 
     def pids(self) -> dict[str, int]:
         """The process id of each program."""

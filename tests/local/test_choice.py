@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from config.celery import LOWEST_REDIS_VERSION
-from stack.errors import Failure
+from stack.errors import CommandError
 from stack.local import redis_server
 from tests.local.handle import Local
 
@@ -114,7 +114,7 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_started(bare: Callable[...
         taken.listen()
         done = local.make("up", check=False)
     said = sentence(done.stderr)
-    assert f"port {local.port} on 127.0.0.1 cannot be had for Flower" in said
+    assert f"port {local.port} on 127.0.0.1 is not available for Flower" in said
     assert "FLOWER_PORT" in said
     assert not local.run.exists()
     assert not (local.state / "runtime").exists(), "nothing has run: nothing is to be kept to"
@@ -126,7 +126,7 @@ def test_another_port_is_looked_at_too_while_flower_runs(local: Local) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         done = local.make("up", check=False, exported={"FLOWER_PORT": str(port)})
-    assert f"port {port} on 127.0.0.1 cannot be had" in sentence(done.stderr)
+    assert f"port {port} on 127.0.0.1 is not available" in sentence(done.stderr)
     assert local.flower() == 200
 
 
@@ -205,7 +205,7 @@ def test_without_any_redis_the_sentence_says_what_was_found_and_what_to_install(
 ) -> None:
     path = only_on_path(redis_server=OLD, valkey_server="this is no server")
     monkeypatch.setattr(redis_server, "find_spec", lambda name: None)
-    with pytest.raises(Failure) as failure:
+    with pytest.raises(CommandError) as failure:
         redis_server.find()
     said = str(failure.value)
     assert "version 6.2" in said
@@ -221,5 +221,5 @@ def test_data_of_a_newer_redis_is_not_given_to_an_older_one(only_on_path: OnlyOn
     written_by.write_text("8.0\n")
     assert redis_server.find()[0] == path / "valkey-server"
     written_by.write_text("99.0\n")
-    with pytest.raises(Failure, match=r"version 99\.0, which the data in .* was written by, or newer"):
+    with pytest.raises(CommandError, match=r"version 99\.0, which the data in .* was written by, or newer"):
         redis_server.find()

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import config
 from stack import paths, readiness
-from stack.errors import Failure
+from stack.errors import CommandError
 from stack.local import session
-from stack.local.processes import Processes, heartbeat_health, seconds_since_start
-from stack.units import Unit
+from stack.local.health import measure_age, read_heartbeat_health
+from stack.local.processes import Processes
+from stack.runtime import Unit
 from tests.support.waiting import wait_until
-
-SETTINGS = config.load({})
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def young() -> Iterator[int]:
 
 
 def health(pid: int) -> str:
-    return heartbeat_health({"name": "node", "pid": pid}, SETTINGS)
+    return read_heartbeat_health("node", pid)
 
 
 def say(heartbeat: Path, word: str, seconds_ago: float = 0) -> None:
@@ -84,18 +82,18 @@ def test_the_heartbeat_of_its_predecessor_says_nothing_of_a_new_process(heartbea
 
 def test_the_age_of_a_process_is_right(young: int) -> None:
     # From the youngest on, so that whatever passes between two looks makes the older one older.
-    ages = [seconds_since_start(pid) for pid in (young, os.getpid(), 1)]
+    ages = [measure_age(pid) for pid in (young, os.getpid(), 1)]
     assert 0 <= ages[0] < 30
     assert ages[0] <= ages[1] < ages[2]
 
 
 def test_a_record_of_another_start_process_or_checkout_names_nobody(elsewhere: Path) -> None:
     paths.STATE.mkdir()
-    assert session.members() == []
+    assert session.list_processes() == []
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as ours:
         session.record(ours.pid, "kind")
-        assert [process.pid for process in session.members()] == [ours.pid]
-        assert session.kind() == "kind"
+        assert [process.pid for process in session.list_processes()] == [ours.pid]
+        assert session.read_kind() == "kind"
         pid, born, boot, kind, root = paths.SESSION.read_text().rstrip().split(" ", 4)
         others = (
             f"{pid} {int(born) + 1} {boot} {kind} {root}",
@@ -105,17 +103,17 @@ def test_a_record_of_another_start_process_or_checkout_names_nobody(elsewhere: P
         )
         for other in others:
             paths.SESSION.write_text(other)
-            assert session.members() == []
+            assert session.list_processes() == []
         ours.kill()
 
 
 class Stopped(Processes):
     """A stack that somebody has stopped."""
 
-    def units(self) -> list[Unit]:
+    def list_units(self) -> list[Unit]:
         return []
 
 
 def test_nothing_that_does_not_run_works() -> None:
-    with pytest.raises(Failure, match="nothing runs any more"):
-        readiness.until_healthy(Stopped())
+    with pytest.raises(CommandError, match="nothing runs any more"):
+        readiness.wait_until_healthy(Stopped())

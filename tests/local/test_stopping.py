@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from stack import paths
-from stack.checkout_lock import own_turn
+from stack.checkout_lock import lock_checkout
 from tests.local.handle import MAKE_SECONDS, PROGRAMS, Local
 
 
@@ -77,7 +77,7 @@ def begin_up(local: Local, log: Path) -> subprocess.Popen[bytes]:
 
 def test_who_has_the_turn_is_named_and_is_not_afterwards(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["stack", "up"])
-    with own_turn():
+    with lock_checkout():
         assert paths.LOCK.read_text() == f"'make up' (pid {os.getpid()})\n"
     assert paths.LOCK.read_text() == ""
 

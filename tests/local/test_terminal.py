@@ -25,7 +25,7 @@ def said(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **variables: str)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "stderr", stream)
-    terminal.error("no engine")
+    terminal.print_error("no engine")
     return stream.getvalue()
 
 
@@ -44,5 +44,5 @@ def test_ctrl_c_is_the_attached_programs_and_not_ours(tmp_path: Path) -> None:
         "import os, signal; os.kill(os.getppid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)"
     )
     before = signal.getsignal(signal.SIGINT)
-    assert terminal.attached([sys.executable, "-c", interrupted_by_itself], tmp_path) == -signal.SIGINT
+    assert terminal.run_attached([sys.executable, "-c", interrupted_by_itself], tmp_path) == -signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before

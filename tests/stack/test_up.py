@@ -107,7 +107,7 @@ def test_a_port_that_is_taken_is_one_sentence_that_names_the_variable(other_stac
         taken.listen()
         done = other_stack.make("up", check=False)
     (sentence,) = sentences(done.stderr)
-    assert f"port {other_stack.port} on 127.0.0.1 cannot be had for Flower" in sentence
+    assert f"port {other_stack.port} on 127.0.0.1 is not available for Flower" in sentence
     assert "set FLOWER_PORT" in sentence
     assert other_stack.remains() == {}
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+from services.supervisor.proc_stat import read_stat
 from tests.support.nursery import Nursery
 
 SHOWN_LOG_LINES = 60
@@ -143,11 +144,5 @@ def command_line(pid: int) -> str:
 
 def children(pid: int) -> list[int]:
     """The processes that `pid` has started and that still run."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            # The name before the state may hold spaces and brackets.
-            state, parent, *_ = path.read_text().rpartition(")")[2].split()
-            if int(parent) == pid and state != "Z":
-                found.append(int(path.parent.name))
-    return sorted(found)
+    stats = (read_stat(int(path.name)) for path in Path("/proc").glob("[0-9]*"))
+    return sorted(stat.pid for stat in stats if stat and stat.parent == pid and not stat.ended)

@@ -67,7 +67,7 @@ def get(build: Build) -> Path:
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stalk-test" / build.name
     kept = home / build.server
-    for server in (*redis_server.candidates(), kept):
+    for server in (*redis_server.find_candidates(), kept):
         if name(server) == build.name:
             return server
     reasons = []

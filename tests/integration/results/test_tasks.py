@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from services.supervisor.proc_stat import read_stat
 from services.worker.memory import CHILD_OOM_SCORE_ADJ, LARGEST_OOM_SCORE_ADJ, OOM_SCORE_ADJ
 from tests.support.world import Stack, World
 
@@ -62,7 +63,9 @@ def oom_score_adj(process: int) -> int:
 
 def parent(process: int) -> int:
     """The process that has started this one."""
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    stat = read_stat(process)
+    assert stat
+    return stat.parent
 
 
 def test_a_workflow_counts_words_in_parallel_and_merges_them(stack: Stack) -> None:

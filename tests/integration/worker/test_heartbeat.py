@@ -11,6 +11,7 @@ from time import monotonic, time
 
 import pytest
 
+from services.supervisor.heartbeat_file import OLDEST_SECONDS, READY, STARTING, STUCK, TICKING, WAITING
 from tests.support.checkout import ROOT, Checkout
 from tests.support.odd_checkout import odd_checkout
 from tests.support.processes import children, command_line
@@ -176,16 +177,16 @@ def test_a_node_that_stands_still_is_killed_and_replaced(patients: dict[str, Pat
 @pytest.mark.parametrize(
     ("files", "count", "healthy", "said"),
     [
-        ({"node0": ("ready", 0)}, 1, True, "1 of 1 alive"),
-        ({"node0": ("waiting", 30)}, 1, True, "1 of 1 alive"),
-        ({"node0": ("ready", 31)}, 1, False, "node0.heartbeat is 31 s old"),
-        ({"node0": ("starting", 0)}, 1, False, "node0.heartbeat is starting"),
-        ({"node0": ("stuck", 0)}, 1, False, "node0.heartbeat is stuck"),
+        ({"node0": (READY, 0)}, 1, True, "1 of 1 alive"),
+        ({"node0": (WAITING, OLDEST_SECONDS)}, 1, True, "1 of 1 alive"),
+        ({"node0": (READY, OLDEST_SECONDS + 1)}, 1, False, "node0.heartbeat is 31 s old"),
+        ({"node0": (STARTING, 0)}, 1, False, "node0.heartbeat is starting"),
+        ({"node0": (STUCK, 0)}, 1, False, "node0.heartbeat is stuck"),
         ({"node0": ("", 0)}, 1, False, "node0.heartbeat is empty"),
         ({}, 1, False, "0 of 1 alive"),
-        ({"beat": ("ticking", 0)}, 1, False, "0 of 1 alive"),
-        ({"node0": ("ready", 0), "node1": ("ready", 1)}, 2, True, "2 of 2 alive"),
-        ({"node0": ("ready", 0), "node1": ("ready", 40)}, 2, False, "1 of 2 alive"),
+        ({"beat": (TICKING, 0)}, 1, False, "0 of 1 alive"),
+        ({"node0": (READY, 0), "node1": (READY, 1)}, 2, True, "2 of 2 alive"),
+        ({"node0": (READY, 0), "node1": (READY, 40)}, 2, False, "1 of 2 alive"),
     ],
 )
 def test_the_health_check_reads_heartbeats(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.worker.heartbeat import BEAT_SECONDS, READY, STARTING, STUCK, WAITING, Liveness
+from services.supervisor.heartbeat_file import READY, STARTING, STUCK, WAITING
+from services.worker.heartbeat import BEAT_SECONDS, Liveness
 
 TIMEOUT = 60
 

@@ -23,10 +23,7 @@ def host(tmp_path: Path) -> Path:
     (tmp_path / "stack").mkdir()
     shutil.copy2(ROOT / "stack" / "bootstrap", tmp_path / "stack" / "bootstrap")
     (tmp_path / "bin").mkdir()
-    for tool in TOOLS:
-        found = shutil.which(tool)
-        assert found
-        (tmp_path / "bin" / tool).symlink_to(found)
+    add_tools(tmp_path, *TOOLS)
     return tmp_path
 
 
@@ -37,15 +34,23 @@ def give(host: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
-def bootstrap(host: Path) -> subprocess.CompletedProcess[str]:
+def bootstrap(host: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [host / "stack" / "bootstrap"],
-        env={"PATH": str(host / "bin")},
+        env={"PATH": str(host / "bin"), **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
+
+
+def add_tools(host: Path, *names: str) -> None:
+    """Put programs of this machine on PATH."""
+    for name in names:
+        found = shutil.which(name)
+        assert found
+        (host / "bin" / name).symlink_to(found)
 
 
 def only_sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -92,23 +97,12 @@ def test_a_python_that_is_new_enough_is_found_beside_one_that_is_not(host: Path)
 
 @pytest.mark.slow
 def test_without_a_way_to_the_package_index_that_is_said(host: Path) -> None:
-    for tool in ("rm", "mkdir", "cp", "touch"):
-        found = shutil.which(tool)
-        assert found
-        (host / "bin" / tool).symlink_to(found)
+    add_tools(host, "rm", "mkdir", "cp", "touch")
     (host / "requirements").mkdir()
     shutil.copy2(ROOT / "requirements" / "uv.lock", host / "requirements" / "uv.lock")
     give(host, "python3", f'exec {shlex.quote(sys.executable)} "$@"\n')
     # Port 9 throws away what it gets, where anybody listens there at all.
-    nowhere = {
-        "PATH": str(host / "bin"),
-        "PIP_INDEX_URL": "http://127.0.0.1:9/",
-        "PIP_RETRIES": "0",
-        "PIP_NO_CACHE_DIR": "1",
-    }
-    done = subprocess.run(
-        [host / "stack" / "bootstrap"], env=nowhere, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = bootstrap(host, PIP_INDEX_URL="http://127.0.0.1:9/", PIP_RETRIES="0", PIP_NO_CACHE_DIR="1")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "error: uv could not be installed into .venv: see pip's message above; behind a proxy, set HTTPS_PROXY or "

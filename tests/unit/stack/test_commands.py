@@ -6,12 +6,12 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from stack.docker.engine import LOWEST_API, LOWEST_COMPOSE, major_minor
+from stack.docker.engine import LOWEST_API, LOWEST_COMPOSE, parse_version
 from tests.stack.handle import ROOT, clone, environment, run
 from tests.support.ports import free_port
 
@@ -20,8 +20,6 @@ SECONDS = 60
 COMMANDS = ("up", "call x", "scale 2", "status", "logs", "shell", "stop", "down", "clean --yes")
 INSTALL = "'sudo .ci/docker-engine' installs it on Debian 12 and newer"
 ENGINE = 'if [ "$1" = version ]; then echo 26.1.5 1.45; exit; fi\n'
-
-Say = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +66,12 @@ def only_sentence(done: subprocess.CompletedProcess[str]) -> str:
     ],
 )
 def test_a_version_is_read(printed: str, version: tuple[int, ...]) -> None:
-    assert major_minor(printed) == version
+    assert parse_version(printed) == version
 
 
 def test_versions_are_compared_as_numbers() -> None:
-    assert major_minor("2.9.0") < LOWEST_COMPOSE <= major_minor("2.24.0") < major_minor("10.0.0")
-    assert major_minor("1.9") < LOWEST_API <= major_minor("1.44") < major_minor("1.100")
+    assert parse_version("2.9.0") < LOWEST_COMPOSE <= parse_version("2.24.0") < parse_version("10.0.0")
+    assert parse_version("1.9") < LOWEST_API <= parse_version("1.44") < parse_version("1.100")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,7 +10,7 @@ import pytest
 
 from config import load
 from config.environment import read_env_file
-from stack.env_file import set_variables, with_variable, write_first
+from stack.env_file import create, replace_variable, set_variables
 
 TABLE = [
     ("", "A=1\n", "an empty file"),
@@ -28,20 +28,20 @@ TABLE = [
 
 @pytest.mark.parametrize(("before", "after", "_where"), TABLE, ids=[row[2] for row in TABLE])
 def test_a_variable_is_set_where_it_stands(before: str, after: str, _where: str) -> None:
-    assert with_variable(before, "A", "1") == after
+    assert replace_variable(before, "A", "1") == after
 
 
 @pytest.mark.parametrize("value", ["", "plain", "two words", "pa$$w#rd", 'it\'s "so"', "\\1 \\g<0>", "${A}", " a "])
 def test_a_value_is_read_back_as_it_was_set(tmp_path: Path, value: str) -> None:
     path = tmp_path / ".env"
     for before in ("", "#A=x\n", "A=old\nB=2\n"):
-        path.write_text(with_variable(before, "A", value))
+        path.write_text(replace_variable(before, "A", value))
         assert read_env_file(path)["A"] == value
 
 
 def test_a_value_with_a_line_break_is_refused() -> None:
     with pytest.raises(ValueError, match="line break"):
-        with_variable("", "A", "1\nB=2")
+        replace_variable("", "A", "1\nB=2")
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_a_link_to_the_file_stays_a_link(env_file: Path, tmp_path: Path) -> None
 
 def test_the_first_file_has_random_secrets_and_is_for_its_owner_alone(tmp_path: Path) -> None:
     first, second = tmp_path / "1.env", tmp_path / "2.env"
-    assert write_first(first, WORKER_CPUS="3")
-    assert write_first(second)
+    assert create(first, WORKER_CPUS="3")
+    assert create(second)
     assert stat.S_IMODE(first.stat().st_mode) == 0o600
     one, two = read_env_file(first), read_env_file(second)
     assert one["WORKER_CPUS"] == "3"
@@ -103,7 +103,7 @@ def test_the_first_file_has_random_secrets_and_is_for_its_owner_alone(tmp_path: 
 
 def test_the_first_file_is_a_good_configuration(tmp_path: Path) -> None:
     path = tmp_path / ".env"
-    write_first(path, WORKER_CPUS="2")
+    create(path, WORKER_CPUS="2")
     settings = load({}, path)
     assert settings.warnings == ()
     assert settings.stack.worker_cpus == "2"
@@ -111,5 +111,5 @@ def test_the_first_file_is_a_good_configuration(tmp_path: Path) -> None:
 
 def test_a_file_that_is_there_is_not_touched(env_file: Path) -> None:
     before = env_file.read_bytes()
-    assert not write_first(env_file)
+    assert not create(env_file)
     assert env_file.read_bytes() == before

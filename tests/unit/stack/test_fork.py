@@ -1,4 +1,4 @@
-"""stack.local.fork: a copy of this process in place of a new interpreter, where both would be the same."""
+"""stack.local.fork: a fork of this process in place of a new interpreter, where both would be the same."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def test_what_an_interpreter_reads_at_its_start_needs_a_new_one(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], same: bool
 ) -> None:
     monkeypatch.setattr(fork, "process_environment", lambda: SHELL)
-    assert fork.like_ours(SHELL | changes) is same
+    assert fork.can_copy(SHELL | changes) is same
 
 
 def test_a_path_of_the_shell_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fork, "process_environment", lambda: SHELL | {"PYTHONPATH": "/elsewhere"})
-    assert not fork.like_ours(SHELL | {"PYTHONPATH": str(ROOT)})
+    assert not fork.can_copy(SHELL | {"PYTHONPATH": str(ROOT)})
 
 
 @pytest.mark.parametrize("changes", [{}, {"PYTHONHASHSEED": "0"}], ids=["copy", "new interpreter"])
 def test_output_and_exit_code_are_those_of_the_program(changes: dict[str, str]) -> None:
-    done = fork.answer(("call", "--no-such-option"), SHELL | changes)
+    done = fork.capture(("call", "--no-such-option"), SHELL | changes)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Usage: python -m services call" in done.stderr
     assert "No such option" in done.stderr
