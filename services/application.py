@@ -55,6 +55,6 @@ class Stalk(Celery):  # type: ignore[misc]
         return super()._connection(url, **options)
 
     def require_broker(self, url: str) -> None:
-        """Raise NotSet where Celery would look for years for a host that is not there."""
+        """Raise UrlNotSetError where Celery would look for years for a host that is not there."""
         if self.settings:
             require_set(url, self.settings)

@@ -85,7 +85,7 @@ def known_queues(client: Redis, app: Celery) -> list[str]:
     found = set(app.settings.worker.queues) | {keys.DEFAULT_QUEUE}
     for key in scan_keys(client, "set", keys.BINDINGS + "*"):
         if keys.carries_tasks(key):
-            found |= {keys.bound_queue(str(member)) for member in client.smembers(key)}
+            found |= {keys.parse_bound_queue(str(member)) for member in client.smembers(key)}
     return sorted(found)
 
 
@@ -93,7 +93,7 @@ def waiting(client: Redis, names: list[str]) -> dict[str, int]:
     """Messages that wait in each queue, all priorities together."""
     with client.pipeline(transaction=False) as pipe:
         for name in names:
-            for key in keys.lists_of(name):
+            for key in keys.get_lists(name):
                 pipe.llen(key)
         lengths = pipe.execute()
     steps = len(keys.PRIORITY_STEPS)
@@ -108,7 +108,7 @@ def unread(client: Redis, known: Collection[str], taken: set[str] | None) -> lis
     """
     found = []
     for key in sorted(set(scan_keys(client, "list"))):
-        queue, priority = keys.queue_and_priority(key)
+        queue, priority = keys.parse_list(key)
         if keys.is_mailbox(queue) or (priority in keys.PRIORITY_STEPS and (taken is None or queue in taken)):
             continue
         found.append((key, queue, priority))
@@ -130,7 +130,7 @@ def unread(client: Redis, known: Collection[str], taken: set[str] | None) -> lis
 def holds_tasks(client: Redis, key: str) -> bool:
     """Whether the oldest message of a list is a task's."""
     oldest = client.lindex(key, -1)
-    return bool(oldest and messages.read(str(oldest).encode(), ["json"]).task)
+    return bool(oldest and messages.parse(str(oldest).encode(), ["json"]).task)
 
 
 def scan_keys(client: Redis, kind: str, match: str = "*") -> Iterator[str]:

@@ -92,7 +92,7 @@ def load(client: Redis) -> Revoked:
             member.decode(errors="surrogatepass"): float(left)
             for member, left in zip(found[::2], found[1::2], strict=True)
         }
-        for found in scripts.REVOKED(client, [REVOKED_TASKS, REVOKED_STAMPS], [])
+        for found in scripts.LIST_REVOKED(client, [REVOKED_TASKS, REVOKED_STAMPS], [])
     )
     return Revoked(ids, stamps)
 

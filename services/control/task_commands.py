@@ -58,13 +58,13 @@ def list_scheduled(state: Any, **_: Any) -> list[dict[str, Any]]:
 
 def _entry(state: Any, one: scheduled.Waiting) -> dict[str, Any]:
     """As Celery describes a request in its timer."""
-    message = messages.read(one.message, state.app.conf.accept_content)
+    message = messages.parse(one.message, state.app.conf.accept_content)
     # Of its own, or later, if it waits for its turn or its rate.
     eta = datetime.fromtimestamp(one.due, UTC).isoformat()
     return {"eta": eta, "priority": 6, "request": _info(message, state.hostname)}
 
 
-def _info(message: messages.Read, hostname: str) -> dict[str, Any]:
+def _info(message: messages.TaskMessage, hostname: str) -> dict[str, Any]:
     """As Celery describes a request that has not been started."""
     unread = bool(message.problem)
     info = message.properties.get("delivery_info")
@@ -139,7 +139,7 @@ def query_task(state: Any, ids: Any, **_: Any) -> dict[str, Any]:
     with _redis(state) as client:
         records = scheduled.of_tasks(client, others)
     for record in records.values():
-        message = messages.read(messages.of_record(record), state.app.conf.accept_content)
+        message = messages.parse(messages.extract_message(record), state.app.conf.accept_content)
         found[str(message.id)] = ("scheduled", _info(message, state.hostname))
     return found
 
@@ -241,30 +241,30 @@ def _revoke_scheduled(state: Any, client: Redis, ids: Sequence[str]) -> None:
     """Take out of Redis what waits there, so that no worker that is started later finds it."""
     records = scheduled.of_tasks(client, ids)
     found = {
-        field: messages.read(messages.of_record(record), state.app.conf.accept_content)
+        field: messages.parse(messages.extract_message(record), state.app.conf.accept_content)
         for field, record in records.items()
     }
     # Before it is taken out, so that a crash in between leaves nobody waiting; twice is like once.
     for message in found.values():
-        _backend(state, message).mark_as_revoked(message.id, "revoked", request=messages.context(message))
+        _backend(state, message).mark_as_revoked(message.id, "revoked", request=messages.build_context(message))
     # Several workers are told to; the one that has taken it out tells the world.
     for field in scheduled.remove(client, list(found)):
         _announce(state, found[field])
 
 
-def _backend(state: Any, message: messages.Read) -> Any:
+def _backend(state: Any, message: messages.TaskMessage) -> Any:
     task = state.app.tasks.get(message.task)
     return task.backend if task else state.app.backend
 
 
-def _announce(state: Any, message: messages.Read) -> None:
+def _announce(state: Any, message: messages.TaskMessage) -> None:
     logger.info("Discarding revoked task: %s[%s]", message.task, message.id)
     dispatcher = state.consumer.event_dispatcher
     how = {"terminated": False, "signum": None, "expired": False}
     if dispatcher and dispatcher.enabled:
         dispatcher.send("task-revoked", uuid=message.id, **how)
     if task := state.app.tasks.get(message.task):
-        signals.task_revoked.send(sender=task, request=messages.context(message), **how)
+        signals.task_revoked.send(sender=task, request=messages.build_context(message), **how)
 
 
 def _redis(state: Any) -> Redis:

@@ -91,7 +91,7 @@ class Teller:
         numbers = list(ids)
         if not numbers:
             return
-        taken = scripts.TELL(self._client, [DEAD_LETTERS_UNTOLD], [DEAD_LETTER, TELLING_SECONDS, *numbers])
+        taken = scripts.TAKE_UNREPORTED(self._client, [DEAD_LETTERS_UNTOLD], [DEAD_LETTER, TELLING_SECONDS, *numbers])
         letters = list(zip(*(taken[part::4] for part in range(4)), strict=True))
         for done, (number, raw, reason, detail) in enumerate(letters):
             try:
@@ -111,7 +111,7 @@ class Teller:
             pipe.execute()
 
     def _tell_one(self, number: int, raw: bytes, reason: str, detail: str) -> None:
-        message = messages.read(raw, self._app.conf.accept_content)
+        message = messages.parse(raw, self._app.conf.accept_content)
         logger.error("dead letter %d: %s[%s]: %s: %s", number, message.task, message.id, reason, detail)
         if not message.id:
             return
@@ -122,14 +122,14 @@ class Teller:
         except Exception:  # whatever options that somebody has sent make of Celery, again and again
             logger.exception("dead letter %d: those who wait for %s could not be told", number, message.id)
 
-    def _fail(self, message: messages.Read, error: DeadLetter) -> None:
+    def _fail(self, message: messages.TaskMessage, error: DeadLetter) -> None:
         task = self._app.tasks.get(message.task)
         backend = task.backend if task else self._app.backend
         if backend.get_state(message.id) == SUCCESS:
             # Another copy of it came to its end, and told everybody.
             return
         # Stored also for a task that ignores its result: the later links of its chain may be waited for.
-        request = messages.context(message, hostname=self._hostname)
+        request = messages.build_context(message, hostname=self._hostname)
         backend.mark_as_failure(message.id, error, request=request, store_result=True)
         if self._app.conf.worker_send_task_events:
             with self._app.events.default_dispatcher(hostname=self._hostname) as dispatcher:

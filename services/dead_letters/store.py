@@ -127,8 +127,8 @@ def _chunks(ids: Iterable[int]) -> Iterator[list[int]]:
         yield chunk
 
 
-def _summary(number: int, letter: dict[str, bytes], message: messages.Read | None = None) -> dict[str, Any]:
-    message = message or messages.read(letter["message"], (), body=False)
+def _summary(number: int, letter: dict[str, bytes], message: messages.TaskMessage | None = None) -> dict[str, Any]:
+    message = message or messages.parse(letter["message"], (), body=False)
     return {
         "id": number,
         "when": _when(float(letter["parked_at"])),
@@ -142,7 +142,7 @@ def _summary(number: int, letter: dict[str, bytes], message: messages.Read | Non
 
 
 def _everything(number: int, letter: dict[str, bytes], accept: Iterable[str]) -> dict[str, Any]:
-    message = messages.read(letter["message"], accept)
+    message = messages.parse(letter["message"], accept)
     options = {name: value for name, value in message.embed.items() if value}
     found = _summary(number, letter, message) | {
         "args": message.args,

@@ -9,7 +9,7 @@ from typing import Any
 from redis import Redis
 
 from services.broker import scripts
-from services.broker.keys import HELD, PRIORITY_STEPS, SCHEDULED, SCHEDULED_MESSAGES, scheduled_fields
+from services.broker.keys import PRIORITY_STEPS, SCHEDULED, SCHEDULED_MESSAGES, UNACKED_KEYS, get_scheduled_fields
 
 KEYS = (SCHEDULED, SCHEDULED_MESSAGES)
 # What somebody reads who looks at the schedule; a reply of a worker should not be larger.
@@ -34,7 +34,7 @@ def first(client: Redis, queues: Sequence[str]) -> list[Waiting]:
 
     Raises redis.exceptions.RedisError.
     """
-    found = scripts.SCHEDULED(client, KEYS, [MOST, LOOK_AT, MOST_BYTES, *queues])
+    found = scripts.LIST_SCHEDULED(client, KEYS, [MOST, LOOK_AT, MOST_BYTES, *queues])
     triples = zip(found[::3], found[1::3], found[2::3], strict=True)
     return [Waiting(float(due), queue.decode(), message) for due, queue, message in triples]
 
@@ -44,7 +44,7 @@ def of_tasks(client: Redis, task_ids: Iterable[str]) -> dict[bytes, bytes]:
 
     Raises redis.exceptions.RedisError.
     """
-    fields = [field for task_id in task_ids for field in scheduled_fields(task_id)]
+    fields = [field for task_id in task_ids for field in get_scheduled_fields(task_id)]
     if not fields:
         return {}
     records: list[Any] = client.hmget(SCHEDULED_MESSAGES, fields)
@@ -94,7 +94,7 @@ def to_plain(client: Redis) -> Moved:
     scheduled = requeued = 0
     while True:
         arguments = [scripts.as_json(PRIORITY_STEPS), MOVED_AT_ONCE]
-        waited, held, leased = scripts.TO_PLAIN(client, [*HELD, *KEYS], arguments)
+        waited, held, leased = scripts.TO_PLAIN(client, [*UNACKED_KEYS, *KEYS], arguments)
         scheduled, requeued = scheduled + waited, requeued + held
         if not waited and not held:
             return Moved(scheduled, requeued, leased)

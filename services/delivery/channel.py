@@ -547,10 +547,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     @cached_property  # type: ignore[untyped-decorator]
     def _refresh_binding(self) -> Callable[..., Any]:
-        script = scripts.of(kombu_redis.REFRESH_BINDING)
+        script = scripts.Script.from_text(kombu_redis.REFRESH_BINDING)
 
         def refresh(keys: list[str], args: list[Any], client: Any) -> Any:
-            # At once, also where kombu has begun a transaction: out of that no script gets anything from the reserve.
+            # At once, also where kombu has begun a transaction: inside of that no script has headroom.
             return self._commands.run(script, keys, args)
 
         return refresh

@@ -18,11 +18,10 @@ from celery import bootsteps
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
-from redis.exceptions import RedisError
 
 from config import Settings
 from services.broker import retry
-from services.broker.client import connect
+from services.broker.client import answers_ping, connect
 from services.delivery import registry
 
 logger = get_logger(__name__)
@@ -159,10 +158,4 @@ def _pinger(settings: Settings) -> Callable[[], bool]:
         socket_connect_timeout=PING_TIMEOUT_SECONDS,
     )
 
-    def answers() -> bool:
-        try:
-            return bool(client.ping())
-        except (RedisError, OSError):
-            return False
-
-    return answers
+    return lambda: answers_ping(lambda: client)

@@ -276,7 +276,7 @@ def test_a_server_whose_scripts_must_declare_their_keys_is_refused(
     world: World, check: Checker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Dragonfly's own words cannot be had here; a cluster that has the declared keys alone refuses the same.
-    monkeypatch.setattr(preflight, "HELD", [UNACKED])
+    monkeypatch.setattr(preflight, "UNACKED_KEYS", [UNACKED])
     redis = world.redis(lines=[*CLUSTER, f"{CLOSED} -exists"])
     redis.ask("CLUSTER", "ADDSLOTS", str(redis.ask("CLUSTER", "KEYSLOT", UNACKED)))
     wait_for_cluster(world, redis)

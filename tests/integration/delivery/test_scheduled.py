@@ -17,8 +17,8 @@ import pytest
 import redis
 from celery import chord
 
-from services.broker.keys import SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES, lists_of
-from services.broker.messages import of_record
+from services.broker.keys import SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES, get_lists
+from services.broker.messages import extract_message
 from services.delayed.scheduled import MOST, MOST_BYTES
 from tests.integration.commands.test_call import services
 from tests.integration.results.test_dead_letters import events
@@ -107,7 +107,7 @@ def listening(stack: Stack) -> Node:
 def waiting(stack: Stack, queue: str = "celery") -> list[str]:
     """The ids of the tasks that wait in a queue, all priorities together."""
     with stack.redis.client() as client:
-        return [json.loads(text)["headers"]["id"] for key in lists_of(queue) for text in client.lrange(key, 0, -1)]
+        return [json.loads(text)["headers"]["id"] for key in get_lists(queue) for text in client.lrange(key, 0, -1)]
 
 
 @pytest.fixture(autouse=True)
@@ -244,7 +244,7 @@ def test_inspect_shows_as_many_as_somebody_reads(stack: Stack) -> None:
     # Whichever comes first: a thousand, or the message with which there is a megabyte.
     with redis.Redis(port=stack.redis.port, password=stack.redis.password) as client:
         records = client.hmget(SCHEDULED_MESSAGES, client.zrange(SCHEDULED, 0, -1))
-    together = list(accumulate(len(of_record(record)) for record in records))
+    together = list(accumulate(len(extract_message(record)) for record in records))
     assert len(found) == min(MOST, sum(bytes_before < MOST_BYTES for bytes_before in [0, *together[:-1]]))
 
 
