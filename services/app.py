@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> Celery:
         (
             heartbeat.HeartbeatStep,
             backend.ResultsStep,
-            shutdown.HandBackStep,
+            shutdown.SoftShutdownStep,
             TellStep,
             overtime.OvertimeStep,
             memory.TimerStep,

@@ -16,7 +16,7 @@ from celery.utils.collections import LimitedSet
 from celery.worker import state as worker_state
 
 from services.broker.keys import REVOKED_STAMPS, REVOKED_TASKS, SCHEDULED
-from services.control import revoked
+from services.control import revocations
 from tests.integration.results.test_dead_letters import events
 from tests.support.waiting import wait_until
 from tests.support.world import Node, Stack, World
@@ -284,9 +284,9 @@ def raw(stack: Stack) -> redis.Redis:
 def test_what_has_been_kept_for_long_enough_is_forgotten(
     stack: Stack, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(revoked, "KEPT_SECONDS", 1)
+    monkeypatch.setattr(revocations, "KEEP_SECONDS", 1)
     sent = stack.send("probe.mark", "old")
-    revoked.keep(raw, REVOKED_TASKS, [sent.id])
+    revocations.store(raw, REVOKED_TASKS, [sent.id])
     wait_until(lambda: not raw.exists(REVOKED_TASKS), PATIENCE, "the last one of them is forgotten")
 
     node(stack)
@@ -297,46 +297,46 @@ def test_what_has_been_kept_for_long_enough_is_forgotten(
 def test_what_is_forgotten_is_neither_read_nor_kept_beside_what_is_new(raw: redis.Redis) -> None:
     raw.zadd(REVOKED_TASKS, {"old": time() - 1})
     raw.zadd(REVOKED_STAMPS, {'["owner", "old"]': time() - 1})
-    assert revoked.load(raw) == revoked.Revoked({}, {})
+    assert revocations.load(raw) == revocations.Revocations({}, {})
 
-    revoked.keep_command(raw, "revoke", {"task_id": "new"})
-    revoked.keep_command(raw, "revoke_by_stamped_headers", {"headers": ["owner=a=b", "count=1"]})
+    revocations.store_command(raw, "revoke", {"task_id": "new"})
+    revocations.store_command(raw, "revoke_by_stamped_headers", {"headers": ["owner=a=b", "count=1"]})
 
-    found = revoked.load(raw)
+    found = revocations.load(raw)
     assert list(found.ids) == ["new"]
     assert set(found.stamps) == {'["owner", "a=b"]', '["count", "1"]'}
     for left in (*found.ids.values(), *found.stamps.values()):
-        assert revoked.KEPT_SECONDS - PATIENCE < left <= revoked.KEPT_SECONDS
+        assert revocations.KEEP_SECONDS - PATIENCE < left <= revocations.KEEP_SECONDS
     for key, members in ((REVOKED_TASKS, 1), (REVOKED_STAMPS, 2)):
         assert raw.zcard(key) == members
-        assert 0 < raw.ttl(key) <= revoked.KEPT_SECONDS
+        assert 0 < raw.ttl(key) <= revocations.KEEP_SECONDS
 
 
 def test_no_more_are_kept_than_a_node_has_room_for(raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revoked, "MOST", 3)
-    revoked.keep(raw, REVOKED_TASKS, ["first"])
-    revoked.keep(raw, REVOKED_TASKS, ["a", "b"])
-    revoked.keep(raw, REVOKED_TASKS, ["c"])
+    monkeypatch.setattr(revocations, "MAX_KEPT", 3)
+    revocations.store(raw, REVOKED_TASKS, ["first"])
+    revocations.store(raw, REVOKED_TASKS, ["a", "b"])
+    revocations.store(raw, REVOKED_TASKS, ["c"])
 
-    assert list(revoked.load(raw).ids) == ["a", "b", "c"]
+    assert list(revocations.load(raw).ids) == ["a", "b", "c"]
 
 
 def test_celerys_book_of_stamps_holds_what_a_bounded_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revoked, "_stamps", LimitedSet(maxlen=2))
+    monkeypatch.setattr(revocations, "_stamps", LimitedSet(maxlen=2))
     monkeypatch.setattr(worker_state, "revoked_stamps", {})
     headers = {"owner": ["a", "b"], "count": 1}
 
     for _ in range(3):
-        revoked.learn_stamps(revoked.as_stamps(headers))
+        revocations.remember_stamps(revocations.format_stamps(headers))
 
     assert worker_state.revoked_stamps == {"owner": ["b"], "count": [1]}
 
 
 def test_every_id_that_json_can_spell_is_kept(raw: redis.Redis) -> None:
     ids = ["\ud800", "ü", "a b", ""]
-    revoked.keep(raw, REVOKED_TASKS, ids)
+    revocations.store(raw, REVOKED_TASKS, ids)
 
-    assert set(revoked.load(raw).ids) == set(ids)
+    assert set(revocations.load(raw).ids) == set(ids)
 
 
 def test_a_stamped_header_without_a_value_is_refused_before_anybody_is_told(stack: Stack) -> None:
@@ -402,7 +402,7 @@ def test_a_node_on_a_full_redis_revokes_what_it_hears(
 
     if pool != "solo":
         # The others hear it while a task runs.
-        stack.world.wait_until(lambda: revoked.load(raw).ids, PATIENCE, "it is kept")
+        stack.world.wait_until(lambda: revocations.load(raw).ids, PATIENCE, "it is kept")
     full(False)
     release(stack, "held")
     never_runs(stack, victim)

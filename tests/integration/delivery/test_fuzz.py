@@ -260,7 +260,7 @@ def check(client: Any, queue: str, message: bytes, way: Way) -> None:
 
 def wait_for_token(client: Any, due: float) -> None:
     """The only message there is goes to wait for a token."""
-    token = Rate.of("a [task]", 1, "node")._token(due, 1)
+    token = Rate.per_second("a [task]", 1, "node")._format_token(due, 1)
     keys = [*UNACKED_KEYS, SCHEDULED, SCHEDULED_MESSAGES]
     assert scripts.POSTPONE(client, keys, [claim(client, "celery"), due, token, "id"]) == b"id"
 

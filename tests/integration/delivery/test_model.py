@@ -693,12 +693,12 @@ class Deliveries(RuleBasedStateMachine):
     @rule()
     def revoke(self) -> None:
         """All copies of a task that wait for their time, however many there were before."""
-        records = scheduled.of_tasks(self.client, [TASK])
+        records = scheduled.find_records(self.client, [TASK])
         named = [name for name in get_scheduled_fields(TASK) if name in self.scheduled]
         assert {name: messages.extract_message(record) for name, record in records.items()} == {
             name: self.scheduled[name][1].raw for name in named
         }
-        assert scheduled.remove(self.client, list(get_scheduled_fields(TASK))) == set(named)
+        assert scheduled.delete(self.client, list(get_scheduled_fields(TASK))) == set(named)
         for name in named:
             self.finished.add(self.scheduled.pop(name)[1].number)
 
@@ -706,7 +706,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule(queue=st.sampled_from(QUEUES))
     def purge_scheduled(self, queue: str) -> None:
         named = [name for name, (_, message) in self.scheduled.items() if message.queue == queue]
-        assert [one.message for one in scheduled.first(self.client, [queue])] == [
+        assert [one.message for one in scheduled.list_next(self.client, [queue])] == [
             message.raw for _, message in sorted((self.scheduled[name] for name in named), key=lambda one: one[0])
         ]
         assert scheduled.purge(self.client, queue) == (len(named), set())

@@ -16,7 +16,7 @@ from services.broker import scripts
 from services.broker.headroom import Client
 from services.broker.keys import RATE_LIMIT, SCHEDULED
 from services.delayed import rate_limits
-from services.delayed.rate_limits import Rate, Turn
+from services.delayed.rate_limits import Delay, Rate
 from tests.integration.delivery.test_scheduled import PATIENCE, wait_scheduled
 from tests.support.odd_checkout import odd_checkout
 from tests.support.redis_server import RedisServer
@@ -308,17 +308,17 @@ def client(server: RedisServer) -> Any:
     return client
 
 
-NODE = Rate.of("a task", 1 / HOUR, "node")
+NODE = Rate.per_second("a task", 1 / HOUR, "node")
 NODE_TOKEN = ("a task", NODE.interval, "node")
 
 
-def take(client: Any, rate: Rate = NODE, token: Any = None, *, earliest: float = 0, expires: float = 0) -> Turn | None:
-    return rate.take(client, {"rate_limit_token": token}, 1, earliest, expires)
+def take(client: Any, rate: Rate = NODE, token: Any = None, *, earliest: float = 0, expires: float = 0) -> Delay | None:
+    return rate.take_token(client, {"rate_limit_token": token}, 1, earliest, expires)
 
 
-def waits(turn: Turn | None, seconds: float) -> bool:
+def waits(delay: Delay | None, seconds: float) -> bool:
     """Whether it waits for so long, or as much less as a slow machine has needed since."""
-    return turn is not None and seconds - PATIENCE < turn.due - time() <= seconds
+    return delay is not None and seconds - PATIENCE < delay.due - time() <= seconds
 
 
 @pytest.mark.each_redis
@@ -359,18 +359,18 @@ def test_tokens_come_one_interval_apart_whatever_is_asked_for(client: Any) -> No
     assert waits(expires, HOUR + 1) and expires and not expires.token
     assert waits(take(client), 2 * HOUR + 1)
     # Others have theirs.
-    assert take(client, Rate.of("a task", 1 / HOUR, "other")) is None
-    assert take(client, Rate.of("a task", 1 / HOUR, "")) is None
-    assert take(client, Rate.of("another task", 1 / HOUR, "node")) is None
+    assert take(client, Rate.per_second("a task", 1 / HOUR, "other")) is None
+    assert take(client, Rate.per_second("a task", 1 / HOUR, "")) is None
+    assert take(client, Rate.per_second("another task", 1 / HOUR, "node")) is None
 
 
 @pytest.mark.each_redis
 def test_nodes_with_different_rates_take_turns_until_one_settles_it(client: Any) -> None:
-    faster = Rate.of("a task", 1 / 60, "node")
+    faster = Rate.per_second("a task", 1 / 60, "node")
     assert take(client) is None
     for rate, seconds in ((faster, HOUR), (NODE, HOUR + 60), (faster, 2 * HOUR + 60)):
         assert waits(take(client, rate), seconds)
-    rate_limits.settle(client, {"a task": faster})
+    rate_limits.requeue_outdated(client, {"a task": faster})
     # The new rate begins anew.
     assert take(client, faster) is None
     assert waits(take(client, faster), 60)
@@ -379,17 +379,17 @@ def test_nodes_with_different_rates_take_turns_until_one_settles_it(client: Any)
 @pytest.mark.each_redis
 def test_a_rate_is_forgotten_with_its_last_token(client: Any) -> None:
     key = f"{RATE_LIMIT}a task"
-    for rate in (Rate.of("a task", 10_000, "fast"), NODE, NODE):
+    for rate in (Rate.per_second("a task", 10_000, "fast"), NODE, NODE):
         take(client, rate)
     assert HOUR < client.ttl(key) <= 2 * HOUR
-    take(client, Rate.of("a task", 1, "third"))
+    take(client, Rate.per_second("a task", 1, "third"))
     assert sorted(client.hgetall(key)) == [b"node", b"third"]
     assert HOUR < client.ttl(key) <= 2 * HOUR
 
 
 @pytest.mark.each_redis
 def test_a_very_fast_rate_has_a_token_that_can_be_read(client: Any) -> None:
-    rate = Rate.of("a task", 1e6, "node")
+    rate = Rate.per_second("a task", 1e6, "node")
     assert rate.interval == "0.000001000"
-    assert json.loads(rate._token(1.0, 3)) == ["a task", "0.000001000", "node", 1.0, 3]
+    assert json.loads(rate._format_token(1.0, 3)) == ["a task", "0.000001000", "node", 1.0, 3]
     assert scripts.TOKEN(client, [b"k"], [rate.node, rate.interval, 0, 0, 0]) == [b"", 1]

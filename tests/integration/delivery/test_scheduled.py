@@ -19,7 +19,7 @@ from celery import chord
 
 from services.broker.keys import SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES, get_lists
 from services.broker.messages import extract_message
-from services.delayed.scheduled import MOST, MOST_BYTES
+from services.delayed.scheduled import MAX_LISTED, MAX_LISTED_BYTES
 from tests.integration.commands.test_call import services
 from tests.integration.results.test_dead_letters import events
 from tests.support.nursery import LIBRARIES_ALONE
@@ -245,7 +245,7 @@ def test_inspect_shows_as_many_as_somebody_reads(stack: Stack) -> None:
     with redis.Redis(port=stack.redis.port, password=stack.redis.password) as client:
         records = client.hmget(SCHEDULED_MESSAGES, client.zrange(SCHEDULED, 0, -1))
     together = list(accumulate(len(extract_message(record)) for record in records))
-    assert len(found) == min(MOST, sum(bytes_before < MOST_BYTES for bytes_before in [0, *together[:-1]]))
+    assert len(found) == min(MAX_LISTED, sum(bytes_before < MAX_LISTED_BYTES for bytes_before in [0, *together[:-1]]))
 
 
 def test_query_task_finds_what_waits_in_redis(stack: Stack) -> None:
