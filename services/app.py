@@ -16,7 +16,7 @@ from services.dead_letters.reporter import TellStep
 from services.pool import overtime
 from services.pool.time_limits import Limits
 from services.results import backend
-from services.task_modules import task_modules
+from services.task_modules import find_task_modules
 from services.worker import heartbeat, memory, shutdown
 
 CONFIGURATION_EXIT_CODE = 2
@@ -34,7 +34,7 @@ def create_app(settings: Settings) -> Celery:
     app = Stalk("stalk", set_as_current=True)
     app.conf.update(celery_configuration(settings))
     app.conf.update(
-        imports=task_modules(settings.tasks.imports),
+        imports=find_task_modules(settings.tasks.imports),
         task_default_queue=DEFAULT_QUEUE,
         beat_schedule=beat_schedule(settings.beat.schedule),
         beat_scheduler="services.beat.scheduler:LockedScheduler",

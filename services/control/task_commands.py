@@ -121,7 +121,7 @@ def rate_limit(state: Any, task_name: str, rate_limit: Any, **_: Any) -> Any:
         with _connect(state) as client:
             rate_limits.requeue_outdated(client, {task_name: state.consumer.get_rate(task_name)})
     except (RedisError, OSError) as error:
-        return celery_control.ok(f"{answer['ok']}, but what waits keeps its time: {format_error(error)}")
+        return celery_control.ok(f"{answer['ok']}, but waiting tasks keep their times: {format_error(error)}")
     return answer
 
 

@@ -54,7 +54,7 @@ class BatchPool:
         batch: list[BatchedDelivery] = []
         args = _filter_leased(args, batch)
         if not batch:
-            logger.warning("%r is not run: nothing that it is given has the tag of a delivery that is held here", run)
+            logger.warning("%r is not run: none of its requests is a delivery that this node has", run)
             return None
 
         def on_accepted(pid: int, at: float) -> None:

@@ -108,10 +108,10 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             raise
         except (RedisError, ValueError, IndexError) as error:
             # The latter two for a key that another program has written.
-            logger.error("rate limits: what waits keeps its time: %s", format_error(error))
+            logger.error("rate limits: waiting tasks are not requeued, and keep their times: %s", format_error(error))
         else:
             for name, count in found.items():
-                logger.info("rate limits: %d of %s that waited are back in their queues, for new times", count, name)
+                logger.info("rate limits: %d tasks %s that waited are requeued, and take new tokens", count, name)
         self._are_rates_checked = True
 
     def create_task_handler(self, *arguments: Any, **keywords: Any) -> Any:

@@ -94,7 +94,7 @@ def requeue_and_exit(worker: Any) -> None:
         if registry.close():
             worker.requeue_rate_limited()
         else:
-            logger.error("shutdown: Redis does not answer; what this node held goes back when its lease runs out")
+            logger.error("shutdown: Redis does not answer; its messages are requeued when their leases run out")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

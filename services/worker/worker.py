@@ -98,4 +98,4 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             with connect(self.app.settings.broker_url, self.app.settings, **options) as client:
                 rate_limits.requeue_of_stopping_node(client, rates)
         except (RedisError, OSError) as error:
-            logger.warning("rate limits: what waits keeps its time: %s", format_error(error))
+            logger.warning("rate limits: waiting tasks are not requeued, and keep their times: %s", format_error(error))

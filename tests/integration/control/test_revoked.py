@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis
-from celery import chord, group
+from celery import chord
 from celery.exceptions import TaskRevokedError
 from celery.utils.collections import LimitedSet
 from celery.worker import state as worker_state
@@ -63,6 +63,13 @@ def revoke(stack: Stack, sent: Any) -> None:
     client(stack, f"app.control.revoke({sent.id!r})")
 
 
+def hold(stack: Stack, **options: Any) -> Any:
+    """A task that runs until it is released."""
+    sent = stack.send("probe.hold", "held", **options)
+    stack.world.wait_started("held")
+    return sent
+
+
 def release(stack: Stack, label: str) -> None:
     (stack.world.directory / f"{label}.released").touch()
 
@@ -107,6 +114,7 @@ def test_what_is_revoked_before_any_node_has_lived_never_runs_however_it_is_said
         "stamp-result": lambda sent: client(
             stack, f"app.AsyncResult({sent.id!r}).revoke_by_stamped_headers({{'owner': 'stamp-result'}})"
         ),
+        "group": lambda sent: client(stack, f"app.GroupResult('any', [app.AsyncResult({sent.id!r})]).revoke()"),
         "stamped": lambda _: stack.celery("control revoke_by_stamped_headers owner=stamped").exits(PATIENCE),
     }
     sent = {way: stack.send("probe.mark", "victim", stamped_headers=["owner"], owner=way) for way in ways}
@@ -118,17 +126,6 @@ def test_what_is_revoked_before_any_node_has_lived_never_runs_however_it_is_said
 
     never_runs(stack, *sent.values())
     assert kept.get(timeout=PATIENCE) == "kept"
-
-
-def test_a_group_that_is_revoked_before_any_node_has_lived_never_runs(stack: Stack) -> None:
-    parts = [stack.client.signature("probe.mark", args=["victim"]) for _ in range(3)]
-    sent = group(parts, app=stack.client).apply_async()
-    ids = [part.id for part in sent.results]
-    client(stack, f"app.GroupResult('any', [app.AsyncResult(one) for one in {ids!r}]).revoke()")
-
-    node(stack)
-
-    never_runs(stack, *sent.results)
 
 
 def test_a_chord_errs_whose_part_was_revoked_while_no_node_lived(stack: Stack) -> None:
@@ -192,29 +189,21 @@ def test_the_world_hears_of_it_once(stack: Stack) -> None:
 # Nodes that die, and nodes that are cut off.
 
 
-@pytest.mark.parametrize("stamped", [False, True], ids=["id", "stamp"])
-def test_what_a_node_hears_from_a_client_without_this_application_outlives_it(stack: Stack, stamped: bool) -> None:
+@pytest.mark.parametrize("how", ["id", "stamp", "alive"])
+def test_what_a_node_hears_from_a_client_without_this_application_outlives_it(stack: Stack, how: str) -> None:
     listener = hears(stack, node(stack, queues="other", name="other"), "other")
     victim = stack.send("probe.mark", "victim", stamped_headers=["owner"], owner="somebody")
-    if stamped:
-        headers = {"owner": "somebody"}
-        said = stack.client.control.revoke_by_stamped_headers(headers, reply=True, timeout=PATIENCE, limit=1)
+    answer = {"reply": True, "timeout": PATIENCE, "limit": 1}
+    if how == "stamp":
+        said = stack.client.control.revoke_by_stamped_headers({"owner": "somebody"}, **answer)
     else:
-        said = stack.client.control.revoke(victim.id, reply=True, timeout=PATIENCE, limit=1)
+        said = stack.client.control.revoke(victim.id, **answer)
     assert "flagged as revoked" in str(said), said
-    listener.process.end()
+    if how != "alive":
+        listener.process.end()
 
-    node(stack)
-
-    never_runs(stack, victim)
-
-
-def test_a_node_that_joins_others_without_asking_them_knows_it(stack: Stack) -> None:
-    hears(stack, node(stack, queues="other", name="other"), "other")
-    victim = stack.send("probe.mark", "victim")
-    stack.client.control.revoke(victim.id, reply=True, timeout=PATIENCE, limit=1)
-
-    node(stack, more="--without-mingle --without-gossip")
+    # Nor does it ask the one that is alive.
+    node(stack, more="--without-mingle --without-gossip" if how == "alive" else "")
 
     never_runs(stack, victim)
 
@@ -223,8 +212,7 @@ def test_a_task_that_was_running_when_it_was_revoked_does_not_start_again_when_i
     stack: Stack, pool: str
 ) -> None:
     first = hears(stack, node(stack, pool))
-    victim = stack.send("probe.hold", "held")
-    stack.world.wait_started("held")
+    victim = hold(stack)
     revoke(stack, victim)
     first.process.end()
 
@@ -238,8 +226,7 @@ def test_a_task_that_was_running_when_it_was_revoked_does_not_start_again_when_i
 @pytest.mark.parametrize("cut", ["pubsub", "all", "none"])
 def test_a_node_that_was_frozen_or_cut_off_when_it_was_told_knows_it(stack: Stack, pool: str, cut: str) -> None:
     one = hears(stack, node(stack, pool))
-    stack.send("probe.hold", "held")
-    stack.world.wait_started("held")
+    hold(stack)
     victim = stack.send("probe.mark", "victim")
 
     one.process.signal(signal.SIGSTOP)
@@ -256,8 +243,7 @@ def test_a_node_that_was_frozen_or_cut_off_when_it_was_told_knows_it(stack: Stac
 def test_one_of_two_nodes_that_was_cut_off_knows_it(stack: Stack) -> None:
     nodes = [hears(stack, node(stack, name=name, queues=name), name) for name in ("one", "two")]
     # The one has no time to run it before it is revoked, the other cannot.
-    stack.send("probe.hold", "held", queue="two")
-    stack.world.wait_started("held")
+    hold(stack, queue="two")
     nodes[0].process.signal(signal.SIGSTOP)
     stack.redis.ask("CLIENT", "KILL", "TYPE", "pubsub")
     sent = [stack.send("probe.mark", "victim", queue=name) for name in ("one", "two")]
@@ -393,8 +379,7 @@ def test_a_node_on_a_full_redis_revokes_what_it_hears(
     stack: Stack, full: Callable[[bool], None], raw: redis.Redis, pool: str
 ) -> None:
     hears(stack, node(stack, pool))
-    stack.send("probe.hold", "held")
-    stack.world.wait_started("held")
+    hold(stack)
     victim = stack.send("probe.mark", "victim")
     full(True)
 

@@ -20,7 +20,7 @@ from services.delayed.rate_limits import Delay, Rate
 from tests.integration.delivery.test_scheduled import PATIENCE, wait_scheduled
 from tests.support.odd_checkout import odd_checkout
 from tests.support.redis_server import RedisServer
-from tests.support.world import Stack, World
+from tests.support.world import Node, Stack, World
 
 POOLS = ("prefork", "threads", "solo")
 MOSTLY_ONE = ("prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "solo")))
@@ -36,6 +36,25 @@ def stack(world: World, tmp_path: Path) -> Stack:
     """A Redis without workers."""
     world.checkout = odd_checkout(tmp_path / "code")
     return world.stack(CELERY_IMPORTS="probe,odd_tasks", WORKER_LEASE="6")
+
+
+def start_solo(stack: Stack, name: str = "node0", **settings: str) -> Node:
+    return stack.celery(f"worker --pool=solo --loglevel=info --hostname={name}@%h", **settings)
+
+
+def began(stack: Stack, label: str = "seldom-0") -> float:
+    """When a task was started, which was once."""
+    ((_, _, moment),) = stack.world.notes("start", label)
+    return moment
+
+
+def limit_rate(stack: Stack, task: str, rate: object) -> None:
+    assert stack.client.control.rate_limit(task, rate, reply=True, timeout=PATIENCE, limit=1)
+
+
+def kill(node: Node) -> None:
+    node.process.signal(signal.SIGKILL)
+    node.exits(PATIENCE)
 
 
 def send_seldom(stack: Stack, count: int, **options: Any) -> dict[str, Any]:
@@ -84,24 +103,23 @@ def test_tasks_over_their_rate_wait_in_redis_and_all_others_run(stack: Stack, po
     assert in_order(stack) == ["seldom-0"]
     found = dues(stack)
     assert list(found) == [one.id for one in list(sent.values())[1:]]
-    ((_, _, began),) = stack.world.notes("start", "seldom-0")
-    assert found[sent["seldom-1"].id] <= began + HOUR
+    assert found[sent["seldom-1"].id] <= began(stack) + HOUR
     check_apart(stack, HOUR)
     # One is revoked; for the others the limit is lifted.
     worker.ready()
     stack.client.control.revoke(sent["seldom-1"].id)
     wait_scheduled(stack, 8)
-    assert stack.client.control.rate_limit("odd_tasks.seldom", "1/m", reply=True, timeout=PATIENCE, limit=1)
+    limit_rate(stack, "odd_tasks.seldom", "1/m")
     stack.world.wait_started("seldom-2")
     wait_scheduled(stack, 7)
     check_apart(stack, 60)
-    assert stack.client.control.rate_limit("odd_tasks.seldom", 0, reply=True, timeout=PATIENCE, limit=1)
+    limit_rate(stack, "odd_tasks.seldom", 0)
     stack.world.wait_started("seldom-9")
     assert in_order(stack) == [f"seldom-{number}" for number in range(10) if number != 1]
 
 
 def test_inspect_shows_what_waits_for_its_rate_with_its_time(stack: Stack) -> None:
-    node = stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
+    node = start_solo(stack).ready()
     sent = send_seldom(stack, 2, countdown=0.5)
     wait_scheduled(stack, 1)
     # Until its time, the first one waits in the node's timer, and is told of as well.
@@ -148,17 +166,16 @@ def test_each_node_has_a_rate_of_its_own(stack: Stack) -> None:
 
 
 def test_a_node_that_starts_with_another_rate_brings_back_what_waits_for_the_old_one(stack: Stack) -> None:
-    first = stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
+    first = start_solo(stack).ready()
     send_seldom(stack, 4)
     wait_scheduled(stack, 3)
-    first.process.signal(signal.SIGKILL)
-    first.exits(PATIENCE)
+    kill(first)
 
     modules = stack.world.path("modules")
     modules.mkdir()
     (modules / "faster.py").write_text(FASTER)
     more = {"CELERY_IMPORTS": "probe,odd_tasks,faster", "PYTHONPATH": str(modules)}
-    stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h", **more).ready()
+    start_solo(stack, **more).ready()
 
     stack.world.wait_started("seldom-1")
     wait_scheduled(stack, 2)
@@ -167,13 +184,12 @@ def test_a_node_that_starts_with_another_rate_brings_back_what_waits_for_the_old
 
 
 def test_what_waits_for_a_node_that_was_killed_has_the_rate_of_the_one_that_is_started_instead(stack: Stack) -> None:
-    first = stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
+    first = start_solo(stack).ready()
     send_seldom(stack, 6)
     wait_scheduled(stack, 5)
-    first.process.signal(signal.SIGKILL)
-    first.exits(PATIENCE)
+    kill(first)
 
-    stack.celery("worker --pool=solo --loglevel=info --hostname=node1@%h").ready()
+    start_solo(stack, "node1").ready()
 
     stack.world.wait_started("seldom-1")
     wait_scheduled(stack, 4)
@@ -187,7 +203,7 @@ def test_what_waits_for_a_node_that_was_killed_has_the_rate_of_the_one_that_is_s
 
 
 def test_a_node_that_stops_leaves_what_waits_to_others_and_starts_no_more_when_it_is_back(stack: Stack) -> None:
-    node = stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
+    node = start_solo(stack).ready()
     sent = send_seldom(stack, 4)
     wait_scheduled(stack, 3)
 
@@ -197,7 +213,7 @@ def test_a_node_that_stops_leaves_what_waits_to_others_and_starts_no_more_when_i
     raws: Any = stack.redis.client().lrange("celery", 0, -1)
     assert [json.loads(raw)["headers"]["id"] for raw in reversed(raws)] == [one.id for one in list(sent.values())[1:]]
     assert "rate_limit_token" not in "".join(raws)
-    stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
+    start_solo(stack).ready()
     wait_scheduled(stack, 3)
     no_place_is_taken(stack)
     assert in_order(stack) == ["seldom-0"]
@@ -212,9 +228,8 @@ def test_a_purge_frees_the_tokens_of_what_it_deletes(stack: Stack) -> None:
 
     assert stack.celery("purge -f -Q celery").exits(PATIENCE) == 0
 
-    ((_, _, began),) = stack.world.notes("start", "seldom-0")
     stack.world.wait_until(lambda: list(dues(stack)) == [kept.id], PATIENCE, "the one of the other queue waits alone")
-    assert dues(stack)[kept.id] <= began + HOUR
+    assert dues(stack)[kept.id] <= began(stack) + HOUR
     assert in_order(stack) == ["seldom-0"]
 
 
@@ -228,8 +243,7 @@ def test_a_task_that_expires_before_its_token_comes_is_discarded_then_and_takes_
 
     stack.world.wait_until(lambda: expires.state == "REVOKED", PATIENCE, "it has expired")
     wait_scheduled(stack, 1)
-    ((_, _, began),) = stack.world.notes("start", "seldom-0")
-    assert dues(stack)[after.id] <= began + HOUR
+    assert dues(stack)[after.id] <= began(stack) + HOUR
 
 
 @pytest.mark.parametrize("pool", MOSTLY_ONE)
@@ -240,8 +254,7 @@ def test_an_eta_and_a_rate_are_both_kept(stack: Stack, pool: str) -> None:
 
     stack.world.wait_until(lambda: in_order(stack), PATIENCE, "one of them starts")
     [label] = in_order(stack)
-    ((_, _, began),) = stack.world.notes("start", label)
-    assert began > moment + 2 - EXACT
+    assert began(stack, label) > moment + 2 - EXACT
     wait_scheduled(stack, 1)
     [waits] = dues(stack)
     assert {waits, sent[int(label[-1])].id} == {one.id for one in sent}
@@ -285,7 +298,7 @@ def test_a_batch_has_no_rate_as_with_celery(stack: Stack) -> None:
     stack.worker(WORKER_POOL="threads", WORKER_PREFETCH_MULTIPLIER="4").ready()
     # It says so a moment before it listens, and to nothing else: it has no gossip.
     stack.world.wait_until(stack.redis.client().pubsub_numpat, PATIENCE, "the node hears commands")
-    assert stack.client.control.rate_limit("odd_tasks.in_batches", "1/h", reply=True, timeout=PATIENCE, limit=1)
+    limit_rate(stack, "odd_tasks.in_batches", "1/h")
     labels = [f"batch-{number}" for number in range(4)]
     for label in labels:
         stack.send("odd_tasks.in_batches", label, "ends")

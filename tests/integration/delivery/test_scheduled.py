@@ -96,9 +96,14 @@ def make_due(stack: Stack, *sent: Any, seconds: float = 0.0) -> float:
     return moment
 
 
+def start(stack: Stack, pool: str = "solo", name: str = "node0", queues: str = "celery") -> Node:
+    """A node that runs one task at a time."""
+    return stack.celery(f"worker --loglevel=info --pool={pool} --concurrency=1 --queues={queues} --hostname={name}@%h")
+
+
 def listening(stack: Stack) -> Node:
     """A worker that hears what is broadcast: it says that it is ready a moment before it does."""
-    worker = stack.celery("worker --loglevel=info --pool=solo --hostname=node0@%h")
+    worker = start(stack)
     stack.send("probe.mark", "heard")
     stack.world.wait_started("heard")
     return worker
@@ -170,12 +175,12 @@ def test_what_is_due_starts_in_its_turn_and_not_before(stack: Stack) -> None:
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
 def test_what_is_due_starts_in_its_turn_in_other_pools_too(quiet: Stack, pool: str) -> None:
-    quiet.celery(f"worker --loglevel=info --pool={pool} --concurrency=1 --hostname=node0@%h").ready()
+    start(quiet, pool).ready()
     check_turns(quiet, pool)
 
 
 def test_a_due_task_starts_although_every_place_of_its_first_worker_is_taken(stack: Stack) -> None:
-    other = stack.celery("worker --loglevel=info --pool=solo --queues=other --hostname=other@%h")
+    other = start(stack, name="other", queues="other")
     other.says("other@.* ready")
     beside = later(stack, "beside", queue="other")
     wait_scheduled(stack, 1)
@@ -222,7 +227,7 @@ def test_inspect_shows_what_waits_in_redis_the_next_one_first(stack: Stack) -> N
     near, far = later(stack, "near", HOUR), later(stack, "far", 2 * HOUR)
     later(stack, "of-others", queue="nobody")
     wait_scheduled(stack, 2)
-    stack.celery("worker --loglevel=info --pool=solo --queues=nobody --hostname=nobody@%h").says("nobody@.* ready")
+    start(stack, name="nobody", queues="nobody").says("nobody@.* ready")
     wait_scheduled(stack, 3)
 
     (found,) = stack.client.control.inspect([NODE], timeout=PATIENCE).scheduled().values()
@@ -259,7 +264,7 @@ def test_query_task_finds_what_waits_in_redis(stack: Stack) -> None:
 
 def test_a_revoked_task_leaves_redis_at_once_and_one_worker_says_so(quiet: Stack) -> None:
     for name in ("one", "two", "three"):
-        quiet.celery(f"worker --loglevel=info --pool=solo --hostname={name}@%h")
+        start(quiet, name=name)
     for node, name in zip(quiet.nodes, ("one", "two", "three"), strict=True):
         node.says(f"{name}@.* ready")
     sent, other = later(quiet, "revoked"), later(quiet, "kept")
@@ -293,7 +298,7 @@ def test_a_revoked_task_stays_so_when_all_workers_are_started_again(quiet: Stack
     )
     worker.process.end()
 
-    quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
+    start(quiet).ready()
 
     quiet.world.holds_for(
         lambda: not quiet.world.started("revoked") and not scheduled(quiet), 2 * LEASE, "none runs or waits again"
@@ -329,7 +334,7 @@ def test_a_chord_errs_whose_part_is_revoked_while_it_waits(stack: Stack) -> None
 
 
 def test_purging_a_queue_takes_what_waits_for_its_time_along(quiet: Stack) -> None:
-    worker = quiet.celery("worker --loglevel=info --pool=solo --queues=mail,other --hostname=node0@%h").ready()
+    worker = start(quiet, name="node0", queues="mail,other").ready()
     for number in range(1200):
         later(quiet, f"purged-{number}", queue="mail")
     kept = later(quiet, "kept", queue="other", ignore_result=False)
@@ -343,7 +348,7 @@ def test_purging_a_queue_takes_what_waits_for_its_time_along(quiet: Stack) -> No
     purge.says("Purged 1201 messages")
     assert quiet.waiting("mail") == 0
     make_due(quiet, kept)
-    quiet.celery("worker --loglevel=info --pool=solo --queues=mail,other --hostname=node0@%h")
+    start(quiet, name="node0", queues="mail,other")
     assert kept.get(timeout=PATIENCE) == "kept"
 
 
@@ -365,7 +370,7 @@ def stock_worker(stack: Stack) -> Node:
 
 
 def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(quiet: Stack) -> None:
-    quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
+    start(quiet).ready()
     later(quiet, "far")
     wait_scheduled(quiet, 1)
 
@@ -410,7 +415,7 @@ def test_stock_workers_go_on_with_all_that_was_left(quiet: Stack) -> None:
 
 
 def test_a_worker_that_was_stopped_leaves_nothing_that_has_to_be_brought_back(quiet: Stack) -> None:
-    worker = quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
+    worker = start(quiet).ready()
     worker.process.signal(signal.SIGTERM)
     assert worker.exits(PATIENCE) == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import monotonic
 
 from celery import Celery
+from celery.result import allow_join_result
 from kombu.asynchronous import get_event_loop, set_event_loop
 from kombu.asynchronous.timer import Timer as KombuTimer
 
@@ -52,7 +53,9 @@ def test_nodes_with_an_event_loop_use_it() -> None:
     app.steps["worker"].add(TimerStep)
     before = get_event_loop()
     try:
-        worker = app.Worker(pool="prefork", loglevel="CRITICAL")
+        # A worker with children forbids it in its process to wait for results, and so to the tests after this one.
+        with allow_join_result():
+            worker = app.Worker(pool="prefork", loglevel="CRITICAL")
         assert type(worker.timer) is Timer
         assert worker.timer is worker.hub.timer is worker.consumer.timer
     finally:
