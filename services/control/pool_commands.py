@@ -25,13 +25,32 @@ def pool_restart(state: Any, **_: Any) -> Any:
 @control_command(args=[("n", int)], signature="[N=1]")  # type: ignore[untyped-decorator]
 def pool_grow(state: Any, n: int = 1, **_: Any) -> Any:
     """Grow pool by n processes."""
-    return _refuse(state, n) or _refuse_growth(state, n) or celery_control.pool_grow(state, n)
+    if refusal := _refuse(state, n):
+        return refusal
+    size = state.consumer.pool.num_processes
+    if size + n > MAX_PROCESSES:
+        how = f"grow it by less than {n}"
+        return celery_control.nok(f"the pool has {size} of at most {MAX_PROCESSES} processes: {how}")
+    return celery_control.pool_grow(state, n)
 
 
 @control_command(args=[("n", int)], signature="[N=1]")  # type: ignore[untyped-decorator]
 def pool_shrink(state: Any, n: int = 1, **_: Any) -> Any:
     """Shrink pool by n processes that run nothing; one stays."""
-    return _refuse(state, n) or _refuse_shrinking(state, n) or _shrink(state, n)
+    if refusal := _refuse(state, n):
+        return refusal
+    size = state.consumer.pool.num_processes
+    if n >= size:
+        # A node without processes would keep for ever what it has taken from its queues.
+        how = "shut the node down instead"
+        return celery_control.nok(f"the pool has {size} process(es), of which one has to stay: {how}")
+    try:
+        return celery_control.pool_shrink(state, n)
+    except ValueError:
+        # Some processes may have ended all the same, and the node must not take tasks for those (celery 5.7).
+        gone = size - state.consumer.pool.num_processes
+        state.consumer._update_prefetch_count(-gone)
+        return celery_control.nok(f"the pool has shrunk by {gone}: its other processes run tasks, so try again later")
 
 
 @control_command(args=[("max", int), ("min", int)], signature="[max [min]]")  # type: ignore[untyped-decorator]
@@ -57,17 +76,6 @@ def disable_events(state: Any, **_: Any) -> Any:
     return celery_control.disable_events(state)
 
 
-def _shrink(state: Any, n: int) -> Any:
-    size = state.consumer.pool.num_processes
-    try:
-        return celery_control.pool_shrink(state, n)
-    except ValueError:
-        # Some processes may have ended all the same, and the node must not take tasks for those (celery 5.7).
-        gone = size - state.consumer.pool.num_processes
-        state.consumer._update_prefetch_count(-gone)
-        return celery_control.nok(f"the pool has shrunk by {gone}: its other processes run tasks, so try again later")
-
-
 def _refuse(state: Any, n: int) -> Any:
     """The error for a pool whose size cannot be changed by n; None where it can."""
     if not child_guard.forks(state.consumer.pool):
@@ -75,18 +83,3 @@ def _refuse(state: Any, n: int) -> Any:
     if state.consumer.controller.autoscaler:
         return celery_control.nok("this node autoscales: change its autoscale range instead")
     return None if n >= 1 else celery_control.nok(f"{n} is no number of processes: give 1 or more")
-
-
-def _refuse_growth(state: Any, n: int) -> Any:
-    size = state.consumer.pool.num_processes
-    if size + n <= MAX_PROCESSES:
-        return None
-    return celery_control.nok(f"the pool has {size} of at most {MAX_PROCESSES} processes: grow it by less than {n}")
-
-
-def _refuse_shrinking(state: Any, n: int) -> Any:
-    # A node without processes would keep for ever what it has taken from its queues.
-    size = state.consumer.pool.num_processes
-    if n < size:
-        return None
-    return celery_control.nok(f"the pool has {size} process(es), of which one has to stay: shut the node down instead")

@@ -94,8 +94,8 @@ def case(request: pytest.FixtureRequest, shared_world: World) -> tuple[Served, l
     certificates = make_certificates(shared_world.path("certificates"), *other)
     lines, right, wrong = CASES[request.param]
     paths = {"trusted": f"ssl_ca_certs={certificates / 'ca.crt'}", "own": certificates / "server"}
-    filled = ([[one.format(**paths) for one in options] for options in each] for each in (right, wrong))
-    return Served(shared_world, certificates, *lines), *filled
+    right, wrong = ([[one.format(**paths) for one in options] for options in each] for each in (right, wrong))
+    return Served(shared_world, certificates, *lines), right, wrong
 
 
 @pytest.mark.parametrize("way", [by_broker, by_results, by_client])
