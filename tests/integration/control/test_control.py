@@ -15,6 +15,7 @@ from kombu import Exchange, Producer
 from services.control.mailbox import Mailbox
 from services.delivery.channel import ANSWER_MILLISECONDS
 from services.delivery.connection import Connection
+from tests.integration.delivery.test_scheduled import start
 from tests.support.world import Node, Stack, World
 
 PATIENCE = 120
@@ -53,8 +54,8 @@ def stack(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest
     (modules / "broken.py").write_text(BROKEN)
     (modules / "patient.py").write_text(PATIENT)
     stack = world.stack()
-    options = f"--pool={request.param} --concurrency=1 --hostname=node0@%h --loglevel=info --without-gossip"
-    stack.celery(f"worker {options}", CELERY_IMPORTS="probe,broken,patient", PYTHONPATH=str(modules)).ready()
+    settings = {"CELERY_IMPORTS": "probe,broken,patient", "PYTHONPATH": str(modules)}
+    start(stack, request.param, more="--without-gossip", **settings).ready()
     # It says so a moment before it listens.
     client = stack.redis.client()
     world.wait_until(client.pubsub_numpat, PATIENCE, "the node hears commands")

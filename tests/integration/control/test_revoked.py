@@ -17,6 +17,7 @@ from celery.worker import state as worker_state
 
 from services.broker.keys import REVOKED_STAMPS, REVOKED_TASKS, SCHEDULED
 from services.control import revocations
+from tests.integration.delivery.test_scheduled import start
 from tests.integration.results.test_dead_letters import events
 from tests.support.waiting import wait_until
 from tests.support.world import Node, Stack, World
@@ -31,18 +32,12 @@ NODE = f"node0@{os.uname().nodename}"
 @pytest.fixture
 def stack(world: World) -> Stack:
     """A Redis without nodes."""
-    return world.stack()
+    return world.stack(WORKER_LEASE=str(LEASE))
 
 
 @pytest.fixture(params=POOLS)
 def pool(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def node(stack: Stack, pool: str = "solo", queues: str = "celery", name: str = "node0", more: str = "") -> Node:
-    """A node that runs one task at a time, with nobody who would replace it."""
-    options = f"--loglevel=info --pool={pool} --concurrency=1 --queues={queues} --hostname={name}@%h {more}"
-    return stack.celery(f"worker {options}", WORKER_LEASE=str(LEASE))
 
 
 def hears(stack: Stack, one: Node, name: str = "node0") -> Node:
@@ -90,13 +85,13 @@ def never_runs(stack: Stack, *sent: Any) -> None:
 
 
 def test_a_task_that_is_revoked_while_its_only_node_is_stopped_never_runs(stack: Stack, pool: str) -> None:
-    first = node(stack, pool).ready()
+    first = start(stack, pool).ready()
     first.process.terminate()
     first.exits(PATIENCE)
     victim = stack.send("probe.mark", "victim")
     revoke(stack, victim)
 
-    node(stack, pool)
+    start(stack, pool)
 
     never_runs(stack, victim)
     assert stack.client.control.inspect([NODE], timeout=PATIENCE).revoked() == {NODE: [victim.id]}
@@ -122,7 +117,7 @@ def test_what_is_revoked_before_any_node_has_lived_never_runs_however_it_is_said
     for way, say in ways.items():
         say(sent[way])
 
-    node(stack)
+    start(stack)
 
     never_runs(stack, *sent.values())
     assert kept.get(timeout=PATIENCE) == "kept"
@@ -133,7 +128,7 @@ def test_a_chord_errs_whose_part_was_revoked_while_no_node_lived(stack: Stack) -
     sent = chord(parts, app=stack.client)(stack.client.signature("probe.collect", args=["body"]))
     revoke(stack, sent.parent.results[0])
 
-    node(stack)
+    start(stack)
 
     never_runs(stack, sent.parent.results[0])
     stack.world.wait_until(lambda: sent.state == "FAILURE", PATIENCE, "its body fails")
@@ -141,7 +136,7 @@ def test_a_chord_errs_whose_part_was_revoked_while_no_node_lived(stack: Stack) -
 
 
 def test_a_task_that_waits_for_its_time_is_taken_out_by_the_first_node_that_comes(stack: Stack, pool: str) -> None:
-    first = node(stack, pool)
+    first = start(stack, pool)
     victim, kept = (stack.send("probe.mark", label, countdown=HOUR) for label in ("victim", "kept"))
     counted = stack.redis.client()
     stack.world.wait_until(lambda: counted.zcard(SCHEDULED) == 2, PATIENCE, "both wait in Redis")
@@ -149,7 +144,7 @@ def test_a_task_that_waits_for_its_time_is_taken_out_by_the_first_node_that_come
     first.exits(PATIENCE)
     revoke(stack, victim)
 
-    node(stack, pool)
+    start(stack, pool)
 
     stack.world.wait_until(lambda: victim.state == "REVOKED", PATIENCE, "it says REVOKED")
     stack.world.wait_until(lambda: counted.zrange(SCHEDULED, 0, -1) == [kept.id], PATIENCE, "only the other one waits")
@@ -159,7 +154,7 @@ def test_a_task_that_waits_for_its_time_is_taken_out_by_the_first_node_that_come
 def test_what_waits_behind_a_running_task_is_known_when_its_turn_comes(
     stack: Stack, pool: str, prefetched: int
 ) -> None:
-    hears(stack, node(stack, pool, more=f"--prefetch-multiplier={prefetched}"))
+    hears(stack, start(stack, pool, more=f"--prefetch-multiplier={prefetched}"))
     running = stack.send("probe.end", "held", "retries")
     stack.world.wait_started("held")
     victims = [stack.send("probe.mark", "victim"), stack.send("probe.mark", "victim", countdown=0.5)]
@@ -174,11 +169,11 @@ def test_what_waits_behind_a_running_task_is_known_when_its_turn_comes(
 
 
 def test_the_world_hears_of_it_once(stack: Stack) -> None:
-    hears(stack, node(stack, queues="other", name="other"), "other")
+    hears(stack, start(stack, queues="other", name="other"), "other")
     victim = stack.send("probe.mark", "victim")
     with events(stack) as seen:
         revoke(stack, victim)
-        node(stack)
+        start(stack)
         never_runs(stack, victim)
         stack.world.wait_until(
             lambda: [one for one in seen if one["type"] == "task-revoked"], PATIENCE, "the event of it"
@@ -191,7 +186,7 @@ def test_the_world_hears_of_it_once(stack: Stack) -> None:
 
 @pytest.mark.parametrize("how", ["id", "stamp", "alive"])
 def test_what_a_node_hears_from_a_client_without_this_application_outlives_it(stack: Stack, how: str) -> None:
-    listener = hears(stack, node(stack, queues="other", name="other"), "other")
+    listener = hears(stack, start(stack, queues="other", name="other"), "other")
     victim = stack.send("probe.mark", "victim", stamped_headers=["owner"], owner="somebody")
     answer = {"reply": True, "timeout": PATIENCE, "limit": 1}
     if how == "stamp":
@@ -203,7 +198,7 @@ def test_what_a_node_hears_from_a_client_without_this_application_outlives_it(st
         listener.process.end()
 
     # Nor does it ask the one that is alive.
-    node(stack, more="--without-mingle --without-gossip" if how == "alive" else "")
+    start(stack, more="--without-mingle --without-gossip" if how == "alive" else "")
 
     never_runs(stack, victim)
 
@@ -211,12 +206,12 @@ def test_what_a_node_hears_from_a_client_without_this_application_outlives_it(st
 def test_a_task_that_was_running_when_it_was_revoked_does_not_start_again_when_its_node_dies(
     stack: Stack, pool: str
 ) -> None:
-    first = hears(stack, node(stack, pool))
+    first = hears(stack, start(stack, pool))
     victim = hold(stack)
     revoke(stack, victim)
     first.process.end()
 
-    node(stack, pool)
+    start(stack, pool)
 
     stack.world.wait_until(lambda: victim.state == "REVOKED", PATIENCE, "it says REVOKED")
     never_runs(stack, victim)
@@ -225,7 +220,7 @@ def test_a_task_that_was_running_when_it_was_revoked_does_not_start_again_when_i
 
 @pytest.mark.parametrize("cut", ["pubsub", "all", "none"])
 def test_a_node_that_was_frozen_or_cut_off_when_it_was_told_knows_it(stack: Stack, pool: str, cut: str) -> None:
-    one = hears(stack, node(stack, pool))
+    one = hears(stack, start(stack, pool))
     hold(stack)
     victim = stack.send("probe.mark", "victim")
 
@@ -241,7 +236,7 @@ def test_a_node_that_was_frozen_or_cut_off_when_it_was_told_knows_it(stack: Stac
 
 
 def test_one_of_two_nodes_that_was_cut_off_knows_it(stack: Stack) -> None:
-    nodes = [hears(stack, node(stack, name=name, queues=name), name) for name in ("one", "two")]
+    nodes = [hears(stack, start(stack, name=name, queues=name), name) for name in ("one", "two")]
     # The one has no time to run it before it is revoked, the other cannot.
     hold(stack, queue="two")
     nodes[0].process.signal(signal.SIGSTOP)
@@ -275,7 +270,7 @@ def test_what_has_been_kept_for_long_enough_is_forgotten(
     revocations.store(raw, REVOKED_TASKS, [sent.id])
     wait_until(lambda: not raw.exists(REVOKED_TASKS), PATIENCE, "the last one of them is forgotten")
 
-    node(stack)
+    start(stack)
 
     assert sent.get(timeout=PATIENCE) == "old"
 
@@ -336,7 +331,7 @@ def test_a_stamped_header_without_a_value_is_refused_before_anybody_is_told(stac
 
 
 def test_no_task_asks_redis_what_is_revoked(stack: Stack, raw: Any, pool: str) -> None:
-    hears(stack, node(stack, pool))
+    hears(stack, start(stack, pool))
     stack.send("probe.mark", "before")
     stack.world.wait_started("before")
     with raw.monitor() as monitor:
@@ -371,14 +366,14 @@ def test_a_full_redis_keeps_what_is_revoked(stack: Stack, full: Callable[[bool],
     assert not client(stack, f"app.control.revoke({victim.id!r})")
 
     full(False)
-    node(stack)
+    start(stack)
     never_runs(stack, victim)
 
 
 def test_a_node_on_a_full_redis_revokes_what_it_hears(
     stack: Stack, full: Callable[[bool], None], raw: redis.Redis, pool: str
 ) -> None:
-    hears(stack, node(stack, pool))
+    hears(stack, start(stack, pool))
     hold(stack)
     victim = stack.send("probe.mark", "victim")
     full(True)
@@ -397,7 +392,7 @@ def test_nodes_and_clients_that_may_not_keep_what_is_revoked_say_so_and_work(sta
     allowed = ("celery*", "*.celery.pidbox*", "_kombu*", "unacked*", "sweeps", "scheduled*", "dead*", "published*")
     stack.redis.ask("ACL", "SETUSER", "default", "resetkeys", *(f"~{pattern}" for pattern in allowed))
 
-    one = hears(stack, node(stack))
+    one = hears(stack, start(stack))
 
     one.says("ERROR .*What was revoked before cannot be read from Redis, and may run here: .*permission")
     said = client(stack, "app.control.revoke('any')")

@@ -17,7 +17,7 @@ from services.broker.headroom import Client
 from services.broker.keys import RATE_LIMIT, SCHEDULED
 from services.delayed import rate_limits
 from services.delayed.rate_limits import Delay, Rate
-from tests.integration.delivery.test_scheduled import PATIENCE, wait_scheduled
+from tests.integration.delivery.test_scheduled import PATIENCE, start, wait_scheduled
 from tests.support.odd_checkout import odd_checkout
 from tests.support.redis_server import RedisServer
 from tests.support.world import Node, Stack, World
@@ -36,10 +36,6 @@ def stack(world: World, tmp_path: Path) -> Stack:
     """A Redis without workers."""
     world.checkout = odd_checkout(tmp_path / "code")
     return world.stack(CELERY_IMPORTS="probe,odd_tasks", WORKER_LEASE="6")
-
-
-def start_solo(stack: Stack, name: str = "node0", **settings: str) -> Node:
-    return stack.celery(f"worker --pool=solo --loglevel=info --hostname={name}@%h", **settings)
 
 
 def began(stack: Stack, label: str = "seldom-0") -> float:
@@ -119,7 +115,7 @@ def test_tasks_over_their_rate_wait_in_redis_and_all_others_run(stack: Stack, po
 
 
 def test_inspect_shows_what_waits_for_its_rate_with_its_time(stack: Stack) -> None:
-    node = start_solo(stack).ready()
+    node = start(stack).ready()
     sent = send_seldom(stack, 2, countdown=0.5)
     wait_scheduled(stack, 1)
     # Until its time, the first one waits in the node's timer, and is told of as well.
@@ -166,7 +162,7 @@ def test_each_node_has_a_rate_of_its_own(stack: Stack) -> None:
 
 
 def test_a_node_that_starts_with_another_rate_brings_back_what_waits_for_the_old_one(stack: Stack) -> None:
-    first = start_solo(stack).ready()
+    first = start(stack).ready()
     send_seldom(stack, 4)
     wait_scheduled(stack, 3)
     kill(first)
@@ -175,7 +171,7 @@ def test_a_node_that_starts_with_another_rate_brings_back_what_waits_for_the_old
     modules.mkdir()
     (modules / "faster.py").write_text(FASTER)
     more = {"CELERY_IMPORTS": "probe,odd_tasks,faster", "PYTHONPATH": str(modules)}
-    start_solo(stack, **more).ready()
+    start(stack, **more).ready()
 
     stack.world.wait_started("seldom-1")
     wait_scheduled(stack, 2)
@@ -184,12 +180,12 @@ def test_a_node_that_starts_with_another_rate_brings_back_what_waits_for_the_old
 
 
 def test_what_waits_for_a_node_that_was_killed_has_the_rate_of_the_one_that_is_started_instead(stack: Stack) -> None:
-    first = start_solo(stack).ready()
+    first = start(stack).ready()
     send_seldom(stack, 6)
     wait_scheduled(stack, 5)
     kill(first)
 
-    start_solo(stack, "node1").ready()
+    start(stack, name="node1").ready()
 
     stack.world.wait_started("seldom-1")
     wait_scheduled(stack, 4)
@@ -203,7 +199,7 @@ def test_what_waits_for_a_node_that_was_killed_has_the_rate_of_the_one_that_is_s
 
 
 def test_a_node_that_stops_leaves_what_waits_to_others_and_starts_no_more_when_it_is_back(stack: Stack) -> None:
-    node = start_solo(stack).ready()
+    node = start(stack).ready()
     sent = send_seldom(stack, 4)
     wait_scheduled(stack, 3)
 
@@ -213,7 +209,7 @@ def test_a_node_that_stops_leaves_what_waits_to_others_and_starts_no_more_when_i
     raws: Any = stack.redis.client().lrange("celery", 0, -1)
     assert [json.loads(raw)["headers"]["id"] for raw in reversed(raws)] == [one.id for one in list(sent.values())[1:]]
     assert "rate_limit_token" not in "".join(raws)
-    start_solo(stack).ready()
+    start(stack).ready()
     wait_scheduled(stack, 3)
     no_place_is_taken(stack)
     assert in_order(stack) == ["seldom-0"]

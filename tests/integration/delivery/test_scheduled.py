@@ -96,9 +96,12 @@ def make_due(stack: Stack, *sent: Any, seconds: float = 0.0) -> float:
     return moment
 
 
-def start(stack: Stack, pool: str = "solo", name: str = "node0", queues: str = "celery") -> Node:
-    """A node that runs one task at a time."""
-    return stack.celery(f"worker --loglevel=info --pool={pool} --concurrency=1 --queues={queues} --hostname={name}@%h")
+def start(
+    stack: Stack, pool: str = "solo", name: str = "node0", queues: str = "celery", more: str = "", **settings: str
+) -> Node:
+    """A node that runs one task at a time, with nothing that would replace it."""
+    options = f"--loglevel=info --pool={pool} --concurrency=1 --queues={queues} --hostname={name}@%h {more}"
+    return stack.celery(f"worker {options}", **settings)
 
 
 def listening(stack: Stack) -> Node:
