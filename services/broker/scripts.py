@@ -86,7 +86,6 @@ LIST_SCHEDULED = _load("list_scheduled", "headroom", "record")
 PURGE_SCHEDULED = _load("purge_scheduled", "headroom", "record", "schedule")
 TO_PLAIN = _load("to_plain", "headroom", "record", "schedule")
 REVOKE = _load("revoke", "headroom", "record")
-LIST_REVOKED = _load("list_revoked", "headroom", "record")
 # Results.
 STORE_RETRY = _load("store_retry")
 # Pre-flight.

@@ -85,16 +85,15 @@ def load(client: Redis) -> Revocations:
 
     Raises redis.exceptions.RedisError.
     """
-    found = scripts.LIST_REVOKED(client, [REVOKED_TASKS, REVOKED_STAMPS], [])
-    return Revocations(
-        *(
-            {
-                member.decode(errors="surrogatepass"): float(left)
-                for member, left in zip(each[::2], each[1::2], strict=True)
-            }
-            for each in found
+    seconds, microseconds = client.time()
+    now = seconds + microseconds / 1e6
+    with client.pipeline(transaction=False) as pipe:
+        for key in (REVOKED_TASKS, REVOKED_STAMPS):
+            pipe.zrangebyscore(key, f"({now:.6f}", "+inf", withscores=True)
+        ids, stamps = (
+            {member.decode(errors="surrogatepass"): end - now for member, end in found} for found in pipe.execute()
         )
-    )
+    return Revocations(ids, stamps)
 
 
 def remember(revocations: Revocations) -> None:

@@ -48,6 +48,14 @@ def names(stack: Stack) -> list[str]:
     return sorted(name for answer in answers for name in answer)
 
 
+def is_replaced(stack: Stack, name: str, pid: int, ready: int) -> None:
+    """Wait until a node has another process than this, one more has said that it is ready, and both answer."""
+    worker = stack.nodes[0]
+    stack.world.wait_until(lambda: node_process(worker, name) not in (0, pid), PATIENCE, f"{name} has a new process")
+    worker.ready(ready + 1)
+    stack.world.wait_until(lambda: len(names(stack)) == 2, PATIENCE, "both nodes answer")
+
+
 def test_each_node_has_a_name_of_its_own(stack: Stack) -> None:
     host = os.uname().nodename
 
@@ -71,11 +79,7 @@ def test_a_node_that_is_killed_is_started_again(stack: Stack) -> None:
 
     os.kill(killed, signal.SIGKILL)
 
-    stack.world.wait_until(
-        lambda: node_process(worker, "node0") not in (0, killed), PATIENCE, "node0 has a new process"
-    )
-    worker.ready(ready + 1)
-    stack.world.wait_until(lambda: len(names(stack)) == 2, PATIENCE, "both nodes answer")
+    is_replaced(stack, "node0", killed, ready)
 
 
 def test_a_node_that_exits_with_0_is_started_again(stack: Stack) -> None:
@@ -87,9 +91,7 @@ def test_a_node_that_exits_with_0_is_started_again(stack: Stack) -> None:
     stack.client.control.shutdown(destination=[f"node1@{os.uname().nodename}"])
 
     worker.says(r"exited: node1 \(exit status 0; expected\)")
-    stack.world.wait_until(lambda: node_process(worker, "node1") not in (0, left), PATIENCE, "node1 has a new process")
-    worker.ready(ready + 1)
-    stack.world.wait_until(lambda: len(names(stack)) == 2, PATIENCE, "both nodes answer")
+    is_replaced(stack, "node1", left, ready)
 
 
 @pytest.mark.parametrize("module", ["broken", "broken_late"])
