@@ -20,7 +20,7 @@ from tests.integration.broker.test_urls import MASTER, start_sentinel
 from tests.support.ports import free_port
 from tests.support.processes import children
 from tests.support.redis_server import RedisServer, disguised, make_certificates, require_tls
-from tests.support.world import World
+from tests.support.world import Node, World
 
 pytestmark = pytest.mark.each_redis
 
@@ -402,12 +402,11 @@ def test_worker_and_beat_exit_with_3_before_anything_starts(world: World, role: 
 def test_a_redis_that_does_not_answer_is_waited_for(world: World) -> None:
     redis = world.redis()
     redis.stop()
-    beat = world.stack(redis).beat()
-    name = rf"CELERY_BROKER_URL \(redis://:\*\*\*@127.0.0.1:{redis.port}/0\)"
-    beat.says(rf"preflight: waiting for {name}: .*refused")
+    beat = waits(world, redis, ".*refused")
 
     redis.start()
 
+    name = rf"CELERY_BROKER_URL \(redis://:\*\*\*@127.0.0.1:{redis.port}/0\)"
     beat.says(rf"preflight: goes on after [\d.]+ s of waiting for {name}").says("beat: ticking")
     assert beat.process.count("preflight: waiting") == 1
 
@@ -419,8 +418,7 @@ def test_a_redis_that_cannot_write_to_its_disk_is_waited_for(world: World) -> No
     obstacle.mkdir()
     redis.ask("BGSAVE")
     world.wait_until(lambda: "MISCONF" in str(said_by(redis)), PATIENCE, "Redis refuses")
-    beat = world.stack(redis).beat()
-    beat.says(r"preflight: waiting for CELERY_BROKER_URL \(.*\): MISCONF .*")
+    beat = waits(world, redis, "MISCONF .*")
 
     obstacle.rmdir()
     redis.ask("SAVE")
@@ -433,13 +431,18 @@ def test_a_redis_that_runs_a_script_for_long_is_waited_for(world: World) -> None
     script = threading.Thread(target=said_by, args=[redis, "EVAL", "while true do end", "0"])
     script.start()
     world.wait_until(lambda: "BUSY" in str(said_by(redis)), PATIENCE, "Redis refuses")
-    beat = world.stack(redis).beat()
-    beat.says(r"preflight: waiting for CELERY_BROKER_URL \(.*\): BUSY .*")
+    beat = waits(world, redis, "BUSY .*")
 
     redis.ask("SCRIPT", "KILL")
 
     beat.says("beat: ticking")
     script.join()
+
+
+def waits(world: World, redis: RedisServer, reason: str) -> Node:
+    """A beat that waits for this Redis, and says why."""
+    name = rf"CELERY_BROKER_URL \(redis://:\*\*\*@127.0.0.1:{redis.port}/0\)"
+    return world.stack(redis).beat().says(rf"preflight: waiting for {name}: {reason}")
 
 
 def said_by(redis: RedisServer, *command: str) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,27 +83,23 @@ def nothing_more_runs(stack: Stack, label: str, times: int = len(POOLS)) -> None
     assert stack.world.started(label) == times
 
 
-def no_lease_was_missed(stack: Stack) -> None:
-    for node in stack.nodes:
-        assert "its lease was lost" not in node.process.log()
-        assert "Traceback" not in node.process.log()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"countdown": 3}, {"exchange": "everybody"}, {"queue": None, "exchange": "everybody"}],
+    ids=["queue", "countdown", "queue-and-exchange", "exchange"],
+)
+def test_every_node_runs_a_broadcast_under_no_lease(
+    stack: Stack, request: pytest.FixtureRequest, options: dict[str, Any]
+) -> None:
+    label = f"told-{request.node.callspec.id}"
+    publish(stack, label, **options)
 
-
-def test_every_node_runs_a_broadcast(stack: Stack) -> None:
-    publish(stack, "hello")
-
-    wait_for_all(stack, "hello")
+    wait_for_all(stack, label)
     for node in stack.nodes:
         node.says(r"Task odd_tasks\.tell\[\S+\] succeeded")
-    no_lease_was_missed(stack)
+        assert "its lease was lost" not in node.process.log()
+        assert "Traceback" not in node.process.log()
     assert stack.unacked() == 0
-
-
-def test_every_node_runs_a_broadcast_at_its_time(stack: Stack) -> None:
-    publish(stack, "later", countdown=3)
-
-    wait_for_all(stack, "later")
-    no_lease_was_missed(stack)
 
 
 @pytest.mark.parametrize("how", ["exit", "value"])
@@ -119,14 +116,6 @@ def test_a_broadcast_that_asks_to_be_run_later_is_not_and_the_log_says_so(stack:
     for node in stack.nodes:
         node.says("is not run again, although its task asks for it: it was a broadcast")
     nothing_more_runs(stack, "asks")
-
-
-def test_every_node_runs_what_is_sent_to_the_exchange_by_name(stack: Stack) -> None:
-    publish(stack, "by-both", exchange="everybody")
-    publish(stack, "by-exchange", queue=None, exchange="everybody")
-
-    wait_for_all(stack, "by-both")
-    wait_for_all(stack, "by-exchange")
 
 
 def test_whoever_broadcasts_what_no_node_hears_is_told(stack: Stack) -> None:
