@@ -15,7 +15,7 @@ from services.dead_letters.reporter import ReportFailuresStep
 from services.pool import overtime
 from services.pool.time_limits import Limits
 from services.results import backend
-from services.task_modules import task_modules
+from services.task_modules import find_task_modules
 from services.worker import heartbeat, memory, shutdown
 
 
@@ -31,7 +31,7 @@ def create_app(settings: Settings) -> Celery:
     app = Stalk("stalk", set_as_current=True)
     app.conf.update(build_celery_configuration(settings))
     app.conf.update(
-        imports=task_modules(settings.tasks.imports),
+        imports=find_task_modules(settings.tasks.imports),
         task_default_queue=DEFAULT_QUEUE,
         beat_schedule=beat_schedule(settings.beat.schedule),
         beat_scheduler="services.beat.scheduler:LockedScheduler",
@@ -45,7 +45,7 @@ def create_app(settings: Settings) -> Celery:
         (
             heartbeat.HeartbeatStep,
             backend.ResultsStep,
-            shutdown.HandBackStep,
+            shutdown.SoftShutdownStep,
             ReportFailuresStep,
             overtime.OvertimeStep,
             memory.TimerStep,

@@ -20,7 +20,7 @@ class Stalk(Celery):  # type: ignore[misc]
 
     # None in an application that is configured by hand.
     settings: Settings | None = None
-    # Of a run for which neither task nor message has any.
+    # Of tasks without time limits of their own.
     time_limits = Limits()
 
     @cached_property  # type: ignore[untyped-decorator]
@@ -35,8 +35,8 @@ class Stalk(Celery):  # type: ignore[misc]
 
     @cached_property  # type: ignore[untyped-decorator]
     def redbeat_conf(self) -> Any:
-        """RedBeat's settings, for which it asks before it does anything."""
-        # Only here: few processes need RedBeat, which takes 2 MB and a tenth of a second.
+        """RedBeat's settings, which it reads first of all."""
+        # Imported here, because few processes need RedBeat, which takes 2 MB and a tenth of a second.
         from services.beat import entries
 
         return entries.configure(self)
@@ -46,7 +46,7 @@ class Stalk(Celery):  # type: ignore[misc]
         """RedBeat's client; its own URL parser knows neither sockets nor sentinels."""
         if not self.settings:
             raise AttributeError("an application without settings leaves it to RedBeat")
-        # What somebody has written there may not be UTF-8.
+        # Entries of other programs may not be UTF-8.
         options = {"decode_responses": True, "encoding_errors": "surrogateescape"}
         return connect(self.settings.broker_url, self.settings, **options)
 
@@ -55,6 +55,6 @@ class Stalk(Celery):  # type: ignore[misc]
         return super()._connection(url, **options)
 
     def require_broker(self, url: str) -> None:
-        """Raise NotSet where Celery would look for years for a host that is not there."""
+        """Raise UrlNotSetError for a default URL, with whose host Celery would try to connect without an end."""
         if self.settings:
             require_set(url, self.settings)

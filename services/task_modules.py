@@ -1,4 +1,4 @@
-"""Which modules hold tasks: every module of services/tasks/, and those that CELERY_IMPORTS names."""
+"""Find the modules with tasks: every module of services/tasks/, and those that CELERY_IMPORTS names."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import services.tasks
 
 
-def task_modules(imports: Iterable[str]) -> list[str]:
-    """Names of all modules with tasks, sub-packages included; what has a name that starts with _ is left out."""
+def find_task_modules(imports: Iterable[str]) -> list[str]:
+    """The names of all modules with tasks, also in sub-packages; those with a name that starts with _ are left out."""
     prefix = services.tasks.__name__ + "."
     found = [module.name for module in pkgutil.walk_packages(services.tasks.__path__, prefix)]
     return [name for name in found if "._" not in name] + list(imports)

@@ -17,7 +17,7 @@ from typing import Any
 
 from celery.schedules import crontab, solar
 
-from services.broker.client import Unusable
+from services.broker.client import LateConfigError
 
 # No zone changes its clock by more for summer time: two hours in Antarctica, elsewhere one or half of it.
 LONGEST_CHANGE = timedelta(hours=3)
@@ -34,7 +34,7 @@ def install() -> None:
 
 def _refuse_solar(_: Any, *place: Any, **named: Any) -> None:
     written = ", ".join([*map(repr, place), *(f"{name}={value!r}" for name, value in named.items())])
-    raise Unusable(
+    raise LateConfigError(
         f"solar({written}): beat keeps its schedule in Redis, where RedBeat has no form for a solar one, with the "
         "package ephem no more than without: write a crontab in its place"
     )

@@ -1,8 +1,8 @@
-"""Reserve: a worker goes on writing for a while when Redis is at maxmemory, because what it does there empties Redis.
+"""Headroom: a worker goes on writing for a while when Redis is at maxmemory, because what it does there empties Redis.
 
-Redis refuses a command then, and nothing of it has happened; the same is asked of a script, which Redis lets through
-as long as its reserve lasts (services/broker/lua/headroom.lua). Where there is nothing left of it, or the Redis of
-the results lets nobody run scripts, the refusal stands. Producers outside of workers, beat and Flower have no reserve.
+Redis refuses such a command, and has done nothing of it. The worker then has the same done by a script, which Redis
+lets through as long as its headroom lasts (services/broker/lua/headroom.lua). Where none is left, or the Redis of the
+results lets nobody run scripts, the refusal stands. Producers outside of workers, beat and Flower have no headroom.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import redis
 from redis.client import Pipeline
-from redis.commands.core import Script
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from services.broker import scripts
@@ -26,86 +25,82 @@ T = TypeVar("T")
 OUT_OF_MEMORY = " -OOM "
 
 
-def is_full(error: Exception) -> bool:
-    """Whether Redis has refused something for want of memory."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Redis has refused a command because it is at maxmemory."""
     return isinstance(error, OutOfMemoryError) or OUT_OF_MEMORY in format_error(error)
 
 
-def spare(attempt: Callable[[], T], again: Callable[[], T]) -> T:
-    """`attempt`; in a worker `again`, which is the same from the reserve, when Redis has no memory for it."""
+def run_with_fallback(attempt: Callable[[], T], use_headroom: Callable[[], T]) -> T:
+    """Run `attempt`; in a worker run `use_headroom`, which does the same, when Redis is out of memory."""
     try:
         return attempt()
     except ResponseError as error:
-        if not RetryState.in_worker or not is_full(error):
+        if not RetryState.in_worker or not is_out_of_memory(error):
             raise
         try:
-            return again()
+            return use_headroom()
         except ResponseError:
             raise error from None
 
 
 class Client(redis.Redis):
-    """A client that has a part in the reserve."""
+    """A client whose commands, transactions and scripts use the headroom of a full Redis."""
 
     @cached_property
-    def plain(self) -> redis.Redis:
-        """A client without it."""
+    def without_headroom(self) -> redis.Redis:
+        """A client of the same connections that uses none."""
         return redis.Redis(connection_pool=self.connection_pool)
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        again = lambda: with_headroom(self, [(args, options)])[0]  # noqa: E731
-        return spare(partial(super().execute_command, *args, **options), again)
+        attempt = partial(super().execute_command, *args, **options)
+        return run_with_fallback(attempt, lambda: execute_with_headroom(self, [(args, options)])[0])
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
         return Transaction(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
     def register_script(self, script: Any) -> Any:
-        return KnownScript(self, script)
+        """A function that runs a script.
+
+        redis-py's own loads a script that Redis does not know, and then calls it again. Where the scripts are flushed
+        in between, Celery would take the error for the end of a chord (redis-py 8.1).
+        """
+        registered = scripts.Script.from_text(script)
+
+        def run(keys: Any = None, args: Any = None, client: Any = None) -> Any:
+            return (client or self).run(registered, keys or [], args or [])
+
+        return run
 
     def run(self, script: scripts.Script, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """Run a script. Raises redis.exceptions.RedisError."""
-        again = partial(script.with_headroom, self.plain, keys, arguments)
-        return spare(partial(script, self.plain, keys, arguments), again)
+        client = self.without_headroom
+        return run_with_fallback(
+            partial(script, client, keys, arguments), partial(script.with_headroom, client, keys, arguments)
+        )
 
 
 class Transaction(Pipeline):
-    """The same for a transaction; a pipeline that is none may have been carried out in part, and is left alone."""
+    """The same for a transaction; another pipeline may have been carried out in part, and is not repeated."""
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         commands = list(self.command_stack)
         attempt = partial(super().execute, raise_on_error)
         if not self.transaction:  # type: ignore[truthy-function]
             return attempt()
-        return spare(attempt, partial(with_headroom, self, commands))
+        return run_with_fallback(attempt, partial(execute_with_headroom, self, commands))
 
 
-class KnownScript(Script):
-    """A script that comes with its text when Redis does not know it.
+def execute_with_headroom(client: Any, commands: Sequence[tuple[Any, Any]]) -> list[Any]:
+    """Have a script carry out these commands, each with its options, in one step. Returns what redis-py makes of each.
 
-    redis-py loads it and asks again, and between the two somebody may flush the scripts: Celery would take that for the
-    end of a chord (redis-py 8.1).
-    """
-
-    def __init__(self, client: Client, script: str) -> None:
-        super().__init__(client, script)
-        self._known = scripts.of(script)
-
-    def __call__(self, keys: Any = None, args: Any = None, client: Any = None) -> Any:
-        client = client or self.registered_client
-        return client.run(self._known, keys or [], args or [])
-
-
-def with_headroom(client: Any, commands: Sequence[tuple[Any, Any]]) -> list[Any]:
-    """What redis-py answers to these commands and their options, carried out by a script in one step.
-
-    What a worker writes is answered with texts, numbers, and lists of them; a map or a set would come as a list.
+    Commands of a worker are answered with texts, numbers, and lists of them; a map or a set would come as a list.
     """
     words = [word for arguments, _ in commands for word in (len(arguments), *arguments)]
-    answers = scripts.COMMANDS.with_headroom(redis.Redis(connection_pool=client.connection_pool), [], words)
-    told = []
-    for answer, (arguments, options) in zip(answers, commands, strict=True):
-        # Where redis-py's own cache would look.
+    replies = scripts.COMMANDS.with_headroom(redis.Redis(connection_pool=client.connection_pool), [], words)
+    parsed = []
+    for reply, (arguments, options) in zip(replies, commands, strict=True):
+        # For redis-py's own cache, which is not asked here.
         options.pop("keys", None)
-        understand = client.response_callbacks.get(arguments[0])
-        told.append(understand(answer, **options) if understand else answer)
-    return told
+        parse = client.response_callbacks.get(arguments[0])
+        parsed.append(parse(reply, **options) if parse else reply)
+    return parsed

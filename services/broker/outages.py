@@ -1,4 +1,4 @@
-"""Outages: what a loop says while it waits for Redis. One line when it begins, one a minute, one when it is over."""
+"""Outages: the log lines of a loop that waits for Redis: one when it begins, one a minute, and one when it is over."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from time import monotonic
 
 from services.broker.client import format_error
 
-# Whoever looks into a log sees within a minute that it goes on, and an outage of a night leaves a page.
+# Within a minute a log shows that an outage goes on; an outage of a night fills a page.
 MINUTE = 60.0
 
 
 class Outage:
-    """What one loop of this process says; `say` writes a line.
+    """The log lines of one loop of this process; `log` writes a line.
 
-    A Redis that comes and goes is said to be away once a minute at most, and to be back as often.
+    For a Redis that comes and goes there are two lines a minute at most.
     """
 
-    def __init__(self, loop: str, say: Callable[[str], None], clock: Callable[[], float] = monotonic) -> None:
-        self._loop, self._say, self._clock = loop, say, clock
-        # Of the outage that goes on: since when, whether that has been said, and for whom it waits.
+    def __init__(self, loop: str, log: Callable[[str], None], clock: Callable[[], float] = monotonic) -> None:
+        self._loop, self._log, self._clock = loop, log, clock
+        # Of an outage that goes on: since when, which Redis it is, and whether it is in the log.
         self._since: float | None = None
-        self._said, self._where = False, ""
-        self._last_said = float("-inf")
+        self._where, self._is_logged = "", False
+        self._last_line_at = float("-inf")
 
     def record_failure(self, error: Exception, where: str, purpose: str = "") -> bool:
-        """Wait for `where` once more, because of this error; `purpose` says to do what. Whether there was a line."""
+        """Note that Redis at `where` has failed; `purpose` is what it should do. Returns whether that was logged."""
         now = self._clock()
         since = self._since
         if since is None:
             since, self._since, self._where = now, now, where
-        if now - self._last_said < MINUTE:
+        if now - self._last_line_at < MINUTE:
             return False
-        # First, so that no other thread says it too.
-        self._last_said = now
-        how = f"still waiting, after {now - since:.0f} s," if self._said else "waiting"
-        self._said = True
-        self._say(f"{self._loop}: {how} for {where}{purpose and ' to '}{purpose}: {format_error(error)}")
+        # First, so that no other thread logs it too.
+        self._last_line_at = now
+        how = f"still waiting, after {now - since:.0f} s," if self._is_logged else "waiting"
+        self._is_logged = True
+        self._log(f"{self._loop}: {how} for {where}{purpose and ' to '}{purpose}: {format_error(error)}")
         return True
 
     def record_recovery(self) -> bool:
-        """Go on. Whether there was an outage, however short."""
+        """Note that Redis works. Returns whether there was an outage, however short."""
         since, self._since = self._since, None
-        said, self._said = self._said, False
-        if since is not None and said:
-            self._say(f"{self._loop}: goes on after {self._clock() - since:.1f} s of waiting for {self._where}")
+        was_logged, self._is_logged = self._is_logged, False
+        if since is not None and was_logged:
+            self._log(f"{self._loop}: goes on after {self._clock() - since:.1f} s of waiting for {self._where}")
         return since is not None

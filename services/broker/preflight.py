@@ -1,8 +1,8 @@
-"""Is this Redis safe to be a broker? Asked before a worker or beat starts.
+"""Pre-flight: check before a worker or beat starts whether its Redis is safe to be a broker.
 
-Refused: an unreadable login, TLS that fails, Redis Cluster, a replica, a version without what kombu needs, scripts
-that may not do what Stalk's do, eviction, and a broker that keeps nothing on disk. Waited for: a Redis that does not
-answer yet.
+Refused are a login that is not accepted, TLS that fails, Redis Cluster, a replica, a version that is too old for kombu,
+a user or a server with which Stalk's scripts fail, eviction, and a broker that keeps nothing on disk. A Redis that does
+not answer yet is waited for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from redis.exceptions import (
     NoPermissionError,
     RedisError,
     ResponseError,
-    TimeoutError,
 )
 from redis.sentinel import MasterNotFoundError
 
@@ -35,8 +34,8 @@ from config import Settings
 from config.celery import LOWEST_REDIS_VERSION
 from config.redis_url import RedisUrl
 from services.broker import scripts
-from services.broker.client import connect, format_error, require_tls_files
-from services.broker.keys import DEAD_LETTERS, HELD, RESULT
+from services.broker.client import UNREACHABLE, connect, format_error, require_tls_files
+from services.broker.keys import DEAD_LETTERS, RESULT, UNACKED_KEYS
 from services.broker.outages import Outage
 
 REFUSED_EXIT_CODE = 3
@@ -47,7 +46,6 @@ CLUSTER = (
     "it is a Redis Cluster, and Stalk moves a task between keys of different slots in one step: name a Redis that runs "
     "with cluster-enabled no, or use a sentinel:// URL"
 )
-
 TOO_OLD = (
     "it does not know HELLO, with which clients log in: name a Redis or Valkey of version "
     f"{'.'.join(map(str, LOWEST_REDIS_VERSION))} or newer, in which HELLO is not renamed"
@@ -56,34 +54,36 @@ TOO_OLD = (
 
 @dataclass
 class Findings:
-    """What is wrong with a Redis: `refusals` stop the start, `warnings` and `unchecked` are only said."""
+    """What is wrong with a Redis: `refusals` stop the start, `warnings` and `unchecked` are only logged."""
 
     refusals: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
 
 
-class Refused(Exception):
-    """There is nothing to look at: the login is not accepted, TLS fails, or it is a cluster."""
+class Refusal(Exception):
+    """No check is possible: the login is not accepted, TLS fails, or it is a cluster."""
 
 
 def inspect_redis(client: Redis, allow_volatile: bool, variable: str, carries_tasks: bool = True) -> Findings:
-    """Look at one Redis, the one that `variable` names.
+    """Check one Redis, the one that `variable` names.
 
-    Raises Refused, or redis' ConnectionError and TimeoutError while it does not answer.
+    Raises Refusal, or redis' ConnectionError and TimeoutError while it does not answer.
     """
     found = Findings()
     _log_in(client, variable)
     info = _ask(client.info, found, "INFO")
-    # Names that a user of results may ask for, if nothing else.
-    _refuse_cluster(client, info, HELD if carries_tasks else (f"{RESULT}1", f"{RESULT}2"), found)
+    # Names that a user for results may ask for, if no others.
+    _refuse_cluster(client, info, UNACKED_KEYS if carries_tasks else (f"{RESULT}1", f"{RESULT}2"), found)
     _check_version(info, found)
-    _check_role(info, found)
+    if info.get("role") == "slave":
+        found.refusals.append("it is a replica and refuses writes: name the master, or use a sentinel:// URL")
     if carries_tasks and not found.refusals:
         _check_scripts(client, found)
-    _check_eviction(_policy(client, info, found), found)
-    _check_persistence(client, info, allow_volatile, found)
-    _check_timeout(client, found)
+    _check_eviction(info.get("maxmemory_policy") or _read_config(client, "maxmemory-policy", found), found)
+    if str(info.get("aof_enabled", "")) != "1":
+        _check_snapshots(client, info, allow_volatile, found)
+    _check_timeout(_read_config(client, "timeout", found), found)
     return found
 
 
@@ -92,18 +92,18 @@ def _log_in(client: Redis, variable: str) -> None:
         client.ping()
     except (AuthenticationError, AuthorizationError) as error:
         given = bool(client.get_connection_kwargs().get("password"))
-        raise Refused(_login_sentence(str(error), given, variable)) from None
+        raise Refusal(_explain_login_error(str(error), given, variable)) from None
     except NoPermissionError:
         return
     except ResponseError as error:
-        # A cluster has one database, and a URL that names another does not get in.
+        # A cluster has one database, and refuses a URL that names another.
         if "cluster mode" in str(error):
-            raise Refused(CLUSTER) from None
+            raise Refusal(CLUSTER) from None
         # It is not ready: its disk is full, or a script runs.
         if str(error).startswith(("MISCONF", "BUSY")):
             raise ConnectionError(str(error)) from None
         if re.match("unknown command .HELLO", str(error)):
-            raise Refused(TOO_OLD) from None
+            raise Refusal(TOO_OLD) from None
         raise
     except MasterNotFoundError:
         raise ConnectionError(_ask_sentinels(client, variable)) from None
@@ -113,44 +113,44 @@ def _log_in(client: Redis, variable: str) -> None:
 
 
 def _ask_sentinels(client: Redis, variable: str) -> str:
-    """Why none of them names the master: redis-py says only of which kind the errors are (redis-py 8.1)."""
+    """Say why no sentinel names the master: redis-py says only of which kind the errors are (redis-py 8.1)."""
     pool: Any = client.connection_pool
-    said = []
+    reasons = []
     for sentinel in pool.sentinel_manager.sentinels:
         options = sentinel.get_connection_kwargs()
         name = f"{options['host']}:{options['port']}"
         try:
             sentinel.ping()
         except AuthenticationError:
-            raise Refused(
+            raise Refusal(
                 f"the sentinel {name} does not accept its password: correct CELERY_SENTINEL_PASSWORD"
             ) from None
         except RedisError as error:
             _refuse_tls(error, variable, f"the sentinel {name}: ")
-            said.append(f"{name}: {error}")
+            reasons.append(f"{name}: {error}")
         else:
-            said.append(f"{name} knows none that is up")
-    return f"no sentinel names a master {pool.service_name} ({'; '.join(said)})"
+            reasons.append(f"{name} knows none that is up")
+    return f"no sentinel names a master {pool.service_name} ({'; '.join(reasons)})"
 
 
 def _refuse_tls(error: RedisError, variable: str, whose: str = "") -> None:
-    """Raise Refused where this is about TLS, and waiting does not help."""
+    """Raise Refusal for an error of TLS, which does not pass by waiting."""
     failed = re.search(r"\[SSL: (\w+)\] ?([^(]*)", str(error))
     # A server that ends in the middle of a handshake is away.
     if not failed or "EOF" in failed[1]:
         return
     reason = failed[2].strip() or failed[1]
     if failed[1] == "CERTIFICATE_VERIFY_FAILED":
-        raise Refused(
+        raise Refusal(
             f"{whose}its certificate is not accepted ({reason}): name its authority in ssl_ca_certs of {variable}, "
             "and the server as its certificate does"
         )
-    raise Refused(
+    raise Refusal(
         f"{whose}it speaks no TLS, or not as asked to ({reason}): correct port and ssl_ options in {variable}"
     )
 
 
-def _login_sentence(error: str, given: bool, variable: str) -> str:
+def _explain_login_error(error: str, given: bool, variable: str) -> str:
     if not given:
         return f"Redis wants a password and got none: set REDIS_PASSWORD, or put the password into {variable}"
     if "without any password configured" in error:
@@ -159,44 +159,50 @@ def _login_sentence(error: str, given: bool, variable: str) -> str:
 
 
 def _ask(command: Callable[..., Any], found: Findings, name: str, *arguments: str) -> dict[str, Any]:
-    """A command's answer; {} where this login may not send it, which is noted."""
+    """The reply to a command; {} where this login may not send it, which is noted."""
     try:
-        answer = command(*arguments)
+        return dict(command(*arguments))
     except ResponseError as error:
         found.unchecked.append(f"{name}: {error}")
         return {}
-    return dict(answer)
+
+
+def _read_config(client: Redis, name: str, found: Findings) -> str | None:
+    """The value of a directive of redis.conf; None where this login may not read it, which is noted."""
+    value = _ask(client.config_get, found, f"CONFIG GET {name}", name).get(name)
+    return None if value is None else str(value)
 
 
 def _refuse_cluster(client: Redis, info: dict[str, Any], keys: Sequence[str], found: Findings) -> None:
     if info.get("redis_mode") == "cluster":
-        raise Refused(CLUSTER)
+        raise Refusal(CLUSTER)
     try:
-        # Keys of different slots, because INFO may be refused, and a proxy before a cluster says what it likes.
+        # Keys of different slots, because INFO may be refused, and a proxy in front of a cluster may say anything.
         client.exists(*keys)
     except ResponseError as error:
         if _is_of_cluster(error):
-            raise Refused(CLUSTER) from None
+            raise Refusal(CLUSTER) from None
         found.unchecked.append(f"EXISTS: {error}")
 
 
 def _is_of_cluster(error: ResponseError) -> bool:
-    clustered = isinstance(error, ClusterCrossSlotError | ClusterDownError | MovedError)
-    # What a replica says that has lost its master is one of these (redis-py 8.1).
-    return clustered and not isinstance(error, MasterDownError)
+    is_clusters = isinstance(error, ClusterCrossSlotError | ClusterDownError | MovedError)
+    # The error of a replica that has lost its master is a class of these (redis-py 8.1).
+    return is_clusters and not isinstance(error, MasterDownError)
 
 
 def _check_scripts(client: Redis, found: Findings) -> None:
     try:
-        scripts.UNDECLARED(client, HELD, [DEAD_LETTERS])
+        scripts.TOUCH_UNDECLARED(client, UNACKED_KEYS, [DEAD_LETTERS])
     except ResponseError as error:
         if _is_of_cluster(error):
-            raise Refused(CLUSTER) from None
+            raise Refusal(CLUSTER) from None
         reason = format_error(error)
-        if re.search(r"\bkeys?\b", reason) and _is_of_acl(error, reason):
-            # Beat, which asks as well, needs fewer of them than a worker.
+        is_of_acl = isinstance(error, NoPermissionError) or bool(re.search("ACL failure|user executing", reason))
+        if is_of_acl and re.search(r"\bkeys?\b", reason):
+            # Beat, for which this is checked as well, needs fewer keys than a worker.
             found.unchecked.append(f"EVAL: {reason}")
-        elif _is_of_acl(error, reason) or "unknown command" in reason:
+        elif is_of_acl or "unknown command" in reason:
             found.refusals.append(
                 f"its user may not do what Stalk's scripts do ({reason}): allow it EVAL, EVALSHA and SCRIPT LOAD"
             )
@@ -207,34 +213,14 @@ def _check_scripts(client: Redis, found: Findings) -> None:
             )
 
 
-def _is_of_acl(error: Exception, reason: str) -> bool:
-    return isinstance(error, NoPermissionError) or bool(re.search("ACL failure|user executing", reason))
-
-
 def _check_version(info: dict[str, Any], found: Findings) -> None:
     text = str(info.get("redis_version", ""))
-    if not text:
-        return
-    parts = text.split(".")
-    if tuple(int(part) for part in parts[:2]) < LOWEST_REDIS_VERSION:
+    if text and tuple(int(part) for part in text.split(".")[:2]) < LOWEST_REDIS_VERSION:
         wanted = ".".join(map(str, LOWEST_REDIS_VERSION))
         found.refusals.append(f"it is version {text}, and {wanted} or newer is needed: upgrade it")
 
 
-def _check_role(info: dict[str, Any], found: Findings) -> None:
-    if info.get("role") == "slave":
-        found.refusals.append("it is a replica and refuses writes: name the master, or use a sentinel:// URL")
-
-
-def _policy(client: Redis, info: dict[str, Any], found: Findings) -> str:
-    if policy := info.get("maxmemory_policy"):
-        return str(policy)
-    return str(
-        _ask(client.config_get, found, "CONFIG GET maxmemory-policy", "maxmemory-policy").get("maxmemory-policy", "")
-    )
-
-
-def _check_eviction(policy: str, found: Findings) -> None:
+def _check_eviction(policy: str | None, found: Findings) -> None:
     if policy and policy != "noeviction":
         found.refusals.append(
             f"its maxmemory-policy is {policy}, so it throws away waiting tasks when it is full, without an error: "
@@ -242,11 +228,10 @@ def _check_eviction(policy: str, found: Findings) -> None:
         )
 
 
-def _check_persistence(client: Redis, info: dict[str, Any], allow_volatile: bool, found: Findings) -> None:
-    if str(info.get("aof_enabled", "")) == "1":
-        return
-    answer = _ask(client.config_get, found, "CONFIG GET save", "save")
-    if "save" not in answer and info:
+def _check_snapshots(client: Redis, info: dict[str, Any], allow_volatile: bool, found: Findings) -> None:
+    """Check what a Redis without an append-only file keeps on disk."""
+    save = _read_config(client, "save", found)
+    if save is None and info:
         # INFO knows nothing of RDB snapshots; that one was ever written is the only hint.
         saved = int(info.get("rdb_saves", 0) or 0) > 0
         found.warnings.append(
@@ -254,40 +239,31 @@ def _check_persistence(client: Redis, info: dict[str, Any], allow_volatile: bool
             + ("" if saved else "; it has written none so far")
             + ": what was sent since the last one is lost when it dies"
         )
-        return
-    if answer.get("save"):
+    elif save:
         found.warnings.append(
             "its append-only file is off: what was sent since its last snapshot is lost when it dies; run "
             "'redis-cli CONFIG SET appendonly yes', and set it in redis.conf"
         )
-        return
-    if not info:
-        return
-    sentence = "it keeps nothing on disk, so every waiting task is lost when it restarts"
-    if allow_volatile:
-        found.warnings.append(f"{sentence} (BROKER_ALLOW_VOLATILE=1)")
-        return
-    found.refusals.append(
-        f"{sentence}: run 'redis-cli CONFIG SET appendonly yes' and set it in redis.conf, or set "
-        "BROKER_ALLOW_VOLATILE=1 if losing tasks is meant"
-    )
+    elif info:
+        sentence = "it keeps nothing on disk, so every waiting task is lost when it restarts"
+        if allow_volatile:
+            found.warnings.append(f"{sentence} (BROKER_ALLOW_VOLATILE=1)")
+        else:
+            found.refusals.append(
+                f"{sentence}: run 'redis-cli CONFIG SET appendonly yes' and set it in redis.conf, or set "
+                "BROKER_ALLOW_VOLATILE=1 if losing tasks is meant"
+            )
 
 
-def _check_timeout(client: Redis, found: Findings) -> None:
-    seconds = str(_ask(client.config_get, found, "CONFIG GET timeout", "timeout").get("timeout", "0"))
-    if seconds != "0":
+def _check_timeout(seconds: str | None, found: Findings) -> None:
+    if seconds not in (None, "0"):
         found.warnings.append(
             f"it closes connections that are idle for {seconds} s (timeout {seconds}): idle workers lose theirs and "
             "reconnect again and again; run 'redis-cli CONFIG SET timeout 0', and set it in redis.conf"
         )
 
 
-def say(line: str) -> None:
-    """One line for the log, at once."""
-    _write(f"preflight: {line}")
-
-
-def _write(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -298,50 +274,48 @@ def check(settings: Settings) -> None:
     """
     require_tls_files(settings)
     broker, results = settings.broker_url, settings.result_url
-    refused = not _check_one(settings, "CELERY_BROKER_URL", broker, settings.broker.allow_volatile)
+    accepted = _check_one(settings, "CELERY_BROKER_URL", broker, settings.broker.allow_volatile)
     if (results.server, results.tls) != (broker.server, broker.tls):
         # Results may be lost where tasks may not: their Redis only has to answer, and not to evict.
-        refused |= not _check_one(settings, "CELERY_RESULT_BACKEND", results, True, carries_tasks=False)
-    if refused:
+        accepted &= _check_one(settings, "CELERY_RESULT_BACKEND", results, True, carries_tasks=False)
+    if not accepted:
         sys.exit(REFUSED_EXIT_CODE)
 
 
 def _check_one(
     settings: Settings, variable: str, url: RedisUrl, allow_volatile: bool, carries_tasks: bool = True
 ) -> bool:
-    client = connect(url, settings)
+    """Check one Redis and log what is found. Returns whether it is accepted."""
     name = f"{variable} ({url.mask()})"
     try:
-        found = wait_for(lambda: inspect_redis(client, allow_volatile, variable, carries_tasks), name)
-    except Refused as error:
-        say(f"error: {name}: {error}")
-        return False
+        with connect(url, settings) as client:
+            found = _wait_for(lambda: inspect_redis(client, allow_volatile, variable, carries_tasks), name)
+    except Refusal as error:
+        found = Findings([str(error)])
     except RedisError as error:
-        say(f"error: {name}: Redis refused a command it has to allow: {error}")
-        return False
-    finally:
-        client.close()
-    for problem in found.refusals:
-        say(f"error: {name}: {problem}")
-    for warning in found.warnings:
-        say(f"warning: {name}: {warning}")
+        found = Findings([f"Redis refused a command it has to allow: {error}"])
     if found.unchecked:
-        say(f"warning: {name}: not everything could be checked; refused were {'; '.join(found.unchecked)}")
+        commands = "; ".join(found.unchecked)
+        found.warnings.append(f"not everything could be checked; refused were {commands}")
+    for problem in found.refusals:
+        _print(f"preflight: error: {name}: {problem}")
+    for warning in found.warnings:
+        _print(f"preflight: warning: {name}: {warning}")
     return not found.refusals
 
 
-def wait_for(look: Callable[[], Findings], name: str) -> Findings:
-    """`look()`, again and again while Redis does not answer."""
-    seconds, outage = FIRST_WAIT_SECONDS, Outage("preflight", _write)
+def _wait_for(inspect: Callable[[], Findings], name: str) -> Findings:
+    """Run `inspect`, again and again while Redis does not answer."""
+    seconds, outage = FIRST_WAIT_SECONDS, Outage("preflight", _print)
     while True:
         try:
-            found = look()
+            found = inspect()
             outage.record_recovery()
             return found
-        except (ConnectionError, TimeoutError, OSError) as error:
+        except UNREACHABLE as error:
             if isinstance(error, AuthenticationError):
                 raise
             outage.record_failure(error, name)
-        # Jitter: a hundred workers must not come back in the same millisecond.
+        # Jitter, so that a hundred workers do not come back in the same millisecond.
         sleep(seconds * random.uniform(0.8, 1.2))
         seconds = min(seconds * 2, LONGEST_WAIT_SECONDS)

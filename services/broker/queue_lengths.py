@@ -24,7 +24,7 @@ def known_queues(client: Redis, app: Celery) -> list[str]:
     found = set(app.settings.worker.queues) | {keys.DEFAULT_QUEUE}
     for key in _scan_keys(client, "set", keys.BINDINGS + "*"):
         if keys.carries_tasks(key):
-            found |= {keys.bound_queue(str(member)) for member in client.smembers(key)}
+            found |= {keys.parse_bound_queue(str(member)) for member in client.smembers(key)}
     return sorted(found)
 
 
@@ -32,7 +32,7 @@ def waiting(client: Redis, names: list[str]) -> dict[str, int]:
     """Messages that wait in each queue, all priorities together."""
     with client.pipeline(transaction=False) as pipe:
         for name in names:
-            for key in keys.lists_of(name):
+            for key in keys.get_lists(name):
                 pipe.llen(key)
         lengths = pipe.execute()
     steps = len(keys.PRIORITY_STEPS)
@@ -47,7 +47,7 @@ def find_unread(client: Redis, known: Collection[str], consumed: set[str] | None
     """
     found = []
     for key in sorted(set(_scan_keys(client, "list"))):
-        queue, priority = keys.queue_and_priority(key)
+        queue, priority = keys.parse_list(key)
         if keys.is_mailbox(queue) or (priority in keys.PRIORITY_STEPS and (consumed is None or queue in consumed)):
             continue
         found.append((key, queue, priority))
@@ -69,7 +69,7 @@ def find_unread(client: Redis, known: Collection[str], consumed: set[str] | None
 def _holds_tasks(client: Redis, key: str) -> bool:
     """Whether the oldest message of a list is a task's."""
     oldest = client.lindex(key, -1)
-    return bool(oldest and messages.read(str(oldest).encode(), ["json"]).task)
+    return bool(oldest and messages.parse(str(oldest).encode(), ["json"]).task)
 
 
 def _scan_keys(client: Redis, kind: str, match: str = "*") -> Iterator[str]:

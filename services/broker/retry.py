@@ -1,4 +1,4 @@
-"""Retry: inside a worker, a command that must not be lost is repeated until Redis takes it."""
+"""Retry: inside a worker, a command that must not be lost is retried until Redis takes it."""
 
 from __future__ import annotations
 
@@ -18,38 +18,37 @@ from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from redis.exceptions import RedisError
 
-from services.broker.client import UNREACHABLE, describe_server, format_error
+from services.broker.client import UNREACHABLE, answers_ping, describe_server, format_error
 from services.broker.outages import Outage
 
 logger = get_logger(__name__)
 
 T = TypeVar("T")
 
-# The first pause: a Redis that restarts is back within a second. Doubled each time, and each cut by up to half at
-# random, so that a hundred children do not come back together.
+# A Redis that restarts is back within a second. The pause is doubled each time, and shortened by up to half at random,
+# so that a hundred children do not come back together.
 FIRST_PAUSE_SECONDS = 0.1
-# How long a task may go on waiting after an outage, and the load of one: a thousand waiting processes make 270 tries a
-# second.
+# A task waits no longer than this after an outage; in one, a thousand waiting processes make 270 tries a second.
 LONGEST_PAUSE_SECONDS = 5.0
-# A connection that breaks so often while Redis answers a PING each time breaks because of what is sent (a value
-# beyond proto-max-bulk-len, a proxy's limit). About 20 s: shorter faults of a network are over by then.
+# A connection that breaks so often, while Redis answers a PING each time, breaks because of what is sent (a value
+# beyond proto-max-bulk-len, a proxy's limit). That takes about 20 s, in which shorter faults of a network are over.
 BROKEN_TRIES = 10
-# Refusals that come of Redis's state or of the login, and not of what is stored.
-# NOPERM is one: with it FAILURE cannot be stored either, and whoever mends the user's rights loses nothing.
+# Errors because of Redis's state or of the login, and not of what is stored. NOPERM is one: with it FAILURE cannot be
+# stored either, and nothing is lost when somebody corrects the user's rights.
 TEMPORARY_ERRORS = (
     *UNREACHABLE,
     redis.exceptions.OutOfMemoryError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.NoPermissionError,
 )
-# Those for which redis-py has no class, and what a script of Redis 6 says of the others behind a dash.
+# Those for which redis-py has no class, and how a script of Redis 6 names the others, behind a dash.
 TEMPORARY_TEXT = re.compile(
     r"^(?:MISCONF|NOREPLICAS|BUSY|UNKILLABLE)\b|\s-(?:OOM|READONLY|MISCONF|NOREPLICAS|NOPERM)\b"
 )
 
 
 class RetryState(threading.local):
-    """What this thread stores and repeats until Redis takes it, for the log; "" where a command is tried once."""
+    """What this thread stores and retries, for the log; "" where a command is tried once."""
 
     # Of the whole process: whether it is a worker or a child of its pool.
     in_worker = False
@@ -58,13 +57,13 @@ class RetryState(threading.local):
 
 
 _state = RetryState()
-# Threads that wait. The first of them logs that they do, the last that they do no more.
+# Threads that wait for Redis: the log has a line when the first begins, and one when the last has ended.
 _waiting: set[int] = set()
 _outage = Outage("retry", logger.warning)
 
 
 def is_retrying() -> bool:
-    """Whether this thread repeats its commands."""
+    """Whether this thread retries its commands."""
     return bool(_state.purpose)
 
 
@@ -75,7 +74,7 @@ def main_thread_is_waiting() -> bool:
 
 @contextmanager
 def retry_commands(purpose: str) -> Iterator[None]:
-    """Inside, in a worker, `run_with_retry` repeats commands. `purpose` says in the log what they store."""
+    """Inside, in a worker, `run_with_retry` retries commands. `purpose` says in the log what they store."""
     if not RetryState.in_worker or _state.purpose:
         yield
         return
@@ -90,10 +89,10 @@ def retry_commands(purpose: str) -> Iterator[None]:
 
 
 def run_with_retry(attempt: Callable[[], T], client: Callable[[], redis.Redis] | None = None) -> T:
-    """Run `attempt`, a command of `client`; inside `retry_commands` repeat it until it succeeds.
+    """Run `attempt`, a command of `client`; inside `retry_commands` retry it until it succeeds.
 
-    Raises what it raises when waiting would not help. In a cold shutdown Celery's WorkerTerminate: an error would pass
-    for the end of the task, or of its chord.
+    Raises what it raises when waiting would not help. Raises WorkerTerminate in a cold shutdown, because Celery would
+    take another error for the end of the task, or of its chord.
     """
     if not _state.purpose:
         return attempt()
@@ -106,7 +105,7 @@ def run_with_retry(attempt: Callable[[], T], client: Callable[[], redis.Redis] |
                 raise
             if worker_state.should_terminate is not None:
                 raise WorkerTerminate(worker_state.should_terminate) from error
-            broken = broken + 1 if isinstance(error, UNREACHABLE) and client and _answers_ping(client) else 0
+            broken = broken + 1 if isinstance(error, UNREACHABLE) and client and answers_ping(client) else 0
             if broken == BROKEN_TRIES:
                 raise
             _waiting.add(threading.get_ident())
@@ -117,7 +116,7 @@ def run_with_retry(attempt: Callable[[], T], client: Callable[[], redis.Redis] |
 
 @contextmanager
 def ignore_soft_time_limit() -> Iterator[None]:
-    """Inside, a child of a prefork pool ignores its soft time limit: that is for the task, and the task has ended."""
+    """Inside, a child of a prefork pool ignores its soft time limit, which is for a task: the task has ended."""
     if signal.getsignal(SIG_SOFT_TIMEOUT) is not soft_timeout_sighandler:
         yield
         return
@@ -137,13 +136,5 @@ def _describe(client: Callable[[], redis.Redis] | None) -> str:
     try:
         return describe_server(client()) if client else "Redis"
     except (RedisError, OSError):
-        # A channel that was closed makes no client any more.
+        # A channel that was closed has no client any more.
         return "Redis"
-
-
-def _answers_ping(client: Callable[[], redis.Redis]) -> bool:
-    """Whether Redis answers one PING; a plain client does not repeat it."""
-    try:
-        return bool(redis.Redis(connection_pool=client().connection_pool).ping())
-    except (RedisError, OSError):
-        return False

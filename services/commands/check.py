@@ -46,14 +46,14 @@ def check() -> None:
         from config import load
         from services.broker.client import require_tls_files
         from services.schedule import beat_schedule
-        from services.task_modules import task_modules
+        from services.task_modules import find_task_modules
 
         # services/app.py would exit at one of these mistakes.
         settings = load()
         beat_schedule(settings.beat.schedule)
         require_tls_files(settings)
         from services.app import app
-    for name in task_modules(app.settings.tasks.imports):
+    for name in find_task_modules(app.settings.tasks.imports):
         with locate_mistakes(f"{name} cannot be imported: "):
             importlib.import_module(name)
     with locate_mistakes():

@@ -1,9 +1,9 @@
-"""Asking nodes: whoever asks all of them goes on as soon as all have answered, not when the time for answers is over.
+"""The mailbox of remote control: who asks all nodes goes on as soon as all have answered, not after the whole time-out.
 
-Redis says how many nodes hear a question; where none does, nobody is waited for. One that hears and does not answer,
+Redis says how many nodes receive a command; where none does, no answer is waited for. A node that does not answer,
 because its pool is solo and runs a task, is waited for as long as with Celery.
 
-What is revoked is kept in Redis before the nodes are told, and read by each of them whenever it begins to listen.
+Revocations are kept in Redis before they are broadcast, and a node reads them whenever it begins to listen.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from kombu.exceptions import EncodeError
 from redis.exceptions import RedisError
 
 from services.broker.client import UNREACHABLE, format_error
-from services.control import revoked
-from services.control.task_commands import learn_revoked
+from services.control import revocations
+from services.control.task_commands import load_revocations
 
-# Not Celery's, which says nothing in a program that has not set up logging.
+# Not Celery's, which logs nothing in a program that has not set up logging.
 logger = logging.getLogger(__name__)
 
 
 class Node(pidbox.Node):  # type: ignore[misc]
-    """The mailbox of a node, which goes on hearing whatever somebody has put into it."""
+    """The mailbox of a node, which receives the next command whatever the last one was."""
 
     def listen(self, channel: Any = None, callback: Any = None) -> Any:
         consumer = super().listen(channel, callback)
-        learn = partial(self._learn, consumer.channel)
-        # Now, before the first task; and when Redis has confirmed that it will tell us: what was revoked in between
-        # was told to nobody here.
-        learn()
-        consumer.channel.on_subscribed = learn
+        load = partial(self._load_revocations, consumer.channel)
+        # Now, before the first task; and when Redis has confirmed the subscription, because what was revoked in between
+        # was not broadcast to this node.
+        load()
+        consumer.channel.on_subscribed = load
         return consumer
 
-    def _learn(self, channel: Any) -> None:
+    def _load_revocations(self, channel: Any) -> None:
         with channel.conn_or_acquire() as client:
-            learn_revoked(self.state, client)
+            load_revocations(self.state, client)
 
     def handle_message(self, body: Any, message: Any = None) -> Any:
-        """Do what a command says, and answer.
+        """Run a command, and answer.
 
-        After an error that comes out of here Celery hangs up, and the next commands are for nobody (celery 5.7).
+        An error that leaves this makes Celery close the channel, and the next commands are lost (celery 5.7).
         """
         try:
             return super().handle_message(body, message)
-        except Exception as error:  # whatever somebody's command, or Redis at the answer to it, makes kombu raise
+        except Exception as error:  # whatever kombu raises at somebody's command, or Redis at the answer to it
             logger.error("control: a command, or the answer to it, is dropped: %r", error)
 
     def reply(self, data: Any, *address: Any, **options: Any) -> None:
-        """Answer; with the reason why not, where the answer cannot be sent."""
+        """Send an answer; where it cannot be encoded, the error."""
         try:
             super().reply(data, *address, **options)
         except EncodeError as error:
@@ -60,53 +60,37 @@ class Node(pidbox.Node):  # type: ignore[misc]
 
 
 class Mailbox(pidbox.Mailbox):  # type: ignore[misc]
-    """Where questions are put and answers come in."""
+    """Sends commands to nodes, and collects their answers."""
 
     node_cls = Node
 
     def _publish(
-        self,
-        command: str,
-        arguments: Any,
-        *,
-        destination: Any = None,
-        channel: Any = None,
-        producer: Any = None,
-        pattern: Any = None,
-        **options: Any,
+        self, command: str, arguments: Any, *, channel: Any = None, producer: Any = None, **options: Any
     ) -> Any:
         channel = channel or self.connection.default_channel
-        # What only some nodes are to know is kept by those that hear it.
-        if command in revoked.COMMANDS and not destination and not pattern:
-            _, channel = self.connection.autoretry(partial(_keep, command, arguments), channel)()
-        # On the channel that the answers are awaited on: another one would keep to itself how many have heard it.
+        # Revocations for some nodes only are kept by those nodes.
+        if command in revocations.COMMANDS and not options.get("destination") and not options.get("pattern"):
+            _, channel = self.connection.autoretry(partial(_store, command, arguments), channel)()
+        # On the channel that receives the answers: `_collect` asks that one how many nodes have heard the command.
         producer = producer or Producer(channel, auto_declare=False)
-        return super()._publish(
-            command,
-            arguments,
-            destination=destination,
-            channel=channel,
-            producer=producer,
-            pattern=pattern,
-            **options,
-        )
+        return super()._publish(command, arguments, channel=channel, producer=producer, **options)
 
     def _collect(
         self, ticket: Any, limit: int | None = None, timeout: float | None = 1, channel: Any = None, **options: Any
     ) -> Any:
         if channel is not None and channel.connection is None:
-            # It was closed with its connection, and the question asked again over another one.
+            # It was closed with its connection, and the command sent again over another one.
             channel = self.connection.default_channel
         heard = getattr(channel, "heard", None)
         timeout = 0 if heard == 0 else timeout
         return super()._collect(ticket, limit=limit or heard, timeout=timeout, channel=channel, **options)
 
 
-def _keep(command: str, arguments: Any, channel: Any) -> None:
-    """Keep what a command revokes; a Redis that refuses that can still tell the nodes."""
+def _store(command: str, arguments: Any, channel: Any) -> None:
+    """Keep in Redis what a command revokes; where Redis refuses that, it can still be broadcast."""
     try:
         with channel.conn_or_acquire() as client:
-            revoked.keep_command(client, command, arguments)
+            revocations.store_command(client, command, arguments)
     except UNREACHABLE:
         raise
     except RedisError as error:
@@ -116,6 +100,6 @@ def _keep(command: str, arguments: Any, channel: Any) -> None:
 
 
 class Control(control.Control):  # type: ignore[misc]
-    """`app.control`."""
+    """`app.control`, with Stalk's mailbox."""
 
     Mailbox = Mailbox

@@ -1,6 +1,6 @@
-"""Remote control that knows what is in Redis: tasks that wait for their time, and what was revoked.
+"""Remote control commands about tasks, which also find those that wait in Redis, and keep revocations there.
 
-Celery's commands look into the worker, and write there.
+Celery's own commands know only the worker that runs them.
 """
 
 from __future__ import annotations
@@ -23,25 +23,24 @@ from redis.exceptions import RedisError
 from services.broker import messages
 from services.broker.client import UNREACHABLE, connect, format_error
 from services.broker.keys import REVOKED_STAMPS, REVOKED_TASKS
-from services.control import revoked
+from services.control import revocations
 from services.delayed import rate_limits, scheduled
 from services.delivery import registry
-from services.delivery.unacked import UnackedDeliveries
 from services.pool import child_guard, time_limits
 from services.pool.time_limits import Limits
 
 logger = get_logger(__name__)
 
-# A round trip to Redis, and patience with one that is busy; meanwhile the worker takes no new task.
-LEAVING_SECONDS = 1.0
+# For tasks on their way into the schedule: a round trip to a busy Redis; meanwhile the worker takes no new task.
+POSTPONE_SECONDS = 1.0
 # Ids that are looked for in the schedule at once: a millisecond in which Redis does nothing else.
-LOOKED_FOR_AT_ONCE = 500
+BATCH_SIZE = 500
 
 
 @inspect_command()  # type: ignore[untyped-decorator]
 def held(state: Any, **_: Any) -> dict[str, int]:
-    """What this node holds under a lease. Only Stalk's nodes know this command."""
-    mine: list[UnackedDeliveries] = registry.all_deliveries()
+    """How many unacknowledged messages this node has, and its lease. Only Stalk's nodes know this command."""
+    mine = registry.all_deliveries()
     return {"held": sum(map(len, mine)), "lease": max((deliveries.rules.lease for deliveries in mine), default=0)}
 
 
@@ -49,22 +48,25 @@ def held(state: Any, **_: Any) -> dict[str, int]:
 def list_scheduled(state: Any, **_: Any) -> list[dict[str, Any]]:
     """List of currently scheduled ETA/countdown tasks."""
     mine = celery_control.scheduled(state)
-    # There is none while it connects.
+    # None while the node connects.
     consumer = state.consumer.task_consumer
-    with _redis(state) as client:
-        waiting = scheduled.first(client, [queue.name for queue in consumer.queues] if consumer else [])
-    return [*mine, *(_entry(state, one) for one in waiting)]
+    with _connect(state) as client:
+        waiting = scheduled.list_next(client, [queue.name for queue in consumer.queues] if consumer else [])
+    return [*mine, *(_describe_scheduled(state, one) for one in waiting)]
 
 
-def _entry(state: Any, one: scheduled.Waiting) -> dict[str, Any]:
+def _describe_scheduled(state: Any, waiting: scheduled.ScheduledMessage) -> dict[str, Any]:
     """As Celery describes a request in its timer."""
-    message = messages.read(one.message, state.app.conf.accept_content)
-    # Of its own, or later, if it waits for its turn or its rate.
-    eta = datetime.fromtimestamp(one.due, UTC).isoformat()
-    return {"eta": eta, "priority": 6, "request": _info(message, state.hostname)}
+    # Its ETA, or later, if it waits for its turn or for a token of its rate.
+    due = datetime.fromtimestamp(waiting.due, UTC).isoformat()
+    return {"eta": due, "priority": 6, "request": _describe_request(state, _parse(state, waiting.message))}
 
 
-def _info(message: messages.Read, hostname: str) -> dict[str, Any]:
+def _parse(state: Any, raw: bytes) -> messages.TaskMessage:
+    return messages.parse(raw, state.app.conf.accept_content)
+
+
+def _describe_request(state: Any, message: messages.TaskMessage) -> dict[str, Any]:
     """As Celery describes a request that has not been started."""
     unread = bool(message.problem)
     info = message.properties.get("delivery_info")
@@ -74,7 +76,7 @@ def _info(message: messages.Read, hostname: str) -> dict[str, Any]:
         "args": message.fields.get("argsrepr") if unread else message.args,
         "kwargs": message.fields.get("kwargsrepr") if unread else message.kwargs,
         "type": message.task,
-        "hostname": hostname,
+        "hostname": state.hostname,
         "time_start": None,
         "acknowledged": False,
         "delivery_info": {
@@ -95,7 +97,7 @@ def time_limit(state: Any, task_name: str = "", hard: float | None = None, soft:
         return celery_control.nok(f"unknown task {task_name}")
     if not child_guard.forks(state.consumer.pool):
         return celery_control.nok("time limits are not enforced in this pool: only prefork enforces them")
-    if problem := time_limits.problem_with(Limits(hard, soft)):
+    if problem := time_limits.find_problem(Limits(hard, soft)):
         return celery_control.nok(problem)
     time_limits.change(task, Limits(hard, soft))
     logger.info("New time limits for tasks of type %s: soft=%s hard=%s", task_name, soft, hard)
@@ -114,17 +116,17 @@ def rate_limit(state: Any, task_name: str, rate_limit: Any, **_: Any) -> Any:
     if "ok" not in answer:
         return answer
     for deliveries in registry.all_deliveries():
-        deliveries.wait_until_postponed(None, LEAVING_SECONDS)
+        deliveries.wait_until_postponed(None, POSTPONE_SECONDS)
     try:
-        with _redis(state) as client:
-            rate_limits.settle(client, {task_name: state.consumer.rate_of(task_name)})
+        with _connect(state) as client:
+            rate_limits.requeue_outdated(client, {task_name: state.consumer.get_rate(task_name)})
     except (RedisError, OSError) as error:
-        return celery_control.ok(f"{answer['ok']}, but what waits keeps its time: {format_error(error)}")
+        return celery_control.ok(f"{answer['ok']}, but waiting tasks keep their times: {format_error(error)}")
     return answer
 
 
 def _is_rate(text: Any) -> bool:
-    """Celery takes -1, with which no such task starts any more, and NaN, which Flower sends for an empty field."""
+    """Whether it is a rate. Celery takes -1 too, which stops a task, and NaN, which Flower sends for an empty field."""
     try:
         return bool(0 <= rate(text) < math.inf)
     except (ValueError, LookupError, TypeError):
@@ -136,12 +138,16 @@ def query_task(state: Any, ids: Any, **_: Any) -> dict[str, Any]:
     """Query for task information by id."""
     found: dict[str, Any] = celery_control.query_task(state, ids)
     others = [task_id for task_id in maybe_list(ids) if task_id not in found]
-    with _redis(state) as client:
-        records = scheduled.of_tasks(client, others)
-    for record in records.values():
-        message = messages.read(messages.of_record(record), state.app.conf.accept_content)
-        found[str(message.id)] = ("scheduled", _info(message, state.hostname))
+    with _connect(state) as client:
+        for message in _find_scheduled(state, client, others).values():
+            found[str(message.id)] = ("scheduled", _describe_request(state, message))
     return found
+
+
+def _find_scheduled(state: Any, client: Redis, ids: Sequence[str]) -> dict[bytes, messages.TaskMessage]:
+    """The messages of these tasks that wait in Redis, by field."""
+    records = scheduled.find_records(client, ids)
+    return {field: _parse(state, messages.extract_message(record)) for field, record in records.items()}
 
 
 @control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
@@ -152,12 +158,12 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
         terminate (bool): Also terminate the process if the task is active.
         signal (str): Name of signal to use for terminate (e.g., ``KILL``).
     """
-    ids = revoked.as_ids(task_id)
-    refused = _keep(state, REVOKED_TASKS, ids)
-    # Before it is looked for, so that whoever gets one of them from now on knows.
+    ids = revocations.parse_ids(task_id)
+    refusal = _store(state, REVOKED_TASKS, ids)
+    # Before the schedule is searched, so that a task which is received from now on is revoked as well.
     answer = celery_control.revoke(state, ids, terminate, signal, **keywords)
-    _take_out(state, ids)
-    return _but(answer, refused)
+    _revoke_scheduled(state, ids)
+    return _add_refusal(answer, refusal)
 
 
 @control_command(variadic="headers", signature="[key1=value1 [key2=value2 [... [keyN=valueN]]]]")  # type: ignore[untyped-decorator]
@@ -172,12 +178,12 @@ def revoke_by_stamped_headers(
         terminate (bool): Also terminate the process if the task is active.
         signal (str): Name of signal to use for terminate (e.g., ``KILL``).
     """
-    named = revoked.as_headers(headers)
-    stamps = revoked.as_stamps(named)
-    refused = _keep(state, REVOKED_STAMPS, stamps)
+    named = revocations.parse_headers(headers)
+    stamps = revocations.format_stamps(named)
+    refusal = _store(state, REVOKED_STAMPS, stamps)
     answer = celery_control.revoke_by_stamped_headers(state, named, terminate, signal, **keywords)
-    revoked.learn_stamps(stamps)
-    return _but(answer, refused)
+    revocations.remember_stamps(stamps)
+    return _add_refusal(answer, refusal)
 
 
 @control_command(args=[("signal", str)], variadic="task_id", signature="<signal> [id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
@@ -186,86 +192,76 @@ def terminate(state: Any, signal: Any, task_id: Any, **_: Any) -> Any:
     return revoke(state, task_id, terminate=True, signal=signal)
 
 
-def learn_revoked(state: Any, client: Redis) -> None:
-    """Read what was revoked while this node did not hear it.
+def load_revocations(state: Any, client: Redis) -> None:
+    """Read the revocations that were broadcast while this node did not hear them.
 
-    Raises redis.exceptions.ConnectionError and the like; a refusal is logged.
+    Raises one of UNREACHABLE; a refusal is logged.
     """
     try:
-        found = revoked.load(client)
+        found = revocations.load(client)
     except UNREACHABLE:
         raise
     except RedisError as error:
         logger.error("What was revoked before cannot be read from Redis, and may run here: %s", format_error(error))
         return
     try:
-        # First: what this cannot do, because Redis is away again, has to be news the next time.
-        _take_out(state, [task_id for task_id in found.ids if task_id not in worker_state.revoked])
+        # Before they are remembered: where this fails, because Redis is away again, it is done the next time.
+        _revoke_scheduled(state, [task_id for task_id in found.ids if task_id not in worker_state.revoked])
     except UNREACHABLE:
         raise
-    except Exception:  # whatever a result backend makes of a message that somebody has sent; it is discarded when due
+    except Exception:  # whatever a result backend raises at somebody's message, which is discarded when it is due
         logger.exception("What was revoked before could not be taken out of the schedule")
-    revoked.learn(found)
+    revocations.remember(found)
 
 
-def _keep(state: Any, key: str, members: Sequence[str]) -> str:
-    """Keep in Redis what is revoked. Returns why that was not possible, or ""."""
+def _store(state: Any, key: str, members: Sequence[str]) -> str:
+    """Keep revocations in Redis. Returns why that was refused, or ""."""
     try:
-        with _redis(state) as client:
-            revoked.keep(client, key, members)
+        with _connect(state) as client:
+            revocations.store(client, key, members)
     except (RedisError, OSError) as error:
         logger.warning("Revoked in this node only, and not kept in Redis: %s", format_error(error))
         return format_error(error)
     return ""
 
 
-def _but(answer: Any, refused: str) -> Any:
-    """Celery's answer, with what it does not know."""
-    if not refused:
+def _add_refusal(answer: Any, refusal: str) -> Any:
+    """Celery's answer, and that Redis does not keep the revocation."""
+    if not refusal:
         return answer
-    return {"ok": f"{answer['ok']}, but in this node only, and not kept in Redis: {refused}"}
+    return {"ok": f"{answer['ok']}, but in this node only, and not kept in Redis: {refusal}"}
 
 
-def _take_out(state: Any, ids: Sequence[str]) -> None:
-    """Take revoked tasks out of Redis that wait there for their time."""
+def _revoke_scheduled(state: Any, ids: Sequence[str]) -> None:
+    """Delete revoked tasks that wait in Redis for their time, so that no worker that is started later finds them."""
     if not ids:
         return
     for deliveries in registry.all_deliveries():
-        deliveries.wait_until_postponed(set(ids), LEAVING_SECONDS)
-    with _redis(state) as client:
-        for start in range(0, len(ids), LOOKED_FOR_AT_ONCE):
-            _revoke_scheduled(state, client, ids[start : start + LOOKED_FOR_AT_ONCE])
+        deliveries.wait_until_postponed(set(ids), POSTPONE_SECONDS)
+    with _connect(state) as client:
+        for start in range(0, len(ids), BATCH_SIZE):
+            found = _find_scheduled(state, client, ids[start : start + BATCH_SIZE])
+            # Before they are deleted, so that after a crash in between they are found again; storing it twice does no
+            # harm.
+            for message in found.values():
+                task = state.app.tasks.get(message.task)
+                backend = task.backend if task else state.app.backend
+                backend.mark_as_revoked(message.id, "revoked", request=messages.build_context(message))
+            # All nodes are told to; the one that has deleted it sends the event.
+            for field in scheduled.delete(client, list(found)):
+                _send_revoked(state, found[field])
 
 
-def _revoke_scheduled(state: Any, client: Redis, ids: Sequence[str]) -> None:
-    """Take out of Redis what waits there, so that no worker that is started later finds it."""
-    records = scheduled.of_tasks(client, ids)
-    found = {
-        field: messages.read(messages.of_record(record), state.app.conf.accept_content)
-        for field, record in records.items()
-    }
-    # Before it is taken out, so that a crash in between leaves nobody waiting; twice is like once.
-    for message in found.values():
-        _backend(state, message).mark_as_revoked(message.id, "revoked", request=messages.context(message))
-    # Several workers are told to; the one that has taken it out tells the world.
-    for field in scheduled.remove(client, list(found)):
-        _announce(state, found[field])
-
-
-def _backend(state: Any, message: messages.Read) -> Any:
-    task = state.app.tasks.get(message.task)
-    return task.backend if task else state.app.backend
-
-
-def _announce(state: Any, message: messages.Read) -> None:
+def _send_revoked(state: Any, message: messages.TaskMessage) -> None:
+    """Log that a task is revoked, and send Celery's event and signal."""
     logger.info("Discarding revoked task: %s[%s]", message.task, message.id)
     dispatcher = state.consumer.event_dispatcher
     how = {"terminated": False, "signum": None, "expired": False}
     if dispatcher and dispatcher.enabled:
         dispatcher.send("task-revoked", uuid=message.id, **how)
     if task := state.app.tasks.get(message.task):
-        signals.task_revoked.send(sender=task, request=messages.context(message), **how)
+        signals.task_revoked.send(sender=task, request=messages.build_context(message), **how)
 
 
-def _redis(state: Any) -> Redis:
+def _connect(state: Any) -> Redis:
     return connect(state.app.settings.broker_url, state.app.settings)

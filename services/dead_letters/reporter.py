@@ -77,7 +77,7 @@ class FailureReporter:
         numbers = list(ids)
         if not numbers:
             return
-        taken = scripts.TELL(self._client, [DEAD_LETTERS_UNTOLD], [DEAD_LETTER, REPORT_SECONDS, *numbers])
+        taken = scripts.TAKE_UNREPORTED(self._client, [DEAD_LETTERS_UNTOLD], [DEAD_LETTER, REPORT_SECONDS, *numbers])
         letters = list(zip(*(taken[part::4] for part in range(4)), strict=True))
         for done, (number, raw, reason, detail) in enumerate(letters):
             try:
@@ -97,7 +97,7 @@ class FailureReporter:
             pipe.execute()
 
     def _report_one(self, raw: bytes, error: DeadLetter) -> None:
-        message = messages.read(raw, self._app.conf.accept_content)
+        message = messages.parse(raw, self._app.conf.accept_content)
         reason, detail, number = error.args
         logger.error("dead letter %d: %s[%s]: %s: %s", number, message.task, message.id, reason, detail)
         if not message.id:
@@ -109,14 +109,14 @@ class FailureReporter:
         except Exception:  # Celery raises whatever the options of a sender lead to, each time again
             logger.exception("dead letter %d: the failure of %s could not be reported", number, message.id)
 
-    def _store_failure(self, message: messages.Read, error: DeadLetter) -> None:
+    def _store_failure(self, message: messages.TaskMessage, error: DeadLetter) -> None:
         task = self._app.tasks.get(message.task)
         backend = task.backend if task else self._app.backend
         if backend.get_state(message.id) == SUCCESS:
             # Another copy of the message was executed.
             return
         # Stored also for a task that ignores its result: the later links of its chain may be waited for.
-        request = messages.context(message, hostname=self._hostname)
+        request = messages.build_context(message, hostname=self._hostname)
         backend.mark_as_failure(message.id, error, request=request, store_result=True)
         if self._app.conf.worker_send_task_events:
             with self._app.events.default_dispatcher(hostname=self._hostname) as dispatcher:

@@ -117,8 +117,8 @@ def _split(ids: Iterable[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def _summarize(number: int, letter: dict[str, bytes], message: messages.Read | None = None) -> dict[str, Any]:
-    message = message or messages.read(letter["message"], (), body=False)
+def _summarize(number: int, letter: dict[str, bytes], message: messages.TaskMessage | None = None) -> dict[str, Any]:
+    message = message or messages.parse(letter["message"], (), body=False)
     parked_at = datetime.fromtimestamp(float(letter["parked_at"])).astimezone()
     return {
         "id": number,
@@ -134,7 +134,7 @@ def _summarize(number: int, letter: dict[str, bytes], message: messages.Read | N
 
 
 def _describe(number: int, letter: dict[str, bytes], accept: Iterable[str]) -> dict[str, Any]:
-    message = messages.read(letter["message"], accept)
+    message = messages.parse(letter["message"], accept)
     found = _summarize(number, letter, message) | {
         "args": message.args,
         "kwargs": message.kwargs,

@@ -1,6 +1,6 @@
-"""Rate limits: a task over its rate waits in Redis until its token comes, and keeps nobody else from the node.
+"""Rate limits: a task over its rate waits in Redis for its token, and takes no place of the node.
 
-Celery keeps such tasks in the worker, where they take up its prefetch count (celery 5.7).
+Celery keeps such tasks in the worker, where they use up its prefetch count (celery 5.7).
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any, NamedTuple
 from redis import Redis
 
 from services.broker import scripts
-from services.broker.keys import PRIORITY_STEPS, RATE_LIMIT
-from services.delayed.scheduled import KEYS, MOVED_AT_ONCE
+from services.broker.keys import PRIORITY_STEPS, RATE_LIMIT, SCHEDULED_KEYS
+from services.delayed.scheduled import BATCH_SIZE
 
-# Of rates that all nodes have together.
+# WORKER_RATE_LIMIT_SCOPE for rates of all nodes together.
 SHARED = "shared"
 # Unix time for: none.
 NEVER = 0.0
-# A node that stops has ten seconds to hand back what it holds, and needs some of them for other things; what is not
-# brought back by then starts at its token all the same.
-LEAVING_SECONDS = 3.0
+# A node that stops has ten seconds to requeue what it holds, and needs some of them for other things; what is not
+# requeued by then starts at its token all the same.
+STOP_SECONDS = 3.0
 
 
-class Turn(NamedTuple):
-    """Until when a task waits, Unix time, and what its message says meanwhile."""
+class Delay(NamedTuple):
+    """Until when a task waits, Unix time, and the token in its message meanwhile; "" for none."""
 
     due: float
-    token: str
+    token: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,46 +43,48 @@ class Rate:
     node: str
 
     @classmethod
-    def of(cls, task: str, a_second: float, node: str) -> Rate:
-        """So many starts a second. The interval is text, so that it is the same number for everybody."""
-        return cls(task, f"{1 / a_second:.9f}", node)
+    def per_second(cls, task: str, count: float, node: str) -> Rate:
+        """So many starts a second. The interval is text, so that it is the same number in every process."""
+        return cls(task, f"{1 / count:.9f}", node)
 
-    def take(self, client: Any, delivery: dict[str, Any], start: int, earliest: float, expires: float) -> Turn | None:
+    def take_token(
+        self, client: Any, delivery: dict[str, Any], start: int, earliest: float, expires: float
+    ) -> Delay | None:
         """Take a token for a delivery. Returns None when it starts now.
 
         `start`: which start of its message it would be; `earliest` and `expires`: the task's own times, or NEVER.
         Raises redis.exceptions.RedisError.
         """
-        waited = self._waited_for(delivery.get("rate_limit_token"), start)
+        waited = self._parse_token(delivery.get("rate_limit_token"), start)
         arguments = [self.node, self.interval, *map(repr, (earliest, expires, waited))]
         due, taken = client.run(scripts.TOKEN, [_key(self.task)], arguments)
         if not due:
             return None
-        return Turn(float(due), self._token(float(due), start) if taken else "")
+        return Delay(float(due), self._format_token(float(due), start) if taken else "")
 
-    def _token(self, due: float, start: int) -> str:
-        """What a message says that waits for a token (lua/record.lua looks for the brackets)."""
+    def _format_token(self, due: float, start: int) -> str:
+        """The token as it stands in a message; lua/record.lua looks for its brackets, so there are none inside."""
         inner = json.dumps([self.task, self.interval, self.node, due, start])[1:-1]
         return "[" + inner.replace("[", "\\u005b").replace("]", "\\u005d") + "]"
 
-    def _waited_for(self, token: Any, start: int) -> float:
-        """The token for which a delivery has waited, Unix time; NEVER: none, one of another rate, or used up."""
+    def _parse_token(self, token: Any, start: int) -> float:
+        """When the token is due for which a delivery has waited; NEVER: none, one of another rate, or used already."""
         match token:
             case [self.task, self.interval, str(node), int() | float() as due, int(of)]:
                 return float(due) if of == start and bool(node) == bool(self.node) else NEVER
         return NEVER
 
 
-def settle(client: Redis, rates: dict[str, Rate | None]) -> dict[str, int]:
-    """Bring back to their queues tasks that wait for tokens of other rates than these, or without this node.
+def requeue_outdated(client: Redis, rates: dict[str, Rate | None]) -> dict[str, int]:
+    """Requeue tasks that wait for tokens of other rates than these, or of nodes without this one.
 
-    Returns how many of each task. Costs a round trip where nothing waits. Raises redis.exceptions.RedisError.
+    Returns how many of each task. Costs one round trip where nothing waits. Raises redis.exceptions.RedisError.
     """
     with client.pipeline(transaction=False) as pipe:
         for task in rates:
             pipe.hgetall(_key(task))
         found = zip(rates.items(), pipe.execute(), strict=True)
-    return {task: bring_back(client, task) for (task, rate), nodes in found if _is_outdated(rate, nodes)}
+    return {task: requeue(client, task) for (task, rate), nodes in found if _is_outdated(rate, nodes)}
 
 
 def _is_outdated(rate: Rate | None, nodes: dict[bytes, bytes]) -> bool:
@@ -96,31 +98,31 @@ def _is_outdated(rate: Rate | None, nodes: dict[bytes, bytes]) -> bool:
     return joins or any(value[-1] != interval or shared is bool(node) for node, value in promised.items())
 
 
-def leave(client: Redis, rates: Iterable[Rate]) -> None:
-    """Bring back what waits for a token of a node that stops: another one takes new ones, at a rate of its own.
+def requeue_of_stopping_node(client: Redis, rates: Iterable[Rate]) -> None:
+    """Requeue what waits for a token of a node that stops: other nodes take new ones, at rates of their own.
 
     Raises redis.exceptions.RedisError.
     """
-    end = monotonic() + LEAVING_SECONDS
+    end = monotonic() + STOP_SECONDS
     for rate in rates:
         if rate.node and client.hexists(_key(rate.task), rate.node):
-            bring_back(client, rate.task, rate.node, end)
+            requeue(client, rate.task, rate.node, end)
 
 
-def bring_back(client: Redis, task: str, gone: str = "", end: float = math.inf) -> int:
-    """Bring back to its queues what waits of a task for its rate: all, or what waits for the node that is `gone`.
+def requeue(client: Redis, task: str, node: str = "", end: float = math.inf) -> int:
+    """Requeue what waits of a task for a token: of any node, or of `node`; begin no new call after `end` (monotonic).
 
     Returns how many. Raises redis.exceptions.RedisError.
     """
-    offset = released = 0
+    offset = requeued = 0
     while monotonic() < end:
-        arguments = [scripts.as_json(PRIORITY_STEPS), task, gone, offset, MOVED_AT_ONCE]
-        looked, back = scripts.REQUEUE_RATE_LIMITED(client, [*KEYS, _key(task)], arguments)
-        released += back
-        offset += looked - back
-        if looked < MOVED_AT_ONCE:
+        arguments = [scripts.as_json(PRIORITY_STEPS), task, node, offset, BATCH_SIZE]
+        looked, moved = scripts.REQUEUE_RATE_LIMITED(client, [*SCHEDULED_KEYS, _key(task)], arguments)
+        requeued += moved
+        offset += looked - moved
+        if looked < BATCH_SIZE:
             break
-    return released
+    return requeued
 
 
 def _key(task: str) -> bytes:

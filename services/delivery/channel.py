@@ -506,10 +506,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _purge(self, queue: str) -> int:
         """Delete what waits in a queue, and what waits for its time to come into it. Returns how many."""
         # What becomes due meanwhile is in a list by the time that those are emptied.
-        waiting, rated = scheduled.purge(self._commands, queue)
-        for task in rated:
-            # Their tokens are free: what is left, and what comes, would wait behind nothing.
-            rate_limits.bring_back(self._commands, task.decode())
+        waiting, rate_limited = scheduled.purge(self._commands, queue)
+        for task in rate_limited:
+            # Their tokens are free: what is left, and what comes, would wait for nothing.
+            rate_limits.requeue(self._commands, task.decode())
         return waiting + int(super()._purge(queue))
 
     # Publishing: inside `retry_commands` each step is repeated until Redis takes it.
@@ -547,10 +547,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     @cached_property  # type: ignore[untyped-decorator]
     def _refresh_binding(self) -> Callable[..., Any]:
-        script = scripts.of(kombu_redis.REFRESH_BINDING)
+        script = scripts.Script.from_text(kombu_redis.REFRESH_BINDING)
 
         def refresh(keys: list[str], args: list[Any], client: Any) -> Any:
-            # At once, also where kombu has begun a transaction: out of that no script gets anything from the reserve.
+            # At once, also where kombu has begun a transaction: inside of that no script has headroom.
             return self._commands.run(script, keys, args)
 
         return refresh

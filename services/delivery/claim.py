@@ -22,7 +22,7 @@ from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
 
 from services.broker import scripts
 from services.broker.client import format_error
-from services.broker.keys import HELD
+from services.broker.keys import UNACKED_KEYS
 from services.broker.retry import is_temporary
 from services.delivery.unacked import UnackedDeliveries, clock
 
@@ -86,7 +86,7 @@ def claim_command(claim: Claim, lists: Sequence[str], lease: int) -> tuple[list[
     """Keys and arguments of lua/claim.lua. `lists`: all queues of the most urgent priority, then of the next."""
     ends = [f',"",{_json_string(queue)}]' for queue in claim.queues]
     arguments = [claim.id, claim.credit, lease, MOST_BYTES, len(claim.queues), *ends, *claim.acks]
-    return [*HELD, *lists], arguments
+    return [*UNACKED_KEYS, *lists], arguments
 
 
 def _json_string(text: str) -> str:

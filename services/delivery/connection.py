@@ -15,7 +15,7 @@ from kombu import Queue, connection
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 
-from services.broker.client import Unusable
+from services.broker.client import LateConfigError
 from services.broker.retry import RetryState, ignore_soft_time_limit, retry_commands, run_with_retry
 from services.delivery.transport import SentinelTransport, Transport
 
@@ -65,7 +65,7 @@ class Connection(kombu.Connection):  # type: ignore[misc]
         return Pool(self, limit, **options)
 
 
-class UnreadOptions(Unusable):
+class UnreadOptions(LateConfigError):
     """There are transport options that nothing reads."""
 
     def __init__(self, ignored: Iterable[str], read: Iterable[str]) -> None:

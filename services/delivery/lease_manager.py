@@ -15,7 +15,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from services.broker import scripts
 from services.broker.client import UNREACHABLE, describe_server
-from services.broker.keys import DEAD, DEAD_LETTER, HELD, SCHEDULED, SCHEDULED_MESSAGES, scheduled_fields
+from services.broker.keys import DEAD_LETTER, DEAD_LETTER_KEYS, SCHEDULED_KEYS, UNACKED_KEYS, get_scheduled_fields
 from services.broker.outages import Outage
 from services.delivery import sweeper
 from services.delivery.unacked import PendingUpdates, Rejection, UnackedDeliveries, clock
@@ -180,28 +180,28 @@ class LeaseManager:
     def _commands(self, pending: PendingUpdates) -> list[tuple[Command, PendingUpdates]]:
         """The commands for `pending`, each with its part of it."""
         commands: list[tuple[Command, PendingUpdates]] = []
-        rules = self._deliveries.rules
+        rules, with_dead_letters = self._deliveries.rules, [*UNACKED_KEYS, *DEAD_LETTER_KEYS]
         if pending.acks:
-            commands.append(((scripts.ACK, HELD, pending.acks), PendingUpdates(acks=pending.acks)))
+            commands.append(((scripts.ACK, UNACKED_KEYS, pending.acks), PendingUpdates(acks=pending.acks)))
         if pending.requeues:
             # What was claimed first is taken first again.
             arguments: list[Any] = [self._steps, *reversed(pending.requeues)]
-            commands.append(((scripts.REQUEUE, HELD, arguments), PendingUpdates(requeues=pending.requeues)))
+            commands.append(((scripts.REQUEUE, UNACKED_KEYS, arguments), PendingUpdates(requeues=pending.requeues)))
         for crash in pending.crashes:
             arguments = [self._steps, rules.max_deliveries, DEAD_LETTER, crash.tag, _encode(crash.detail)]
-            commands.append(((scripts.CRASH, [*HELD, *DEAD], arguments), PendingUpdates(crashes=[crash])))
+            commands.append(((scripts.CRASH, with_dead_letters, arguments), PendingUpdates(crashes=[crash])))
         for later in pending.later_requeues:
             waits = FIRST_REQUEUE_SECONDS, LONGEST_REQUEUE_SECONDS
-            arguments = [rules.max_requeues, DEAD_LETTER, later.tag, *waits, *scheduled_fields(later.task_id)]
-            keys = [*HELD, *DEAD, SCHEDULED, SCHEDULED_MESSAGES]
+            arguments = [rules.max_requeues, DEAD_LETTER, later.tag, *waits, *get_scheduled_fields(later.task_id)]
+            keys = [*with_dead_letters, *SCHEDULED_KEYS]
             commands.append(((scripts.REQUEUE_LATER, keys, arguments), PendingUpdates(later_requeues=[later])))
         for one in pending.rejections:
             detail = _encode(one.detail)
             arguments = [one.tag, one.reason, detail, DEAD_LETTER, int(one.reported), rules.dead_letters_max]
-            commands.append(((scripts.REJECT, [*HELD, *DEAD], arguments), PendingUpdates(rejections=[one])))
+            commands.append(((scripts.REJECT, with_dead_letters, arguments), PendingUpdates(rejections=[one])))
         for late in pending.postponements:
-            arguments = [late.tag, repr(late.due), _encode(late.token), *scheduled_fields(late.task_id)]
-            keys = [*HELD, SCHEDULED, SCHEDULED_MESSAGES]
+            arguments = [late.tag, repr(late.due), _encode(late.token), *get_scheduled_fields(late.task_id)]
+            keys = [*UNACKED_KEYS, *SCHEDULED_KEYS]
             commands.append(((scripts.POSTPONE, keys, arguments), PendingUpdates(postponements=[late])))
         return commands
 

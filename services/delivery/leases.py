@@ -18,7 +18,7 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from services.broker import scripts
-from services.broker.keys import HELD, UNACKED_STARTED
+from services.broker.keys import UNACKED_KEYS, UNACKED_STARTED
 
 logger = get_logger(__name__)
 
@@ -41,7 +41,7 @@ class Leases:
 
         Raises redis.exceptions.RedisError.
         """
-        lost = scripts.RENEW(self._client, HELD, [self._seconds, len(started), *started, *others])
+        lost = scripts.RENEW(self._client, UNACKED_KEYS, [self._seconds, len(started), *started, *others])
         return [tag.decode() for tag in lost]
 
     def connect(self) -> None:
@@ -71,7 +71,7 @@ class Leases:
         commands: list[tuple[str | int, ...]] = [("SADD", UNACKED_STARTED, tag)]
         if acks:
             # With the script's text: no reply would say that Redis does not know its name.
-            commands.insert(0, ("EVAL", scripts.ACK.text, len(HELD), *HELD, *acks))
+            commands.insert(0, ("EVAL", scripts.ACK.text, len(UNACKED_KEYS), *UNACKED_KEYS, *acks))
         with self._lock:
             if not self._ready:
                 return

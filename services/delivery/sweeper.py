@@ -16,15 +16,14 @@ from redis import Redis
 from services.broker import scripts
 from services.broker.keys import (
     BINDINGS,
-    DEAD,
     DEAD_LETTER,
-    HELD,
+    DEAD_LETTER_KEYS,
     PRIORITY_SEPARATOR,
-    SCHEDULED,
     SCHEDULED_COPIES,
-    SCHEDULED_MESSAGES,
+    SCHEDULED_KEYS,
     SWEEPS,
     UNACKED,
+    UNACKED_KEYS,
 )
 from services.delivery.unacked import Rules
 
@@ -61,7 +60,7 @@ def sweep(client: Redis, rules: Rules) -> Sweep:
 
     Raises redis.exceptions.RedisError.
     """
-    keys = [*HELD, *DEAD, SWEEPS, SCHEDULED, SCHEDULED_MESSAGES]
+    keys = [*UNACKED_KEYS, *DEAD_LETTER_KEYS, SWEEPS, *SCHEDULED_KEYS]
     arguments = [
         scripts.as_json(rules.priority_steps),
         rules.max_deliveries,
@@ -107,7 +106,7 @@ def _requeue_stock(client: Redis, tag: str, steps: Sequence[int]) -> int:
     targets: list[str] = []
     for queue in queues:
         targets += [queue if step == 0 else f"{queue}{PRIORITY_SEPARATOR}{step}", text]
-    return int(scripts.REQUEUE_STOCK(client, HELD, [tag, record, *targets]))
+    return int(scripts.REQUEUE_STOCK(client, UNACKED_KEYS, [tag, record, *targets]))
 
 
 def _redelivered(message: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Tasks with a strategy of their own, which run several messages at once, as those of celery-batches do.
 
-They keep requests back and give the pool a list of them, past Celery's own way of a request. Here each of the list is
-noted as started, so that a batch counts when its process dies over it, and what has lost its lease is left out.
-A delivery is known by its tag: its task may have come again, as another one, before the strategy forgets the first.
+They collect requests and give the pool a list of them, past Celery's own way of a request. Here each delivery in the
+list is marked as started, so that it counts when its process dies, and those that have lost their lease are left out.
+A delivery is known by its tag: its task may have been redelivered before the strategy forgets the first delivery.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from services.pool.time_limits import Limits
 
 logger = get_logger(__name__)
 
-# A delivery that is handed over: who holds it, and its tag.
-HandedOver = tuple[UnackedDeliveries | NoAckDeliveries, str]
+# A delivery in a batch: the deliveries that it is one of, and its tag.
+BatchedDelivery = tuple[UnackedDeliveries | NoAckDeliveries, str]
 
 
 class BatchPool:
-    """The pool as a consumer has it, and from it the tasks with a strategy of their own."""
+    """The consumer's pool: it passes all on to the node's pool, and looks into batches before."""
 
-    # The pool goes on with its tasks through a reconnect, and acknowledges them over the next connection: Celery's
-    # consumer would flush it, and forget them.
+    # After a reconnect the pool goes on with its tasks, and acknowledges them over the next connection. Celery's
+    # consumer would flush the pool, and forget them.
     flush = None
 
     def __init__(self, pool: Any, general: Limits) -> None:
@@ -50,28 +50,28 @@ class BatchPool:
         callback: Callable[..., Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run a batch without what is not ours any more, within the time limits of all tasks."""
-        batch: list[HandedOver] = []
-        args = _with_lease(args, batch)
+        """Run the part of a batch that still has its leases, within the time limits of all tasks."""
+        batch: list[BatchedDelivery] = []
+        args = _filter_leased(args, batch)
         if not batch:
-            logger.warning("%r is not run: nothing that it is given has the tag of a delivery that is held here", run)
+            logger.warning("%r is not run: none of its requests is a delivery that this node has", run)
             return None
 
-        def accepted(pid: int, at: float) -> None:
+        def on_accepted(pid: int, at: float) -> None:
             for deliveries, tag in batch:
                 deliveries.start(tag, here=pid == os.getpid())
             if accept_callback:
                 accept_callback(pid, at)
 
-        def returned(answer: Any) -> None:
+        def on_returned(answer: Any) -> None:
             if isinstance(answer, ExceptionInfo):
-                failed(answer)
+                on_failed(answer)
             elif callback:
                 callback(answer)
 
-        def failed(problem: ExceptionInfo) -> None:
+        def on_failed(problem: ExceptionInfo) -> None:
             logger.error("a batch of %d tasks ended with an error", len(batch), exc_info=problem.exc_info)
-            error = failures.error_of(problem)
+            error = failures.unwrap_error(problem)
             failures.stop_node_for(error)
             for deliveries, tag in batch:
                 if isinstance(error, WorkerLostError | TimeLimitExceeded):
@@ -81,42 +81,43 @@ class BatchPool:
                     deliveries.ack(tag)
 
         own = Limits(options.pop("timeout", None), options.pop("soft_timeout", None))
-        hard, soft = time_limits.complete(own, self._general)
+        hard, soft = time_limits.add_missing(own, self._general)
         prefork = child_guard.forks(self.wrapped)
         return self.wrapped.apply_async(
-            run if prefork else failures.run_here,
+            run if prefork else failures.run_in_node,
             args if prefork else (run, *args),
             kwargs,
-            accept_callback=accepted,
-            callback=returned,
-            error_callback=failed,
+            accept_callback=on_accepted,
+            callback=on_returned,
+            error_callback=on_failed,
             soft_timeout=soft,
             timeout=hard,
             **options,
         )
 
 
-def _with_lease(found: Any, batch: list[HandedOver]) -> Any:
-    """The same without requests that have lost their lease; the others are handed to the pool, and in `batch`."""
-    if not isinstance(found, list | tuple):
-        return found
-    return type(found)(_with_lease(each, batch) for each in found if _is_with_lease(each, batch))
+def _filter_leased(arguments: Any, batch: list[BatchedDelivery]) -> Any:
+    """The same without requests that have lost their lease; the others are handed to the pool, and added to `batch`."""
+    if not isinstance(arguments, list | tuple):
+        return arguments
+    return type(arguments)(_filter_leased(each, batch) for each in arguments if _hand_over(each, batch))
 
 
-def _is_with_lease(each: Any, batch: list[HandedOver]) -> bool:
-    # A request has it here, and celery-batches copies this from it.
-    properties = (getattr(each, "request_dict", None) or {}).get("properties")
+def _hand_over(argument: Any, batch: list[BatchedDelivery]) -> bool:
+    """Hand a request's delivery to the pool. False: its lease was lost, and it must not be run."""
+    # Where a request has it; celery-batches copies this from the request.
+    properties = (getattr(argument, "request_dict", None) or {}).get("properties")
     if not properties:
         # It is no request.
         return True
     tag = properties["delivery_tag"]
-    ours: list[UnackedDeliveries] | list[NoAckDeliveries] = (
+    candidates: list[UnackedDeliveries] | list[NoAckDeliveries] = (
         registry.all_deliveries() if isinstance(tag, Tag) else [NoAckDeliveries()]
     )
-    for deliveries in ours:
+    for deliveries in candidates:
         if deliveries.hand_to_pool(tag):
             batch.append((deliveries, tag))
             return True
-    # Nobody holds it here: whatever its strategy says of it later changes nothing.
-    logger.warning("%s is left out of its batch: it was requeued, or its lease was lost", each.id)
+    # This node has no such delivery any more: whatever the strategy does with it later changes nothing.
+    logger.warning("%s is left out of its batch: it was requeued, or its lease was lost", argument.id)
     return False

@@ -1,8 +1,8 @@
 """A child of a prefork pool starts a task only while its lease lasts.
 
-A task may lie in the pipe to a child while the whole node stands still; another node has run it by the time that they
-move again, and the child may be the first to do so. So it looks at the table of leases first, which it shares with its
-parent (delivery/shared_leases.py).
+A task may be in the pipe to a child while the whole node stands still. Another node may have run it by the time that
+they move again, and the child may move before its parent. So the child first reads the table of leases, which it shares
+with its parent (services/delivery/shared_leases.py).
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from celery.exceptions import Reject
 from services.delivery.no_ack import NoAckDeliveries
 from services.delivery.shared_leases import SharedLeaseTable
 from services.delivery.unacked import UnackedDeliveries, clock
-from services.pool.failures import run_here
+from services.pool.failures import run_in_node
 
 
-class LeaseRanOut(Reject):  # type: ignore[misc]
+class LeaseExpired(Reject):  # type: ignore[misc]
     """A child has not started a task, because another node may have it by now. Celery requeues it."""
 
 
 class _Shared:
-    """The table of this process's worker; children find it here because they are forked."""
+    """The table of this process's worker, which children inherit when they are forked."""
 
     table: SharedLeaseTable | None = None
 
 
 def create_table() -> None:
-    """Make a table for the worker that begins in this process."""
+    """Create the table for a worker in this process, before its pool forks."""
     _Shared.table = SharedLeaseTable()
 
 
 def forks(pool: Any) -> bool:
-    """Whether a pool has children: prefork's, also as a consumer has it (batches.py)."""
+    """Whether a pool, or the pool in a BatchPool (batches.py), is prefork's and has children."""
     return isinstance(getattr(pool, "wrapped", pool), TaskPool)
 
 
-def guard(pool: Any, deliveries: UnackedDeliveries | NoAckDeliveries, tag: str) -> tuple[Any, ...]:
-    """What a pool is to run in front of a task: a function, and its first arguments."""
+def get_runner(pool: Any, deliveries: UnackedDeliveries | NoAckDeliveries, tag: str) -> tuple[Any, ...]:
+    """The function by which a pool has to run a task, and its first arguments; nothing where it needs none."""
     if not forks(pool):
-        return (run_here,)
+        return (run_in_node,)
     if _Shared.table is None or isinstance(deliveries, NoAckDeliveries):
         return ()
     return start_if_leased, deliveries.share_lease(tag, _Shared.table)
 
 
 def start_if_leased(number: int, run: Callable[..., Any], *arguments: Any) -> Any:
-    """In a child: run a task unless its lease has run out. Returns what Celery's `run` does for it."""
-    # A child that was spawned, not forked, has no such table.
+    """Run a task in a child, unless its lease has run out. Returns what Celery's `run` returns for it."""
+    # A child that was spawned, and not forked, has no such table.
     if _Shared.table is None or clock() < _Shared.table.until(number):
         return run(*arguments)
     try:
-        raise LeaseRanOut(requeue=True)
-    except LeaseRanOut:
+        raise LeaseExpired(requeue=True)
+    except LeaseExpired:
         return 1, ExceptionInfo(), 0.0

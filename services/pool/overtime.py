@@ -1,7 +1,7 @@
-"""Overtime: what runs longer than its time limit in a pool of threads, or in a solo pool, is said.
+"""Overtime: tasks that run longer than their time limit in a pool of threads, or in a solo pool, are reported.
 
-Only a pool of processes can end a task. A thread of the node looks, and keeps in Redis what it finds: a solo pool that
-runs a task answers nobody who asks.
+Only a pool of processes can end a task. In other pools a thread of the node logs such tasks, and keeps them in Redis
+for `make status`: a solo pool that runs a task answers no remote control.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from services.pool.time_limits import Limits
 
 logger = get_logger(__name__)
 
-# Limits are seconds at least; a look goes through what runs, which takes microseconds.
-LOOK_SECONDS = 5.0
-# Kept for three more looks, which may come late on a busy machine: what a node that has died had kept goes with that.
-KEPT_SECONDS = 20
-SHOWN = ("node", "id", "name", "limit")
+# Limits are seconds at least; a check goes through the tasks that run, which takes microseconds.
+CHECK_SECONDS = 5.0
+# For three more checks, which may come late on a busy machine; what a dead node has reported goes after that.
+KEEP_SECONDS = 20
+FIELDS = ("node", "id", "name", "limit")
 
 
 class OvertimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Bootstep of a node whose pool ends no task."""
+    """Bootstep that reports overtime in a node whose pool cannot end a task."""
 
     requires = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: Any, **options: Any) -> None:
-        # What has been said, by the task's id: as it is in Redis.
-        self._known: dict[str, str] = {}
+        # The tasks that were logged, by id, as they are in Redis.
+        self._reported: dict[str, str] = {}
         super().__init__(worker, **options)
 
     def include_if(self, worker: Any) -> bool:
@@ -52,59 +52,59 @@ class OvertimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _run(self, worker: Any) -> None:
         client = connect(worker.app.settings.broker_url, worker.app.settings)
         while True:
-            sleep(LOOK_SECONDS)
-            # Whatever Redis has against it now, it may not have the next time; the log has it.
+            sleep(CHECK_SECONDS)
+            # Redis may take it the next time; the log has it already.
             with suppress(RedisError, OSError):
-                self._look(worker, client)
+                self._check(worker, client)
 
-    def _look(self, worker: Any, client: Redis) -> None:
-        found = _over_limit(worker.app)
-        if not found and not self._known:
+    def _check(self, worker: Any, client: Redis) -> None:
+        found = _find_overtime(worker.app)
+        if not found and not self._reported:
             return
         seconds, _ = client.time()
         for request, limit, ran in found:
-            if request.id in self._known:
+            if request.id in self._reported:
                 continue
-            said = "%s[%s] has run for %.0f s and its limit is %g s: in this pool nothing ends it but the node's end"
-            logger.warning(said, request.name, request.id, ran, limit)
-            told = dict(zip(SHOWN, (worker.hostname, request.id, request.name, limit), strict=True))
-            self._known[request.id] = json.dumps({**told, "since": seconds - round(ran)})
-        ended = self._known.keys() - {request.id for request, *_ in found}
+            line = "%s[%s] has run for %.0f s and its limit is %g s: in this pool nothing ends it but the node's end"
+            logger.warning(line, request.name, request.id, ran, limit)
+            task = dict(zip(FIELDS, (worker.hostname, request.id, request.name, limit), strict=True))
+            self._reported[request.id] = json.dumps({**task, "since": seconds - round(ran)})
+        ended = self._reported.keys() - {request.id for request, *_ in found}
         with client.pipeline() as pipe:
             for task_id in ended:
-                pipe.zrem(OVERTIME, self._known.pop(task_id))
-            for member in self._known.values():
-                pipe.zadd(OVERTIME, {member: seconds + KEPT_SECONDS})
+                pipe.zrem(OVERTIME, self._reported.pop(task_id))
+            for member in self._reported.values():
+                pipe.zadd(OVERTIME, {member: seconds + KEEP_SECONDS})
             pipe.zremrangebyscore(OVERTIME, "-inf", seconds)
-            pipe.expire(OVERTIME, KEPT_SECONDS)
+            pipe.expire(OVERTIME, KEEP_SECONDS)
             pipe.execute()
 
 
-def _over_limit(app: Any) -> list[tuple[Any, float, float]]:
-    """What runs over its limit in this node: the request, its limit, and for how long it has run."""
+def _find_overtime(app: Any) -> list[tuple[Any, float, float]]:
+    """The tasks of this node that run over their limit: the request, its limit, and for how long it has run."""
     found = []
-    for request in _running():
-        hard, soft = time_limits.effective(Limits(*request.time_limits), request.task, app.time_limits)
+    for request in _copy_active():
+        hard, soft = time_limits.resolve(Limits(*request.time_limits), request.task, app.time_limits)
         limit, ran = hard or soft, time() - (request.time_start or time())
         if limit and ran > limit:
             found.append((request, limit, ran))
     return found
 
 
-def _running() -> list[Any]:
+def _copy_active() -> list[Any]:
     while True:
-        # Other threads begin and end tasks; that fails while one does.
+        # Fails while another thread begins or ends a task.
         with suppress(RuntimeError):
             return list(worker_state.active_requests)
 
 
 def read(client: Redis) -> list[dict[str, Any]]:
-    """What runs over its limit in any node, the longest first: node, id, name, limit and seconds.
+    """Read which tasks of any node run over their limit, the longest first: node, id, name, limit and seconds.
 
-    `client` decodes its answers.
+    `client` decodes replies.
     """
     seconds, _ = client.time()
-    kept: Any = client.zrangebyscore(OVERTIME, seconds, "+inf")
-    found = map(json.loads, kept)
-    told = [{name: task[name] for name in SHOWN} | {"seconds": seconds - task["since"]} for task in found]
-    return sorted(told, key=lambda task: -task["seconds"])
+    members: Any = client.zrangebyscore(OVERTIME, seconds, "+inf")
+    tasks = map(json.loads, members)
+    found = [{name: task[name] for name in FIELDS} | {"seconds": seconds - task["since"]} for task in tasks]
+    return sorted(found, key=lambda task: -task["seconds"])

@@ -1,4 +1,4 @@
-"""Time limits of a task: what its message, its author or an operator gives replaces the pair that all tasks have."""
+"""Time limits of a task: those of its message, its author or an operator replace the limits of all tasks."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ class Limits(NamedTuple):
     soft: float | None = None
 
 
-# What a task had from its author before an operator has changed it (remote control's time_limit), by its name.
+# The limits that tasks had from their authors before an operator has changed them (remote control's time_limit).
 _authored: dict[str, Limits] = {}
 
 
-def effective(given: Limits, task: Any, general: Limits) -> Limits:
-    """The limits of one run: as its message gives them, else as its task has them, else those of all tasks.
+def resolve(given: Limits, task: Any, general: Limits) -> Limits:
+    """The limits of one run: those in its message, else those of its task, else those of all tasks.
 
-    A producer that knows the task writes the author's limits into each message: these give way to an operator's.
+    A producer that knows the task writes the author's limits into each message: an operator's replace these.
     """
     if given == _authored.get(task.name):
         given = Limits()
-    return complete(Limits(given.hard or task.time_limit, given.soft or task.soft_time_limit), general)
+    return add_missing(Limits(given.hard or task.time_limit, given.soft or task.soft_time_limit), general)
 
 
-def complete(own: Limits, general: Limits) -> Limits:
-    """Both limits where one or none is given: a hard one alone has no soft one, after a soft one comes a hard one."""
+def add_missing(own: Limits, general: Limits) -> Limits:
+    """Both limits where one or none is given: a hard one is added to a soft one, but no soft one to a hard one."""
     if not own.hard and not own.soft:
         return general
     if not own.hard and own.soft:
-        # As long after it as for all tasks.
+        # As long after it as the hard limit of all tasks is after their soft one.
         gap = (general.hard or 0) - (general.soft or 0)
         return Limits(own.soft + gap if gap > 0 else None, own.soft)
-    # One that would come after the end: billiard would start with it, and kill too late (billiard 4.3).
+    # No soft limit after the hard one: billiard would wait for it first, and kill too late (billiard 4.3).
     soft = own.soft if own.soft and own.hard and own.soft < own.hard else None
     return Limits(own.hard, soft)
 
@@ -46,8 +46,8 @@ def change(task: Any, limits: Limits) -> None:
     task.time_limit, task.soft_time_limit = limits
 
 
-def problem_with(limits: Limits) -> str:
-    """Why these cannot be limits; "" when they can."""
+def find_problem(limits: Limits) -> str:
+    """Say why these cannot be limits; "" when they can."""
     for name, limit in zip(("hard", "soft"), limits, strict=True):
         number = isinstance(limit, int | float) and not isinstance(limit, bool)
         if limit is not None and not (number and 0 < limit < math.inf):

@@ -98,7 +98,7 @@ class ResultStore:
 
         def attempt() -> None:
             try:
-                self.client.run_once(scripts.RETRY, [self.get_key_for_task(task_id)], arguments)  # type: ignore[attr-defined]
+                self.client.run_once(scripts.STORE_RETRY, [self.get_key_for_task(task_id)], arguments)  # type: ignore[attr-defined]
             except NoPermissionError:
                 # Here nobody may run scripts: in Celery's way, in two steps.
                 super(ResultStore, self)._store_result(task_id, result, state, traceback, request, **options)  # type: ignore[misc]
@@ -109,7 +109,7 @@ class ResultStore:
     def _get_result_meta(self, result: Any, state: str, traceback: Any, request: Any, **options: Any) -> Any:
         meta = super()._get_result_meta(result, state, traceback, request, **options)  # type: ignore[misc]
         if state in (states.FAILURE, states.REVOKED):
-            # By this an earlier try knows that a later one has ended (lua/retry.lua).
+            # By this an earlier try knows that a later one has ended (lua/store_retry.lua).
             meta["retries"] = getattr(request, "retries", None) or 0
         return meta
 

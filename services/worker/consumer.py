@@ -1,4 +1,4 @@
-"""Celery's consumer: it drops no message, and has what waits for a time or a rate do so in Redis."""
+"""Celery's consumer: it drops no message, and postpones tasks in Redis that wait for their ETA or their rate limit."""
 
 from __future__ import annotations
 
@@ -21,37 +21,38 @@ from redis.exceptions import RedisError
 from services.broker.client import UNREACHABLE, describe_server, format_error
 from services.broker.outages import Outage
 from services.delayed import rate_limits
-from services.delayed.rate_limits import NEVER, Rate, Turn
+from services.delayed.rate_limits import NEVER, Delay, Rate
 from services.delivery.channel import Channel
 from services.delivery.no_ack import NoAckDeliveries, deliveries_of
 from services.delivery.unacked import UNDECODABLE, UNKNOWN_TASK, UnackedDeliveries
 from services.pool import child_guard
 from services.pool.batches import BatchPool
 from services.worker import request
-from services.worker.message_check import UNUSABLE, find_problem, read_time
+from services.worker.message_check import INVALID_TASK_ERRORS, find_problem, parse_time
 
 logger = get_logger(__name__)
 
-# What is due sooner is kept in the worker's own timer, which is exact; what is due later waits in Redis.
+# What is due sooner waits in the worker's own timer, which is exact; what is due later waits in Redis.
 LONGEST_TIMER_SECONDS = 1.0
-# When a task comes again whose token Redis has refused, for want of memory or of rights: seldom enough to cost little.
+# Delay of a task whose token Redis refuses, being full or for want of rights: long enough to cost little.
 REFUSED_SECONDS = 5.0
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
-    """A consumer that drops no message: what it cannot make a task of becomes a dead letter."""
+    """A consumer that drops no message: one that is no task it can run becomes a dead letter."""
 
     pool: Any
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        # Messages under no lease that a connection has left, and that the pool does not have yet.
+        # Messages under no lease that were received over a connection that is gone, and did not get to the pool.
         self._no_ack_messages: list[Any] = []
-        # At each reconnect, of a setting that is explicit here (config/celery.py). Celery resets filters at its start.
+        # Celery warns at each reconnect of a setting that is explicit here (config/celery.py). It has reset the filters
+        # of warnings by now.
         warnings.filterwarnings("ignore", re.escape(CANCEL_TASKS_BY_DEFAULT), CPendingDeprecationWarning)
-        # Celery has a line for each try to connect, and Stalk one a minute.
+        # Celery logs each try to connect, and Stalk one line a minute.
         celery_consumer.logger.addFilter(_is_logged)
-        self._rates_settled = False
-        self._tokens = Outage("rate limits", logger.warning)
+        self._are_rates_checked = False
+        self._token_outage = Outage("rate limits", logger.warning)
         super().__init__(*arguments, **keywords)
         self.pool = BatchPool(self.pool, self.app.time_limits)
 
@@ -63,7 +64,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         connection = super().connect()
         Channel.outage.record_recovery()
         if self.restart_count:
-            # Said once: the outage has lines of its own, and Redis may come and go.
+            # These were logged at the start: the outage has lines of its own, and Redis may come and go.
             for step in ("connection", "mingle"):
                 logging.getLogger(f"celery.worker.consumer.{step}").setLevel(logging.WARNING)
         return connection
@@ -72,7 +73,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         if not self.restart_count:
             self._warn_of_weak_tasks()
         for task in self.app.tasks.values():
-            request.use_for(task)
+            request.set_request_class(task)
         super().update_strategies()
 
     def _warn_of_weak_tasks(self) -> None:
@@ -86,31 +87,31 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 ", ".join(own) or "none",
             )
 
-    def own_rates(self) -> dict[str, Rate | None]:
-        """The rate of every task here; None for those without a limit."""
-        return {name: self.rate_of(name) for name in tuple(self.app.tasks)}
+    def get_rates(self) -> dict[str, Rate | None]:
+        """The rate limit of every task here; None for those without one."""
+        return {name: self.get_rate(name) for name in tuple(self.app.tasks)}
 
-    def rate_of(self, name: str) -> Rate | None:
-        """How often a task may start; None: as often as anybody likes. A strategy of its own knows no rates."""
+    def get_rate(self, name: str) -> Rate | None:
+        """The rate limit of a task; None where it has none. A task with a strategy of its own has none."""
         bucket = None if self.disable_rate_limits else self.task_buckets[name]
         if not bucket or bucket.fill_rate <= 0 or self.app.tasks[name].Strategy != Task.Strategy:
             return None
         shared = self.app.settings and self.app.settings.worker.rate_limit_scope == rate_limits.SHARED
-        return Rate.of(name, bucket.fill_rate, "" if shared else self.hostname)
+        return Rate.per_second(name, bucket.fill_rate, "" if shared else self.hostname)
 
-    def _settle_rates(self) -> None:
-        """Bring back what waits for a rate that a task had before this node started, or for one without this node."""
+    def _requeue_outdated(self) -> None:
+        """Requeue tasks that wait for a rate which they had before this node started, or for a rate without it."""
         try:
-            found = rate_limits.settle(self.connection.default_channel._commands, self.own_rates())
+            found = rate_limits.requeue_outdated(self.connection.default_channel._commands, self.get_rates())
         except UNREACHABLE:
             raise
         except (RedisError, ValueError, IndexError) as error:
-            # Of the latter two one that somebody else has written.
-            logger.error("rate limits: what waits keeps its time: %s", format_error(error))
+            # The latter two for a key that another program has written.
+            logger.error("rate limits: waiting tasks are not requeued, and keep their times: %s", format_error(error))
         else:
             for name, count in found.items():
-                logger.info("rate limits: %d of %s that waited are back in their queues, for new times", count, name)
-        self._rates_settled = True
+                logger.info("rate limits: %d tasks %s that waited are requeued, and take new tokens", count, name)
+        self._are_rates_checked = True
 
     def create_task_handler(self, *arguments: Any, **keywords: Any) -> Any:
         handle = super().create_task_handler(*arguments, **keywords)
@@ -120,52 +121,53 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 return self._reject(message, problem)
             headers, deliveries = message.headers, deliveries_of(message)
             if isinstance(deliveries, NoAckDeliveries):
-                # What stands there is its sender's, and may be anything; it has no second start.
+                # Its sender may have written anything there; such a message has no second delivery.
                 headers.update(delivery_count=1, requeue_count=0)
             if (count := headers.get("delivery_count", 1)) > 1:
                 logger.warning("%s[%s]: delivery %s", headers.get("task"), headers.get("id"), count)
-            # A task that has been revoked is Celery's at once: nobody would remember it when it is due.
+            # A revoked task is discarded at once: when it is due its revocation may be forgotten.
             stays_here = headers.get("task") not in self.strategies or headers["id"] in worker_state.revoked
-            if not stays_here and isinstance(deliveries, UnackedDeliveries) and (turn := self._turn_of(message)):
-                return deliveries.postpone(message.delivery_tag, turn.due, headers["id"], turn.token)
-            return self._handled(handle, message)
+            if not stays_here and isinstance(deliveries, UnackedDeliveries) and (delay := self._find_delay(message)):
+                return deliveries.postpone(message.delivery_tag, delay.due, headers["id"], delay.token)
+            return self._handle(handle, message)
 
         def receive_no_ack_messages() -> None:
             while self._no_ack_messages:
                 on_task_received(self._no_ack_messages.pop())
 
         self.call_soon(receive_no_ack_messages)
-        if not self._rates_settled:
-            # When this node takes part in what comes back.
-            self.call_soon(self._settle_rates)
+        if not self._are_rates_checked:
+            # Later, when this node receives what is requeued.
+            self.call_soon(self._requeue_outdated)
         return on_task_received
 
-    def _turn_of(self, message: Any) -> Turn | None:
-        """When a task comes again that has to wait in Redis: for its ETA, or for a token of its rate."""
-        eta = read_time(message, "eta", self.app)
+    def _find_delay(self, message: Any) -> Delay | None:
+        """Until when a task has to wait in Redis: for its ETA, or for a token of its rate; None when it need not."""
+        eta = parse_time(message, "eta", self.app)
         if eta > time.time() + LONGEST_TIMER_SECONDS:
-            return Turn(eta, "")
-        if not (rate := self.rate_of(message.headers["task"])):
+            return Delay(eta)
+        if not (rate := self.get_rate(message.headers["task"])):
             return None
-        expires = read_time(message, "expires", self.app)
+        expires = parse_time(message, "expires", self.app)
         if NEVER < expires < time.time():
             # Celery discards it.
             return None
         start = message.headers["delivery_count"]
         try:
-            turn = rate.take(message.channel._commands, message.delivery_info or {}, start, eta, expires)
+            delay = rate.take_token(message.channel._commands, message.delivery_info or {}, start, eta, expires)
         except UNREACHABLE:
             raise
         except RedisError as error:
-            self._tokens.record_failure(error, describe_server(message.channel.client), f"give tokens to {rate.task}")
-            return Turn(time.time() + REFUSED_SECONDS, "")
-        self._tokens.record_recovery()
-        return turn
+            purpose = f"give tokens to {rate.task}"
+            self._token_outage.record_failure(error, describe_server(message.channel.client), purpose)
+            return Delay(time.time() + REFUSED_SECONDS)
+        self._token_outage.record_recovery()
+        return delay
 
     def _has_token(self, request: Any) -> bool:
-        """Whether it came by way of `_turn_of`: broadcasts do not, nor does the first version of the protocol."""
-        leased = isinstance(request.deliveries, UnackedDeliveries)
-        return leased and "task" in request.message.headers and bool(self.rate_of(request.name))
+        """Whether `_find_delay` has taken its token: not for broadcasts, nor for the first version of the protocol."""
+        is_leased = isinstance(request.deliveries, UnackedDeliveries)
+        return is_leased and "task" in request.message.headers and bool(self.get_rate(request.name))
 
     def _limit_task(self, request: Any, bucket: Any, tokens: int) -> Any:
         if self._has_token(request):
@@ -178,23 +180,23 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         return super()._limit_post_eta(request, bucket, tokens)
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Acknowledge or reject at once: all that is done here is to tell the deliveries, which any thread may.
+        """Acknowledge or reject at once: that only changes the unacknowledged deliveries, which any thread may do.
 
-        Celery puts it off to the next turn of its loop, and a solo pool may run several tasks before that.
+        Celery waits for the next turn of its loop, and a solo pool may run several tasks before that.
         """
         return p(*args, **kwargs)
 
-    def _handled(self, handle: Callable[[Any], Any], message: Any) -> Any:
+    def _handle(self, handle: Callable[[Any], Any], message: Any) -> Any:
         try:
             return handle(message)
-        except UNUSABLE as error:
+        except INVALID_TASK_ERRORS as error:
             if deliveries_of(message).is_in_pool(message.delivery_tag):
-                # A solo pool has run it in there.
+                # A solo pool has run the task inside of `handle`.
                 raise
             return self._dead_letter(message, UNDECODABLE, f"no task can be made of it: {error!r}")
 
     def on_close(self) -> None:
-        # Celery forgets what waits, as it comes again; but not what is under no lease.
+        # Celery forgets the requests that wait, because they are redelivered; those under no lease are not.
         limited = [one for bucket in self.task_buckets.values() if bucket for one, _ in bucket.contents]
         for one in {*worker_state.scheduled_requests, *worker_state.reserved_requests, *limited}:
             if isinstance(one.deliveries, NoAckDeliveries) and not one.deliveries.is_in_pool(one.tag):
@@ -206,7 +208,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         if not message.channel.delivers:
-            # Celery asks here for its mailbox of commands, too.
+            # Celery calls this for remote control commands as well.
             logger.error("control: a command cannot be decoded: %r", exc)
             return
         self._dead_letter(message, UNDECODABLE, f"its body cannot be decoded: {exc!r}")
@@ -219,7 +221,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         self._dead_letter(message, UNKNOWN_TASK, f"no task of this name is registered here: {exc}")
-        # The first version of Celery's protocol has them in the body.
+        # The first version of Celery's protocol has the fields in the body.
         fields = message.headers if "task" in message.headers else message.payload
         signals.task_unknown.send(sender=self, message=message, exc=exc, name=fields["task"], id=fields["id"])
 
@@ -232,11 +234,11 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
 
 def _is_logged(record: logging.LogRecord) -> bool:
-    """Whether a line of Celery's consumer is logged."""
-    said: Any = record.args or ()
+    """Filter the lines of Celery's consumer: an error of its connection is logged as an outage."""
+    arguments: Any = record.args or ()
     if record.msg == CONNECTION_ERROR:
-        _log_outage(said[1], said[0])
-    return record.msg != CONNECTION_ERROR and CONNECTION_RETRY not in said
+        _log_outage(arguments[1], arguments[0])
+    return record.msg != CONNECTION_ERROR and CONNECTION_RETRY not in arguments
 
 
 def _log_outage(error: Exception, url: str) -> None:

@@ -15,11 +15,10 @@ from celery import bootsteps
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
-from redis.exceptions import RedisError
 
 from config import Settings
 from services.broker import retry
-from services.broker.client import connect
+from services.broker.client import answers_ping, connect
 from services.delivery import registry
 from services.supervisor.heartbeat_file import READY, STARTING, STUCK, WAITING, HeartbeatFile
 
@@ -124,10 +123,4 @@ def _make_ping(settings: Settings) -> Callable[[], bool]:
         socket_connect_timeout=PING_TIMEOUT_SECONDS,
     )
 
-    def ping() -> bool:
-        try:
-            return bool(client.ping())
-        except (RedisError, OSError):
-            return False
-
-    return ping
+    return lambda: answers_ping(lambda: client)

@@ -1,4 +1,4 @@
-"""Whether a message is a task that Celery can run; Celery believes whatever a header says (celery 5.7)."""
+"""Check whether a message is a task that Celery can run; Celery does not check headers (celery 5.7)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any
 
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
+from services.broker.messages import NOT_A_BODY
 from services.delayed.rate_limits import NEVER
 
-# What Celery raises at a header or an option that is not what it should be. Left to themselves, these errors end the
-# worker, and then the next one.
-UNUSABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+# What Celery raises at an invalid header or option. Not caught, such an error ends the worker, and then the next one
+# that receives the message.
+INVALID_TASK_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
 def find_problem(message: Any) -> str:
@@ -25,21 +26,19 @@ def find_problem(message: Any) -> str:
     fields = headers if "task" in headers else payload
     if not isinstance(fields, dict) or not all(isinstance(fields.get(name), str) for name in ("task", "id")):
         return "it has no task and id"
-    # A pool of processes learns it when the task runs, and ends.
+    # With others a pool of processes ends when the task runs.
     if not _are_limits(fields.get("timelimit")):
         return f"its time limits are {fields['timelimit']!r}, not two numbers"
-    # The first version of Celery's protocol has all of it in the body.
-    return "" if fields is payload else _body_problem(payload)
+    # The first version of Celery's protocol has the fields in the body.
+    return "" if fields is payload or _is_body(payload) else NOT_A_BODY
 
 
-def _body_problem(payload: Any) -> str:
+def _is_body(payload: Any) -> bool:
+    """Whether it is a list of arguments, keywords and options."""
     if isinstance(payload, dict):
-        return ""
-    shape = [type(part) for part in payload] if isinstance(payload, list | tuple) else []
+        return True
     types = (list | tuple, dict, dict | None)
-    if len(shape) != len(types) or not all(map(issubclass, shape, types)):
-        return "its body is not a list of arguments, keywords and options"
-    return ""
+    return isinstance(payload, list | tuple) and len(payload) == len(types) and all(map(isinstance, payload, types))
 
 
 def _are_limits(found: Any) -> bool:
@@ -49,10 +48,10 @@ def _are_limits(found: Any) -> bool:
     return isinstance(found, list) and len(found) == 2 and all(isinstance(limit, int | float | None) for limit in found)
 
 
-def read_time(message: Any, name: str, app: Any) -> float:
-    """A time that a task has, "eta" or "expires", as Unix time."""
+def parse_time(message: Any, name: str, app: Any) -> float:
+    """The header "eta" or "expires" of a task as Unix time; NEVER where it has none."""
     try:
         return float(maybe_make_aware(maybe_iso8601(message.headers.get(name)), app.timezone).timestamp())
     except (AttributeError, ValueError, TypeError, OverflowError):
-        # There is none, or Celery will say what is wrong with it.
+        # There is none, or Celery will report what is wrong with it.
         return NEVER

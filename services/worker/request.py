@@ -1,4 +1,4 @@
-"""Celery's request, which says what becomes of its delivery: when it starts, and at each of its ends."""
+"""Celery's request: it marks its delivery as started, and acknowledges, requeues or rejects it at its end."""
 
 from __future__ import annotations
 
@@ -41,41 +41,41 @@ class LeaseLostError(TaskRevokedError):  # type: ignore[misc]
 
 
 class Request(celery_request.Request):  # type: ignore[misc]
-    """A task in the hands of a node."""
+    """A task that this node has received."""
 
     acknowledged: bool
-    # Why its last retry has failed; "" when it has not.
-    _exhausted = ""
+    # The error of its last retry; "" when that has not failed.
+    _last_error = ""
     # How the process that ran it has died; "" when it has not, or when that does not count.
     _death = ""
-    # Whether a child did not start it, because its lease had run out.
-    _lease_ran_out = False
-    # What is to be done to its message when on_failure has stored the failure; None outside of on_failure.
+    # Whether a child did not start it, because its lease had expired.
+    _lease_expired = False
+    # Acknowledgement or rejection, for when on_failure has stored the failure; None outside of on_failure.
     _deferred: list[Callable[[], None]] | None = None
 
     @cached_property  # type: ignore[untyped-decorator]
     def deliveries(self) -> UnackedDeliveries | NoAckDeliveries:
-        """Where its delivery is."""
+        """The deliveries that its own is one of."""
         return deliveries_of(self.message)
 
     @property
     def tag(self) -> str:
         return str(self.message.delivery_tag)
 
-    def execute_guarded(self, pool: Any) -> Any:
+    def execute_with_lease(self, pool: Any) -> Any:
         """Have the pool run it; a child starts it only while its lease lasts.
 
-        In place of execute_using_pool, which Celery makes for each task with the limits that it had at the node's
-        start. Raises TaskRevokedError.
+        Used in place of execute_using_pool, which has the time limits that the task had when the node started.
+        Raises TaskRevokedError.
         """
         if self.revoked():
             raise TaskRevokedError(self.id)
         if self.chord and self.app.conf.worker_deduplicate_successful_tasks:
-            # It may have stored its result and died before its chord had counted it: Celery would not run it again.
+            # It may have stored its result, and died before its chord had counted it: Celery would not run it again.
             self.request_dict["delivery_info"] = self.delivery_info | {"redelivered": False}
-        hard, soft = time_limits.effective(Limits(*self.time_limits), self.task, self.app.time_limits)
+        hard, soft = time_limits.resolve(Limits(*self.time_limits), self.task, self.app.time_limits)
         trace = fast_trace_task if self.app.use_fast_trace_task else trace_task_ret
-        target, *first = *child_guard.guard(pool, self.deliveries, self.tag), trace
+        target, *first = *child_guard.get_runner(pool, self.deliveries, self.tag), trace
         result = pool.apply_async(
             target,
             args=(*first, self.type, self.id, self.request_dict, self.body, self.content_type, self.content_encoding),
@@ -87,23 +87,23 @@ class Request(celery_request.Request):  # type: ignore[misc]
             timeout=hard,
             correlation_id=self.id,
         )
-        # Celery's terminate() asks for it.
+        # For Celery's terminate().
         self._apply_result = weakref.ref(result) if result is not None else None
         return result
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
-        """Note that it starts in process `pid`. Raises TaskRevokedError if it must not and can be kept from it."""
+        """Mark it as started in process `pid`. Raises TaskRevokedError where it must not, and has not, started."""
         here = pid == os.getpid()
-        # A pool of threads takes more than it runs when it is given more.
+        # In a pool of threads it may have waited for a thread.
         if here and self.revoked():
             raise TaskRevokedError(self.id)
         if not self.deliveries.start(self.tag, here=here) and here:
-            forget(self)
+            discard(self)
             raise LeaseLostError(f"{self.name}[{self.id}] is not started: its lease was lost")
         super().on_accepted(pid, time_accepted)
 
     def on_returned(self, outcome: Any) -> None:
-        """Handle what the pool returns: a result, or an error of Celery's own or of a hook's that has ended its run."""
+        """Handle what the pool returns: a result, or an error of Celery's own code or of a hook."""
         if isinstance(outcome, ExceptionInfo):
             self.on_failure(outcome)
         else:
@@ -112,7 +112,7 @@ class Request(celery_request.Request):  # type: ignore[misc]
     def on_failure(self, exc_info: Any, *arguments: Any, **keywords: Any) -> Any:
         """Store the failure, then acknowledge or reject the message.
 
-        Celery acknowledges first what a dead child leaves behind, and then stores the WorkerLostError (celery 5.7).
+        When a child has died, Celery acknowledges first, and then stores the WorkerLostError (celery 5.7).
         """
         self._classify(exc_info)
         deferred: list[Callable[[], None]] = []
@@ -121,46 +121,46 @@ class Request(celery_request.Request):  # type: ignore[misc]
             return super().on_failure(exc_info, *arguments, **keywords)
         finally:
             self._deferred = None
-            for end in deferred:
-                end()
+            for settle in deferred:
+                settle()
 
     def _classify(self, exc_info: Any) -> None:
-        """Note whether this failure is a death that counts, and whether it was the last retry."""
-        error = failures.error_of(exc_info)
+        """Note whether this failure is a crash that counts, and whether it was the last retry."""
+        error = failures.unwrap_error(exc_info)
         if isinstance(error, WorkerLostError):
             self._death = "the process that ran it died"
         elif isinstance(error, TimeLimitExceeded):
             self._death = f"it ran into its hard time limit: {error!r}"
-        elif isinstance(error, child_guard.LeaseRanOut):
-            self._lease_ran_out = True
+        elif isinstance(error, child_guard.LeaseExpired):
+            self._lease_expired = True
             logger.warning("%s[%s] is not started: its lease ran out before a child got to it", self.name, self.id)
         elif not self._already_cancelled and not self._already_revoked:
-            # A child has reported it before it left, so it is the task's own (billiard 4.3).
-            error = exc_info.exception = failures.as_failure(error)
+            # A child has reported it, and did not die of it, so it is the task's own error (billiard 4.3).
+            error = exc_info.exception = failures.convert_error(error)
             failures.stop_node_for(error)
         if self._is_last_retry(error):
-            self._exhausted = repr(error)
+            self._last_error = repr(error)
 
     def _is_last_retry(self, error: BaseException) -> bool:
-        """Whether it has failed for the last time that its max_retries allows."""
+        """Whether it has failed, and its max_retries allows no further retry."""
         if isinstance(error, Retry | Reject | IgnoreTask | WorkerLostError):
             return False
-        retries, most = self.request_dict.get("retries") or 0, self.task.max_retries
-        return isinstance(error, MaxRetriesExceededError) or (most is not None and 0 < retries >= most)
+        retries, limit = self.request_dict.get("retries") or 0, self.task.max_retries
+        return isinstance(error, MaxRetriesExceededError) or (limit is not None and 0 < retries >= limit)
 
     def _success_was_stored(self) -> Any:
-        """What is stored of a success, if the task is at its end with that.
+        """Whether a success is stored after which the task need not run again.
 
-        A part of a chord is not: its child may have died before the chord had counted it, or before it had sent the
-        body. It runs again; Celery would acknowledge it, and nobody would send the body (celery 5.7).
+        A part of a chord runs again: its child may have died before the chord had counted it, or before it had sent
+        the body. Celery would acknowledge it, and the body would never be sent (celery 5.7).
         """
         return False if self.chord else super()._success_was_stored()
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Call the task's hooks after a hard time limit.
 
-        Celery calls this after on_failure has stored the failure, and would store it again, also of what is going to
-        run again (celery 5.7).
+        Celery calls this after on_failure has stored the failure, and would store it again, even where the task is
+        going to run again (celery 5.7).
         """
         if soft or worker_state.should_terminate:
             super().on_timeout(soft, timeout)
@@ -176,17 +176,17 @@ class Request(celery_request.Request):  # type: ignore[misc]
         self.task.after_return(FAILURE, *failure)
 
     def cancel(self, pool: Any, *arguments: Any, **options: Any) -> None:
-        """End its run in a cold shutdown; in a pool of this process it ends with that, and is requeued."""
+        """End its run in a cold shutdown; in a pool without children it ends with the process, and is requeued."""
         if child_guard.forks(pool):
             super().cancel(pool, *arguments, **options)
 
     def acknowledge(self) -> None:
-        """Take the message off Redis; inside on_failure, when the failure is stored."""
+        """Acknowledge the message; inside on_failure, when the failure is stored."""
         self._defer(self._acknowledge)
 
     def _acknowledge(self) -> None:
-        if self._exhausted and not self.acknowledged and self.deliveries.keeps_as_dead_letter(RETRIES):
-            self.deliveries.reject(self.tag, RETRIES_EXHAUSTED, self._exhausted, reported=True)
+        if self._last_error and not self.acknowledged and self.deliveries.keeps_as_dead_letter(RETRIES):
+            self.deliveries.reject(self.tag, RETRIES_EXHAUSTED, self._last_error, reported=True)
             self.acknowledged = True
             return
         super().acknowledge()
@@ -200,23 +200,23 @@ class Request(celery_request.Request):  # type: ignore[misc]
             return
         if not requeue:
             self.deliveries.reject(self.tag, REJECTED, "rejected by its task", reported=True)
-        elif worker_state.should_terminate is None and not self._lease_ran_out:
+        elif worker_state.should_terminate is None and not self._lease_expired:
             if self._death:
                 self.deliveries.record_crash(self.tag, self._death)
             else:
                 self.deliveries.requeue_later(self.tag, self.id)
-        # What this process still has then is requeued, and does not count.
+        # In a cold shutdown the message is requeued with all that this process has, and that does not count.
         super().reject(requeue)
 
-    def _defer(self, end: Callable[[], None]) -> None:
+    def _defer(self, settle: Callable[[], None]) -> None:
         if self._deferred is None:
-            end()
+            settle()
         else:
-            self._deferred.append(end)
+            self._deferred.append(settle)
 
 
-def use_for(task: Task) -> None:
-    """Give a task this class of requests; one that has a class of its own gets it as a base of that."""
+def set_request_class(task: Task) -> None:
+    """Make this the class of a task's requests; a class of the task's own gets it as a base."""
     own = symbol_by_name(task.Request)
     if own is celery_request.Request:
         task.Request = Request
@@ -224,22 +224,22 @@ def use_for(task: Task) -> None:
         task.Request = type(own.__name__, (own, Request), {"__module__": own.__module__})
 
 
-def watch(request: Any, future: Future[Any]) -> None:
-    """Handle the end of a request's thread in a pool of threads."""
+def handle_thread_end(request: Any, future: Future[Any]) -> None:
+    """Handle an error that has left the run of a request in a pool of threads."""
     if not future.cancelled() and (error := future.exception()):
-        handle_escaped(request, error)
+        handle_escaped_error(request, error)
 
 
-def handle_escaped(request: Any, error: BaseException) -> None:
-    """Requeue a request whose run was left by an error that Celery does not handle, as when no result can be stored."""
-    forget(request)
-    if failures.is_stop(error):
+def handle_escaped_error(request: Any, error: BaseException) -> None:
+    """Requeue a request whose run ended with an error that Celery does not handle: no result can be stored, say."""
+    discard(request)
+    if failures.is_cold_shutdown(error):
         request.deliveries.requeue([request.tag])
     elif not isinstance(error, TaskRevokedError):
         logger.error("%s[%s] ended with an error of Celery's own: %r", request.name, request.id, error)
         request.deliveries.record_crash(request.tag, repr(error))
 
 
-def forget(request: Any) -> None:
+def discard(request: Any) -> None:
     """Remove a request that will not run from Celery's sets of requests."""
     worker_state.task_ready(request)

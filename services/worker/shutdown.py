@@ -1,10 +1,9 @@
-"""The end of a warm shutdown: what still runs after WORKER_SOFT_SHUTDOWN goes back to its queue, in every pool.
+"""Soft shutdown: tasks that still run WORKER_SOFT_SHUTDOWN after a warm shutdown began are requeued, in every pool.
 
-It is the same whoever asks for it: TERM, `celery control shutdown`, HUP, or a task that raises WorkerShutdown.
+That is so for TERM, `celery control shutdown`, HUP, and a task that raises WorkerShutdown.
 
-Celery's own soft shutdown sleeps its full length even when the tasks have long finished, and loses the task of
-a solo pool (celery 5.7). Here TERM is a plain warm shutdown, which leaves as soon as the tasks are done, and a
-thread ends it when its time is over.
+Celery's own soft shutdown sleeps its whole length even when the tasks have long finished, and loses the task of a solo
+pool (celery 5.7). Here TERM is a plain warm shutdown, which ends as soon as the tasks have, and a timer bounds it.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from services.delivery import registry
 logger = get_logger(__name__)
 
 
-class HandBackStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Bootstep that bounds a warm shutdown."""
+class SoftShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Bootstep that bounds a warm shutdown by WORKER_SOFT_SHUTDOWN."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -43,19 +42,19 @@ class HandBackStep(bootsteps.StartStopStep):  # type: ignore[misc]
         worker_shutting_down.connect(self._on_shutdown, weak=False)
 
     def _on_shutdown(self, how: str, **_: Any) -> None:
-        # This is a signal handler: it may only start the clock.
+        # This is a signal handler, and may only start the timer.
         if how == "Warm":
-            self._start_clock()
+            self._start_timer()
 
     def stop(self, worker: Any) -> None:
-        # Before the pool waits for its tasks. HUP, or a task that stops its node, has sent no signal.
-        self._start_clock()
+        # Before the pool waits for its tasks. HUP, or a task that stops its node, sends no worker_shutting_down.
+        self._start_timer()
 
-    def _start_clock(self) -> None:
+    def _start_timer(self) -> None:
         if self._timer:
             return
         seconds = self._worker.app.settings.worker.soft_shutdown
-        self._timer = threading.Timer(seconds, hand_back_and_exit, (self._worker,))
+        self._timer = threading.Timer(seconds, requeue_and_exit, (self._worker,))
         self._timer.daemon = True
         self._timer.start()
 
@@ -64,8 +63,8 @@ class HandBackStep(bootsteps.StartStopStep):  # type: ignore[misc]
 def shutdown(state: Any, msg: str = "Got shutdown from remote", **_: Any) -> Any:
     """Shutdown worker(s), as TERM does.
 
-    Celery's own raises WorkerShutdown here: nobody is answered, and the heartbeat takes a node that waits for its tasks
-    for one that stands still (celery 5.7).
+    Celery's own raises WorkerShutdown: no answer is sent, and the heartbeat takes a node that waits for its tasks for
+    one that stands still (celery 5.7).
     """
     logger.warning(msg)
     worker_shutting_down.send(sender=state.hostname, sig="SIGTERM", how="Warm", exitcode=EX_OK)
@@ -73,38 +72,38 @@ def shutdown(state: Any, msg: str = "Got shutdown from remote", **_: Any) -> Any
     return ok("running tasks finish, then the node ends")
 
 
-def hand_back_and_exit(worker: Any) -> None:
-    """Stop the tasks that still run, put all messages that this node holds back on their queues, end the process."""
+def requeue_and_exit(worker: Any) -> None:
+    """Stop the tasks that still run, requeue all messages that this node has, and end the process."""
     if worker.blueprint.shutdown_complete.is_set():
-        # It has ended, and its process goes on: somebody has a worker inside a program of his own, as tests do.
+        # The worker has ended, and its process goes on: a program may run a worker inside, as tests do.
         return
-    running, held = tuple(worker_state.active_requests), registry.find_running()
-    if not running and not held and not retry.main_thread_is_waiting():
-        # The last task ended just now, and the main thread is on its way out.
+    running, tags = tuple(worker_state.active_requests), registry.find_running()
+    if not running and not tags and not retry.main_thread_is_waiting():
+        # The last task has ended just now, and the main thread ends the process.
         return
     _kill_children(worker)
     if worker.hub:
-        # Acknowledgements that wait for the main loop, which does not turn any more.
+        # Acknowledgements that wait for the main loop, which has stopped.
         _run_ready_callbacks(worker.hub)
     for request in running:
         fate = "had been acknowledged and is lost" if request.acknowledged else "goes back to its queue"
         logger.warning("shutdown: %s[%s] still ran and %s", request.name, request.id, fate)
-    if batched := held.difference(request.tag for request in running):
+    if batched := tags.difference(request.tag for request in running):
         logger.warning("shutdown: %d tasks still ran in batches and go back to their queues", len(batched))
     try:
         if registry.close():
-            worker.leave_rates()
+            worker.requeue_rate_limited()
         else:
-            logger.error("shutdown: Redis does not answer; what this node held goes back when its lease runs out")
+            logger.error("shutdown: Redis does not answer; its messages are requeued when their leases run out")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        # A thread or the main thread is in the middle of a task: only leaving hard stops it.
+        # A thread is in the middle of a task, perhaps the main thread: only this ends it.
         os._exit(worker.exitcode or EX_OK)
 
 
 def _kill_children(worker: Any) -> None:
-    """End the children of a prefork pool, so that no task goes on beside its second start."""
+    """Kill the children of a prefork pool, so that no task goes on while it runs again elsewhere."""
     pool = getattr(worker.pool, "_pool", None)
     for child in list(getattr(pool, "_pool", None) or ()):
         try:

@@ -1,4 +1,4 @@
-"""Celery's worker: it starts only what still has a lease, and requeues everything at its end."""
+"""Celery's worker: it starts only tasks that still have a lease, and requeues all that it has at its end."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from services.delivery import registry
 from services.delivery.unacked import UNDECODABLE
 from services.pool import child_guard, failures, time_limits
 from services.pool.time_limits import Limits
-from services.worker.message_check import UNUSABLE
-from services.worker.request import forget, handle_escaped, watch
+from services.worker.message_check import INVALID_TASK_ERRORS
+from services.worker.request import discard, handle_escaped_error, handle_thread_end
 
 logger = get_logger(__name__)
 
 
 class Worker(CeleryWorker):  # type: ignore[misc]
-    """A worker that runs only what it still holds, and gives back everything at its end."""
+    """A worker that starts only tasks with a lease, and loses none at its end."""
 
     def on_before_init(self, **keywords: Any) -> None:
         super().on_before_init(**keywords)
@@ -36,13 +36,13 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         self, time_limit: float | None = None, soft_time_limit: float | None = None, **options: Any
     ) -> None:
         super().setup_defaults(**options)
-        # A pool that had limits of its own would put them beside those of a task that gives one of them.
-        self.app.time_limits = time_limits.complete(Limits(time_limit, soft_time_limit), self.app.time_limits)
+        # Not given to the pool, which would add its own soft limit to a task that has only a hard one.
+        self.app.time_limits = time_limits.add_missing(Limits(time_limit, soft_time_limit), self.app.time_limits)
 
     def setup_includes(self, includes: Any) -> None:
         super().setup_includes(includes)
-        # All tasks are there now, and the pool has not forked.
-        failures.guard(self.app.tasks.values())
+        # All tasks are imported now, and the pool has not forked.
+        failures.wrap_tasks(self.app.tasks.values())
 
     def stats(self) -> dict[str, Any]:
         found: dict[str, Any] = super().stats()
@@ -56,28 +56,28 @@ class Worker(CeleryWorker):  # type: ignore[misc]
     def _process_task(self, req: Any) -> None:
         if not req.deliveries.hand_to_pool(req.tag):
             logger.warning("%s[%s] is not started: it was requeued, or its lease was lost", req.name, req.id)
-            forget(req)
+            discard(req)
             self._release_slot()
             return
         try:
-            result = req.execute_guarded(self.pool)
+            result = req.execute_with_lease(self.pool)
         except TaskRevokedError:
             self._release_slot()
-        except UNUSABLE as error:
+        except INVALID_TASK_ERRORS as error:
             if req.deliveries.has_started(req.tag):
-                handle_escaped(req, error)
+                handle_escaped_error(req, error)
             else:
-                forget(req)
+                discard(req)
                 req.deliveries.reject(req.tag, UNDECODABLE, f"it cannot be run: {error!r}")
             self._release_slot()
         except BaseException as error:
-            # A solo task ran in there, and Celery has no end for it.
-            handle_escaped(req, error)
+            # A solo pool has run the task, and Celery does not handle this error.
+            handle_escaped_error(req, error)
             raise
         else:
             future = getattr(result, "f", None)
             if isinstance(future, Future):
-                future.add_done_callback(partial(watch, req))
+                future.add_done_callback(partial(handle_thread_end, req))
 
     def _release_slot(self) -> None:
         if self.semaphore is not None:
@@ -86,16 +86,16 @@ class Worker(CeleryWorker):  # type: ignore[misc]
     def on_stopped(self) -> None:
         super().on_stopped()
         if registry.close():
-            self.leave_rates()
+            self.requeue_rate_limited()
 
-    def leave_rates(self) -> None:
-        """Leave to other nodes what waits for a token of this one."""
-        mine = self.consumer.own_rates() if self.consumer else {}
-        if not any(mine.values()) or not self.app.settings:
+    def requeue_rate_limited(self) -> None:
+        """Requeue what waits for a token of this node, for other nodes."""
+        rates = list(filter(None, self.consumer.get_rates().values())) if self.consumer else []
+        if not rates or not self.app.settings:
             return
         try:
-            options = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), rate_limits.LEAVING_SECONDS)
+            options = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), rate_limits.STOP_SECONDS)
             with connect(self.app.settings.broker_url, self.app.settings, **options) as client:
-                rate_limits.leave(client, filter(None, mine.values()))
+                rate_limits.requeue_of_stopping_node(client, rates)
         except (RedisError, OSError) as error:
-            logger.warning("rate limits: what waits keeps its time: %s", format_error(error))
+            logger.warning("rate limits: waiting tasks are not requeued, and keep their times: %s", format_error(error))

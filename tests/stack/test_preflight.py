@@ -11,7 +11,7 @@ from tests.stack.handle import Stack
 
 MEND = "run 'redis-cli CONFIG SET maxmemory-policy noeviction', and set it in redis.conf"
 RUN = ("run", "--rm", "-T", "--no-deps")
-LOOK_AGAIN = "from config import load; from services import preflight; preflight.check(load())"
+LOOK_AGAIN = "from config import load; from services.broker import preflight; preflight.check(load())"
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
--- Claim: take messages from their lists and record who holds them, in one step.
+-- Claim: take messages from their lists and record them as unacknowledged, in one step.
 --
--- Either a message is in its list or in `unacked` under a lease, at every moment. Each is written to `unacked`
--- before it is taken, so that Redis, when it has no memory left, refuses the first command and nothing has happened.
--- Acknowledgements that wait come along, and are made in any case; not first, because a script that has written
--- something is refused nothing more. A claim leaves half of the reserve to the ends of what was claimed.
+-- At every moment a message is either in its list or in `unacked` under a lease. Each is written to `unacked` before
+-- it is taken, so that a Redis without memory refuses the first command, and nothing has happened. The
+-- acknowledgements that come along are made in any case; but last, because a script that has written something is
+-- refused nothing more. A claim leaves half of the headroom to the acknowledgements of what was claimed.
 --
 -- KEYS 1 unacked         hash  tag -> record
 --      2 unacked_index   zset  tag -> end of the lease, Redis time; kombu's own clock for stock consumers
---      3 unacked_leases  zset  tag -> end of the lease; what stock consumers hold is not in it
+--      3 unacked_leases  zset  tag -> end of the lease; without the deliveries of stock consumers
 --      4 unacked_started set   tags of tasks that have begun to run
 --      5…                lists of the queues: all queues of the most urgent priority (0), then of the next
 --      expires:<list>    string for how long a list may live (see record.lua)
@@ -22,11 +22,11 @@
 local claim, credit, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local bytes, queues = tonumber(ARGV[4]), tonumber(ARGV[5])
 
-local answer = { '' }
-local expiry = exact(now() + lease)
+local reply = { '' }
+local expiry = format_number(now() + lease)
 local taken = 0
 -- Lists that something was taken from.
-local known = {}
+local used_lists = {}
 
 -- 1 when a message was taken, 0 when the list was empty, nothing when Redis has no memory for it.
 local function take(list, queue)
@@ -41,24 +41,24 @@ local function take(list, queue)
         written = redis.pcall('HSET', KEYS[1], tag, record)
     end
     if type(written) == 'table' and written.err then
-        answer[1] = written.err
+        reply[1] = written.err
         return nil
     end
     redis.call('ZADD', KEYS[2], expiry, tag)
     redis.call('ZADD', KEYS[3], expiry, tag)
-    if not known[list] then
-        known[list] = true
+    if not used_lists[list] then
+        used_lists[list] = true
         remember_expiry(list)
     end
     redis.call('RPOP', list)
     taken = taken + 1
     bytes = bytes - #message
-    answer[#answer + 1] = queue
-    answer[#answer + 1] = message
+    reply[#reply + 1] = queue
+    reply[#reply + 1] = message
     return 1
 end
 
--- Until the credit is used up, nothing is left, or Redis has no memory.
+-- Take messages until the credit is used up, all lists are empty, or Redis has no memory.
 local function take_all()
     for first = 5, #KEYS, queues do
         repeat
@@ -79,6 +79,6 @@ end
 
 take_all()
 for position = 6 + queues, #ARGV do
-    forget(ARGV[position])
+    remove_delivery(ARGV[position])
 end
-return answer
+return reply

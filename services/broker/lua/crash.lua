@@ -1,5 +1,5 @@
--- Crash: the process that ran this delivery has died. It counts: the message goes back to its list or, when that
--- has happened too often, becomes a dead letter.
+-- Crash: the process that ran this delivery has died. The message goes back to its list with a higher count; after too
+-- many such starts it becomes a dead letter.
 --
 -- KEYS 1 unacked  2 unacked_index  3 unacked_leases  4 unacked_started (see claim.lua)
 --      5 dead_letters  6 dead_letters_next  7 dead_letters_untold (see dead_letter.lua)
@@ -11,17 +11,16 @@
 -- Returns the id of the dead letter, or 0
 local record = redis.call('HGET', KEYS[1], ARGV[4])
 if not record then
-    forget(ARGV[4])
+    remove_delivery(ARGV[4])
     return 0
 end
-local message, queue = parts(record)
-local count, requeues = counts_of(message)
+local message, queue = parse_record(record)
+local count, requeues = get_counts(message)
 local id = 0
 if count >= tonumber(ARGV[2]) then
-    local keys = { letters = KEYS[5], next = KEYS[6], untold = KEYS[7], letter = ARGV[3] }
-    id = write_dead_letter(message, queue, 'crashed', ARGV[5], count + requeues, false, keys, now())
+    id = write_dead_letter(ARGV[3], message, queue, 'crashed', ARGV[5], count + requeues)
 else
-    requeue(with_counts(message, count + 1, requeues), queue, cjson.decode(ARGV[1]))
+    requeue(set_counts(message, count + 1, requeues), queue, cjson.decode(ARGV[1]))
 end
-forget(ARGV[4])
+remove_delivery(ARGV[4])
 return id

@@ -1,12 +1,13 @@
--- Publish: a message is enqueued once, however often its producer has to try.
+-- Publish: enqueue a message once, however often its producer has to try.
 --
--- A thread repeats a publish before it goes on to the next one, so its last message is all that has to be known.
+-- A thread repeats a publish before it goes on to the next one, so only its last message has to be known.
 --
 -- KEYS 1 list
 --      2 published:<producer>  string: the tag of the last message that this thread has enqueued; for a message of a
---                              chord's body a name of its own (see dispatch.py) in place of the thread's, and 1
--- ARGV 1 message  2 tag  3 seconds for which the mark is kept
--- Returns 1, or 0 when it was there already
+--                              chord's body its own name (services/results/chord_deduplication.py) in place of the
+--                              thread's, and 1
+-- ARGV 1 message  2 tag  3 seconds for which the tag is kept
+-- Returns 1, or 0 when it was enqueued before
 if redis.call('GET', KEYS[2]) == ARGV[2] then
     return 0
 end

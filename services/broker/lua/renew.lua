@@ -1,20 +1,20 @@
--- Renew: this process still holds these tags.
+-- Renew: give the deliveries that this process has a whole lease from now on.
 --
--- Only what is there is renewed: what was acknowledged, or taken back and restored, does not come to life again.
+-- Only those in `unacked` are renewed: one that was acknowledged or requeued does not come back.
 --
 -- KEYS 1 unacked  2 unacked_index  3 unacked_leases  4 unacked_started (see claim.lua)
 -- ARGV 1 lease    seconds
 --      2 started  how many of the tags, the first ones, belong to tasks that run
 --      3…         tags
 -- Returns the tags that this process has lost
-take_no_memory()
-local expiry = exact(now() + tonumber(ARGV[1]))
+skip_memory_check()
+local expiry = format_number(now() + tonumber(ARGV[1]))
 local started = tonumber(ARGV[2])
 local lost = {}
 for position = 3, #ARGV do
     local tag = ARGV[position]
     if redis.call('HEXISTS', KEYS[1], tag) == 0 then
-        forget(tag)
+        remove_delivery(tag)
         lost[#lost + 1] = tag
     else
         redis.call('ZADD', KEYS[2], expiry, tag)

@@ -1,4 +1,4 @@
--- Replay: dead letters go back to their queues, as new arrivals that nobody has counted yet.
+-- Replay: put dead letters back into their queues, as new messages without counts.
 --
 -- A message is pushed before its letter is removed, so that a Redis without memory refuses before anything was moved.
 --
@@ -6,18 +6,18 @@
 -- ARGV 1 steps    the lowest priority of each list, JSON
 --      2 letter   the beginning of a dead letter's key
 --      3…         ids
--- Returns the ids that there were
+-- Returns the ids of those that were replayed
 local steps = cjson.decode(ARGV[1])
-local there = {}
+local replayed = {}
 for position = 3, #ARGV do
     local id = ARGV[position]
     local message, queue = unpack(redis.call('HMGET', ARGV[2] .. id, 'message', 'queue'))
     if message then
-        put_back('LPUSH', list_of(message, queue, steps), without_token(without_counts(message)))
+        push_message('LPUSH', get_list(message, queue, steps), strip_token(strip_counts(message)))
         redis.call('DEL', ARGV[2] .. id)
         redis.call('ZREM', KEYS[1], id)
         redis.call('SREM', KEYS[2], id)
-        there[#there + 1] = id
+        replayed[#replayed + 1] = id
     end
 end
-return there
+return replayed

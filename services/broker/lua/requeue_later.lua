@@ -1,5 +1,5 @@
--- Requeue later: the task of this delivery asks to be run later. It waits twice as long each time; when it has asked too
--- often, it becomes a dead letter.
+-- Requeue later: the task of this delivery asks to be run later. It waits twice as long each time; after too many
+-- requeues it becomes a dead letter.
 --
 -- KEYS 1 unacked  2 unacked_index  3 unacked_leases  4 unacked_started (see claim.lua)
 --      5 dead_letters  6 dead_letters_next  7 dead_letters_untold (see dead_letter.lua)
@@ -14,21 +14,19 @@
 local tag = ARGV[3]
 local record = redis.call('HGET', KEYS[1], tag)
 if not record then
-    forget(tag)
+    remove_delivery(tag)
     return { 0, '0' }
 end
-local message, queue = parts(record)
-local deliveries, requeues = counts_of(message)
+local message, queue = parse_record(record)
+local deliveries, requeues = get_counts(message)
 local id, seconds = 0, 0
 if requeues >= tonumber(ARGV[1]) then
-    local keys = { letters = KEYS[5], next = KEYS[6], untold = KEYS[7], letter = ARGV[2] }
     local detail = 'its task has asked ' .. requeues .. ' times to be run later'
-    id = write_dead_letter(message, queue, 'requeued', detail, deliveries + requeues, false, keys, now())
+    id = write_dead_letter(ARGV[2], message, queue, 'requeued', detail, deliveries + requeues)
 else
     seconds = math.min(tonumber(ARGV[4]) * 2 ^ math.min(requeues, 30), tonumber(ARGV[5]))
-    -- What follows the message in its record names the queue.
-    local again = '[' .. with_counts(message, deliveries, requeues + 1) .. record:sub(#message + 2)
-    schedule(again, exact(now() + seconds), { unpack(ARGV, 6) }, tag, KEYS[8], KEYS[9])
+    local again = replace_message(record, message, set_counts(message, deliveries, requeues + 1))
+    schedule(again, format_number(now() + seconds), { unpack(ARGV, 6) }, tag, KEYS[8], KEYS[9])
 end
-forget(tag)
-return { id, exact(seconds) }
+remove_delivery(tag)
+return { id, format_number(seconds) }

@@ -7,7 +7,7 @@ if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
     return 0
 end
 for position = 3, #ARGV, 2 do
-    put_back('RPUSH', ARGV[position], ARGV[position + 1])
+    push_message('RPUSH', ARGV[position], ARGV[position + 1])
 end
-forget(ARGV[1])
+remove_delivery(ARGV[1])
 return 1

@@ -1,16 +1,16 @@
--- Revoke: keep what was revoked for those who do not hear it now; what has been kept for long enough is forgotten.
+-- Revoke: keep revocations for nodes that do not hear of them now, and delete those that are too old.
 --
--- KEYS 1 revoked_tasks   sorted set: id of a task → when its revocation is forgotten, Unix time
---      or revoked_stamps sorted set: JSON [name, value] of a stamp → the same
+-- KEYS 1 revoked_tasks   zset  id of a task -> when its revocation is forgotten, Unix time
+--      or revoked_stamps zset  JSON [name, value] of a stamp -> the same
 -- ARGV 1 seconds for which these are kept  2 most that are kept, the newest  3… members
--- Returns nothing.
+-- Returns nothing
 local time = now()
--- First, so that a Redis that is full keeps what comes now as well: it refuses only the first write of a script, and not
--- one that deletes. A revocation is small, and they are bounded.
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', exact(time))
-for i = 3, #ARGV do
-    redis.call('ZADD', KEYS[1], exact(time + tonumber(ARGV[1])), ARGV[i])
+-- First, so that a full Redis keeps the new ones as well: it refuses only the first write of a script, and not one
+-- that deletes. A revocation is small, and their number has a bound.
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', format_number(time))
+for position = 3, #ARGV do
+    redis.call('ZADD', KEYS[1], format_number(time + tonumber(ARGV[1])), ARGV[position])
 end
 redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -tonumber(ARGV[2]) - 1)
--- Nobody may revoke anything any more.
+-- The key goes when nothing is revoked any more.
 redis.call('EXPIRE', KEYS[1], ARGV[1])

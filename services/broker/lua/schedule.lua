@@ -1,10 +1,10 @@
--- What the scripts share: a message that waits in Redis until it is due.
+-- Shared by scripts: a message that waits in Redis until it is due.
 --
 -- scheduled           zset  field -> when it is due, Unix time
 -- scheduled_messages  hash  field -> record
 --
--- Its field is the first that is free of `fields`: the id of its task, and others for the same task once more, a retry
--- beside a copy of it; or `tag`, which nobody else has.
+-- Its field is the first one of `fields` that is free: the id of its task, and others for further messages of the same
+-- task, such as a retry beside a copy; or `tag`, which no other message has.
 local function schedule(record, due, fields, tag, scheduled, scheduled_messages)
     local position = 1
     while fields[position] and redis.call('HEXISTS', scheduled_messages, fields[position]) == 1 do
@@ -14,4 +14,10 @@ local function schedule(record, due, fields, tag, scheduled, scheduled_messages)
     write('HSET', scheduled_messages, field, record)
     redis.call('ZADD', scheduled, due, field)
     return field
+end
+
+-- Remove it from both. Returns 1, or 0 when it was gone already.
+local function unschedule(field, scheduled, scheduled_messages)
+    redis.call('ZREM', scheduled, field)
+    return redis.call('HDEL', scheduled_messages, field)
 end

@@ -111,7 +111,7 @@ def test_a_redis_that_is_full_of_tasks_is_emptied_by_its_workers(stack: Stack, p
 
 
 @pytest.mark.each_redis
-def test_a_redis_whose_reserve_is_used_up_makes_workers_wait_until_there_is_room(stack: Stack) -> None:
+def test_a_redis_whose_headroom_is_used_up_makes_workers_wait_until_there_is_room(stack: Stack) -> None:
     world = stack.world
     before = {pool: stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool).ready() for pool in POOLS}
     held = [stack.send("probe.hold", f"{pool}-held", queue=pool) for pool in POOLS]

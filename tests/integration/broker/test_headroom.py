@@ -1,4 +1,4 @@
-"""What a worker writes while Redis is at maxmemory: it goes through as long as the reserve lasts."""
+"""What a worker writes while Redis is at maxmemory: it goes through as long as the headroom lasts."""
 
 from __future__ import annotations
 
@@ -66,13 +66,22 @@ def in_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def worker(broker: Broker, **options: Any) -> Any:
-    """A client that has a part in the reserve, when the process is a worker."""
+    """A client that uses the headroom, when the process is a worker."""
     return headroom.Client(port=broker.server.port, socket_timeout=10, **options)
 
 
 def refuses(call: Any, *arguments: Any) -> None:
     with pytest.raises(ResponseError, match=REFUSED):
         call(*arguments)
+
+
+def refuses_all(broker: Broker) -> None:
+    """A command, a transaction and a script are refused, and nothing of them has happened."""
+    client = worker(broker)
+    refuses(client.set, "text", "more")
+    refuses(client.pipeline().set("text", "more").execute)
+    refuses(client.register_script("return redis.call('INCR', KEYS[1])"), ["number"])
+    assert broker.client.keys() == [b"filler"]
 
 
 def test_commands_of_a_worker_go_through_with_the_answers_that_they_always_have(
@@ -99,26 +108,20 @@ def test_scripts_of_a_worker_go_through(broker: Broker, in_worker: None) -> None
     assert [script(["number"], [3]), script(["number"], [4])] == [[b"number", 3], [b"number", 7]]
 
 
-def test_producers_have_no_part_in_the_reserve(broker: Broker) -> None:
+def test_producers_have_no_headroom(broker: Broker) -> None:
     broker.server.fill(FULL)
 
-    client = worker(broker)
-    refuses(client.set, "text", "more")
-    refuses(client.pipeline().set("text", "more").execute)
-    refuses(client.register_script("return redis.call('INCR', KEYS[1])"), ["number"])
+    refuses_all(broker)
     refuses(broker.send, "one", "more")
     assert broker.client.keys() == [b"filler"]
 
 
-def test_a_reserve_that_is_used_up_refuses_everybody_but_what_takes_no_memory(broker: Broker, in_worker: None) -> None:
+def test_headroom_that_is_used_up_refuses_everybody_but_what_takes_no_memory(broker: Broker, in_worker: None) -> None:
     broker.server.fill(USED_UP)
 
-    client = worker(broker)
-    refuses(client.set, "text", "more")
-    refuses(client.pipeline().set("text", "more").execute)
-    refuses(client.register_script("return redis.call('INCR', KEYS[1])"), ["number"])
-    assert client.pipeline().llen("list").expire("text", 60).delete("text").execute() == [0, False, 0]
-    assert broker.client.keys() == [b"filler"]
+    refuses_all(broker)
+    pipe = worker(broker).pipeline()
+    assert pipe.llen("list").expire("text", 60).delete("text").execute() == [0, False, 0]
 
 
 def test_a_transaction_with_an_error_in_it_is_carried_out_once_there_is_room(broker: Broker, in_worker: None) -> None:
@@ -141,7 +144,7 @@ def test_a_pipeline_that_may_have_been_carried_out_in_part_is_not_repeated(broke
 
 
 @pytest.mark.parametrize("right", ["-eval", "-info", "-del"])
-def test_a_user_without_the_rights_for_it_has_no_reserve(broker: Broker, in_worker: None, right: str) -> None:
+def test_a_user_without_the_rights_for_it_has_no_headroom(broker: Broker, in_worker: None, right: str) -> None:
     broker.client.execute_command("ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", "+@all", "-evalsha", right)
     broker.server.fill(FULL)
 
@@ -150,7 +153,7 @@ def test_a_user_without_the_rights_for_it_has_no_reserve(broker: Broker, in_work
     refuses(client.pipeline().set("text", "more").execute)
 
 
-def test_messages_are_claimed_from_a_full_redis_and_leave_the_half_of_its_reserve(broker: Broker) -> None:
+def test_messages_are_claimed_from_a_full_redis_and_leave_half_of_its_headroom(broker: Broker) -> None:
     broker.send("one", *range(100))
     broker.server.fill(CLAIMED)
     listener = Listener(broker.connect(), "one")
@@ -187,8 +190,8 @@ def test_a_binding_that_was_refused_is_made_by_the_next_publish(broker: Broker, 
     assert broker.waiting("late") == ["taken"]
 
 
-def test_every_script_of_a_worker_can_be_run_from_the_reserve(broker: Broker) -> None:
-    """Redis reads them all; what each does is in test_delivery_model.py."""
+def test_every_script_of_a_worker_can_be_run_with_headroom(broker: Broker) -> None:
+    """Redis reads them all; what each does is in test_model.py."""
     for script in scripts.ALL:
         broker.client.script_load(script.with_headroom.text)
     assert redis.Redis(port=broker.server.port).script_exists(scripts.PUBLISH.with_headroom.sha) == [True]

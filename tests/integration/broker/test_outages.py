@@ -10,7 +10,7 @@ from tests.integration.results.test_results import PATIENCE, POOLS
 from tests.support.ports import free_port
 from tests.support.world import Node, World
 
-# Of maxmemory: nothing is left of the reserve.
+# Of maxmemory: nothing is left of the headroom.
 USED_UP = 1.5
 # What waits in each process when its Redis is away, and when it is full.
 LOOPS = {

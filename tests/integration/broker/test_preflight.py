@@ -16,16 +16,18 @@ from redis.exceptions import RedisError
 from config import load
 from services.broker import preflight
 from services.broker.keys import UNACKED
+from tests.integration.broker.test_urls import MASTER, start_sentinel
 from tests.support.ports import free_port
 from tests.support.processes import children
 from tests.support.redis_server import RedisServer, disguised, make_certificates, require_tls
-from tests.support.world import World
+from tests.support.world import Node, World
 
 pytestmark = pytest.mark.each_redis
 
 PATIENCE = 120
 REFUSED = 3
 VOLATILE = ("appendonly no",)
+EVICTS = "throws away waiting tasks"
 
 
 @pytest.fixture
@@ -50,6 +52,12 @@ class Checker:
             code = int(str(exit.code))
         return code, self._capsys.readouterr().err
 
+    def refusal(self, redis: RedisServer, **settings: str) -> str:
+        """What is said of a Redis that is refused."""
+        code, said = self(redis, **settings)
+        assert code == REFUSED, said
+        return said
+
 
 def command_in(text: str) -> list[str]:
     """The redis-cli command that a message gives as the remedy."""
@@ -62,29 +70,27 @@ def test_a_safe_redis_passes_without_a_word(world: World, check: Checker) -> Non
     assert check(world.redis()) == (0, "")
 
 
-@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
-def test_a_redis_that_evicts_is_refused_with_the_command_that_mends_it(
-    world: World, check: Checker, policy: str
+# What a redis.conf has, and what is said of it beside the command that mends it.
+MENDED = {
+    "allkeys-lru": (["maxmemory-policy allkeys-lru"], REFUSED, ["its maxmemory-policy is allkeys-lru", EVICTS]),
+    "volatile-ttl": (["maxmemory-policy volatile-ttl"], REFUSED, ["its maxmemory-policy is volatile-ttl", EVICTS]),
+    "volatile": (VOLATILE, REFUSED, ["it keeps nothing on disk", "BROKER_ALLOW_VOLATILE=1"]),
+    "timeout": (["timeout 30"], 0, ["warning", "idle for 30 s"]),
+}
+
+
+@pytest.mark.parametrize("case", MENDED)
+def test_a_setting_that_is_not_safe_is_named_with_the_command_that_mends_it(
+    world: World, check: Checker, case: str
 ) -> None:
-    redis = world.redis(lines=[f"maxmemory-policy {policy}"])
+    lines, expected, phrases = MENDED[case]
+    redis = world.redis(lines=lines)
 
     code, said = check(redis)
 
-    assert code == REFUSED
-    assert f"CELERY_BROKER_URL (redis://:***@127.0.0.1:{redis.port}/0): its maxmemory-policy is {policy}" in said
-    assert "throws away waiting tasks" in said
-    redis.ask(*command_in(said))
-    assert check(redis) == (0, "")
-
-
-def test_a_redis_that_keeps_nothing_is_refused_with_the_command_that_mends_it(world: World, check: Checker) -> None:
-    redis = world.redis(lines=VOLATILE)
-
-    code, said = check(redis)
-
-    assert code == REFUSED
-    assert "it keeps nothing on disk" in said
-    assert "BROKER_ALLOW_VOLATILE=1" in said
+    assert code == expected
+    for phrase in (f"CELERY_BROKER_URL (redis://:***@127.0.0.1:{redis.port}/0): it", *phrases):
+        assert phrase in said
     redis.ask(*command_in(said))
     assert check(redis) == (0, "")
 
@@ -97,34 +103,13 @@ def test_a_redis_that_keeps_nothing_is_accepted_when_losing_tasks_is_meant(world
     assert "it keeps nothing on disk" in said
 
 
-def test_snapshots_alone_are_a_warning(world: World, check: Checker) -> None:
-    code, said = check(world.redis(lines=[*VOLATILE, "save 3600 1"]))
-
-    assert code == 0
-    assert "warning" in said
-    assert "what was sent since its last snapshot is lost" in said
-
-
-def test_a_timeout_is_a_warning_with_the_command_that_mends_it(world: World, check: Checker) -> None:
-    redis = world.redis(lines=["timeout 30"])
-
-    code, said = check(redis)
-
-    assert code == 0
-    assert "warning" in said
-    assert "idle for 30 s" in said
-    redis.ask(*command_in(said))
-    assert check(redis) == (0, "")
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [("guessed", "Redis knows no such user or the password is wrong"), ("", "Redis wants a password and got none")],
 )
 def test_a_wrong_login_is_refused_in_words(world: World, check: Checker, given: str, said: str) -> None:
-    code, heard = check(world.redis(), REDIS_PASSWORD=given)
+    heard = check.refusal(world.redis(), REDIS_PASSWORD=given)
 
-    assert code == REFUSED
     assert heard.count(said) == 1
     assert "REDIS_PASSWORD" in heard
     assert "waiting" not in heard
@@ -138,9 +123,8 @@ def test_a_password_that_redis_does_not_want_does_no_harm(world: World, check: C
 def test_an_unknown_user_is_refused_in_words(world: World, check: Checker) -> None:
     redis = world.redis()
 
-    code, said = check(redis, CELERY_BROKER_URL=redis.url(user="nobody", password="secret"))
+    said = check.refusal(redis, CELERY_BROKER_URL=redis.url(user="nobody", password="secret"))
 
-    assert code == REFUSED
     assert "Redis knows no such user or the password is wrong" in said
     assert "secret" not in said
 
@@ -149,49 +133,61 @@ def test_an_unknown_user_is_refused_in_words(world: World, check: Checker) -> No
 MANAGED = "user managed on >secret ~* &* +@all -config"
 # And one that keeps INFO to itself as well.
 CLOSED = "user managed on >secret ~* &* +@all -config -info"
+UNCHECKED = "not everything could be checked"
+MAY_NOT_RUN_SCRIPTS = "its user may not do what Stalk's scripts do"
+# What a redis.conf has, and what is said of it to a user with the rights in it; None: to the default user.
+SAID = {
+    "snapshots alone": (
+        [*VOLATILE, "save 3600 1"],
+        None,
+        0,
+        ["warning", "what was sent since its last snapshot is lost"],
+    ),
+    "without CONFIG": ([], MANAGED, 0, [UNCHECKED, "CONFIG GET timeout"]),
+    "evicts, without CONFIG": (
+        ["maxmemory-policy allkeys-lru"],
+        MANAGED,
+        REFUSED,
+        ["its maxmemory-policy is allkeys-lru"],
+    ),
+    "keeps nothing, without CONFIG": (
+        VOLATILE,
+        MANAGED,
+        0,
+        ["its append-only file is off, and whether it writes snapshots cannot be read"],
+    ),
+    "without INFO": (
+        [],
+        CLOSED,
+        0,
+        ["INFO", "CONFIG GET maxmemory-policy", "CONFIG GET save", "CONFIG GET timeout"],
+    ),
+    "no EVAL": ([], "user managed on >secret &* ~* +@all -eval", REFUSED, [MAY_NOT_RUN_SCRIPTS]),
+    "no EVALSHA": ([], "user managed on >secret &* ~* +@all -evalsha", REFUSED, [MAY_NOT_RUN_SCRIPTS]),
+    # Beat needs fewer keys than a worker.
+    "not all keys": ([], f"user managed on >secret &* ~{UNACKED}* +@all", 0, [UNCHECKED]),
+    "no scripts at all": (['rename-command EVAL ""'], None, REFUSED, ["allow it EVAL"]),
+}
 
 
 def as_managed(redis: RedisServer) -> Mapping[str, str]:
     return {"CELERY_BROKER_URL": redis.url(user="managed", password="secret")}
 
 
-def test_without_config_get_info_is_used_and_the_rest_is_named(world: World, check: Checker) -> None:
-    redis = world.redis(lines=[MANAGED])
+@pytest.mark.parametrize("case", SAID)
+def test_a_redis_is_checked_as_far_as_its_user_may_look(world: World, check: Checker, case: str) -> None:
+    lines, user, expected, phrases = SAID[case]
+    redis = world.redis(lines=[*lines, *([user] if user else [])])
 
-    code, said = check(redis, **as_managed(redis))
+    code, said = check(redis, **(as_managed(redis) if user else {}))
 
-    assert code == 0
-    assert "not everything could be checked" in said
-    assert "CONFIG GET timeout" in said
-    assert "CONFIG GET maxmemory-policy" not in said
-
-
-def test_without_config_get_an_evicting_redis_is_refused_all_the_same(world: World, check: Checker) -> None:
-    redis = world.redis(lines=[MANAGED, "maxmemory-policy allkeys-lru"])
-
-    code, said = check(redis, **as_managed(redis))
-
-    assert code == REFUSED
-    assert "its maxmemory-policy is allkeys-lru" in said
-
-
-def test_without_config_get_missing_persistence_is_a_warning(world: World, check: Checker) -> None:
-    redis = world.redis(lines=[MANAGED, *VOLATILE])
-
-    code, said = check(redis, **as_managed(redis))
-
-    assert code == 0
-    assert "its append-only file is off, and whether it writes snapshots cannot be read" in said
-
-
-def test_without_info_all_that_could_not_be_checked_is_named(world: World, check: Checker) -> None:
-    redis = world.redis(lines=[CLOSED])
-
-    code, said = check(redis, **as_managed(redis))
-
-    assert code == 0
-    for command in ("INFO", "CONFIG GET maxmemory-policy", "CONFIG GET save", "CONFIG GET timeout"):
-        assert command in said
+    assert code == expected
+    for phrase in phrases:
+        assert phrase in said
+    # INFO has the policy as well.
+    assert ("CONFIG GET maxmemory-policy" in said) is (case == "without INFO")
+    if case == "not all keys":
+        assert re.search(r"refused were .*EVAL: .*\bkeys?\b", said)
 
 
 def test_a_replica_is_refused(world: World, check: Checker) -> None:
@@ -202,19 +198,13 @@ def test_a_replica_is_refused(world: World, check: Checker) -> None:
     linked = replica.client()
     world.wait_until(lambda: linked.info("replication")["master_link_status"] == "up", PATIENCE, "it has its copy")
 
-    code, said = check(replica)
-
-    assert code == REFUSED
-    assert "it is a replica" in said
+    assert "it is a replica" in check.refusal(replica)
 
 
 def test_a_version_that_is_too_old_is_refused(world: World, check: Checker) -> None:
     program, version = disguised(world.directory / "redis-server")
 
-    code, said = check(world.redis(program=program))
-
-    assert code == REFUSED
-    assert f"it is version {version}, and 6.2 or newer is needed" in said
+    assert f"it is version {version}, and 6.2 or newer is needed" in check.refusal(world.redis(program=program))
 
 
 CLUSTER = ("cluster-enabled yes", "cluster-require-full-coverage no")
@@ -239,9 +229,8 @@ def test_a_cluster_is_refused_by_name(
         redis.ask("CLUSTER", "ADDSLOTS", *map(str, slots))
     url = redis.url(database, user="managed", password="secret")
 
-    code, said = check(redis, CELERY_BROKER_URL=url, CELERY_RESULT_BACKEND=url)
+    said = check.refusal(redis, CELERY_BROKER_URL=url, CELERY_RESULT_BACKEND=url)
 
-    assert code == REFUSED
     assert "it is a Redis Cluster" in said
     assert "waiting" not in said
     assert len(said.splitlines()) == 1
@@ -252,9 +241,8 @@ def test_a_cluster_is_refused_for_results_too(world: World, check: Checker, user
     results = world.redis(lines=[*CLUSTER, f"user managed on >secret {RESULTS_ONLY} &* +@all -info"])
     url = results.url(database, user=user, password="secret" if user else None)
 
-    code, said = check(world.redis(), CELERY_RESULT_BACKEND=url)
+    said = check.refusal(world.redis(), CELERY_RESULT_BACKEND=url)
 
-    assert code == REFUSED
     assert "CELERY_RESULT_BACKEND" in said
     assert "it is a Redis Cluster" in said
 
@@ -266,53 +254,22 @@ def test_a_cluster_is_known_by_what_it_says_of_scripts(world: World, check: Chec
         redis.ask("CLUSTER", "ADDSLOTS", *map(str, slots))
         wait_for_cluster(world, redis)
 
-    code, said = check(redis, **as_managed(redis))
-
-    assert code == REFUSED
-    assert "it is a Redis Cluster" in said
+    assert "it is a Redis Cluster" in check.refusal(redis, **as_managed(redis))
 
 
 def test_a_server_whose_scripts_must_declare_their_keys_is_refused(
     world: World, check: Checker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Dragonfly's own words cannot be had here; a cluster that has the declared keys alone refuses the same.
-    monkeypatch.setattr(preflight, "HELD", [UNACKED])
+    monkeypatch.setattr(preflight, "UNACKED_KEYS", [UNACKED])
     redis = world.redis(lines=[*CLUSTER, f"{CLOSED} -exists"])
     redis.ask("CLUSTER", "ADDSLOTS", str(redis.ask("CLUSTER", "KEYSLOT", UNACKED)))
     wait_for_cluster(world, redis)
 
-    code, said = check(redis, **as_managed(redis))
+    said = check.refusal(redis, **as_managed(redis))
 
-    assert code == REFUSED
     assert re.search(r"its scripts may touch only keys that they were told of \(.*cript attempted to access", said)
     assert "Dragonfly" in said
-
-
-@pytest.mark.parametrize("user", ["~* +@all -eval", "~* +@all -evalsha"], ids=["no-eval", "no-evalsha"])
-def test_a_user_who_may_not_run_scripts_is_refused(world: World, check: Checker, user: str) -> None:
-    redis = world.redis(lines=[f"user managed on >secret &* {user}"])
-
-    code, said = check(redis, **as_managed(redis))
-
-    assert code == REFUSED
-    assert "its user may not do what Stalk's scripts do" in said
-
-
-def test_a_user_who_may_not_touch_all_keys_is_warned(world: World, check: Checker) -> None:
-    """Beat needs fewer than a worker."""
-    redis = world.redis(lines=[f"user managed on >secret &* ~{UNACKED}* +@all"])
-
-    code, said = check(redis, **as_managed(redis))
-
-    assert code == 0
-    assert re.search(r"not everything could be checked; refused were .*EVAL: .*\bkeys?\b", said)
-
-
-def test_a_server_that_runs_no_scripts_at_all_is_refused(world: World, check: Checker) -> None:
-    code, said = check(world.redis(lines=['rename-command EVAL ""']))
-
-    assert code == REFUSED
-    assert "allow it EVAL" in said
 
 
 def test_results_need_no_scripts_and_no_keys_but_their_own(world: World, check: Checker) -> None:
@@ -327,9 +284,8 @@ def certificates(shared_world: World) -> Path:
     return make_certificates(shared_world.path("certificates"))
 
 
-def sentinel_of(world: World, master: RedisServer, certificates: Path) -> RedisServer:
-    watch = f"sentinel monitor the-master 127.0.0.1 {master.port} 1"
-    return world.redis("", lines=[watch], certificates=certificates, sentinel=True)
+def by_sentinel(url: str) -> dict[str, str]:
+    return {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url, "CELERY_SENTINEL_MASTER": MASTER}
 
 
 @pytest.mark.parametrize("scheme", ["rediss", "sentinel"])
@@ -343,12 +299,11 @@ def test_a_certificate_that_is_not_accepted_is_refused_in_words(
     trusted = make_certificates(world.path("certificates")) if foreign == "server" else shown
     options = "ssl_cert_reqs=required" if foreign == "authority" else f"ssl_ca_certs={trusted / 'ca.crt'}"
     redis = world.redis("", certificates=shown)
-    port = redis.port if scheme == "rediss" else sentinel_of(world, redis, shown).port
+    port = redis.port if scheme == "rediss" else start_sentinel(world, redis).port
     url = f"{scheme}://localhost:{port}/0?{options}"
 
-    code, said = check(redis, CELERY_BROKER_URL=url, CELERY_RESULT_BACKEND=url, CELERY_SENTINEL_MASTER="the-master")
+    said = check.refusal(redis, **by_sentinel(url))
 
-    assert code == REFUSED
     assert "its certificate is not accepted (certificate verify failed: " in said
     assert "ssl_ca_certs of CELERY_BROKER_URL" in said
     assert len(said.splitlines()) == 1
@@ -359,17 +314,14 @@ def test_a_master_whose_certificate_is_for_another_address_is_refused_in_words(w
     # The sentinel is asked for by its name, and names its master by an address.
     certificates = make_certificates(world.path("certificates"), "DNS:localhost")
     redis = world.redis("", certificates=certificates)
-    url = (
-        f"sentinel://localhost:{sentinel_of(world, redis, certificates).port}/0?ssl_ca_certs={certificates / 'ca.crt'}"
-    )
-    settings = {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url, "CELERY_SENTINEL_MASTER": "the-master"}
+    url = f"sentinel://localhost:{start_sentinel(world, redis).port}/0?ssl_ca_certs={certificates / 'ca.crt'}"
+    settings = by_sentinel(url)
 
-    code, said = check(redis, **settings)
+    said = check.refusal(redis, **settings)
 
-    assert code == REFUSED
     assert "its certificate is not accepted (certificate verify failed: IP address mismatch" in said
     url += "&ssl_check_hostname=false"
-    assert check(redis, **settings | {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}) == (0, "")
+    assert check(redis, **by_sentinel(url)) == (0, "")
 
 
 def test_results_on_the_brokers_server_are_looked_at_where_tls_differs(
@@ -377,9 +329,8 @@ def test_results_on_the_brokers_server_are_looked_at_where_tls_differs(
 ) -> None:
     redis = world.redis("", certificates=certificates)
 
-    code, said = check(redis, CELERY_RESULT_BACKEND=f"rediss://localhost:{redis.port}/1")
+    said = check.refusal(redis, CELERY_RESULT_BACKEND=f"rediss://localhost:{redis.port}/1")
 
-    assert code == REFUSED
     assert said.startswith("preflight: error: CELERY_RESULT_BACKEND")
 
 
@@ -388,9 +339,8 @@ def test_a_version_of_tls_that_the_server_does_not_speak_is_refused(
 ) -> None:
     redis = world.redis("", certificates=certificates, lines=["tls-protocols TLSv1.2"])
 
-    code, said = check(redis, CELERY_BROKER_URL=f"{redis.url()}&ssl_min_version=TLSv1.3")
+    said = check.refusal(redis, CELERY_BROKER_URL=f"{redis.url()}&ssl_min_version=TLSv1.3")
 
-    assert code == REFUSED
     assert "it speaks no TLS, or not as asked to (" in said
     assert "ssl_ options in CELERY_BROKER_URL" in said
 
@@ -398,13 +348,10 @@ def test_a_version_of_tls_that_the_server_does_not_speak_is_refused(
 @pytest.mark.parametrize("given", ["", "guessed"])
 def test_a_wrong_password_of_sentinels_is_refused_in_words(world: World, check: Checker, given: str) -> None:
     redis = world.redis("")
-    lines = ["requirepass secret", f"sentinel monitor the-master 127.0.0.1 {redis.port} 1"]
-    url = f"sentinel://127.0.0.1:{world.redis('secret', lines=lines, sentinel=True).port}/0"
-    settings = {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url, "CELERY_SENTINEL_MASTER": "the-master"}
+    settings = by_sentinel(f"sentinel://127.0.0.1:{start_sentinel(world, redis, 'secret').port}/0")
 
-    code, said = check(redis, **settings, CELERY_SENTINEL_PASSWORD=given)
+    said = check.refusal(redis, **settings, CELERY_SENTINEL_PASSWORD=given)
 
-    assert code == REFUSED
     assert "correct CELERY_SENTINEL_PASSWORD" in said
     assert "waiting" not in said
     assert check(redis, **settings, CELERY_SENTINEL_PASSWORD="secret") == (0, "")
@@ -412,12 +359,10 @@ def test_a_wrong_password_of_sentinels_is_refused_in_words(world: World, check: 
 
 def test_sentinels_that_name_no_master_are_waited_for_in_one_line(world: World) -> None:
     redis = world.redis("")
-    sentinel = world.redis("", lines=[f"sentinel monitor another 127.0.0.1 {redis.port} 1"], sentinel=True)
+    sentinel = start_sentinel(world, redis, name="another")
     gone = free_port()
     url = f"sentinel://127.0.0.1:{sentinel.port}/0;sentinel://127.0.0.1:{gone}/0"
-    beat = world.stack(
-        redis, CELERY_BROKER_URL=url, CELERY_RESULT_BACKEND=url, CELERY_SENTINEL_MASTER="the-master"
-    ).beat()
+    beat = world.stack(redis, **by_sentinel(url)).beat()
     beat.says(
         rf"waiting for CELERY_BROKER_URL \(.*\): no sentinel names a master the-master \(127.0.0.1:{sentinel.port} "
         rf"knows none that is up; 127.0.0.1:{gone}: .*refused"
@@ -457,12 +402,11 @@ def test_worker_and_beat_exit_with_3_before_anything_starts(world: World, role: 
 def test_a_redis_that_does_not_answer_is_waited_for(world: World) -> None:
     redis = world.redis()
     redis.stop()
-    beat = world.stack(redis).beat()
-    name = rf"CELERY_BROKER_URL \(redis://:\*\*\*@127.0.0.1:{redis.port}/0\)"
-    beat.says(rf"preflight: waiting for {name}: .*refused")
+    beat = waits(world, redis, ".*refused")
 
     redis.start()
 
+    name = rf"CELERY_BROKER_URL \(redis://:\*\*\*@127.0.0.1:{redis.port}/0\)"
     beat.says(rf"preflight: goes on after [\d.]+ s of waiting for {name}").says("beat: ticking")
     assert beat.process.count("preflight: waiting") == 1
 
@@ -474,8 +418,7 @@ def test_a_redis_that_cannot_write_to_its_disk_is_waited_for(world: World) -> No
     obstacle.mkdir()
     redis.ask("BGSAVE")
     world.wait_until(lambda: "MISCONF" in str(said_by(redis)), PATIENCE, "Redis refuses")
-    beat = world.stack(redis).beat()
-    beat.says(r"preflight: waiting for CELERY_BROKER_URL \(.*\): MISCONF .*")
+    beat = waits(world, redis, "MISCONF .*")
 
     obstacle.rmdir()
     redis.ask("SAVE")
@@ -488,13 +431,18 @@ def test_a_redis_that_runs_a_script_for_long_is_waited_for(world: World) -> None
     script = threading.Thread(target=said_by, args=[redis, "EVAL", "while true do end", "0"])
     script.start()
     world.wait_until(lambda: "BUSY" in str(said_by(redis)), PATIENCE, "Redis refuses")
-    beat = world.stack(redis).beat()
-    beat.says(r"preflight: waiting for CELERY_BROKER_URL \(.*\): BUSY .*")
+    beat = waits(world, redis, "BUSY .*")
 
     redis.ask("SCRIPT", "KILL")
 
     beat.says("beat: ticking")
     script.join()
+
+
+def waits(world: World, redis: RedisServer, reason: str) -> Node:
+    """A beat that waits for this Redis, and says why."""
+    name = rf"CELERY_BROKER_URL \(redis://:\*\*\*@127.0.0.1:{redis.port}/0\)"
+    return world.stack(redis).beat().says(rf"preflight: waiting for {name}: {reason}")
 
 
 def said_by(redis: RedisServer, *command: str) -> object:

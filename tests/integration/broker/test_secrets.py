@@ -25,7 +25,7 @@ from celery.worker.control import Panel
 from config import load
 from config.settings import SECRETS
 from services.control import task_commands  # noqa: F401 - registers commands
-from tests.integration.broker.test_urls import MASTER, quoted
+from tests.integration.broker.test_urls import MASTER, start_sentinel
 from tests.support.ports import free_port
 from tests.support.processes import command_line
 from tests.support.redis_server import RedisServer
@@ -114,17 +114,6 @@ def secrets(form: str, server: RedisServer) -> dict[str, str]:
     return values
 
 
-def watching(world: World, master: RedisServer) -> RedisServer:
-    """A sentinel for this master."""
-    password = planted("CELERY_SENTINEL_PASSWORD")
-    lines = [
-        f"requirepass {quoted(password)}",
-        f"sentinel monitor {MASTER} 127.0.0.1 {master.port} 1",
-        f"sentinel auth-pass {MASTER} {quoted(master.password)}",
-    ]
-    return world.redis(password, lines, sentinel=True)
-
-
 def opened(name: str) -> str:
     """What makes Redis accept the password in this URL, and no other."""
     return f"on resetpass #{hashlib.sha256(planted(name).encode()).hexdigest()} ~* &* +@all"
@@ -137,7 +126,8 @@ class Talk:
         self.world = world
         users = [f"user {user} {opened(name)}" for name, user in USERS.items()]
         redis = world.redis(planted("REDIS_PASSWORD"), users)
-        self.sentinel = watching(world, redis) if form == "sentinel" else None
+        password = planted("CELERY_SENTINEL_PASSWORD")
+        self.sentinel = start_sentinel(world, redis, password) if form == "sentinel" else None
         settings = secrets(form, self.sentinel or redis)
         if self.sentinel:
             settings = in_files(settings, world) | {"CELERY_SENTINEL_MASTER": MASTER}

@@ -14,11 +14,11 @@ from redis.retry import Retry
 
 from config import Settings, load
 from services.broker.client import connect
+from tests.integration.broker.test_urls import MASTER, start_sentinel
 from tests.support.application import create_app
-from tests.support.redis_server import RedisServer, make_certificates, require_tls
+from tests.support.redis_server import make_certificates, require_tls
 from tests.support.world import World
 
-MASTER = "the-master"
 REFUSALS = (ConnectionError, OperationalError)
 
 
@@ -46,17 +46,12 @@ def by_client(settings: Settings) -> None:
         client.ping()
 
 
-WAYS = [by_broker, by_results, by_client]
-Way = Callable[[Settings], None]
-
-
 class Served:
     """A Redis that speaks TLS, and a sentinel that does."""
 
     def __init__(self, world: World, certificates: Path, *lines: str) -> None:
         self.redis = world.redis("", certificates=certificates, lines=lines)
-        watch = f"sentinel monitor {MASTER} 127.0.0.1 {self.redis.port} 1"
-        self.sentinel: RedisServer = world.redis("", certificates=certificates, lines=[*lines, watch], sentinel=True)
+        self.sentinel = start_sentinel(world, self.redis, "", *lines)
 
     def settings(self, scheme: str, *options: str) -> Settings:
         port = self.redis.port if scheme == "rediss" else self.sentinel.port
@@ -70,70 +65,47 @@ def authority(shared_world: World) -> Path:
     return make_certificates(shared_world.path("certificates"))
 
 
-@pytest.fixture(scope="module")
-def served(shared_world: World, authority: Path) -> Served:
-    """What knows no newer version of TLS than 1.2."""
-    return Served(shared_world, authority, "tls-protocols TLSv1.2")
+# What a server does, and with which options a URL gets in beside the authority, and with which it does not.
+CASES = {
+    "knows nothing newer than TLS 1.2": (
+        ["tls-protocols TLSv1.2"],
+        [["{trusted}"], ["{trusted}", "ssl_min_version=TLSv1.2"]],
+        [["{trusted}", "ssl_min_version=TLSv1.3"]],
+    ),
+    "shows the certificate of another host": (
+        [],
+        [["{trusted}", "ssl_check_hostname=false"]],
+        [["{trusted}"], ["{trusted}", "ssl_check_hostname=true"]],
+    ),
+    "has an authority that nobody knows": ([], [["ssl_cert_reqs=none"]], [["ssl_cert_reqs=required"]]),
+    "lets in only who shows a certificate": (
+        ["tls-auth-clients yes"],
+        [["{trusted}", "ssl_certfile={own}.crt", "ssl_keyfile={own}.key"]],
+        [["{trusted}"]],
+    ),
+}
 
 
-@pytest.fixture(scope="module")
-def misnamed(shared_world: World, authority: Path) -> tuple[Served, Path]:
-    """What shows the certificate of another host; and its authority."""
-    certificates = make_certificates(shared_world.path("certificates"), "DNS:redis.example.com")
-    return Served(shared_world, certificates), certificates
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, shared_world: World) -> tuple[Served, list[list[str]], list[list[str]]]:
+    """A server, and options with which it is reached and not reached."""
+    require_tls(shared_world.directory)
+    other = ["DNS:redis.example.com"] if "another host" in request.param else []
+    certificates = make_certificates(shared_world.path("certificates"), *other)
+    lines, right, wrong = CASES[request.param]
+    paths = {"trusted": f"ssl_ca_certs={certificates / 'ca.crt'}", "own": certificates / "server"}
+    right, wrong = ([[one.format(**paths) for one in options] for options in each] for each in (right, wrong))
+    return Served(shared_world, certificates, *lines), right, wrong
 
 
-@pytest.fixture(scope="module")
-def demanding(shared_world: World, authority: Path) -> Served:
-    """What lets in only who shows a certificate."""
-    return Served(shared_world, authority, "tls-auth-clients yes")
-
-
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [by_broker, by_results, by_client])
 @pytest.mark.parametrize("scheme", ["rediss", "sentinel"])
-def test_an_old_version_is_spoken_only_where_the_url_allows_it(
-    served: Served, authority: Path, scheme: str, way: Way
+def test_a_server_is_reached_with_the_options_for_it_and_with_no_others(
+    case: tuple[Served, list[list[str]], list[list[str]]], scheme: str, way: Callable[[Settings], None]
 ) -> None:
-    trusted = f"ssl_ca_certs={authority / 'ca.crt'}"
-    way(served.settings(scheme, trusted))
-    way(served.settings(scheme, trusted, "ssl_min_version=TLSv1.2"))
-    with pytest.raises(REFUSALS):
-        way(served.settings(scheme, trusted, "ssl_min_version=TLSv1.3"))
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("scheme", ["rediss", "sentinel"])
-def test_a_certificate_for_another_name_is_taken_only_where_the_url_allows_it(
-    misnamed: tuple[Served, Path], scheme: str, way: Way
-) -> None:
-    server, certificates = misnamed
-    trusted = f"ssl_ca_certs={certificates / 'ca.crt'}"
-    way(server.settings(scheme, trusted, "ssl_check_hostname=false"))
-    for asked in ([], ["ssl_check_hostname=true"]):
+    server, right, wrong = case
+    for options in right:
+        way(server.settings(scheme, *options))
+    for options in wrong:
         with pytest.raises(REFUSALS):
-            way(server.settings(scheme, trusted, *asked))
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("scheme", ["rediss", "sentinel"])
-def test_a_certificate_of_an_unknown_authority_is_taken_only_where_the_url_allows_it(
-    served: Served, scheme: str, way: Way
-) -> None:
-    way(served.settings(scheme, "ssl_cert_reqs=none"))
-    with pytest.raises(REFUSALS):
-        way(served.settings(scheme, "ssl_cert_reqs=required"))
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("scheme", ["rediss", "sentinel"])
-def test_a_server_that_wants_a_certificate_is_shown_the_one_that_the_url_names(
-    demanding: Served, authority: Path, scheme: str, way: Way
-) -> None:
-    trusted = f"ssl_ca_certs={authority / 'ca.crt'}"
-    way(demanding.settings(scheme, trusted, *own(authority)))
-    with pytest.raises(REFUSALS):
-        way(demanding.settings(scheme, trusted))
-
-
-def own(certificates: Path) -> list[str]:
-    return [f"ssl_certfile={certificates / 'server.crt'}", f"ssl_keyfile={certificates / 'server.key'}"]
+            way(server.settings(scheme, *options))

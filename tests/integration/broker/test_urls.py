@@ -41,21 +41,23 @@ def served(world: World, form: str) -> tuple[RedisServer, dict[str, str]]:
     if form == "redis+socket":
         urls = [redis.socket_url(database) for database in (0, 1)]
     if form.startswith("sentinel"):
-        port = watching(world, redis).port
+        port = start_sentinel(world, redis, SENTINEL_PASSWORD).port
         options = f"?ssl_ca_certs={redis.certificates / 'ca.crt'}" if redis.certificates else ""
         urls = [f"sentinel://127.0.0.1:{port}/{database}{options}" for database in (0, 1)]
         settings |= {"CELERY_SENTINEL_MASTER": MASTER, "CELERY_SENTINEL_PASSWORD": SENTINEL_PASSWORD}
     return redis, settings | dict(zip(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"), urls, strict=True))
 
 
-def watching(world: World, master: RedisServer) -> RedisServer:
+def start_sentinel(
+    world: World, master: RedisServer, password: str = "", *lines: str, name: str = MASTER
+) -> RedisServer:
     """A sentinel for this master."""
-    lines = [
-        f"requirepass {quoted(SENTINEL_PASSWORD)}",
-        f"sentinel monitor {MASTER} 127.0.0.1 {master.port} 1",
-        f"sentinel auth-pass {MASTER} {quoted(AWKWARD)}",
-    ]
-    return world.redis(SENTINEL_PASSWORD, lines, sentinel=True, certificates=master.certificates)
+    lines = (*lines, f"sentinel monitor {name} 127.0.0.1 {master.port} 1")
+    if password:
+        lines = (f"requirepass {quoted(password)}", *lines)
+    if master.password:
+        lines = (*lines, f"sentinel auth-pass {name} {quoted(master.password)}")
+    return world.redis(password, lines, sentinel=True, certificates=master.certificates)
 
 
 @pytest.mark.parametrize("form", FORMS)

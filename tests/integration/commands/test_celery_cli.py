@@ -31,7 +31,7 @@ ANSWERS = {
     "report": "beat_scheduler: 'services.beat.scheduler:LockedScheduler'",
     "shell --python": "InteractiveConsole",
     "list bindings": r"celery\s+celery\s+celery",
-    "graph bootsteps": '"HandBackStep"',
+    "graph bootsteps": '"SoftShutdownStep"',
     "graph workers": r'"node0@\S+" -> "redis://:\*\*\*@127',
     "inspect active": "empty",
     "inspect active_queues": "'name': 'celery'",

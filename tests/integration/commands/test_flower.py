@@ -32,7 +32,7 @@ from tornado.web import RequestHandler
 
 from config import load
 from services.broker.client import connect
-from services.broker.keys import lists_of
+from services.broker.keys import get_lists
 from services.flower.server import HEADERS, MAX_WAITING_EVENTS, STYLE, Events, Pulse, host_to_ask
 from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.ports import free_port
@@ -1012,7 +1012,7 @@ def test_queue_lengths_and_events_come_over_every_kind_of_url(
 ) -> None:
     served = serve(None, **way(world), CELERY_RESULT_BACKEND="redis://127.0.0.1:1/0").ready()
     with connect(served.settings.broker_url, served.settings) as client:
-        for key in lists_of("celery"):
+        for key in get_lists("celery"):
             client.rpush(key, "a message", "another")
     assert served.ask("/api/queues/length").json == {"active_queues": [{"name": "celery", "messages": 8}]}
     page = served.ask("/broker").text

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from services.broker.keys import lists_of
+from services.broker.keys import get_lists
 from tests.integration.commands.test_call import Answer, services
 from tests.support.world import Stack, World
 
@@ -109,7 +109,7 @@ def test_lists_with_tasks_that_no_node_reads_are_shown_with_their_number(stack: 
         assert sorted(found, key=json.dumps) == sorted([*before, *new], key=json.dumps)
         assert stack.world.started("between") == 1
     finally:
-        client.delete("celrey", *lists_of("mial"), *(f"celery\x06\x16{step}" for step in (1, 8)))
+        client.delete("celrey", *get_lists("mial"), *(f"celery\x06\x16{step}" for step in (1, 8)))
         client.delete("_kombu.binding.mial")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,27 +78,30 @@ def wait_for_all(stack: Stack, label: str, times: int = len(POOLS)) -> None:
     stack.world.wait_until(lambda: stack.world.started(label) == times, PATIENCE, f"{times} nodes have run {label}")
 
 
-def no_lease_was_missed(stack: Stack) -> None:
-    for node in stack.nodes:
-        assert "its lease was lost" not in node.process.log()
-        assert "Traceback" not in node.process.log()
+def nothing_more_runs(stack: Stack, label: str, times: int = len(POOLS)) -> None:
+    """So many nodes have run it, also when they have run what was broadcast after it."""
+    publish(stack, f"after-{label}")
+    wait_for_all(stack, f"after-{label}")
+    assert stack.world.started(label) == times
 
 
-def test_every_node_runs_a_broadcast(stack: Stack) -> None:
-    publish(stack, "hello")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"countdown": 3}, {"exchange": "everybody"}, {"queue": None, "exchange": "everybody"}],
+    ids=["queue", "countdown", "queue-and-exchange", "exchange"],
+)
+def test_every_node_runs_a_broadcast_under_no_lease(
+    stack: Stack, request: pytest.FixtureRequest, options: dict[str, Any]
+) -> None:
+    label = f"told-{request.node.callspec.id}"
+    publish(stack, label, **options)
 
-    wait_for_all(stack, "hello")
+    wait_for_all(stack, label)
     for node in stack.nodes:
         node.says(r"Task odd_tasks\.tell\[\S+\] succeeded")
-    no_lease_was_missed(stack)
+        assert "its lease was lost" not in node.process.log()
+        assert "Traceback" not in node.process.log()
     assert stack.unacked() == 0
-
-
-def test_every_node_runs_a_broadcast_at_its_time(stack: Stack) -> None:
-    publish(stack, "later", countdown=3)
-
-    wait_for_all(stack, "later")
-    no_lease_was_missed(stack)
 
 
 @pytest.mark.parametrize("how", ["exit", "value"])
@@ -105,9 +109,7 @@ def test_a_broadcast_that_fails_is_run_once_by_each(stack: Stack, how: str) -> N
     publish(stack, f"fails-{how}", how, task="odd_tasks.end_with")
 
     wait_for_all(stack, f"fails-{how}")
-    publish(stack, f"after-{how}")
-    wait_for_all(stack, f"after-{how}")
-    assert stack.world.started(f"fails-{how}") == len(POOLS)
+    nothing_more_runs(stack, f"fails-{how}")
 
 
 def test_a_broadcast_that_asks_to_be_run_later_is_not_and_the_log_says_so(stack: Stack) -> None:
@@ -115,17 +117,7 @@ def test_a_broadcast_that_asks_to_be_run_later_is_not_and_the_log_says_so(stack:
 
     for node in stack.nodes:
         node.says("is not run again, although its task asks for it: it was a broadcast")
-    publish(stack, "after-asks")
-    wait_for_all(stack, "after-asks")
-    assert stack.world.started("asks") == len(POOLS)
-
-
-def test_every_node_runs_what_is_sent_to_the_exchange_by_name(stack: Stack) -> None:
-    publish(stack, "by-both", exchange="everybody")
-    publish(stack, "by-exchange", queue=None, exchange="everybody")
-
-    wait_for_all(stack, "by-both")
-    wait_for_all(stack, "by-exchange")
+    nothing_more_runs(stack, "asks")
 
 
 def test_whoever_broadcasts_what_no_node_hears_is_told(stack: Stack) -> None:
@@ -138,9 +130,7 @@ def test_every_node_runs_a_broadcast_again_however_many_ask_for_a_retry(stack: S
     publish(stack, "tried", task="probe.fail")
 
     wait_for_all(stack, "tried", 2 * len(POOLS))
-    publish(stack, "after-tried")
-    wait_for_all(stack, "after-tried")
-    assert stack.world.started("tried") == 2 * len(POOLS)
+    nothing_more_runs(stack, "tried", 2 * len(POOLS))
 
 
 def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(world: World, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from kombu import Exchange, Producer
 from services.control.mailbox import Mailbox
 from services.delivery.channel import ANSWER_MILLISECONDS
 from services.delivery.connection import Connection
+from tests.integration.delivery.test_scheduled import start
 from tests.support.world import Node, Stack, World
 
 PATIENCE = 120
@@ -53,8 +54,8 @@ def stack(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest
     (modules / "broken.py").write_text(BROKEN)
     (modules / "patient.py").write_text(PATIENT)
     stack = world.stack()
-    options = f"--pool={request.param} --concurrency=1 --hostname=node0@%h --loglevel=info --without-gossip"
-    stack.celery(f"worker {options}", CELERY_IMPORTS="probe,broken,patient", PYTHONPATH=str(modules)).ready()
+    settings = {"CELERY_IMPORTS": "probe,broken,patient", "PYTHONPATH": str(modules)}
+    start(stack, request.param, more="--without-gossip", **settings).ready()
     # It says so a moment before it listens.
     client = stack.redis.client()
     world.wait_until(client.pubsub_numpat, PATIENCE, "the node hears commands")
@@ -227,16 +228,26 @@ def told(stack: Stack, command: str, **arguments: Any) -> tuple[str, str]:
     return kind, sentence
 
 
-def runs_at_once(stack: Stack, count: int) -> None:
-    """The node runs so many tasks at the same time; one more waits until they are released."""
-    labels = [uuid4().hex for _ in range(count)]
+def hold(stack: Stack, *labels: str) -> list[Any]:
+    """Tasks that run until they are released; all have started."""
     results = [stack.send("probe.hold", label) for label in labels]
     for label in labels:
         stack.world.wait_started(label)
-    last = stack.send("probe.mark", "last")
-    stack.world.holds_for(stack.waiting, STAYS_SECONDS, "one more task stays in its queue")
+    return results
+
+
+def release(stack: Stack, *labels: str) -> None:
     for label in labels:
         (stack.world.directory / f"{label}.released").touch()
+
+
+def runs_at_once(stack: Stack, count: int) -> None:
+    """The node runs so many tasks at the same time; one more waits until they are released."""
+    labels = [uuid4().hex for _ in range(count)]
+    results = hold(stack, *labels)
+    last = stack.send("probe.mark", "last")
+    stack.world.holds_for(stack.waiting, STAYS_SECONDS, "one more task stays in its queue")
+    release(stack, *labels)
     for result in [*results, last]:
         result.get(timeout=PATIENCE)
 
@@ -256,14 +267,11 @@ def test_a_prefork_pool_grows_and_shrinks_by_what_runs_nothing_and_keeps_one_pro
     runs_at_once(stack, 3)
 
     labels = ["first", "second"]
-    for label in labels:
-        stack.send("probe.hold", label)
-        stack.world.wait_started(label)
+    hold(stack, *labels)
     knows_of(stack, len(labels))
     shrunk = "the pool has shrunk by 1: its other processes run tasks, so try again later"
     assert told(stack, "pool_shrink", n=2) == ("error", shrunk)
-    for label in labels:
-        (stack.world.directory / f"{label}.released").touch()
+    release(stack, *labels)
     runs_at_once(stack, 2)
 
     stays = "the pool has 2 process(es), of which one has to stay: shut the node down instead"

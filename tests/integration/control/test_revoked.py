@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import redis
-from celery import chord, group
+from celery import chord
 from celery.exceptions import TaskRevokedError
 from celery.utils.collections import LimitedSet
 from celery.worker import state as worker_state
 
 from services.broker.keys import REVOKED_STAMPS, REVOKED_TASKS, SCHEDULED
-from services.control import revoked
+from services.control import revocations
+from tests.integration.delivery.test_scheduled import start
 from tests.integration.results.test_dead_letters import events
 from tests.support.waiting import wait_until
 from tests.support.world import Node, Stack, World
@@ -31,18 +32,12 @@ NODE = f"node0@{os.uname().nodename}"
 @pytest.fixture
 def stack(world: World) -> Stack:
     """A Redis without nodes."""
-    return world.stack()
+    return world.stack(WORKER_LEASE=str(LEASE))
 
 
 @pytest.fixture(params=POOLS)
 def pool(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def node(stack: Stack, pool: str = "solo", queues: str = "celery", name: str = "node0", more: str = "") -> Node:
-    """A node that runs one task at a time, with nobody who would replace it."""
-    options = f"--loglevel=info --pool={pool} --concurrency=1 --queues={queues} --hostname={name}@%h {more}"
-    return stack.celery(f"worker {options}", WORKER_LEASE=str(LEASE))
 
 
 def hears(stack: Stack, one: Node, name: str = "node0") -> Node:
@@ -61,6 +56,13 @@ def client(stack: Stack, code: str) -> str:
 
 def revoke(stack: Stack, sent: Any) -> None:
     client(stack, f"app.control.revoke({sent.id!r})")
+
+
+def hold(stack: Stack, **options: Any) -> Any:
+    """A task that runs until it is released."""
+    sent = stack.send("probe.hold", "held", **options)
+    stack.world.wait_started("held")
+    return sent
 
 
 def release(stack: Stack, label: str) -> None:
@@ -83,13 +85,13 @@ def never_runs(stack: Stack, *sent: Any) -> None:
 
 
 def test_a_task_that_is_revoked_while_its_only_node_is_stopped_never_runs(stack: Stack, pool: str) -> None:
-    first = node(stack, pool).ready()
+    first = start(stack, pool).ready()
     first.process.terminate()
     first.exits(PATIENCE)
     victim = stack.send("probe.mark", "victim")
     revoke(stack, victim)
 
-    node(stack, pool)
+    start(stack, pool)
 
     never_runs(stack, victim)
     assert stack.client.control.inspect([NODE], timeout=PATIENCE).revoked() == {NODE: [victim.id]}
@@ -107,6 +109,7 @@ def test_what_is_revoked_before_any_node_has_lived_never_runs_however_it_is_said
         "stamp-result": lambda sent: client(
             stack, f"app.AsyncResult({sent.id!r}).revoke_by_stamped_headers({{'owner': 'stamp-result'}})"
         ),
+        "group": lambda sent: client(stack, f"app.GroupResult('any', [app.AsyncResult({sent.id!r})]).revoke()"),
         "stamped": lambda _: stack.celery("control revoke_by_stamped_headers owner=stamped").exits(PATIENCE),
     }
     sent = {way: stack.send("probe.mark", "victim", stamped_headers=["owner"], owner=way) for way in ways}
@@ -114,21 +117,10 @@ def test_what_is_revoked_before_any_node_has_lived_never_runs_however_it_is_said
     for way, say in ways.items():
         say(sent[way])
 
-    node(stack)
+    start(stack)
 
     never_runs(stack, *sent.values())
     assert kept.get(timeout=PATIENCE) == "kept"
-
-
-def test_a_group_that_is_revoked_before_any_node_has_lived_never_runs(stack: Stack) -> None:
-    parts = [stack.client.signature("probe.mark", args=["victim"]) for _ in range(3)]
-    sent = group(parts, app=stack.client).apply_async()
-    ids = [part.id for part in sent.results]
-    client(stack, f"app.GroupResult('any', [app.AsyncResult(one) for one in {ids!r}]).revoke()")
-
-    node(stack)
-
-    never_runs(stack, *sent.results)
 
 
 def test_a_chord_errs_whose_part_was_revoked_while_no_node_lived(stack: Stack) -> None:
@@ -136,7 +128,7 @@ def test_a_chord_errs_whose_part_was_revoked_while_no_node_lived(stack: Stack) -
     sent = chord(parts, app=stack.client)(stack.client.signature("probe.collect", args=["body"]))
     revoke(stack, sent.parent.results[0])
 
-    node(stack)
+    start(stack)
 
     never_runs(stack, sent.parent.results[0])
     stack.world.wait_until(lambda: sent.state == "FAILURE", PATIENCE, "its body fails")
@@ -144,7 +136,7 @@ def test_a_chord_errs_whose_part_was_revoked_while_no_node_lived(stack: Stack) -
 
 
 def test_a_task_that_waits_for_its_time_is_taken_out_by_the_first_node_that_comes(stack: Stack, pool: str) -> None:
-    first = node(stack, pool)
+    first = start(stack, pool)
     victim, kept = (stack.send("probe.mark", label, countdown=HOUR) for label in ("victim", "kept"))
     counted = stack.redis.client()
     stack.world.wait_until(lambda: counted.zcard(SCHEDULED) == 2, PATIENCE, "both wait in Redis")
@@ -152,7 +144,7 @@ def test_a_task_that_waits_for_its_time_is_taken_out_by_the_first_node_that_come
     first.exits(PATIENCE)
     revoke(stack, victim)
 
-    node(stack, pool)
+    start(stack, pool)
 
     stack.world.wait_until(lambda: victim.state == "REVOKED", PATIENCE, "it says REVOKED")
     stack.world.wait_until(lambda: counted.zrange(SCHEDULED, 0, -1) == [kept.id], PATIENCE, "only the other one waits")
@@ -162,7 +154,7 @@ def test_a_task_that_waits_for_its_time_is_taken_out_by_the_first_node_that_come
 def test_what_waits_behind_a_running_task_is_known_when_its_turn_comes(
     stack: Stack, pool: str, prefetched: int
 ) -> None:
-    hears(stack, node(stack, pool, more=f"--prefetch-multiplier={prefetched}"))
+    hears(stack, start(stack, pool, more=f"--prefetch-multiplier={prefetched}"))
     running = stack.send("probe.end", "held", "retries")
     stack.world.wait_started("held")
     victims = [stack.send("probe.mark", "victim"), stack.send("probe.mark", "victim", countdown=0.5)]
@@ -177,11 +169,11 @@ def test_what_waits_behind_a_running_task_is_known_when_its_turn_comes(
 
 
 def test_the_world_hears_of_it_once(stack: Stack) -> None:
-    hears(stack, node(stack, queues="other", name="other"), "other")
+    hears(stack, start(stack, queues="other", name="other"), "other")
     victim = stack.send("probe.mark", "victim")
     with events(stack) as seen:
         revoke(stack, victim)
-        node(stack)
+        start(stack)
         never_runs(stack, victim)
         stack.world.wait_until(
             lambda: [one for one in seen if one["type"] == "task-revoked"], PATIENCE, "the event of it"
@@ -192,29 +184,21 @@ def test_the_world_hears_of_it_once(stack: Stack) -> None:
 # Nodes that die, and nodes that are cut off.
 
 
-@pytest.mark.parametrize("stamped", [False, True], ids=["id", "stamp"])
-def test_what_a_node_hears_from_a_client_without_this_application_outlives_it(stack: Stack, stamped: bool) -> None:
-    listener = hears(stack, node(stack, queues="other", name="other"), "other")
+@pytest.mark.parametrize("how", ["id", "stamp", "alive"])
+def test_what_a_node_hears_from_a_client_without_this_application_outlives_it(stack: Stack, how: str) -> None:
+    listener = hears(stack, start(stack, queues="other", name="other"), "other")
     victim = stack.send("probe.mark", "victim", stamped_headers=["owner"], owner="somebody")
-    if stamped:
-        headers = {"owner": "somebody"}
-        said = stack.client.control.revoke_by_stamped_headers(headers, reply=True, timeout=PATIENCE, limit=1)
+    answer = {"reply": True, "timeout": PATIENCE, "limit": 1}
+    if how == "stamp":
+        said = stack.client.control.revoke_by_stamped_headers({"owner": "somebody"}, **answer)
     else:
-        said = stack.client.control.revoke(victim.id, reply=True, timeout=PATIENCE, limit=1)
+        said = stack.client.control.revoke(victim.id, **answer)
     assert "flagged as revoked" in str(said), said
-    listener.process.end()
+    if how != "alive":
+        listener.process.end()
 
-    node(stack)
-
-    never_runs(stack, victim)
-
-
-def test_a_node_that_joins_others_without_asking_them_knows_it(stack: Stack) -> None:
-    hears(stack, node(stack, queues="other", name="other"), "other")
-    victim = stack.send("probe.mark", "victim")
-    stack.client.control.revoke(victim.id, reply=True, timeout=PATIENCE, limit=1)
-
-    node(stack, more="--without-mingle --without-gossip")
+    # Nor does it ask the one that is alive.
+    start(stack, more="--without-mingle --without-gossip" if how == "alive" else "")
 
     never_runs(stack, victim)
 
@@ -222,13 +206,12 @@ def test_a_node_that_joins_others_without_asking_them_knows_it(stack: Stack) -> 
 def test_a_task_that_was_running_when_it_was_revoked_does_not_start_again_when_its_node_dies(
     stack: Stack, pool: str
 ) -> None:
-    first = hears(stack, node(stack, pool))
-    victim = stack.send("probe.hold", "held")
-    stack.world.wait_started("held")
+    first = hears(stack, start(stack, pool))
+    victim = hold(stack)
     revoke(stack, victim)
     first.process.end()
 
-    node(stack, pool)
+    start(stack, pool)
 
     stack.world.wait_until(lambda: victim.state == "REVOKED", PATIENCE, "it says REVOKED")
     never_runs(stack, victim)
@@ -237,9 +220,8 @@ def test_a_task_that_was_running_when_it_was_revoked_does_not_start_again_when_i
 
 @pytest.mark.parametrize("cut", ["pubsub", "all", "none"])
 def test_a_node_that_was_frozen_or_cut_off_when_it_was_told_knows_it(stack: Stack, pool: str, cut: str) -> None:
-    one = hears(stack, node(stack, pool))
-    stack.send("probe.hold", "held")
-    stack.world.wait_started("held")
+    one = hears(stack, start(stack, pool))
+    hold(stack)
     victim = stack.send("probe.mark", "victim")
 
     one.process.signal(signal.SIGSTOP)
@@ -254,10 +236,9 @@ def test_a_node_that_was_frozen_or_cut_off_when_it_was_told_knows_it(stack: Stac
 
 
 def test_one_of_two_nodes_that_was_cut_off_knows_it(stack: Stack) -> None:
-    nodes = [hears(stack, node(stack, name=name, queues=name), name) for name in ("one", "two")]
+    nodes = [hears(stack, start(stack, name=name, queues=name), name) for name in ("one", "two")]
     # The one has no time to run it before it is revoked, the other cannot.
-    stack.send("probe.hold", "held", queue="two")
-    stack.world.wait_started("held")
+    hold(stack, queue="two")
     nodes[0].process.signal(signal.SIGSTOP)
     stack.redis.ask("CLIENT", "KILL", "TYPE", "pubsub")
     sent = [stack.send("probe.mark", "victim", queue=name) for name in ("one", "two")]
@@ -284,12 +265,12 @@ def raw(stack: Stack) -> redis.Redis:
 def test_what_has_been_kept_for_long_enough_is_forgotten(
     stack: Stack, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(revoked, "KEPT_SECONDS", 1)
+    monkeypatch.setattr(revocations, "KEEP_SECONDS", 1)
     sent = stack.send("probe.mark", "old")
-    revoked.keep(raw, REVOKED_TASKS, [sent.id])
+    revocations.store(raw, REVOKED_TASKS, [sent.id])
     wait_until(lambda: not raw.exists(REVOKED_TASKS), PATIENCE, "the last one of them is forgotten")
 
-    node(stack)
+    start(stack)
 
     assert sent.get(timeout=PATIENCE) == "old"
 
@@ -297,46 +278,46 @@ def test_what_has_been_kept_for_long_enough_is_forgotten(
 def test_what_is_forgotten_is_neither_read_nor_kept_beside_what_is_new(raw: redis.Redis) -> None:
     raw.zadd(REVOKED_TASKS, {"old": time() - 1})
     raw.zadd(REVOKED_STAMPS, {'["owner", "old"]': time() - 1})
-    assert revoked.load(raw) == revoked.Revoked({}, {})
+    assert revocations.load(raw) == revocations.Revocations({}, {})
 
-    revoked.keep_command(raw, "revoke", {"task_id": "new"})
-    revoked.keep_command(raw, "revoke_by_stamped_headers", {"headers": ["owner=a=b", "count=1"]})
+    revocations.store_command(raw, "revoke", {"task_id": "new"})
+    revocations.store_command(raw, "revoke_by_stamped_headers", {"headers": ["owner=a=b", "count=1"]})
 
-    found = revoked.load(raw)
+    found = revocations.load(raw)
     assert list(found.ids) == ["new"]
     assert set(found.stamps) == {'["owner", "a=b"]', '["count", "1"]'}
     for left in (*found.ids.values(), *found.stamps.values()):
-        assert revoked.KEPT_SECONDS - PATIENCE < left <= revoked.KEPT_SECONDS
+        assert revocations.KEEP_SECONDS - PATIENCE < left <= revocations.KEEP_SECONDS
     for key, members in ((REVOKED_TASKS, 1), (REVOKED_STAMPS, 2)):
         assert raw.zcard(key) == members
-        assert 0 < raw.ttl(key) <= revoked.KEPT_SECONDS
+        assert 0 < raw.ttl(key) <= revocations.KEEP_SECONDS
 
 
 def test_no_more_are_kept_than_a_node_has_room_for(raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revoked, "MOST", 3)
-    revoked.keep(raw, REVOKED_TASKS, ["first"])
-    revoked.keep(raw, REVOKED_TASKS, ["a", "b"])
-    revoked.keep(raw, REVOKED_TASKS, ["c"])
+    monkeypatch.setattr(revocations, "MAX_KEPT", 3)
+    revocations.store(raw, REVOKED_TASKS, ["first"])
+    revocations.store(raw, REVOKED_TASKS, ["a", "b"])
+    revocations.store(raw, REVOKED_TASKS, ["c"])
 
-    assert list(revoked.load(raw).ids) == ["a", "b", "c"]
+    assert list(revocations.load(raw).ids) == ["a", "b", "c"]
 
 
 def test_celerys_book_of_stamps_holds_what_a_bounded_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revoked, "_stamps", LimitedSet(maxlen=2))
+    monkeypatch.setattr(revocations, "_stamps", LimitedSet(maxlen=2))
     monkeypatch.setattr(worker_state, "revoked_stamps", {})
     headers = {"owner": ["a", "b"], "count": 1}
 
     for _ in range(3):
-        revoked.learn_stamps(revoked.as_stamps(headers))
+        revocations.remember_stamps(revocations.format_stamps(headers))
 
     assert worker_state.revoked_stamps == {"owner": ["b"], "count": [1]}
 
 
 def test_every_id_that_json_can_spell_is_kept(raw: redis.Redis) -> None:
     ids = ["\ud800", "ü", "a b", ""]
-    revoked.keep(raw, REVOKED_TASKS, ids)
+    revocations.store(raw, REVOKED_TASKS, ids)
 
-    assert set(revoked.load(raw).ids) == set(ids)
+    assert set(revocations.load(raw).ids) == set(ids)
 
 
 def test_a_stamped_header_without_a_value_is_refused_before_anybody_is_told(stack: Stack) -> None:
@@ -350,7 +331,7 @@ def test_a_stamped_header_without_a_value_is_refused_before_anybody_is_told(stac
 
 
 def test_no_task_asks_redis_what_is_revoked(stack: Stack, raw: Any, pool: str) -> None:
-    hears(stack, node(stack, pool))
+    hears(stack, start(stack, pool))
     stack.send("probe.mark", "before")
     stack.world.wait_started("before")
     with raw.monitor() as monitor:
@@ -385,16 +366,15 @@ def test_a_full_redis_keeps_what_is_revoked(stack: Stack, full: Callable[[bool],
     assert not client(stack, f"app.control.revoke({victim.id!r})")
 
     full(False)
-    node(stack)
+    start(stack)
     never_runs(stack, victim)
 
 
 def test_a_node_on_a_full_redis_revokes_what_it_hears(
     stack: Stack, full: Callable[[bool], None], raw: redis.Redis, pool: str
 ) -> None:
-    hears(stack, node(stack, pool))
-    stack.send("probe.hold", "held")
-    stack.world.wait_started("held")
+    hears(stack, start(stack, pool))
+    hold(stack)
     victim = stack.send("probe.mark", "victim")
     full(True)
 
@@ -402,7 +382,7 @@ def test_a_node_on_a_full_redis_revokes_what_it_hears(
 
     if pool != "solo":
         # The others hear it while a task runs.
-        stack.world.wait_until(lambda: revoked.load(raw).ids, PATIENCE, "it is kept")
+        stack.world.wait_until(lambda: revocations.load(raw).ids, PATIENCE, "it is kept")
     full(False)
     release(stack, "held")
     never_runs(stack, victim)
@@ -412,7 +392,7 @@ def test_nodes_and_clients_that_may_not_keep_what_is_revoked_say_so_and_work(sta
     allowed = ("celery*", "*.celery.pidbox*", "_kombu*", "unacked*", "sweeps", "scheduled*", "dead*", "published*")
     stack.redis.ask("ACL", "SETUSER", "default", "resetkeys", *(f"~{pattern}" for pattern in allowed))
 
-    one = hears(stack, node(stack))
+    one = hears(stack, start(stack))
 
     one.says("ERROR .*What was revoked before cannot be read from Redis, and may run here: .*permission")
     said = client(stack, "app.control.revoke('any')")

@@ -19,10 +19,9 @@ from kombu import Consumer, Producer, Queue
 from services.broker import scripts
 from services.broker.keys import (
     BINDINGS,
-    DEAD,
     DEAD_LETTER,
+    DEAD_LETTER_KEYS,
     DEAD_LETTERS,
-    HELD,
     PRIORITY_SEPARATOR,
     PRIORITY_STEPS,
     SCHEDULED,
@@ -30,11 +29,12 @@ from services.broker.keys import (
     SWEEPS,
     UNACKED,
     UNACKED_INDEX,
+    UNACKED_KEYS,
     UNACKED_LEASES,
     UNACKED_STARTED,
-    lists_of,
+    get_lists,
 )
-from services.broker.messages import of_record
+from services.broker.messages import extract_message
 from services.delayed import scheduled
 from services.delayed.rate_limits import Rate
 from services.delivery import sweeper
@@ -166,7 +166,7 @@ def broker(server: RedisServer) -> Any:
 def claim(client: Any, queue: str) -> str:
     """Claim the only message there is; its tag."""
     asked = Claim(uuid4().hex, MOST, (queue,), [], clock())
-    [found] = parse_reply(asked, scripts.CLAIM(client, *claim_command(asked, lists_of(queue), RULES.lease)))
+    [found] = parse_reply(asked, scripts.CLAIM(client, *claim_command(asked, get_lists(queue), RULES.lease)))
     assert found.queue == queue
     return found.tag
 
@@ -178,7 +178,7 @@ def end_leases(client: Any, tag: str) -> None:
 
 
 def give_back(client: Any, tag: str) -> None:
-    assert scripts.REQUEUE(client, HELD, [STEPS, tag]) == 1
+    assert scripts.REQUEUE(client, UNACKED_KEYS, [STEPS, tag]) == 1
 
 
 def sweep(client: Any, tag: str) -> None:
@@ -193,18 +193,18 @@ def sweep_started(client: Any, tag: str) -> None:
 
 def crash(client: Any, tag: str) -> None:
     rules = [STEPS, RULES.max_deliveries, DEAD_LETTER, tag, "signal 9"]
-    assert scripts.CRASH(client, [*HELD, *DEAD], rules) in (0, 1)
+    assert scripts.CRASH(client, [*UNACKED_KEYS, *DEAD_LETTER_KEYS], rules) in (0, 1)
 
 
 def postpone(client: Any, tag: str) -> None:
-    field = scripts.POSTPONE(client, [*HELD, SCHEDULED, SCHEDULED_MESSAGES], [tag, 1, "", "id"])
+    field = scripts.POSTPONE(client, [*UNACKED_KEYS, SCHEDULED, SCHEDULED_MESSAGES], [tag, 1, "", "id"])
     assert field == b"id"
     assert sweeper.sweep(client, RULES).promoted == 1
 
 
 def requeue(client: Any, tag: str) -> None:
     rules = [RULES.max_requeues, DEAD_LETTER, tag, 1, 60, "id"]
-    letter, _ = scripts.REQUEUE_LATER(client, [*HELD, *DEAD, SCHEDULED, SCHEDULED_MESSAGES], rules)
+    letter, _ = scripts.REQUEUE_LATER(client, [*UNACKED_KEYS, *DEAD_LETTER_KEYS, SCHEDULED, SCHEDULED_MESSAGES], rules)
     if not letter:
         # Its time has come.
         client.zadd(SCHEDULED, {"id": 1}, xx=True)
@@ -212,7 +212,7 @@ def requeue(client: Any, tag: str) -> None:
 
 
 def reject(client: Any, tag: str) -> None:
-    assert scripts.REJECT(client, [*HELD, *DEAD], [tag, "reason", "detail", DEAD_LETTER, "0"]) == 1
+    assert scripts.REJECT(client, [*UNACKED_KEYS, *DEAD_LETTER_KEYS], [tag, "reason", "detail", DEAD_LETTER, "0"]) == 1
 
 
 Way = Callable[[Any, str], None]
@@ -243,7 +243,7 @@ def check(client: Any, queue: str, message: bytes, way: Way) -> None:
     client.flushall()
     client.lpush(queue, message)
     way(client, claim(client, queue))
-    lists = [raw for name in lists_of(queue) for raw in client.lrange(name, 0, -1)]
+    lists = [raw for name in get_lists(queue) for raw in client.lrange(name, 0, -1)]
     letters = [
         client.hmget(f"{DEAD_LETTER}{number.decode()}", "message", "queue")
         for number in client.zrange(DEAD_LETTERS, 0, -1)
@@ -260,8 +260,8 @@ def check(client: Any, queue: str, message: bytes, way: Way) -> None:
 
 def wait_for_token(client: Any, due: float) -> None:
     """The only message there is goes to wait for a token."""
-    token = Rate.of("a [task]", 1, "node")._token(due, 1)
-    keys = [*HELD, SCHEDULED, SCHEDULED_MESSAGES]
+    token = Rate.per_second("a [task]", 1, "node")._format_token(due, 1)
+    keys = [*UNACKED_KEYS, SCHEDULED, SCHEDULED_MESSAGES]
     assert scripts.POSTPONE(client, keys, [claim(client, "celery"), due, token, "id"]) == b"id"
 
 
@@ -271,7 +271,7 @@ def test_what_waits_for_its_rate_has_its_own_bytes_again_for_others(broker: Brok
     for due in (2.0, 3.0):
         wait_for_token(broker.client, due)
         if name in GOOD:
-            marked = json.loads(of_record(broker.client.hget(SCHEDULED_MESSAGES, "id")))
+            marked = json.loads(extract_message(broker.client.hget(SCHEDULED_MESSAGES, "id")))
             assert marked["rate_limit_token"] == ["a [task]", "1.000000000", "node", due, 1]
         assert sweeper.sweep(broker.client, RULES).promoted == 1
     wait_for_token(broker.client, 4.0)
@@ -288,7 +288,7 @@ def test_what_is_replayed_has_waited_for_no_rate(broker: Broker) -> None:
     reject(broker.client, claim(broker.client, "celery"))
     assert b"rate_limit_token" in broker.client.hget(f"{DEAD_LETTER}1", "message")
 
-    scripts.REPLAY(broker.client, [DEAD_LETTERS, DEAD[-1]], [STEPS, DEAD_LETTER, 1])
+    scripts.REPLAY(broker.client, [DEAD_LETTERS, DEAD_LETTER_KEYS[-1]], [STEPS, DEAD_LETTER, 1])
 
     assert broker.client.lrange("celery", 0, -1) == [kombus()]
 
@@ -313,7 +313,7 @@ PIECES = st.sampled_from([
 ])  # fmt: skip
 MESSAGES = st.binary(max_size=60) | st.lists(PIECES, max_size=12).map(b"".join)
 # Hypothesis tries words of the code as well, and no queue has the name of a key that is none.
-OWN_KEYS = {*HELD, *DEAD, SWEEPS, SCHEDULED, SCHEDULED_MESSAGES}
+OWN_KEYS = {*UNACKED_KEYS, *DEAD_LETTER_KEYS, SWEEPS, SCHEDULED, SCHEDULED_MESSAGES}
 CHARACTERS = st.characters(codec="utf-8", exclude_characters=PRIORITY_SEPARATOR)
 QUEUE_NAMES = st.text(CHARACTERS, min_size=1, max_size=20).filter(lambda name: name not in OWN_KEYS)
 
@@ -357,7 +357,7 @@ def receive(broker: Broker, expected: int, queue: str = "celery") -> list[Any]:
             0,
         )
     broker.nothing_is_left()
-    assert not broker.client.exists(*lists_of(queue))
+    assert not broker.client.exists(*get_lists(queue))
     return got
 
 

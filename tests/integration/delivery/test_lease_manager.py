@@ -16,16 +16,16 @@ from services.broker import messages, scripts
 from services.broker.keys import (
     DEAD_LETTERS,
     DEAD_LETTERS_NEXT,
-    HELD,
     PRIORITY_STEPS,
     SCHEDULED,
     SCHEDULED_MESSAGES,
     SWEEPS,
     UNACKED,
+    UNACKED_KEYS,
     UNACKED_LEASES,
     UNACKED_STARTED,
-    lists_of,
-    scheduled_fields,
+    get_lists,
+    get_scheduled_fields,
 )
 from services.delivery import ack_buffer, lease_manager, registry, sweeper
 from services.delivery.claim import Claim, ClaimedMessage, ClaimIds, claim_command, parse_reply
@@ -64,7 +64,7 @@ class Claimer:
         self.client.lpush(queue, message or b'{"body":%d}' % next(self._numbers))
         asked = Claim(self._claims.next(), 1, (queue,), [], clock() - ago)
         [found] = parse_reply(
-            asked, scripts.CLAIM(self.client, *claim_command(asked, lists_of(queue), self.deliveries.rules.lease))
+            asked, scripts.CLAIM(self.client, *claim_command(asked, get_lists(queue), self.deliveries.rules.lease))
         )
         self.deliveries.add([found.tag], 1, asked.since)
         return found
@@ -281,7 +281,7 @@ def test_a_lease_that_is_almost_over_is_renewed_before_its_task_starts(held_by_h
 
 def test_a_task_does_not_start_when_its_lease_is_almost_over_and_somebody_else_has_it(held_by_hand: Claimer) -> None:
     one = held_by_hand.take(ago=ALMOST)
-    scripts.REQUEUE(held_by_hand.client, HELD, [scripts.as_json(PRIORITY_STEPS), one.tag])
+    scripts.REQUEUE(held_by_hand.client, UNACKED_KEYS, [scripts.as_json(PRIORITY_STEPS), one.tag])
 
     assert not held_by_hand.deliveries.start(one.tag)
     assert held_by_hand.client.llen("celery") == 1, held_by_hand.describe()
@@ -410,7 +410,7 @@ def sweep(client: Any, deliveries: int) -> tuple[list[str], dict[str, str], list
     waiting = client.hgetall(SCHEDULED_MESSAGES).items()
     return (
         [one.decode() for one in client.lrange("celery", 0, -1)],
-        {field.decode(): messages.of_record(record).decode() for field, record in waiting},
+        {field.decode(): messages.extract_message(record).decode() for field, record in waiting},
         client.zrange(SCHEDULED, 0, -1, withscores=True),
     )
 
@@ -433,7 +433,7 @@ def test_what_died_together_starts_for_the_last_two_times_one_after_the_other(cl
     assert sorted([*back, *waiting.values()]) == sorted(again)
     assert len(back) == 1
     # So that they can be revoked by the ids of their tasks.
-    names = {name.decode() for task in "abc" for name in scheduled_fields(task)}
+    names = {name.decode() for task in "abc" for name in get_scheduled_fields(task)}
     assert waiting.keys() == {field.decode() for field, _ in dues} <= names
     moments = [due for _, due in dues]
     assert [later - sooner for sooner, later in pairwise(moments)] == [pytest.approx(10)] * 2

@@ -45,8 +45,8 @@ from services.broker.keys import (
     UNACKED_INDEX,
     UNACKED_LEASES,
     UNACKED_STARTED,
-    lists_of,
-    scheduled_fields,
+    get_lists,
+    get_scheduled_fields,
 )
 from services.broker.retry import RetryState
 from services.delayed import scheduled
@@ -83,7 +83,7 @@ STEPS = 50
 EXAMPLES = (20, pytest.param(200, marks=pytest.mark.slow))
 MARK = re.compile(rb"<message (\d+)>")
 # An example that is tried again has to come to the same.
-SAME_CHANCE = scripts.of(re.sub(r"(?<=math\.randomseed)\(.*\)", "(1)", scripts.SWEEP.text))
+SAME_CHANCE = scripts.Script.from_text(re.sub(r"(?<=math\.randomseed)\(.*\)", "(1)", scripts.SWEEP.text))
 
 # What stands in a message beside its mark; each is a pair of texts around it. All but the first are no messages of
 # kombu's, and a stock consumer would not survive them.
@@ -365,7 +365,7 @@ class Deliveries(RuleBasedStateMachine):
 
     def _ask(self, process: Process, queues: list[str], credit: int) -> tuple[Claim, list[Any], list[Message]]:
         asked = Claim(process.claims.next(), credit, tuple(queues), process.deliveries.take_acks(), clock())
-        lists = [lists_of(queue)[step] for step in range(len(PRIORITY_STEPS)) for queue in queues]
+        lists = [get_lists(queue)[step] for step in range(len(PRIORITY_STEPS)) for queue in queues]
         answer = scripts.CLAIM(self.client, *claim_command(asked, lists, RULES.lease))
         assert asked.acks == process.acks
         process.acks = []
@@ -379,7 +379,7 @@ class Deliveries(RuleBasedStateMachine):
     def _next(self, queues: list[str], credit: int) -> Iterator[Message]:
         """What a claim takes: the most urgent first (0 with kombu on Redis), queue after queue, the oldest of each."""
         for step in range(len(PRIORITY_STEPS)):
-            lists = [self.lists.get(lists_of(queue)[step], []) for queue in queues]
+            lists = [self.lists.get(get_lists(queue)[step], []) for queue in queues]
             while any(lists):
                 for waiting in lists:
                     if waiting and credit:
@@ -530,7 +530,7 @@ class Deliveries(RuleBasedStateMachine):
         process.requeues = []
 
     def _free_name(self, tag: str) -> bytes:
-        return next(name for name in (*scheduled_fields(TASK), tag.encode()) if name not in self.scheduled)
+        return next(name for name in (*get_scheduled_fields(TASK), tag.encode()) if name not in self.scheduled)
 
     # Leases.
 
@@ -635,7 +635,7 @@ class Deliveries(RuleBasedStateMachine):
                 continue
             [name] = names
             found = re.search(rb'"id": ?"([^"]*)"', message.raw)
-            fields = scheduled_fields(found[1].decode()) if found else ()
+            fields = get_scheduled_fields(found[1].decode()) if found else ()
             taken = [one for one in fields if one in self.scheduled or one in new]
             assert name in fields[: len(taken)] or (name == tag.encode() and len(taken) == len(fields))
             assert 0 < new.pop(name) - self._now() < LONG_AGO
@@ -666,7 +666,7 @@ class Deliveries(RuleBasedStateMachine):
     def tell_tasks(self, data: st.DataObject, dies: bool) -> None:
         """Somebody takes on to tell them that they failed, and does; or dies before."""
         numbers = self._some_letters(data)
-        taken = scripts.TELL(self.client, LETTERS[1:], [DEAD_LETTER, 3600, *numbers])
+        taken = scripts.TAKE_UNREPORTED(self.client, LETTERS[1:], [DEAD_LETTER, 3600, *numbers])
         mine = [number for number in numbers if number in self.untold - self.telling]
         assert [(int(number), raw) for number, raw in zip(taken[::4], taken[1::4], strict=True)] == [
             (number, self.dead[number][2]) for number in mine
@@ -693,12 +693,12 @@ class Deliveries(RuleBasedStateMachine):
     @rule()
     def revoke(self) -> None:
         """All copies of a task that wait for their time, however many there were before."""
-        records = scheduled.of_tasks(self.client, [TASK])
-        named = [name for name in scheduled_fields(TASK) if name in self.scheduled]
-        assert {name: messages.of_record(record) for name, record in records.items()} == {
+        records = scheduled.find_records(self.client, [TASK])
+        named = [name for name in get_scheduled_fields(TASK) if name in self.scheduled]
+        assert {name: messages.extract_message(record) for name, record in records.items()} == {
             name: self.scheduled[name][1].raw for name in named
         }
-        assert scheduled.remove(self.client, list(scheduled_fields(TASK))) == set(named)
+        assert scheduled.delete(self.client, list(get_scheduled_fields(TASK))) == set(named)
         for name in named:
             self.finished.add(self.scheduled.pop(name)[1].number)
 
@@ -706,7 +706,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule(queue=st.sampled_from(QUEUES))
     def purge_scheduled(self, queue: str) -> None:
         named = [name for name, (_, message) in self.scheduled.items() if message.queue == queue]
-        assert [one.message for one in scheduled.first(self.client, [queue])] == [
+        assert [one.message for one in scheduled.list_next(self.client, [queue])] == [
             message.raw for _, message in sorted((self.scheduled[name] for name in named), key=lambda one: one[0])
         ]
         assert scheduled.purge(self.client, queue) == (len(named), set())
@@ -738,7 +738,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule(queue=st.sampled_from(QUEUES))
     def stock_takes(self, queue: str) -> None:
         """kombu's own consumer takes a message, if it is one that it can read."""
-        waiting = [self.lists[name] for name in lists_of(queue) if self.lists.get(name)]
+        waiting = [self.lists[name] for name in get_lists(queue) if self.lists.get(name)]
         if not waiting or not is_kombus(waiting[0][-1].raw):
             return
         message = waiting[0].pop()
@@ -859,7 +859,7 @@ class Deliveries(RuleBasedStateMachine):
 
     def _look(self) -> Seen:
         """All that is in Redis, in two round trips."""
-        names = [name for queue in QUEUES for name in lists_of(queue)]
+        names = [name for queue in QUEUES for name in get_lists(queue)]
         with self.client.pipeline(transaction=False) as pipe:
             for key in (UNACKED, SCHEDULED_MESSAGES):
                 pipe.hgetall(key)

@@ -16,11 +16,11 @@ from services.broker import scripts
 from services.broker.headroom import Client
 from services.broker.keys import RATE_LIMIT, SCHEDULED
 from services.delayed import rate_limits
-from services.delayed.rate_limits import Rate, Turn
-from tests.integration.delivery.test_scheduled import PATIENCE, wait_scheduled
+from services.delayed.rate_limits import Delay, Rate
+from tests.integration.delivery.test_scheduled import PATIENCE, start, wait_scheduled
 from tests.support.odd_checkout import odd_checkout
 from tests.support.redis_server import RedisServer
-from tests.support.world import Stack, World
+from tests.support.world import Node, Stack, World
 
 POOLS = ("prefork", "threads", "solo")
 MOSTLY_ONE = ("prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "solo")))
@@ -36,6 +36,21 @@ def stack(world: World, tmp_path: Path) -> Stack:
     """A Redis without workers."""
     world.checkout = odd_checkout(tmp_path / "code")
     return world.stack(CELERY_IMPORTS="probe,odd_tasks", WORKER_LEASE="6")
+
+
+def began(stack: Stack, label: str = "seldom-0") -> float:
+    """When a task was started, which was once."""
+    ((_, _, moment),) = stack.world.notes("start", label)
+    return moment
+
+
+def limit_rate(stack: Stack, task: str, rate: object) -> None:
+    assert stack.client.control.rate_limit(task, rate, reply=True, timeout=PATIENCE, limit=1)
+
+
+def kill(node: Node) -> None:
+    node.process.signal(signal.SIGKILL)
+    node.exits(PATIENCE)
 
 
 def send_seldom(stack: Stack, count: int, **options: Any) -> dict[str, Any]:
@@ -84,24 +99,23 @@ def test_tasks_over_their_rate_wait_in_redis_and_all_others_run(stack: Stack, po
     assert in_order(stack) == ["seldom-0"]
     found = dues(stack)
     assert list(found) == [one.id for one in list(sent.values())[1:]]
-    ((_, _, began),) = stack.world.notes("start", "seldom-0")
-    assert found[sent["seldom-1"].id] <= began + HOUR
+    assert found[sent["seldom-1"].id] <= began(stack) + HOUR
     check_apart(stack, HOUR)
     # One is revoked; for the others the limit is lifted.
     worker.ready()
     stack.client.control.revoke(sent["seldom-1"].id)
     wait_scheduled(stack, 8)
-    assert stack.client.control.rate_limit("odd_tasks.seldom", "1/m", reply=True, timeout=PATIENCE, limit=1)
+    limit_rate(stack, "odd_tasks.seldom", "1/m")
     stack.world.wait_started("seldom-2")
     wait_scheduled(stack, 7)
     check_apart(stack, 60)
-    assert stack.client.control.rate_limit("odd_tasks.seldom", 0, reply=True, timeout=PATIENCE, limit=1)
+    limit_rate(stack, "odd_tasks.seldom", 0)
     stack.world.wait_started("seldom-9")
     assert in_order(stack) == [f"seldom-{number}" for number in range(10) if number != 1]
 
 
 def test_inspect_shows_what_waits_for_its_rate_with_its_time(stack: Stack) -> None:
-    node = stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
+    node = start(stack).ready()
     sent = send_seldom(stack, 2, countdown=0.5)
     wait_scheduled(stack, 1)
     # Until its time, the first one waits in the node's timer, and is told of as well.
@@ -148,17 +162,16 @@ def test_each_node_has_a_rate_of_its_own(stack: Stack) -> None:
 
 
 def test_a_node_that_starts_with_another_rate_brings_back_what_waits_for_the_old_one(stack: Stack) -> None:
-    first = stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
+    first = start(stack).ready()
     send_seldom(stack, 4)
     wait_scheduled(stack, 3)
-    first.process.signal(signal.SIGKILL)
-    first.exits(PATIENCE)
+    kill(first)
 
     modules = stack.world.path("modules")
     modules.mkdir()
     (modules / "faster.py").write_text(FASTER)
     more = {"CELERY_IMPORTS": "probe,odd_tasks,faster", "PYTHONPATH": str(modules)}
-    stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h", **more).ready()
+    start(stack, **more).ready()
 
     stack.world.wait_started("seldom-1")
     wait_scheduled(stack, 2)
@@ -167,13 +180,12 @@ def test_a_node_that_starts_with_another_rate_brings_back_what_waits_for_the_old
 
 
 def test_what_waits_for_a_node_that_was_killed_has_the_rate_of_the_one_that_is_started_instead(stack: Stack) -> None:
-    first = stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
+    first = start(stack).ready()
     send_seldom(stack, 6)
     wait_scheduled(stack, 5)
-    first.process.signal(signal.SIGKILL)
-    first.exits(PATIENCE)
+    kill(first)
 
-    stack.celery("worker --pool=solo --loglevel=info --hostname=node1@%h").ready()
+    start(stack, name="node1").ready()
 
     stack.world.wait_started("seldom-1")
     wait_scheduled(stack, 4)
@@ -187,7 +199,7 @@ def test_what_waits_for_a_node_that_was_killed_has_the_rate_of_the_one_that_is_s
 
 
 def test_a_node_that_stops_leaves_what_waits_to_others_and_starts_no_more_when_it_is_back(stack: Stack) -> None:
-    node = stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
+    node = start(stack).ready()
     sent = send_seldom(stack, 4)
     wait_scheduled(stack, 3)
 
@@ -197,7 +209,7 @@ def test_a_node_that_stops_leaves_what_waits_to_others_and_starts_no_more_when_i
     raws: Any = stack.redis.client().lrange("celery", 0, -1)
     assert [json.loads(raw)["headers"]["id"] for raw in reversed(raws)] == [one.id for one in list(sent.values())[1:]]
     assert "rate_limit_token" not in "".join(raws)
-    stack.celery("worker --pool=solo --loglevel=info --hostname=node0@%h").ready()
+    start(stack).ready()
     wait_scheduled(stack, 3)
     no_place_is_taken(stack)
     assert in_order(stack) == ["seldom-0"]
@@ -212,9 +224,8 @@ def test_a_purge_frees_the_tokens_of_what_it_deletes(stack: Stack) -> None:
 
     assert stack.celery("purge -f -Q celery").exits(PATIENCE) == 0
 
-    ((_, _, began),) = stack.world.notes("start", "seldom-0")
     stack.world.wait_until(lambda: list(dues(stack)) == [kept.id], PATIENCE, "the one of the other queue waits alone")
-    assert dues(stack)[kept.id] <= began + HOUR
+    assert dues(stack)[kept.id] <= began(stack) + HOUR
     assert in_order(stack) == ["seldom-0"]
 
 
@@ -228,8 +239,7 @@ def test_a_task_that_expires_before_its_token_comes_is_discarded_then_and_takes_
 
     stack.world.wait_until(lambda: expires.state == "REVOKED", PATIENCE, "it has expired")
     wait_scheduled(stack, 1)
-    ((_, _, began),) = stack.world.notes("start", "seldom-0")
-    assert dues(stack)[after.id] <= began + HOUR
+    assert dues(stack)[after.id] <= began(stack) + HOUR
 
 
 @pytest.mark.parametrize("pool", MOSTLY_ONE)
@@ -240,8 +250,7 @@ def test_an_eta_and_a_rate_are_both_kept(stack: Stack, pool: str) -> None:
 
     stack.world.wait_until(lambda: in_order(stack), PATIENCE, "one of them starts")
     [label] = in_order(stack)
-    ((_, _, began),) = stack.world.notes("start", label)
-    assert began > moment + 2 - EXACT
+    assert began(stack, label) > moment + 2 - EXACT
     wait_scheduled(stack, 1)
     [waits] = dues(stack)
     assert {waits, sent[int(label[-1])].id} == {one.id for one in sent}
@@ -285,7 +294,7 @@ def test_a_batch_has_no_rate_as_with_celery(stack: Stack) -> None:
     stack.worker(WORKER_POOL="threads", WORKER_PREFETCH_MULTIPLIER="4").ready()
     # It says so a moment before it listens, and to nothing else: it has no gossip.
     stack.world.wait_until(stack.redis.client().pubsub_numpat, PATIENCE, "the node hears commands")
-    assert stack.client.control.rate_limit("odd_tasks.in_batches", "1/h", reply=True, timeout=PATIENCE, limit=1)
+    limit_rate(stack, "odd_tasks.in_batches", "1/h")
     labels = [f"batch-{number}" for number in range(4)]
     for label in labels:
         stack.send("odd_tasks.in_batches", label, "ends")
@@ -308,17 +317,17 @@ def client(server: RedisServer) -> Any:
     return client
 
 
-NODE = Rate.of("a task", 1 / HOUR, "node")
+NODE = Rate.per_second("a task", 1 / HOUR, "node")
 NODE_TOKEN = ("a task", NODE.interval, "node")
 
 
-def take(client: Any, rate: Rate = NODE, token: Any = None, *, earliest: float = 0, expires: float = 0) -> Turn | None:
-    return rate.take(client, {"rate_limit_token": token}, 1, earliest, expires)
+def take(client: Any, rate: Rate = NODE, token: Any = None, *, earliest: float = 0, expires: float = 0) -> Delay | None:
+    return rate.take_token(client, {"rate_limit_token": token}, 1, earliest, expires)
 
 
-def waits(turn: Turn | None, seconds: float) -> bool:
+def waits(delay: Delay | None, seconds: float) -> bool:
     """Whether it waits for so long, or as much less as a slow machine has needed since."""
-    return turn is not None and seconds - PATIENCE < turn.due - time() <= seconds
+    return delay is not None and seconds - PATIENCE < delay.due - time() <= seconds
 
 
 @pytest.mark.each_redis
@@ -359,18 +368,18 @@ def test_tokens_come_one_interval_apart_whatever_is_asked_for(client: Any) -> No
     assert waits(expires, HOUR + 1) and expires and not expires.token
     assert waits(take(client), 2 * HOUR + 1)
     # Others have theirs.
-    assert take(client, Rate.of("a task", 1 / HOUR, "other")) is None
-    assert take(client, Rate.of("a task", 1 / HOUR, "")) is None
-    assert take(client, Rate.of("another task", 1 / HOUR, "node")) is None
+    assert take(client, Rate.per_second("a task", 1 / HOUR, "other")) is None
+    assert take(client, Rate.per_second("a task", 1 / HOUR, "")) is None
+    assert take(client, Rate.per_second("another task", 1 / HOUR, "node")) is None
 
 
 @pytest.mark.each_redis
 def test_nodes_with_different_rates_take_turns_until_one_settles_it(client: Any) -> None:
-    faster = Rate.of("a task", 1 / 60, "node")
+    faster = Rate.per_second("a task", 1 / 60, "node")
     assert take(client) is None
     for rate, seconds in ((faster, HOUR), (NODE, HOUR + 60), (faster, 2 * HOUR + 60)):
         assert waits(take(client, rate), seconds)
-    rate_limits.settle(client, {"a task": faster})
+    rate_limits.requeue_outdated(client, {"a task": faster})
     # The new rate begins anew.
     assert take(client, faster) is None
     assert waits(take(client, faster), 60)
@@ -379,17 +388,17 @@ def test_nodes_with_different_rates_take_turns_until_one_settles_it(client: Any)
 @pytest.mark.each_redis
 def test_a_rate_is_forgotten_with_its_last_token(client: Any) -> None:
     key = f"{RATE_LIMIT}a task"
-    for rate in (Rate.of("a task", 10_000, "fast"), NODE, NODE):
+    for rate in (Rate.per_second("a task", 10_000, "fast"), NODE, NODE):
         take(client, rate)
     assert HOUR < client.ttl(key) <= 2 * HOUR
-    take(client, Rate.of("a task", 1, "third"))
+    take(client, Rate.per_second("a task", 1, "third"))
     assert sorted(client.hgetall(key)) == [b"node", b"third"]
     assert HOUR < client.ttl(key) <= 2 * HOUR
 
 
 @pytest.mark.each_redis
 def test_a_very_fast_rate_has_a_token_that_can_be_read(client: Any) -> None:
-    rate = Rate.of("a task", 1e6, "node")
+    rate = Rate.per_second("a task", 1e6, "node")
     assert rate.interval == "0.000001000"
-    assert json.loads(rate._token(1.0, 3)) == ["a task", "0.000001000", "node", 1.0, 3]
+    assert json.loads(rate._format_token(1.0, 3)) == ["a task", "0.000001000", "node", 1.0, 3]
     assert scripts.TOKEN(client, [b"k"], [rate.node, rate.interval, 0, 0, 0]) == [b"", 1]

@@ -17,9 +17,9 @@ import pytest
 import redis
 from celery import chord
 
-from services.broker.keys import SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES, lists_of
-from services.broker.messages import of_record
-from services.delayed.scheduled import MOST, MOST_BYTES
+from services.broker.keys import SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES, get_lists
+from services.broker.messages import extract_message
+from services.delayed.scheduled import MAX_LISTED, MAX_LISTED_BYTES
 from tests.integration.commands.test_call import services
 from tests.integration.results.test_dead_letters import events
 from tests.support.nursery import LIBRARIES_ALONE
@@ -96,9 +96,17 @@ def make_due(stack: Stack, *sent: Any, seconds: float = 0.0) -> float:
     return moment
 
 
+def start(
+    stack: Stack, pool: str = "solo", name: str = "node0", queues: str = "celery", more: str = "", **settings: str
+) -> Node:
+    """A node that runs one task at a time, with nothing that would replace it."""
+    options = f"--loglevel=info --pool={pool} --concurrency=1 --queues={queues} --hostname={name}@%h {more}"
+    return stack.celery(f"worker {options}", **settings)
+
+
 def listening(stack: Stack) -> Node:
     """A worker that hears what is broadcast: it says that it is ready a moment before it does."""
-    worker = stack.celery("worker --loglevel=info --pool=solo --hostname=node0@%h")
+    worker = start(stack)
     stack.send("probe.mark", "heard")
     stack.world.wait_started("heard")
     return worker
@@ -107,7 +115,7 @@ def listening(stack: Stack) -> Node:
 def waiting(stack: Stack, queue: str = "celery") -> list[str]:
     """The ids of the tasks that wait in a queue, all priorities together."""
     with stack.redis.client() as client:
-        return [json.loads(text)["headers"]["id"] for key in lists_of(queue) for text in client.lrange(key, 0, -1)]
+        return [json.loads(text)["headers"]["id"] for key in get_lists(queue) for text in client.lrange(key, 0, -1)]
 
 
 @pytest.fixture(autouse=True)
@@ -170,12 +178,12 @@ def test_what_is_due_starts_in_its_turn_and_not_before(stack: Stack) -> None:
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
 def test_what_is_due_starts_in_its_turn_in_other_pools_too(quiet: Stack, pool: str) -> None:
-    quiet.celery(f"worker --loglevel=info --pool={pool} --concurrency=1 --hostname=node0@%h").ready()
+    start(quiet, pool).ready()
     check_turns(quiet, pool)
 
 
 def test_a_due_task_starts_although_every_place_of_its_first_worker_is_taken(stack: Stack) -> None:
-    other = stack.celery("worker --loglevel=info --pool=solo --queues=other --hostname=other@%h")
+    other = start(stack, name="other", queues="other")
     other.says("other@.* ready")
     beside = later(stack, "beside", queue="other")
     wait_scheduled(stack, 1)
@@ -222,7 +230,7 @@ def test_inspect_shows_what_waits_in_redis_the_next_one_first(stack: Stack) -> N
     near, far = later(stack, "near", HOUR), later(stack, "far", 2 * HOUR)
     later(stack, "of-others", queue="nobody")
     wait_scheduled(stack, 2)
-    stack.celery("worker --loglevel=info --pool=solo --queues=nobody --hostname=nobody@%h").says("nobody@.* ready")
+    start(stack, name="nobody", queues="nobody").says("nobody@.* ready")
     wait_scheduled(stack, 3)
 
     (found,) = stack.client.control.inspect([NODE], timeout=PATIENCE).scheduled().values()
@@ -244,8 +252,8 @@ def test_inspect_shows_as_many_as_somebody_reads(stack: Stack) -> None:
     # Whichever comes first: a thousand, or the message with which there is a megabyte.
     with redis.Redis(port=stack.redis.port, password=stack.redis.password) as client:
         records = client.hmget(SCHEDULED_MESSAGES, client.zrange(SCHEDULED, 0, -1))
-    together = list(accumulate(len(of_record(record)) for record in records))
-    assert len(found) == min(MOST, sum(bytes_before < MOST_BYTES for bytes_before in [0, *together[:-1]]))
+    together = list(accumulate(len(extract_message(record)) for record in records))
+    assert len(found) == min(MAX_LISTED, sum(bytes_before < MAX_LISTED_BYTES for bytes_before in [0, *together[:-1]]))
 
 
 def test_query_task_finds_what_waits_in_redis(stack: Stack) -> None:
@@ -259,7 +267,7 @@ def test_query_task_finds_what_waits_in_redis(stack: Stack) -> None:
 
 def test_a_revoked_task_leaves_redis_at_once_and_one_worker_says_so(quiet: Stack) -> None:
     for name in ("one", "two", "three"):
-        quiet.celery(f"worker --loglevel=info --pool=solo --hostname={name}@%h")
+        start(quiet, name=name)
     for node, name in zip(quiet.nodes, ("one", "two", "three"), strict=True):
         node.says(f"{name}@.* ready")
     sent, other = later(quiet, "revoked"), later(quiet, "kept")
@@ -293,7 +301,7 @@ def test_a_revoked_task_stays_so_when_all_workers_are_started_again(quiet: Stack
     )
     worker.process.end()
 
-    quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
+    start(quiet).ready()
 
     quiet.world.holds_for(
         lambda: not quiet.world.started("revoked") and not scheduled(quiet), 2 * LEASE, "none runs or waits again"
@@ -329,7 +337,7 @@ def test_a_chord_errs_whose_part_is_revoked_while_it_waits(stack: Stack) -> None
 
 
 def test_purging_a_queue_takes_what_waits_for_its_time_along(quiet: Stack) -> None:
-    worker = quiet.celery("worker --loglevel=info --pool=solo --queues=mail,other --hostname=node0@%h").ready()
+    worker = start(quiet, name="node0", queues="mail,other").ready()
     for number in range(1200):
         later(quiet, f"purged-{number}", queue="mail")
     kept = later(quiet, "kept", queue="other", ignore_result=False)
@@ -343,7 +351,7 @@ def test_purging_a_queue_takes_what_waits_for_its_time_along(quiet: Stack) -> No
     purge.says("Purged 1201 messages")
     assert quiet.waiting("mail") == 0
     make_due(quiet, kept)
-    quiet.celery("worker --loglevel=info --pool=solo --queues=mail,other --hostname=node0@%h")
+    start(quiet, name="node0", queues="mail,other")
     assert kept.get(timeout=PATIENCE) == "kept"
 
 
@@ -365,7 +373,7 @@ def stock_worker(stack: Stack) -> Node:
 
 
 def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(quiet: Stack) -> None:
-    quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
+    start(quiet).ready()
     later(quiet, "far")
     wait_scheduled(quiet, 1)
 
@@ -410,7 +418,7 @@ def test_stock_workers_go_on_with_all_that_was_left(quiet: Stack) -> None:
 
 
 def test_a_worker_that_was_stopped_leaves_nothing_that_has_to_be_brought_back(quiet: Stack) -> None:
-    worker = quiet.celery("worker --loglevel=info --pool=solo --hostname=node0@%h").ready()
+    worker = start(quiet).ready()
     worker.process.signal(signal.SIGTERM)
     assert worker.exits(PATIENCE) == 0
 

@@ -25,10 +25,10 @@ from services.broker.keys import (
     DEAD_LETTER,
     DEAD_LETTERS,
     DEAD_LETTERS_UNTOLD,
-    HELD,
     PRIORITY_STEPS,
     SWEEPS,
     UNACKED,
+    UNACKED_KEYS,
     UNACKED_LEASES,
     UNACKED_STARTED,
 )
@@ -386,7 +386,7 @@ def test_what_a_stock_consumer_left_in_a_queue_that_expires_goes_back_to_expire(
     inbox = expiring(broker, "a")
     [tag] = inbox.channel.deliveries._deliveries
     record = broker.client.hget(UNACKED, tag)
-    assert scripts.REQUEUE_STOCK(broker.client, HELD, [tag, record, "fleeting", "a"]) == 1
+    assert scripts.REQUEUE_STOCK(broker.client, UNACKED_KEYS, [tag, record, "fleeting", "a"]) == 1
     assert 0 < broker.client.pttl("fleeting") <= EXPIRES * 1000, broker.describe()
 
 

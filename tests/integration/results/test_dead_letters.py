@@ -23,7 +23,7 @@ from services.broker.keys import (
     DEAD_LETTERS,
     DEAD_LETTERS_NEXT,
     DEAD_LETTERS_UNTOLD,
-    lists_of,
+    get_lists,
 )
 from services.dead_letters import DeadLetter
 from tests.integration.commands.test_call import services
@@ -601,7 +601,7 @@ def test_a_replay_leaves_the_message_as_its_sender_wrote_it(quiet: Stack) -> Non
     assert answer.code == 0
     assert letters(quiet) == {}
     with raw(quiet) as client:
-        first, *_, third, fourth = lists_of("mail")
+        first, *_, third, fourth = get_lists("mail")
         assert client.lrange(third, 0, -1) == [plain]
         # As new arrivals, in the order in which they were parked.
         assert client.lrange(first, 0, -1) == [never_counted, b"{no JSON"]

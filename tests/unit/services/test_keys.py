@@ -6,7 +6,7 @@ import pytest
 from kombu.transport.redis import Channel
 
 from services.broker import keys
-from services.broker.keys import bound_queue, carries_tasks, lists_of, queue_and_priority
+from services.broker.keys import carries_tasks, get_lists, parse_bound_queue, parse_list
 
 
 class Keys(Channel):  # type: ignore[misc]
@@ -22,18 +22,18 @@ class Keys(Channel):  # type: ignore[misc]
 @pytest.mark.parametrize("queue", ["celery", "reports", "with.dots-and_dashes"])
 def test_the_lists_of_a_queue_are_those_that_kombu_fills(queue: str) -> None:
     keys = Keys()
-    assert set(lists_of(queue)) == {keys._q_for_pri(queue, priority) for priority in range(10)}
+    assert set(get_lists(queue)) == {keys._q_for_pri(queue, priority) for priority in range(10)}
 
 
 @pytest.mark.parametrize("queue", ["celery", "odd\x06\x16name"])
 def test_a_list_tells_its_queue_and_priority(queue: str) -> None:
-    assert [queue_and_priority(key) for key in lists_of(queue)] == [(queue, step) for step in keys.PRIORITY_STEPS]
-    assert queue_and_priority(Keys.sep.join([queue, "1"])) == (queue, 1)
+    assert [parse_list(key) for key in get_lists(queue)] == [(queue, step) for step in keys.PRIORITY_STEPS]
+    assert parse_list(Keys.sep.join([queue, "1"])) == (queue, 1)
 
 
 def test_the_most_urgent_list_comes_first() -> None:
     # 0 is the highest priority on Redis, and the one of a task that names none.
-    assert lists_of("celery") == ("celery", "celery\x06\x163", "celery\x06\x166", "celery\x06\x169")
+    assert get_lists("celery") == ("celery", "celery\x06\x163", "celery\x06\x166", "celery\x06\x169")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_bindings_of_tasks_are_told_from_those_of_events_and_commands(exchange: 
 )
 def test_the_queue_of_a_binding_is_found(routing_key: str, pattern: str, queue: str) -> None:
     # As kombu's Channel._queue_bind joins them.
-    assert bound_queue(Keys.sep.join([routing_key, pattern, queue])) == queue
+    assert parse_bound_queue(Keys.sep.join([routing_key, pattern, queue])) == queue
 
 
 def test_the_bookkeeping_of_workers_is_where_kombu_keeps_it() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import services.tasks
-from services.task_modules import task_modules
+from services.task_modules import find_task_modules
 
 SHIPPED = Path(services.tasks.__file__).parent
 
@@ -32,41 +32,35 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 def test_every_module_that_ships_is_found() -> None:
     files = {path.stem for path in SHIPPED.glob("*.py")} - {"__init__"}
-    assert set(task_modules(())) == {f"services.tasks.{name}" for name in files}
-    assert "services.tasks.arithmetic" in task_modules(())
+    assert set(find_task_modules(())) == {f"services.tasks.{name}" for name in files}
+    assert "services.tasks.arithmetic" in find_task_modules(())
 
 
-def test_a_module_that_is_added_is_found(added: Callable[[str], None]) -> None:
-    added("invoices.py")
-    assert task_modules(()) == ["services.tasks.invoices"]
-
-
-def test_modules_of_a_sub_package_are_found(added: Callable[[str], None]) -> None:
-    added("shop/__init__.py")
-    added("shop/orders.py")
-    assert task_modules(()) == ["services.tasks.shop", "services.tasks.shop.orders"]
-
-
-@pytest.mark.parametrize("file", ["_helpers.py", "__main__.py", "shop/_helpers.py", "_private/orders.py"])
-def test_what_begins_with_an_underscore_is_left_out(added: Callable[[str], None], file: str) -> None:
-    added("invoices.py")
-    added("shop/__init__.py")
-    added("_private/__init__.py")
-    added(file)
-    assert task_modules(()) == ["services.tasks.invoices", "services.tasks.shop"]
-
-
-def test_an_underscore_inside_a_name_is_no_reason(added: Callable[[str], None]) -> None:
-    added("monthly_invoices.py")
-    assert task_modules(()) == ["services.tasks.monthly_invoices"]
-
-
-def test_what_is_no_module_is_left_out(added: Callable[[str], None]) -> None:
-    added("README.md")
-    added("data/table.csv")
-    assert task_modules(()) == []
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["invoices.py"], ["invoices"]),
+        (["shop/__init__.py", "shop/orders.py"], ["shop", "shop.orders"]),
+        (["monthly_invoices.py"], ["monthly_invoices"]),
+        (["README.md", "data/table.csv"], []),
+        *(
+            ([hidden, "invoices.py", "shop/__init__.py", "_private/__init__.py"], ["invoices", "shop"])
+            for hidden in ("_helpers.py", "__main__.py", "shop/_helpers.py", "_private/orders.py")
+        ),
+    ],
+)
+def test_modules_and_sub_packages_are_found_whose_names_begin_with_no_underscore(
+    added: Callable[[str], None], files: list[str], found: list[str]
+) -> None:
+    for file in files:
+        added(file)
+    assert find_task_modules(()) == [f"services.tasks.{name}" for name in found]
 
 
 def test_imports_come_after_what_is_found(added: Callable[[str], None]) -> None:
     added("invoices.py")
-    assert task_modules(("shop.tasks", "shop.reports")) == ["services.tasks.invoices", "shop.tasks", "shop.reports"]
+    assert find_task_modules(("shop.tasks", "shop.reports")) == [
+        "services.tasks.invoices",
+        "shop.tasks",
+        "shop.reports",
+    ]

@@ -1,7 +1,6 @@
--- Scheduled: what waits for its time in these queues, the next one first.
+-- List scheduled: the messages of these queues that wait for their time, the next one first.
 --
--- KEYS 1 scheduled           zset  field -> when it is due, Unix time
---      2 scheduled_messages  hash  field -> record
+-- KEYS 1 scheduled  2 scheduled_messages (see schedule.lua)
 -- ARGV 1 most     how many
 --      2 look     how many are looked at
 --      3 bytes    stop after the message with which there are so many
@@ -15,11 +14,7 @@ end
 local found = {}
 local fields = redis.call('ZRANGE', KEYS[1], 0, tonumber(ARGV[2]) - 1, 'WITHSCORES')
 for position = 1, #fields, 2 do
-    local record = redis.call('HGET', KEYS[2], fields[position])
-    local message, queue
-    if record then
-        message, queue = parts(record)
-    end
+    local message, queue = parse_record(redis.call('HGET', KEYS[2], fields[position]) or '')
     if queue and wanted[queue] then
         for _, value in ipairs({ fields[position + 1], queue, message }) do
             found[#found + 1] = value

@@ -1,10 +1,10 @@
--- Tell: take on dead letters whose tasks have to be told that they have failed.
+-- Take unreported: take on dead letters whose tasks do not say FAILURE yet, to report that.
 --
--- One process at a time tells a task; when it has died over it, another one may after a while.
+-- One process at a time reports a failure; when it has died over it, another one may after a while.
 --
 -- KEYS 1 dead_letters_untold (see dead_letter.lua)
 -- ARGV 1 letter   the beginning of a dead letter's key
---      2 seconds  after which somebody else may
+--      2 seconds  after which another process may
 --      3…         ids
 -- Returns {id, message, reason, detail, id, message, …} of those that are the caller's
 local time, seconds = now(), tonumber(ARGV[2])
@@ -17,7 +17,7 @@ for position = 3, #ARGV do
     if not message then
         redis.call('SREM', KEYS[1], id)
     elseif redis.call('SISMEMBER', KEYS[1], id) == 1 and time - tonumber(since or 0) >= seconds then
-        write('HSET', key, 'telling_since', exact(time))
+        write('HSET', key, 'telling_since', format_number(time))
         for _, value in ipairs({ id, message, reason, detail }) do
             taken[#taken + 1] = value
         end
