@@ -24,7 +24,7 @@ from celery.worker import control as celery_control
 from celery.worker.control import Panel
 from tornado.web import URLSpec
 
-from services.flower.server import STATIC, UNSEEN, SaysWhy, changed_files, pages
+from services.flower.pages import LIMIT_COLUMNS, RESTART_BUTTON, build_handlers
 from tests.support.application import create_app  # noqa: F401 - registers Stalk's own methods
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +136,7 @@ def names_of(kind: type) -> set[str]:
 def overridden() -> set[Row]:
     """Every name of one of our classes that a class of theirs has, which comes after it in some class of ours."""
     found = set()
-    for kind in (*our_classes(), *(handler for _, handler in pages(""))):
+    for kind in (*our_classes(), *(handler for _, handler in build_handlers(""))):
         for place, mine in enumerate(kind.__mro__):
             theirs = [base for base in kind.__mro__[place + 1 :] if is_listed(base)]
             for name in names_of(mine) if mine in our_classes() else ():
@@ -242,21 +242,17 @@ def test_every_page_that_takes_the_place_of_flowers_has_its_address() -> None:
     specs = (each if isinstance(each, URLSpec) else URLSpec(*each) for each in flower.urls.handlers)
     theirs = {spec.regex.pattern.removesuffix("$"): full_name(spec.handler_class) for spec in specs}
     listed = {(address, ours, theirs) for [address], [ours], [theirs], *_ in rows("Pages of Flower")}
-    # The others are Flower's own, which give reasons.
-    mine = {(address, handler) for address, handler in pages("") if not issubclass(handler, SaysWhy)}
+    # The others are Flower's own, with ControlMixin.
+    mine = {(address, handler) for address, handler in build_handlers("") if handler in our_classes()}
     found = {(address, full_name(handler), theirs.get(address, "nothing")) for address, handler in mine}
     assert listed == found, complaint(found - listed, listed - found)
 
 
-def test_what_is_changed_in_flowers_files_is_there() -> None:
-    style, script = changed_files()
-    assert style.exists()
-    assert UNSEEN in script.read_bytes()
-    page = Path(STATIC).with_name("templates") / "worker.html"
-    assert {name for name in ("worker-pool-restart", "worker-limits-table") if name in page.read_text()} == {
-        "worker-pool-restart",
-        "worker-limits-table",
-    }
+def test_the_controls_that_are_taken_from_flowers_page_of_a_worker_are_there() -> None:
+    page = Path(flower.urls.settings["template_path"]) / "worker.html"
+    assert len(RESTART_BUTTON.findall(page.read_bytes())) == 1
+    # Two headings and two cells.
+    assert len(LIMIT_COLUMNS.findall(page.read_bytes())) == 4
 
 
 @pytest.mark.parametrize("package", [name for [name], *_ in rows("Versions")])
