@@ -80,7 +80,7 @@ def schedule() -> None:
     from services.app import app
     from services.beat import entries
 
-    end(entries.listed(app))
+    end(entries.list_entries(app))
 
 
 @main.command("dead-letters", help="Print the latest dead letters as JSON, or all there is of the one with this ID.")

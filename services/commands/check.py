@@ -71,7 +71,7 @@ def mistake_in(app: Any, name: str, entry: Any) -> str:
     from celery.schedules import BaseSchedule
     from redbeat.schedulers import RedBeatSchedulerEntry
 
-    from services.beat.entries import encoded, is_reserved
+    from services.beat.entries import encode, is_reserved
 
     try:
         period = entry.get("schedule")
@@ -79,7 +79,7 @@ def mistake_in(app: Any, name: str, entry: Any) -> str:
             return f"has the schedule {period!r}, which is neither a number of seconds nor a crontab"
         made = RedBeatSchedulerEntry(**dict(entry, name=name, app=app))
         # As it is kept in Redis, and when it is due.
-        encoded([made.schedule, made.args, made.kwargs, made.options, made.due_at])
+        encode([made.schedule, made.args, made.kwargs, made.options, made.due_at])
     except Exception as error:
         return f"cannot be used: {said(error)}"
     if is_reserved(made):

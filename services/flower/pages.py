@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from flower import urls
 from flower.api.control import ControlHandler, TaskTimout
 from flower.api.tasks import GetQueueLengths
 from flower.views.broker import BrokerView
-from flower.views.tasks import TaskView
+from flower.views.tasks import TasksView, TaskView
 from flower.views.workers import WorkerView
 from redis.exceptions import RedisError
 from tornado.escape import xhtml_escape
@@ -19,12 +18,24 @@ from services.broker.client import connect
 from services.commands.status import known_queues, waiting
 from services.flower.health import HealthcheckHandler
 
-# Nodes refuse to restart their pool, and say what to do instead (services/control/pool_commands.py).
-RESTART_BUTTON = re.compile(rb'<li>\s*<button id="worker-pool-restart".*?</li>', re.DOTALL)
-# Flower's read-only mode takes the buttons from these columns and leaves the fields (flower 2.2).
-LIMIT_COLUMNS = re.compile(
-    rb'<th class="text-center">(?:Rate limit|Timeouts)</th>|<td>\s*<div class="worker-limit-control.*?</td>', re.DOTALL
-)
+# Added to Flower's pages (flower 2.2). Nodes refuse "Restart Pool", and say what to do instead
+# (services/control/pool_commands.py). Flower's read-only mode takes the buttons for limits and leaves their fields.
+# Whole ids push the last columns of a task out of a laptop's window, and on a phone the names of a worker's settings
+# and tasks push their values out.
+STYLE = b"""<style>
+#worker-pool-restart { display: none; }
+.worker-limits-table:not(:has(button)) :is(th, td):not(:first-child) { display: none; }
+@media (max-width: 1599.98px) {
+  .task-uuid-full { display: none; }
+  .task-uuid-short { display: inline; }
+}
+@media (max-width: 767.98px) {
+  #tab-tasks .table:first-of-type { min-width: 0; }
+  #tab-tasks .table:first-of-type td:first-child { overflow-wrap: anywhere; }
+  #tab-config td:first-child { min-width: 9rem; overflow-wrap: anywhere; }
+}
+</style>
+</head>"""
 
 
 class QueueLengths:
@@ -73,24 +84,29 @@ class QueueLengthsHandler(GetQueueLengths):  # type: ignore[misc]
         return QueueLengths(self.application)
 
 
-class ReadOnlyMixin:
-    """Renders a page in Flower's read-only mode for the read-only login, whose actions would be refused."""
+class PageMixin:
+    """Renders a page of Flower with STYLE, and in read-only mode for the read-only login."""
 
     request: HTTPServerRequest
 
     def render(self, *names: str, **values: Any) -> None:
         super().render(*names, **values | {"read_only": not self.request.user.can_write})  # type: ignore[misc]
 
-
-class WorkerHandler(ReadOnlyMixin, WorkerView):  # type: ignore[misc]
     def render_string(self, template_name: str, **values: Any) -> bytes:
-        """Render the page without the controls that would be refused."""
-        page = RESTART_BUTTON.sub(b"", super().render_string(template_name, **values))
-        return LIMIT_COLUMNS.sub(b"", page) if values.get("read_only") else page
+        page: bytes = super().render_string(template_name, **values)  # type: ignore[misc]
+        return page.replace(b"</head>", STYLE)
 
 
-class TaskHandler(ReadOnlyMixin, TaskView):  # type: ignore[misc]
+class WorkerHandler(PageMixin, WorkerView):  # type: ignore[misc]
+    """Flower's page of a worker."""
+
+
+class TaskHandler(PageMixin, TaskView):  # type: ignore[misc]
     """Flower's page of a task."""
+
+
+class TasksHandler(PageMixin, TasksView):  # type: ignore[misc]
+    """Flower's page of all tasks."""
 
 
 class ControlMixin:
@@ -117,6 +133,7 @@ def build_handlers(prefix: str) -> list[Any]:
         (f"{prefix}/healthcheck", HealthcheckHandler),
         (f"{prefix}/worker/(.+)", WorkerHandler),
         (f"{prefix}/task/(.+)", TaskHandler),
+        (f"{prefix}/tasks", TasksHandler),
         (f"{prefix}/broker", BrokerHandler),
         (f"{prefix}/api/queues/length", QueueLengthsHandler),
         (f"{prefix}/api/task/timeout/(.+)", TimeLimitHandler),

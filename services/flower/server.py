@@ -89,8 +89,8 @@ def set_options(settings: Settings, address: str, port: int, database: str) -> s
     options.url_prefix = settings.flower.url_prefix
     options.persistent, options.db = True, database
     options.state_save_interval = settings.flower.save_every * 1000
-    # A phone shows the first two columns, and a laptop all of these: whole ids would push the last ones out of sight.
-    options.tasks_columns = "state,uuid,worker,name,received,runtime"
+    # Flower's own order begins with the name, which fills a phone and hides the state and the link to the task.
+    options.tasks_columns = "state,uuid,name,received,runtime,worker"
     options.max_tasks = settings.flower.max_tasks
     options.max_workers = settings.flower.max_workers
     options.purge_offline_workers = settings.flower.offline_after

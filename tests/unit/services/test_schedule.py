@@ -10,7 +10,7 @@ import pytest
 from celery.schedules import crontab
 
 from config import ConfigError, load
-from services.schedule import ENTRIES, beat_schedule, with_period
+from services.schedule import ENTRIES, beat_schedule, set_period
 from tests.support.checkout import Checkout
 
 EVERY = tuple(ENTRIES)
@@ -65,8 +65,8 @@ def test_a_change_leaves_the_code_as_it_was() -> None:
 
 def test_a_run_that_waited_for_longer_than_its_period_is_dropped() -> None:
     entry = {"task": "a", "schedule": 300.0, "options": {"expires": 300.0, "queue": "slow"}}
-    assert with_period(entry, "60")["options"] == {"expires": 60.0, "queue": "slow"}
-    assert with_period({"task": "a", "schedule": 300.0}, "60")["options"] == {}
+    assert set_period(entry, "60")["options"] == {"expires": 60.0, "queue": "slow"}
+    assert set_period({"task": "a", "schedule": 300.0}, "60")["options"] == {}
 
 
 @pytest.mark.parametrize(

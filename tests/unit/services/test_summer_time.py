@@ -174,7 +174,7 @@ def clock(zone: str, now: datetime) -> Clock:
 
 def stored(entry: Any) -> list[str]:
     """An entry as it is kept in Redis."""
-    return [entries.encoded({name: getattr(entry, name) for name in entries.DEFINITION}), entries.runs(entry)]
+    return [entries.encode({name: getattr(entry, name) for name in entries.DEFINITION}), entries.encode_meta(entry)]
 
 
 def runs(clock: Clock, entry: Any, end: datetime) -> Iterator[datetime]:
@@ -191,7 +191,7 @@ def runs(clock: Clock, entry: Any, end: datetime) -> Iterator[datetime]:
         if due:
             yield clock.now.replace(second=0, microsecond=0)
             following = ScheduleEntry._next_instance(entry)
-            kept, score = [kept[0], entries.runs(following)], following.score
+            kept, score = [kept[0], entries.encode_meta(following)], following.score
         else:
             clock.now += timedelta(seconds=max(seconds, 1))
 
