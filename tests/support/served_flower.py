@@ -1,4 +1,4 @@
-"""Flower in a process of its own as services/launch.py serves it, and workers and events for it to show."""
+"""Flower in a process of its own, with workers and events for it to show."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from tests.support.processes import Process
 from tests.support.redis_server import RedisServer
 from tests.support.world import World, forget_results
 
-# Of whatever comes in any case: Flower looks at most things once a second.
-PATIENCE = 120
-# Everything that a URL, an option parser or a comparison of text could stumble over.
+# Generous, for a busy machine: Flower checks most things once a second.
+TIMEOUT = 120
+# With every character that a URL, an option parser or a comparison of text could get wrong.
 REDIS_PASSWORD = "r:e,d/i@s%20"
 PASSWORD = "a,b:ü ✓"
 LOGIN = f"admin:{PASSWORD}"
 READ_ONLY_LOGIN = f"guest:{PASSWORD}"
-# Each address of loopback is a machine of its own here.
+# Addresses of the loopback network stand for different machines.
 PROXY, IN_PROXIES_NETWORK, STRANGER = "127.0.0.7", "127.7.7.7", "127.0.0.8"
 LOGGED_IN_BY_PROXY = {"Remote-User": "alice@example.com"}
 
-# What the page of tasks asks for.
+# The request of the tasks page.
 TABLE = "draw=1&start=0&length=10&order[0][column]=0&order[0][dir]=asc&columns[0][data]=name&search[value]="
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
-OPEN_TO_THE_LOGIN = ["/", "/workers", "/tasks", "/broker", "/metrics", "/api/workers", "/static/js/flower.js"]
+PAGES = ["/", "/workers", "/tasks", "/broker", "/metrics", "/api/workers", "/static/js/flower.js"]
 
 RUNNER = """
 import json, os, pathlib, sys
@@ -72,7 +72,7 @@ def add(x, y):
 
 
 class Answer:
-    """What a server said to one request."""
+    """The answer to one request."""
 
     def __init__(self, response: http.client.HTTPResponse) -> None:
         self.status, self.headers, self.body = response.status, response.headers, response.read()
@@ -112,12 +112,12 @@ class ServedFlower:
         return self.world.wait_until(look, seconds, what)
 
     def ready(self) -> ServedFlower:
-        self.until(lambda: self.health() == 200, PATIENCE, "Flower is healthy")
+        self.until(lambda: self.health() == 200, TIMEOUT, "Flower is healthy")
         return self
 
     def refused(self) -> str:
-        """What it says when it does not start."""
-        assert self.process.wait(PATIENCE) == 2, self.process.tail()
+        """Wait until it has refused to start; its log."""
+        assert self.process.wait(TIMEOUT) == 2, self.process.tail()
         return self.process.log()
 
     def health(self) -> int:
@@ -128,13 +128,13 @@ class ServedFlower:
             return 0
 
     def healthy(self, method: str = "GET", host: str = "127.0.0.1") -> Answer:
-        """What somebody without a login hears from the health check once all is well: a busy Redis may answer late."""
+        """Wait until the health check is OK without a login; a busy Redis may answer late."""
 
         def look() -> Answer | None:
             answer = self.ask("/healthcheck", method, login=None, host=host)
             return answer if answer.status == 200 else None
 
-        found: Answer = self.until(look, PATIENCE, "the health check says that all is well")
+        found: Answer = self.until(look, TIMEOUT, "the health check says that all is well")
         return found
 
     def ask(
@@ -149,10 +149,10 @@ class ServedFlower:
         source: str = "",
         prefix: str | None = None,
     ) -> Answer:
-        """One request under the prefix; from the address `source` where that matters."""
+        """Send one request under the prefix, from the address `source` if it is given."""
         sent = {**({"Authorization": basic(login)} if login is not None else {}), **(headers or {})}
         comes_from = (source, 0) if source else None
-        connection = http.client.HTTPConnection(host, self.port, timeout=PATIENCE, source_address=comes_from)
+        connection = http.client.HTTPConnection(host, self.port, timeout=TIMEOUT, source_address=comes_from)
         try:
             connection.request(method, (self.prefix if prefix is None else prefix) + path, body, sent)
             return Answer(connection.getresponse())
@@ -164,11 +164,11 @@ class ServedFlower:
         return found
 
     def wait_for_task(self, uuid: str) -> None:
-        self.until(lambda: uuid in self.tasks(), PATIENCE, f"task {uuid} is known")
+        self.until(lambda: uuid in self.tasks(), TIMEOUT, f"task {uuid} is known")
 
     def wait_for_save(self, uuid: str) -> None:
         on_disk = lambda: self.database.exists() and uuid.encode() in self.database.read_bytes()  # noqa: E731
-        self.until(on_disk, PATIENCE, f"task {uuid} is saved")
+        self.until(on_disk, TIMEOUT, f"task {uuid} is saved")
 
 
 def basic(login: str) -> str:
@@ -190,20 +190,20 @@ def start_flower(
 
 
 def start_worker(world: World, broker: str, name: str) -> Process:
-    """A real Celery worker, ready."""
+    """Start a stock Celery worker and wait until it is ready."""
     directory = world.path("shop")
     directory.mkdir()
     (directory / "shop.py").write_text(TASKS)
     command = f"-m celery -A shop worker -P solo -n {name} -l INFO"
     environment = {"PATH": os.environ["PATH"], "BROKER": broker, "RESULTS": broker}
     worker = world.python("worker", command, environment, directory, LIBRARIES_ALONE)
-    world.wait_until(lambda: worker.count(r" ready\.$"), PATIENCE, f"{name} is ready")
+    world.wait_until(lambda: worker.count(r" ready\.$"), TIMEOUT, f"{name} is ready")
     return worker
 
 
 @contextmanager
 def dispatcher(broker: str, sender: str) -> Iterator[EventDispatcher]:
-    """What `sender` publishes events with."""
+    """A dispatcher of events that come from `sender`."""
     with (
         Celery("sender", broker=broker, set_as_current=False) as app,
         app.connection() as connection,
@@ -213,7 +213,7 @@ def dispatcher(broker: str, sender: str) -> Iterator[EventDispatcher]:
 
 
 def send_events(broker: str, count: int = 1, sender: str = "ghost@shop", *, ended: bool = True) -> list[str]:
-    """Publish the events of `count` tasks that worked, or run for ever; returns their ids."""
+    """Publish the events of `count` tasks that succeed, or never end; their ids."""
     ids = [str(uuid4()) for _ in range(count)]
     with dispatcher(broker, sender) as events:
         events.send("worker-heartbeat", freq=1, active=0, processed=0, loadavg=[0, 0, 0], sw_ident="ghost")
@@ -223,23 +223,23 @@ def send_events(broker: str, count: int = 1, sender: str = "ghost@shop", *, ende
             events.send("task-started", uuid=uuid)
             if ended:
                 events.send("task-succeeded", uuid=uuid, result="None", runtime=0.01)
-        # Flower runs in UTC here: a sender east of it would live for hours by its heartbeat (celery 5.7).
+        # Flower runs in UTC here: by its heartbeat a sender east of it would be online for hours (celery 5.7).
         if not ended:
             events.send("worker-offline", freq=1)
     return ids
 
 
 def send_sent_event(broker: str, sender: str) -> None:
-    """Publish the event of a task that `sender` has sent, and that nobody will ever take."""
+    """Publish the event of a task that `sender` has sent and no worker takes."""
     with dispatcher(broker, sender) as events:
         events.send("task-sent", uuid=str(uuid4()), name="shop.ghost", args="()", kwargs="{}", retries=0)
 
 
 def run_task(broker: str) -> str:
-    """Let a worker run a chain of two; returns the id of the second task, which has a parent."""
+    """Run a chain of two tasks; the id of the second, which has a parent."""
     with Celery("client", broker=broker, backend=broker, set_as_current=False) as app:
         first = app.signature("shop.add", (1, 2))
         result = (first | app.signature("shop.add", (3,))).apply_async()
-        assert result.get(timeout=PATIENCE) == 6
+        assert result.get(timeout=TIMEOUT) == 6
         forget_results(app)
         return str(result.id)

@@ -1,4 +1,4 @@
-"""A Flower that the tests of a file share, and one of a test's own."""
+"""Fixtures: a Flower that the tests of a file share, and one for a single test."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.served_flower import (
     LOGGED_IN_BY_PROXY,
-    PATIENCE,
     PROXY,
     READ_ONLY_LOGIN,
     REDIS_PASSWORD,
+    TIMEOUT,
     ServedFlower,
     run_task,
     start_flower,
@@ -24,20 +24,20 @@ from tests.support.world import World
 
 @pytest.fixture(scope="module")
 def redis(shared_world: World) -> RedisServer:
-    """A server for tests that do it no harm; each that counts messages has a database of its own."""
+    """A Redis that the tests of a file share; a test that counts messages or breaks Redis starts its own."""
     return shared_world.redis(REDIS_PASSWORD)
 
 
 @pytest.fixture(scope="module")
 def worker(shared_world: World, redis: RedisServer) -> str:
-    """The name of a worker that stays."""
-    start_worker(shared_world, redis.url(), "keeper@shop")
-    return "keeper@shop"
+    """The name of a worker that runs until the end."""
+    start_worker(shared_world, redis.url(), "worker@shop")
+    return "worker@shop"
 
 
 @pytest.fixture(scope="module")
 def flower(shared_world: World, redis: RedisServer) -> ServedFlower:
-    """Flower under a prefix, in surroundings that want everything otherwise."""
+    """Flower under a prefix, with a flowerconfig.py and FLOWER_* variables that it must ignore."""
     directory = shared_world.path("flower")
     directory.mkdir()
     (directory / "flowerconfig.py").write_text("basic_auth = ['evil:evil']\nurl_prefix = 'evil'\n")
@@ -62,7 +62,7 @@ def flower(shared_world: World, redis: RedisServer) -> ServedFlower:
 
 @pytest.fixture
 def serve(world: World) -> Callable[..., ServedFlower]:
-    """Start a Flower of the test's own; started again, it finds the last one's database."""
+    """Start a Flower for one test; a second one finds the database of the first."""
 
     def start(redis: RedisServer | None, port: int = 0, **settings: str) -> ServedFlower:
         return start_flower(world, redis, world.directory / "flower", settings, port=port)
@@ -72,8 +72,8 @@ def serve(world: World) -> Callable[..., ServedFlower]:
 
 @pytest.fixture(scope="module")
 def task(flower: ServedFlower, worker: str, redis: RedisServer) -> str:
-    """A task that Flower has seen from its sending to its end, and whose worker it has asked about itself."""
+    """The id of a task that has succeeded, and whose worker Flower has inspected."""
     uuid = run_task(redis.url())
-    flower.until(lambda: flower.tasks().get(uuid, {}).get("state") == "SUCCESS", PATIENCE, "the task's end is seen")
-    flower.until(lambda: "stats" in flower.ask("/api/workers").json.get(worker, {}), PATIENCE, "the worker is known")
+    flower.until(lambda: flower.tasks().get(uuid, {}).get("state") == "SUCCESS", TIMEOUT, "the task's end is seen")
+    flower.until(lambda: "stats" in flower.ask("/api/workers").json.get(worker, {}), TIMEOUT, "the worker is known")
     return uuid

@@ -12,8 +12,8 @@ from services.flower.health import LivenessProbe, get_local_host
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.served_flower import (
-    PATIENCE,
     REDIS_PASSWORD,
+    TIMEOUT,
     ServedFlower,
     send_events,
 )
@@ -35,17 +35,17 @@ def test_health_follows_redis_and_the_heartbeat_does_not(
     served = serve(redis, FLOWER_URL_PREFIX="/flower").ready()
     served.wait_for_task(send_events(redis.url())[0])
     fault(redis)
-    served.until(lambda: served.health() == 503, PATIENCE, "the health check says that Redis is away")
+    served.until(lambda: served.health() == 503, TIMEOUT, "the health check says that Redis is away")
     answer = served.ask("/healthcheck", login=None)
     assert answer.text.count("\n") == 1
     assert "127.0.0.1" not in answer.text
     assert served.ask("/api/queues/length").status == 503
     away = time.time()
-    served.until(lambda: served.heartbeat.stat().st_mtime > away, PATIENCE, "the heart beats on")
+    served.until(lambda: served.heartbeat.stat().st_mtime > away, TIMEOUT, "the heartbeat goes on")
     assert served.health() == 503
     end(redis)
-    served.until(lambda: served.health() == 200, PATIENCE, "the health check says that Redis is back")
-    served.until(lambda: send_events(redis.url())[0] in served.tasks(), PATIENCE, "events arrive again")
+    served.until(lambda: served.health() == 200, TIMEOUT, "the health check says that Redis is back")
+    served.until(lambda: send_events(redis.url())[0] in served.tasks(), TIMEOUT, "events arrive again")
     assert "Traceback" not in served.process.log()
 
 
@@ -55,21 +55,21 @@ def test_flower_that_starts_before_redis_is_unhealthy_until_redis_is_there(
     redis = world.redis(REDIS_PASSWORD)
     redis.kill()
     served = serve(redis)
-    served.until(lambda: served.health() == 503, PATIENCE, "Flower answers without Redis")
-    served.until(served.heartbeat.exists, PATIENCE, "the heart beats without Redis")
+    served.until(lambda: served.health() == 503, TIMEOUT, "Flower answers without Redis")
+    served.until(served.heartbeat.exists, TIMEOUT, "there is a heartbeat without Redis")
     redis.start()
     served.ready().wait_for_task(send_events(redis.url())[0])
 
 
 def test_the_health_check_is_cheap(world: World, serve: Callable[..., ServedFlower]) -> None:
-    """It goes over a connection that is there already."""
+    """It uses the connection that receives events."""
     redis = world.redis(REDIS_PASSWORD)
     served = serve(redis).ready()
     client = redis.client()
     before = client.info("stats")["total_connections_received"]
     for _ in range(200):
         served.healthy()
-    # Flower's timers may open some of their own meanwhile.
+    # Flower's timers may open some connections meanwhile.
     assert client.info("stats")["total_connections_received"] - before < 100
 
 
@@ -87,7 +87,7 @@ def test_flower_asks_itself_where_it_listens(address: str, host: str) -> None:
     assert get_local_host(address) == host
 
 
-def test_the_heart_does_not_beat_when_nothing_answers() -> None:
+def test_there_is_no_heartbeat_when_nothing_answers() -> None:
     beats: list[int] = []
 
     async def beat() -> None:

@@ -18,13 +18,13 @@ from tests.support.served_flower import (
     IN_PROXIES_NETWORK,
     LOGGED_IN_BY_PROXY,
     LOGIN,
-    OPEN_TO_THE_LOGIN,
+    PAGES,
     PASSWORD,
-    PATIENCE,
     PROXY,
     READ_ONLY_LOGIN,
     STRANGER,
     TABLE,
+    TIMEOUT,
     Answer,
     ServedFlower,
     basic,
@@ -32,7 +32,7 @@ from tests.support.served_flower import (
 )
 
 
-@pytest.mark.parametrize("path", [*OPEN_TO_THE_LOGIN, "/nowhere", "/login", "/healthcheck/"])
+@pytest.mark.parametrize("path", [*PAGES, "/nowhere", "/login", "/healthcheck/"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE"])
 def test_nothing_is_answered_without_the_login(flower: ServedFlower, method: str, path: str) -> None:
     answer = flower.ask(path, method, login=None)
@@ -68,14 +68,17 @@ def test_a_wrong_login_is_refused_without_a_traceback(flower: ServedFlower, auth
 def test_a_wrong_login_is_logged_and_a_missing_one_is_not(flower: ServedFlower) -> None:
     flower.ask("/missing", login=None)
     flower.ask("/wrong", login="admin:guessed")
-    flower.until(lambda: flower.process.count("401 GET /flower/wrong "), PATIENCE, "the wrong login is logged")
+    flower.until(lambda: flower.process.count("401 GET /flower/wrong "), TIMEOUT, "the wrong login is logged")
     assert not flower.process.count("401 GET /flower/missing ")
     assert "guessed" not in flower.process.log()
 
 
-@pytest.mark.parametrize("path", OPEN_TO_THE_LOGIN)
-def test_a_login_with_a_comma_a_colon_and_an_umlaut_opens_everything(flower: ServedFlower, path: str) -> None:
-    assert flower.ask(path).status == 200
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("login", [LOGIN, READ_ONLY_LOGIN], ids=["full", "read-only"])
+def test_each_login_with_a_comma_a_colon_and_an_umlaut_opens_every_page(
+    flower: ServedFlower, login: str, path: str
+) -> None:
+    assert flower.ask(path, login=login).status == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/healthcheck", "/metrics", "/flower", "/favicon.ico", "/nowhere"])
@@ -87,10 +90,14 @@ def test_options_of_the_whole_server_need_the_login(flower: ServedFlower) -> Non
     assert flower.ask("*", "OPTIONS", login=None, prefix="").status == 401
 
 
-def test_a_body_is_not_waited_for_without_the_login(flower: ServedFlower) -> None:
-    with socket.create_connection(("127.0.0.1", flower.port), timeout=PATIENCE) as connection:
-        connection.sendall(b"POST /flower/api/workers HTTP/1.1\r\nHost: x\r\nContent-Length: 90000000\r\n\r\n")
-        assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+@pytest.mark.parametrize(
+    ("login", "status"), [("", 401), (f"Authorization: {basic(READ_ONLY_LOGIN)}\r\n", 403)], ids=["none", "read-only"]
+)
+def test_the_body_of_a_request_that_is_refused_is_not_waited_for(flower: ServedFlower, login: str, status: int) -> None:
+    head = f"POST /flower/api/task/send-task/a HTTP/1.1\r\nHost: x\r\n{login}Content-Length: 90000000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", flower.port), timeout=TIMEOUT) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(100).startswith(f"HTTP/1.1 {status} ".encode())
 
 
 def test_the_health_check_is_free(flower: ServedFlower) -> None:
@@ -125,12 +132,11 @@ def test_flower_says_which_port_is_taken(serve: Callable[..., ServedFlower]) -> 
     assert last.startswith(f"Flower cannot listen on port {port} (Address already in use)")
 
 
-# ── the login that only looks ──────────────────────────────────────────────────────────────────────────────────────
+# ── the read-only login ────────────────────────────────────────────────────────────────────────────────────────────
 
-ACTING = ("POST", "PUT", "DELETE", "PATCH")
-# What somebody who only looks may have answered, all of it, and nothing of it changes anything. A route of a newer
-# Flower has to be looked at before it stands here.
-LOOKED_AT = {
+WRITE_METHODS = ("POST", "PUT", "DELETE", "PATCH")
+# Routes that the read-only login may use; none changes anything. Check a route of a newer Flower before you add it.
+READ_ROUTES = {
     *("/", "/workers", "/worker/(.+)", "/task/(.+)", "/tasks", "/tasks/datatable", "/broker", "/metrics"),
     *("/api/workers", "/api/tasks", "/api/task/types", "/api/queues/length", "/api/task/info/(.*)"),
     *("/api/task/result/(.+)", "/healthcheck", "/static/(.*)", "/logout", ".*"),
@@ -138,7 +144,7 @@ LOOKED_AT = {
 
 
 def routes() -> dict[str, type[RequestHandler]]:
-    """Every pattern of an address of Flower's, and what answers there."""
+    """The handler of each pattern of Flower's routes."""
     found = {}
     for route in urls.handlers:
         pattern, handler = (route[0], route[1]) if isinstance(route, tuple) else (route.regex.pattern, route.target)
@@ -150,21 +156,21 @@ def answers(handler: type[RequestHandler], method: str) -> bool:
     return getattr(handler, method.lower()) is not RequestHandler._unimplemented_method
 
 
-def test_every_route_is_one_that_acts_or_one_that_is_known_to_change_nothing() -> None:
+def test_every_route_either_writes_or_is_known_to_be_read_only() -> None:
     looked_at = {path for path, handler in routes().items() if answers(handler, "GET") or answers(handler, "HEAD")}
-    assert looked_at == LOOKED_AT
+    assert looked_at == READ_ROUTES
     acting = routes().keys() - looked_at
     assert "/api/worker/shutdown/(.+)" in acting
     assert len(acting) > 10
 
 
-@pytest.mark.parametrize("method", ACTING)
-def test_the_login_that_only_looks_is_refused_on_every_route_that_acts(flower: ServedFlower, method: str) -> None:
+@pytest.mark.parametrize("method", WRITE_METHODS)
+def test_the_read_only_login_is_refused_on_every_route_that_writes(flower: ServedFlower, method: str) -> None:
     paths = {re.sub(r"\(.*\)", "x", pattern).removesuffix("?") for pattern in routes()} - {"/healthcheck"}
     for path in sorted(paths | {"/nowhere"}):
         answer = flower.ask(path.replace(".*", "/nowhere"), method, login=READ_ONLY_LOGIN)
         if (method, path) == ("POST", "/tasks/datatable"):
-            # It lacks its arguments; the test below has them.
+            # The arguments are missing; the test below sends them.
             assert answer.status == 400
             continue
         assert answer.status == 403, path
@@ -174,31 +180,17 @@ def test_the_login_that_only_looks_is_refused_on_every_route_that_acts(flower: S
         assert "WWW-Authenticate" not in answer.headers
 
 
-@pytest.mark.parametrize("path", OPEN_TO_THE_LOGIN)
-def test_the_login_that_only_looks_opens_everything(flower: ServedFlower, path: str) -> None:
-    assert flower.ask(path, login=READ_ONLY_LOGIN).status == 200
-
-
-def test_the_table_of_tasks_is_filled_for_who_only_looks(flower: ServedFlower, task: str) -> None:
+def test_the_table_of_tasks_is_filled_for_the_read_only_login(flower: ServedFlower, task: str) -> None:
     rows = flower.ask("/tasks/datatable", "POST", login=READ_ONLY_LOGIN, body=TABLE, headers=FORM).json["data"]
     assert task in [row["uuid"] for row in rows]
 
 
-def test_a_body_is_not_waited_for_from_who_only_looks(flower: ServedFlower) -> None:
-    with socket.create_connection(("127.0.0.1", flower.port), timeout=PATIENCE) as connection:
-        login = f"Authorization: {basic(READ_ONLY_LOGIN)}\r\n"
-        connection.sendall(
-            f"POST /flower/api/task/send-task/a HTTP/1.1\r\nHost: x\r\n{login}Content-Length: 9\r\n\r\n".encode()
-        )
-        assert connection.recv(100).startswith(b"HTTP/1.1 403 ")
-
-
 def buttons(page: str) -> set[str]:
-    """What acts on a page, by its id; what only copies text or opens a menu has none that begins so."""
+    """Ids of the buttons that change something; others copy text or open a menu, and have other ids."""
     return set(re.findall(r"<button[^>]* id=\"((?:worker|task)-[^\"]*)\"", page)) - {"worker-group"}
 
 
-def test_who_only_looks_sees_no_button_that_acts(
+def test_the_read_only_login_sees_no_button_that_writes(
     flower: ServedFlower, redis: RedisServer, worker: str, task: str
 ) -> None:
     page = f"/worker/{worker}"
@@ -207,30 +199,32 @@ def test_who_only_looks_sees_no_button_that_acts(
     [started] = send_events(redis.url(), ended=False)
     flower.wait_for_task(started)
     page = f"/task/{started}"
-    flower.until(lambda: buttons(flower.ask(page).text) == {"task-terminate"}, PATIENCE, "the task has started")
+    flower.until(lambda: buttons(flower.ask(page).text) == {"task-terminate"}, TIMEOUT, "the task has started")
     assert buttons(flower.ask(page, login=READ_ONLY_LOGIN).text) == set()
-    # Neither is shown what was made for the other one.
+    # The page of one login is not cached for the other.
     assert buttons(flower.ask(page).text) == {"task-terminate"}
 
 
-def test_who_acts_is_logged(flower: ServedFlower) -> None:
+def test_the_user_who_changes_something_is_logged(flower: ServedFlower) -> None:
     assert flower.ask("/api/worker/shutdown/nobody@shop", "POST").status == 404
     line = "'admin' has asked for POST /flower/api/worker/shutdown/nobody@shop, answered 404"
-    flower.until(lambda: flower.process.count(re.escape(line)), PATIENCE, "the log says who it was")
+    flower.until(lambda: flower.process.count(re.escape(line)), TIMEOUT, "the log says who it was")
 
 
 # ── proxies that have logged the user in ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("source", [PROXY, IN_PROXIES_NETWORK])
-def test_who_is_logged_in_by_a_proxy_needs_no_other_login_and_acts(flower: ServedFlower, source: str) -> None:
+def test_a_user_whom_a_proxy_has_logged_in_needs_no_other_login_and_may_write(
+    flower: ServedFlower, source: str
+) -> None:
     def ask(path: str, method: str = "GET") -> Answer:
         return flower.ask(path, method, login=None, headers=LOGGED_IN_BY_PROXY, source=source)
 
-    assert {path: ask(path).status for path in OPEN_TO_THE_LOGIN} == dict.fromkeys(OPEN_TO_THE_LOGIN, 200)
+    assert {path: ask(path).status for path in PAGES} == dict.fromkeys(PAGES, 200)
     assert ask(f"/api/worker/shutdown/{source}", "POST").status == 404
     line = f"'alice@example.com' has asked for POST /flower/api/worker/shutdown/{source}, answered 404"
-    flower.until(lambda: flower.process.count(re.escape(line)), PATIENCE, "the log says who it was")
+    flower.until(lambda: flower.process.count(re.escape(line)), TIMEOUT, "the log says who it was")
 
 
 @pytest.mark.parametrize(
@@ -246,7 +240,7 @@ def test_a_header_from_elsewhere_is_ignored(flower: ServedFlower, claims: dict[s
 
 
 @pytest.mark.parametrize("source", [PROXY, STRANGER])
-def test_who_has_the_login_that_only_looks_only_looks_whatever_a_proxy_says(flower: ServedFlower, source: str) -> None:
+def test_the_read_only_login_stays_read_only_whatever_a_proxy_says(flower: ServedFlower, source: str) -> None:
     path, login = "/api/worker/shutdown/x", READ_ONLY_LOGIN
     assert flower.ask(path, "POST", login=login, headers=LOGGED_IN_BY_PROXY, source=source).status == 403
 
@@ -258,7 +252,7 @@ def test_a_proxy_that_names_nobody_is_asked_for_the_login(flower: ServedFlower, 
 
 
 def test_a_header_that_is_there_twice_is_refused(flower: ServedFlower) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", flower.port, timeout=PATIENCE, source_address=(PROXY, 0))
+    connection = http.client.HTTPConnection("127.0.0.1", flower.port, timeout=TIMEOUT, source_address=(PROXY, 0))
     connection.putrequest("GET", "/flower/api/workers")
     for name in ("mallory", "alice"):
         connection.putheader("Remote-User", name)

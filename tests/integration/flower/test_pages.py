@@ -16,10 +16,10 @@ from tests.support.served_flower import (
     FORM,
     LOGIN,
     PASSWORD,
-    PATIENCE,
     READ_ONLY_LOGIN,
     REDIS_PASSWORD,
     TABLE,
+    TIMEOUT,
     ServedFlower,
     basic,
     start_worker,
@@ -28,7 +28,7 @@ from tests.support.waiting import GaveUp
 
 
 class Links(HTMLParser):
-    """Every address that a page names: (tag, address)."""
+    """The links of a page: (tag, address)."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def test_every_link_and_asset_answers_under_the_prefix_and_none_is_elsewhere(
             if link.startswith("#"):
                 continue
             if urlsplit(link).netloc:
-                # A reader may follow these; the page itself needs nothing from outside.
+                # Links to follow are fine; the page itself loads nothing from outside.
                 assert tag == "a", (path, link)
                 continue
             assert link.startswith("/flower/"), (path, link)
@@ -106,7 +106,7 @@ def test_the_root_leads_to_the_prefix(flower: ServedFlower, path: str) -> None:
 def test_an_unknown_page_is_a_404_and_no_traceback(flower: ServedFlower) -> None:
     assert flower.ask("/nowhere").status == 404
     assert flower.ask("/login").status == 404
-    assert flower.ask("/workers", prefix="").status == 404
+    assert {flower.ask(path, prefix="").status for path in ("/workers", "/tasks")} == {404}
     for login in (LOGIN, READ_ONLY_LOGIN):
         assert {flower.ask(path, login=login).status for path in ("/worker/nobody@shop", "/task/none")} == {404}
     assert "Traceback" not in flower.process.log()
@@ -124,11 +124,11 @@ def test_no_password_is_logged_or_shown(flower: ServedFlower, worker: str, task:
 def test_flower_sends_tasks_and_stops_workers_on_request(flower: ServedFlower, redis: RedisServer, worker: str) -> None:
     sent = flower.ask("/api/task/send-task/shop.add", "POST", body='{"args": [20, 22]}').json["task-id"]
     result = f"/api/task/result/{sent}"
-    flower.until(lambda: flower.ask(result).json.get("result") == 42, PATIENCE, "the task's result is there")
+    flower.until(lambda: flower.ask(result).json.get("result") == 42, TIMEOUT, "the task's result is there")
     assert flower.ask("/api/worker/shutdown/nobody@shop", "POST").status == 404
     leaver = start_worker(flower.world, redis.url(), "leaver@shop")
-    # Flower asks a new worker about itself of its own accord; until then it does not let it be stopped.
-    flower.until(lambda: "leaver@shop" in flower.ask("/api/workers").json, PATIENCE, "the new worker is known")
+    # Flower inspects new workers periodically, and refuses to stop one before that.
+    flower.until(lambda: "leaver@shop" in flower.ask("/api/workers").json, TIMEOUT, "the new worker is known")
     leaver.signal(signal.SIGSTOP)
     answer = flower.ask("/api/worker/queue/add-consumer/leaver@shop?queue=more", "POST")
     assert (answer.status, answer.text) == (
@@ -139,7 +139,7 @@ def test_flower_sends_tasks_and_stops_workers_on_request(flower: ServedFlower, r
     leaver.signal(signal.SIGCONT)
     answer = flower.ask("/api/worker/shutdown/leaver@shop", "POST")
     assert (answer.status, answer.json) == (200, {"message": "Shutting down!"})
-    assert leaver.wait(PATIENCE) == 0
+    assert leaver.wait(TIMEOUT) == 0
     assert flower.ask(f"/api/workers?workername={worker}&refresh=1").json[worker]["stats"]
 
 
@@ -153,9 +153,9 @@ def test_the_brokers_page_tells_how_many_nodes_take_from_a_queue(
         row = flower.ask("/broker").text.partition(f"<td>{queue}</td>")[2].partition("</tr>")[0]
         return re.findall(r"<td[^>]*>([^<]*)</td>", row)
 
-    # Messages, ready, consumers; the two between and after are a dash in an element of its own.
+    # Messages, ready, consumers; the other two columns hold a dash inside another element.
     try:
-        flower.until(lambda: cells("celery") == ["0", "0", "1"], PATIENCE, "one node takes from celery")
+        flower.until(lambda: cells("celery") == ["0", "0", "1"], TIMEOUT, "one node takes from celery")
     except GaveUp as error:
         known = {path: flower.ask(path).text for path in ("/api/workers", "/api/workers?status=1")}
         said = [line for line in flower.process.log().splitlines() if not re.search(" (DEBUG|INFO) ", line)]

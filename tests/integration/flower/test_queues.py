@@ -17,8 +17,8 @@ from services.broker.keys import lists_of
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer, make_certificates, require_tls
 from tests.support.served_flower import (
-    PATIENCE,
     REDIS_PASSWORD,
+    TIMEOUT,
     ServedFlower,
 )
 from tests.support.world import World
@@ -48,7 +48,7 @@ def over_sentinels(world: World, certificates: Path | None = None) -> dict[str, 
     ]
     sentinel = world.redis("", lines=watch, sentinel=True, certificates=certificates)
     options = f"?ssl_ca_certs={certificates / 'ca.crt'}&ssl_min_version=TLSv1.3" if certificates else ""
-    # The second is down. Were it the first, redis-py would try it for 3 s with each new connection (redis-py 8.1).
+    # The second is down. If the first were, redis-py would try it for 3 s with each new connection (redis-py 8.1).
     urls = [f"sentinel://127.0.0.1:{port}/7{options}" for port in (sentinel.port, free_port())]
     return {
         "CELERY_BROKER_URL": ";".join(urls),
@@ -87,7 +87,7 @@ def test_a_queue_that_no_worker_takes_from_is_shown(world: World, serve: Callabl
 
 
 def lose_a_message(redis: RedisServer) -> None:
-    """Leave a message as a worker does that died long ago: unacknowledged and expired."""
+    """Leave an unacknowledged, expired message, as a worker that died long ago does."""
     with Celery("client", broker=redis.url(), set_as_current=False) as app:
         app.send_task("shop.add", (1, 2), queue="orphans")
     client = redis.client()
@@ -107,11 +107,11 @@ def test_flower_leaves_the_unacknowledged_messages_of_workers_alone(
     for _ in range(2):
         assert served.ask("/api/workers?refresh=1").status == 200
     assert (client.hlen("unacked"), client.llen("orphans")) == (1, 0)
-    # And this is what a consumer with the usual names does, in its first second or later.
+    # A stock consumer restores it, in its first second or later.
     with Celery("stock", broker=redis.url(), set_as_current=False) as app:
 
         def given_back() -> bool:
             app.control.inspect(timeout=1).stats()
             return (client.hlen("unacked"), client.llen("orphans")) == (0, 1)
 
-        served.until(given_back, PATIENCE, "it is back in its queue")
+        served.until(given_back, TIMEOUT, "it is back in its queue")

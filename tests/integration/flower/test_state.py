@@ -18,8 +18,8 @@ from celery import Celery
 from services.flower.events import MAX_WAITING_EVENTS, Events
 from tests.support.redis_server import RedisServer
 from tests.support.served_flower import (
-    PATIENCE,
     REDIS_PASSWORD,
+    TIMEOUT,
     ServedFlower,
     run_task,
     send_events,
@@ -34,14 +34,14 @@ def test_tasks_survive_a_kill(world: World, serve: Callable[..., ServedFlower]) 
     served = serve(redis).ready()
     start_worker(world, redis.url(), "maker@shop")
     uuid = run_task(redis.url())
-    served.until(lambda: served.tasks().get(uuid, {}).get("worker"), PATIENCE, "its worker is known")
-    # What is saved with a later event was saved with all before it.
+    served.until(lambda: served.tasks().get(uuid, {}).get("worker"), TIMEOUT, "its worker is known")
+    # Events are saved in order: with a later event, all earlier ones are saved.
     served.wait_for_save(send_events(redis.url())[0])
     served.process.signal(signal.SIGKILL)
-    assert served.process.wait(PATIENCE) == -signal.SIGKILL
+    assert served.process.wait(TIMEOUT) == -signal.SIGKILL
     again = serve(redis).ready()
     assert again.tasks()[uuid]["worker"] == "maker@shop"
-    # A task with a parent, read back, can be shown and saved once more.
+    # A task with a parent that was read back can be rendered and saved again.
     assert again.ask(f"/task/{uuid}").status == 200
     again.wait_for_save(send_events(redis.url())[0])
     assert uuid.encode() in again.database.read_bytes()
@@ -50,21 +50,21 @@ def test_tasks_survive_a_kill(world: World, serve: Callable[..., ServedFlower]) 
 
 
 def kill_while_saving(served: ServedFlower, broker: str) -> None:
-    """Kill Flower when a part of a save is written; the part is where it would have left it."""
+    """Kill Flower in the middle of a save, and leave the part that it has written in place."""
     partial = served.database.with_name("flower.db.new")
 
     def hold() -> bool:
         with suppress(FileExistsError):
-            # Who writes to a pipe stands still once it is full.
+            # A process that writes to a pipe blocks once the pipe is full.
             os.mkfifo(partial)
         return partial.is_fifo()
 
-    served.until(hold, PATIENCE, "there is a pipe in place of the file that it writes")
+    served.until(hold, TIMEOUT, "there is a pipe in place of the file that it writes")
     with open(os.open(partial, os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
         send_events(broker)
-        assert select.select([pipe], [], [], PATIENCE)[0], served.process.tail()
+        assert select.select([pipe], [], [], TIMEOUT)[0], served.process.tail()
         served.process.signal(signal.SIGKILL)
-        served.process.wait(PATIENCE)
+        served.process.wait(TIMEOUT)
         written = pipe.read()
     partial.unlink()
     partial.write_bytes(written)
@@ -112,7 +112,7 @@ def test_a_database_that_cannot_be_written_is_said_at_once(world: World, serve: 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["redis-there", "redis-frozen"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_flower_leaves_promptly_and_saves(
+def test_flower_stops_promptly_and_saves(
     number: signal.Signals, frozen: bool, world: World, serve: Callable[..., ServedFlower]
 ) -> None:
     redis = world.redis(REDIS_PASSWORD)
@@ -122,9 +122,9 @@ def test_flower_leaves_promptly_and_saves(
     assert not served.database.exists()
     if frozen:
         redis.freeze()
-        served.until(lambda: served.health() == 503, PATIENCE, "the health check says that Redis is away")
+        served.until(lambda: served.health() == 503, TIMEOUT, "the health check says that Redis is away")
     served.process.signal(number)
-    assert served.process.wait(PATIENCE) == 0
+    assert served.process.wait(TIMEOUT) == 0
     assert uuid.encode() in served.database.read_bytes()
     for noise in ("Traceback", "Task was destroyed", "never awaited"):
         assert noise not in served.process.log()
@@ -140,7 +140,7 @@ def test_limits_hold_for_new_tasks_and_for_those_read_back(world: World, serve: 
     assert len(served.tasks()) == 200
     assert len(served.ask("/api/workers?status=1").json) == 3
     served.process.terminate()
-    assert served.process.wait(PATIENCE) == 0
+    assert served.process.wait(TIMEOUT) == 0
     fewer = serve(redis, FLOWER_MAX_TASKS="100", FLOWER_MAX_WORKERS="2").ready()
     assert len(fewer.tasks()) == 100
     assert last in fewer.tasks()
@@ -148,7 +148,7 @@ def test_limits_hold_for_new_tasks_and_for_those_read_back(world: World, serve: 
 
 
 class SlowLoop:
-    """An event loop that does not get round to anything."""
+    """An event loop that runs no callback."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Callable[..., None], Any]] = []
@@ -171,43 +171,43 @@ def test_events_that_flower_cannot_follow_are_left_to_redis() -> None:
 
     receiver = threading.Thread(target=receive, daemon=True)
     receiver.start()
-    assert full.wait(PATIENCE)
+    assert full.wait(TIMEOUT)
     assert len(loop.waiting) == MAX_WAITING_EVENTS
     take, argument = loop.waiting[0]
-    # It waits for this, and for nothing else.
+    # It is blocked until an event is handled.
     assert receiver.is_alive()
     take(argument)
-    receiver.join(PATIENCE)
+    receiver.join(TIMEOUT)
     assert not receiver.is_alive()
 
 
 def test_a_worker_that_is_gone_disappears_everywhere(world: World, serve: Callable[..., ServedFlower]) -> None:
     redis = world.redis(REDIS_PASSWORD)
     served = serve(redis, FLOWER_PURGE_OFFLINE_WORKERS="3").ready()
-    goner = start_worker(world, redis.url(), "goner@shop")
+    killed = start_worker(world, redis.url(), "killed@shop")
     run_task(redis.url())
     places = ["/workers?json=1", "/workers", "/metrics", "/api/workers", "/api/workers?status=1"]
 
     def shown_on() -> list[str]:
-        return [place for place in places if "goner@shop" in served.ask(place).text]
+        return [place for place in places if "killed@shop" in served.ask(place).text]
 
-    served.until(lambda: shown_on() == places, PATIENCE, "the worker is shown everywhere")
-    goner.signal(signal.SIGKILL)
-    served.until(lambda: not shown_on(), PATIENCE, "the worker is shown nowhere")
+    served.until(lambda: shown_on() == places, TIMEOUT, "the worker is shown everywhere")
+    killed.signal(signal.SIGKILL)
+    served.until(lambda: not shown_on(), TIMEOUT, "the worker is shown nowhere")
 
 
 def test_a_process_that_sent_tasks_is_forgotten(world: World, serve: Callable[..., ServedFlower]) -> None:
-    # Each has counters of its own, and a command line tool is another process every time.
+    # Each process has its own counters, and each call of a command line tool is a new process.
     redis = world.redis(REDIS_PASSWORD)
     served = serve(redis, FLOWER_PURGE_OFFLINE_WORKERS="3").ready()
     sent = count(1)
 
     def counted() -> bool:
-        # Again and again: it may be forgotten before a busy machine looks.
+        # Send at each try: a busy machine may look only after it has been forgotten.
         send_sent_event(redis.url(), "gen7@laptop")
         next(sent)
         return "gen7@laptop" in served.ask("/metrics").text
 
-    served.until(counted, PATIENCE, "the sender is counted")
-    served.until(lambda: "gen7@laptop" not in served.ask("/metrics").text, PATIENCE, "the sender is forgotten")
+    served.until(counted, TIMEOUT, "the sender is counted")
+    served.until(lambda: "gen7@laptop" not in served.ask("/metrics").text, TIMEOUT, "the sender is forgotten")
     assert len(served.tasks()) == next(sent) - 1

@@ -14,9 +14,9 @@ from services.schedule import ENTRIES, beat_schedule, set_period
 from tests.support.checkout import Checkout
 
 EVERY = tuple(ENTRIES)
-# An entry of the tests' own, so that they hold whatever a user makes of the schedule.
+# An entry for the tests, which hold whatever entries a user adds.
 ONE = "probe"
-# None of these commands does more than import the application.
+# The commands only import the application.
 SECONDS = 120
 
 
@@ -115,7 +115,7 @@ def test_a_solar_schedule_is_refused_in_one_sentence_that_says_what_to_write(
     before = path.read_text() if path.exists() else ""
     path.write_text(f"{before}\nfrom celery.schedules import solar\nDUSK = solar('sunset', 52.5, lon=13.4)\n")
     if installed:
-        # That it is there is all that Celery asks before anything else is looked at.
+        # Celery only checks that ephem can be imported.
         own_checkout.write("ephem.py", "")
     done = subprocess.run(
         [sys.executable, *command.split()],
