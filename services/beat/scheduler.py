@@ -190,9 +190,9 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         A beat that was suspended in between may have been replaced.
         """
         token = self._lock.local.token
-        holder = pipe.get(BEAT_LOCK)
+        owner = pipe.get(BEAT_LOCK)
         stored = pipe.hmget(entry.key, *entries.STORED)
-        return bool(token) and holder == token.decode() and stored == self._stored[entry.name]
+        return bool(token) and owner == token.decode() and stored == self._stored[entry.name]
 
     def _run_id(self, entry: Any) -> str:
         last_run_at, task_id = self._run_ids.get(entry.name, (None, ""))

@@ -55,7 +55,7 @@ class QueueLengths:
         return found
 
     def _read(self, names: list[str]) -> list[dict[str, Any]]:
-        settings = self._server.stack
+        settings = self._server.stack_settings
         with connect(settings.broker_url, settings, decode_responses=True) as client:
             everything = sorted({*names, *known_queues(client, self._server.capp)})
             return [{"name": name, "messages": count} for name, count in waiting(client, everything).items()]

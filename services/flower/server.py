@@ -146,7 +146,7 @@ class Server(Flower):  # type: ignore[misc]
     pool_executor_cls = DaemonThreadExecutor
 
     def __init__(self, app: Celery, settings: Settings, inner_login: str) -> None:
-        self.stack = settings
+        self.stack_settings = settings
         self.broker_uri = settings.broker_url.masked()
         self.prefix = f"/{settings.flower.url_prefix}" if settings.flower.url_prefix else ""
         self._authenticator = Authenticator(settings.flower, self.prefix)
