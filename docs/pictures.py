@@ -32,7 +32,7 @@ TASKS: tuple[tuple[str, list[Any], str], ...] = (
     ("arithmetic.add", [4, "three"], "FAILURE"),
     ("hashes.hash_chain", ["stalk", 1_000_000], "SUCCESS"),
     ("words.count_words", [TEXTS], "SUCCESS"),
-    # Longer than it takes to look; stopped afterwards.
+    # Runs for longer than it takes to look; ended afterwards.
     ("hashes.hash_chain", ["stalk", 1_000_000_000], "STARTED"),
 )
 TASK_SECONDS = 60
@@ -81,25 +81,29 @@ def main() -> None:
     if not executable():
         raise CommandError("there is no Chromium on PATH: install it (on Debian: apt-get install chromium)")
     settings = config.load()
-    url = address(settings)
+    url = get_url(settings)
     with chromium() as browser, session(browser, settings.flower.basic_auth.get_secret_value()) as context:
         flower = Flower(context.request, url)
         flower.require()
-        with tasks(flower):
-            take(context, f"{url}/tasks", "tasks", lambda page: page.locator("#tasks-table tbody a").first.wait_for())
-            take(context, f"{url}/", "workers", lambda page: page.get_by_text("Online", exact=True).first.wait_for())
+        with running_tasks(flower):
+            take_picture(
+                context, f"{url}/tasks", "tasks", lambda page: page.locator("#tasks-table tbody a").first.wait_for()
+            )
+            take_picture(
+                context, f"{url}/", "workers", lambda page: page.get_by_text("Online", exact=True).first.wait_for()
+            )
 
 
-def address(settings: Settings) -> str:
-    """Where this host reaches Flower."""
+def get_url(settings: Settings) -> str:
+    """The URL at which this host reaches Flower."""
     flower = settings.flower
     host = "127.0.0.1" if flower.bind == "0.0.0.0" else flower.bind  # noqa: S104 - compared, not bound
     return f"http://{host}:{flower.port}" + (f"/{flower.url_prefix}" if flower.url_prefix else "")
 
 
 @contextmanager
-def tasks(flower: Flower) -> Iterator[None]:
-    """The tasks, each in its state; none runs afterwards."""
+def running_tasks(flower: Flower) -> Iterator[None]:
+    """Run TASKS until each is in its state; end those that still run afterwards."""
     running: list[str] = []
     try:
         for name, arguments, state in TASKS:
@@ -112,8 +116,8 @@ def tasks(flower: Flower) -> Iterator[None]:
             flower.revoke(task)
 
 
-def take(context: BrowserContext, url: str, name: str, ready: Callable[[Page], None]) -> None:
-    """Write docs/flower-NAME.png: the page at `url` as far as it has content."""
+def take_picture(context: BrowserContext, url: str, name: str, ready: Callable[[Page], None]) -> None:
+    """Write docs/flower-NAME.png: the page at `url`, down to the end of its content."""
     page = context.new_page()
     page.goto(url)
     ready(page)

@@ -1,4 +1,4 @@
-"""What beat sends, and when. BEAT_SCHEDULE changes an entry's period or switches it off."""
+"""The periodic tasks that beat sends. BEAT_SCHEDULE changes an entry's period or switches it off."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from celery.schedules import ParseException, crontab
 from config import ConfigError
 from services.beat import summer_time
 
-# Before the first entry is made.
+# Before the first crontab is made.
 summer_time.install()
 
-# Add an entry here; its `schedule` is a number of seconds or a crontab. Those that are added at run time are in
-# services/beat/entries.py.
+# Add an entry here; its `schedule` is a number of seconds or a crontab. services/beat/entries.py has those that are
+# added at run time.
 ENTRIES: dict[str, dict[str, Any]] = {
     "report-free-space": {
         "task": "services.tasks.disk.report_free_space",
@@ -27,7 +27,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 
 def beat_schedule(changes: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any]]:
-    """ENTRIES with the changes that BEAT_SCHEDULE asks for.
+    """Return ENTRIES with the changes of BEAT_SCHEDULE.
 
     Raises ConfigError for an entry that does not exist and for a crontab that cannot be read.
     """
@@ -40,7 +40,7 @@ def beat_schedule(changes: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any
             entries.pop(name, None)
         else:
             try:
-                entries[name] = with_period(ENTRIES[name], period)
+                entries[name] = set_period(ENTRIES[name], period)
             except (ValueError, ParseException) as error:
                 problems.append(f"BEAT_SCHEDULE: the crontab {period!r} of {name} cannot be read ({error})")
     if problems:
@@ -48,8 +48,8 @@ def beat_schedule(changes: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any
     return entries
 
 
-def with_period(entry: dict[str, Any], period: str) -> dict[str, Any]:
-    """`entry` with another period: whole seconds or five crontab fields.
+def set_period(entry: dict[str, Any], period: str) -> dict[str, Any]:
+    """Return `entry` with another period: whole seconds or five crontab fields.
 
     Raises ValueError or ParseException for a crontab that cannot be read.
     """

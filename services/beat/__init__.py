@@ -1,1 +1,1 @@
-"""The scheduler, which runs once however many are started."""
+"""Beat's scheduler: each periodic task is sent once, however many beats run."""

@@ -1,12 +1,11 @@
-"""Entries of the schedule as RedBeat keeps them in Redis: those of the code, and those that are saved at run time.
+"""Entries of the schedule in Redis: those of the code, and those that are saved at run time with RedBeat's own class.
 
-Any process that has the application adds, changes, switches off and removes entries with RedBeat's own class. Where
-celery-redbeat 2.4.2 is wrong about them, `configure` puts it right, in a process that saves as well as in beat:
+`configure` corrects what celery-redbeat 2.4.2 gets wrong, in beat and in every process that saves an entry:
 
-- An entry that is saved again keeps its last run, and was due by another: one that is saved often never ran. One that
-  was switched off and is on again was due at once, for what it had missed.
-- A time did not say which of autumn's two equal hours it is in, and the next one was reckoned by the clock on the wall.
-- An entry of the code could be replaced until beat's next start, and one named `lock` keeps every beat from its lock.
+- An entry that is saved again keeps its last run, but RedBeat computes when it is due from another one: an entry that
+  is saved often never runs, and one that is switched on again runs at once, for the runs that it missed.
+- A time does not say which of autumn's two equal hours it is in, and the next run is computed in local time.
+- An entry of the code can be replaced until beat's next start, and one named `lock` takes the key of beat's lock.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from services.broker.keys import BEAT_LOCK
 from services.schedule import ENTRIES
 
 DEFINITION = ("name", "task", "args", "kwargs", "options", "schedule", "enabled")
-# The fields of its hash: what it is, and what RedBeat keeps of its runs.
+# The fields of an entry's hash; RedBeat keeps its last run in "meta".
 STORED = ("definition", "meta")
-GOOD, BAD = 0, 1
+EXIT_OK, EXIT_FAILED = 0, 1
 
-# Of any entry, as RedBeat has it.
+# RedBeat's own, which removes entries of the code as well.
 remove = RedBeatSchedulerEntry.delete
 
 
 def configure(app: Celery) -> Any:
-    """RedBeat's settings for this application; RedBeat itself is as this module says from then on."""
+    """Replace the parts of RedBeat that this module corrects, and return its settings for `app`."""
     schedulers.RedBeatJSONEncoder = Encoder
     RedBeatSchedulerEntry.due_at = property(due_at)
     RedBeatSchedulerEntry.save = save
@@ -46,9 +45,9 @@ def configure(app: Celery) -> Any:
 
 
 class Encoder(RedBeatJSONEncoder):  # type: ignore[misc]
-    """RedBeat's, which says of a time that a clock shows twice which one it is; every RedBeat can read that.
+    """RedBeat's JSON encoder, which also writes `fold` of a time, and the sets and ranges of a crontab.
 
-    It also writes the fields of a crontab that JSON cannot: sets and ranges, two forms of Celery's.
+    Any RedBeat can read that.
     """
 
     def default(self, o: Any) -> Any:
@@ -58,41 +57,38 @@ class Encoder(RedBeatJSONEncoder):  # type: ignore[misc]
         return encoded | {"fold": o.fold} if isinstance(o, datetime) and o.fold else encoded
 
 
-class Broken(Exception):
-    """What Redis has under an entry's key is no entry; the sentence says why."""
+class InvalidEntry(Exception):
+    """What is stored under an entry's key is not an entry; the message says why."""
 
 
-class Gone(Broken):
-    """There is none any more."""
+class EntryRemoved(InvalidEntry):
+    """The entry has been removed."""
 
 
 def due_at(self: Any) -> datetime | None:
-    """When an entry is due next, in UTC, and never in the past; None when it never is again."""
+    """When an entry is due next, in UTC: now at the earliest. None when its schedule has ended."""
     now: datetime = self.default_now().astimezone(UTC)
     left = self.schedule.remaining_estimate(self.last_run_at) if self.last_run_at else timedelta()
     return None if left is None else now + max(left, timedelta())
 
 
 def save(self: Any) -> Any:
-    """Write an entry into Redis, over the one of its name that may be there.
+    """Write an entry into Redis; it replaces an entry of the same name.
 
-    Raises ValueError, and writes nothing, for a name that it cannot have.
+    Raises ValueError, and writes nothing, for a name that is reserved or one of the code's.
     """
-    _refuse(self)
+    _check_name(self)
     write(self)
     return self
 
 
 def delete(self: Any) -> None:
-    """Remove an entry from Redis.
-
-    Raises ValueError for one of the code.
-    """
-    _refuse(self)
+    """Remove an entry from Redis. Raises ValueError for one of the code."""
+    _check_name(self)
     remove(self)
 
 
-def _refuse(entry: Any) -> None:
+def _check_name(entry: Any) -> None:
     _import_code(entry.app)
     if is_of_code(entry.app, entry.name):
         own = entry.name in ENTRIES
@@ -105,7 +101,7 @@ def _refuse(entry: Any) -> None:
 
 
 def _import_code(app: Celery) -> None:
-    """Import tasks as beat does before it starts: their modules may add entries (`add_periodic_task`)."""
+    """Import all tasks, as beat does when it starts: their modules may call `add_periodic_task`."""
     app.loader.import_default_modules()
     app.finalize()
 
@@ -116,58 +112,58 @@ def is_of_code(app: Celery, name: str) -> bool:
 
 
 def is_reserved(entry: Any) -> bool:
-    """Whether an entry's key would be one that beat needs for something else."""
+    """Whether an entry's key is one that beat uses for something else."""
     conf = entry.app.redbeat_conf
     return entry.key in (BEAT_LOCK, conf.schedule_key, conf.statics_key)
 
 
 def write(entry: Any) -> None:
-    """Write any entry into Redis, for beat to look at with its next tick.
+    """Write an entry into Redis, of the code or not, for beat to read at its next tick.
 
-    Beat reckons when it is due, from the last run that is known there: this process may be in another time zone.
+    Beat computes when it is due, from the last run in Redis: this process may be in another time zone.
     """
     conf = entry.app.redbeat_conf
 
     def put(pipe: Any) -> None:
         keeps = _keeps_last_run(entry, pipe.hmget(entry.key, *STORED))
-        definition = encoded({name: getattr(entry, name) for name in DEFINITION})
-        # -1 is one that has come to its end.
+        definition = encode({name: getattr(entry, name) for name in DEFINITION})
+        # -1 for an entry whose schedule has ended, otherwise 0: beat looks at it at once.
         score = min(entry.score, 0)
-        # What the code once had is not beat's to remove when somebody else saves it now.
-        mark = pipe.sadd if is_of_code(entry.app, entry.name) else pipe.srem
+        # Beat removes the entries in this set that the code no longer has: not one that is saved at run time.
+        update_statics = pipe.sadd if is_of_code(entry.app, entry.name) else pipe.srem
         pipe.multi()
-        pipe.hset(entry.key, mapping={"definition": definition} | ({} if keeps else {"meta": runs(entry)}))
+        pipe.hset(entry.key, mapping={"definition": definition} | ({} if keeps else {"meta": encode_meta(entry)}))
         pipe.zadd(conf.schedule_key, {entry.key: score})
-        mark(conf.statics_key, entry.name)
+        update_statics(conf.statics_key, entry.name)
 
     get_redis(entry.app).transaction(put, entry.key)
 
 
 def _keeps_last_run(entry: Any, stored: Any) -> bool:
-    """Give an entry the last run that is stored, and say whether that stays as it is."""
+    """Give an entry the last run that is stored; whether the stored one stays valid."""
     try:
         old = read(entry.app, entry.key, stored)
-    except Broken:
+    except InvalidEntry:
         return False
-    # What it has missed while it was off is not wanted any more.
+    # The runs that it missed while it was off are not made up for.
     switched_on = entry.enabled and not old.enabled
     entry.last_run_at = entry.default_now() if switched_on else old.last_run_at
     entry.total_run_count = old.total_run_count
     return not switched_on
 
 
-def encoded(value: Any) -> str:
-    """JSON as RedBeat reads it."""
+def encode(value: Any) -> str:
+    """Encode as JSON that RedBeat reads."""
     return json.dumps(value, cls=Encoder)
 
 
-def runs(entry: Any) -> str:
-    """What RedBeat keeps of an entry's runs."""
-    return encoded({"last_run_at": entry.last_run_at, "total_run_count": entry.total_run_count})
+def encode_meta(entry: Any) -> str:
+    """Encode an entry's last run and its number of runs, for the field "meta"."""
+    return encode({"last_run_at": entry.last_run_at, "total_run_count": entry.total_run_count})
 
 
 def fetch(client: Redis, keys: Iterable[str]) -> list[Any]:
-    """What is stored under each key, for `read`: definition and meta, or the error that Redis has answered."""
+    """Fetch definition and meta of each key for `read`, or the error that Redis answered for it."""
     with client.pipeline(transaction=False) as pipe:
         for key in keys:
             pipe.hmget(key, *STORED)
@@ -175,43 +171,37 @@ def fetch(client: Redis, keys: Iterable[str]) -> list[Any]:
 
 
 def read(app: Celery, key: str, stored: Any) -> Any:
-    """The entry that is stored under a key.
-
-    Raises Broken or Gone, and the error in place of what is stored.
-    """
+    """Decode the entry that `fetch` found under a key. Raises InvalidEntry, EntryRemoved, or the error of Redis."""
     if isinstance(stored, Exception):
-        raise Broken(str(stored)) if str(stored).startswith("WRONGTYPE") else stored
+        raise InvalidEntry(str(stored)) if str(stored).startswith("WRONGTYPE") else stored
     definition, known = stored
     if not definition:
-        raise Gone("it has been removed")
+        raise EntryRemoved("it has been removed")
     try:
         known = RedBeatSchedulerEntry.decode_meta(known)
         entry = RedBeatSchedulerEntry(app=app, **RedBeatSchedulerEntry.decode_definition(definition) | known)
-        # Celery takes none for now.
+        # Celery's constructor replaces None by the current time.
         entry.last_run_at = known["last_run_at"]
     except Exception as error:  # whatever somebody has written there
-        raise Broken(said(error)) from None
+        raise InvalidEntry(_format_error(error)) from None
     if entry.key != key:
-        raise Broken(f"its name in there is {entry.name!r}")
+        raise InvalidEntry(f"its name in there is {entry.name!r}")
     if not isinstance(entry.task, str):
-        raise Broken(f"its task is {entry.task!r}")
+        raise InvalidEntry(f"its task is {entry.task!r}")
     return entry
 
 
-def said(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-# Listing.
-
-
-def listed(app: Celery) -> tuple[dict[str, Any], int]:
-    """Every entry, those of the code first: the object to print and the exit code."""
+def list_entries(app: Celery) -> tuple[dict[str, Any], int]:
+    """List all entries, those of the code first: the JSON object to print and the exit code."""
     conf = app.redbeat_conf
     try:
         _import_code(app)
     except Exception as error:  # a module may raise whatever its author let it
-        return {"error": f"the tasks cannot be imported: {said(error)}"}, BAD
+        return {"error": f"the tasks cannot be imported: {_format_error(error)}"}, EXIT_FAILED
     try:
         client = get_redis(app)
         there = [key.removeprefix(conf.key_prefix) for key in client.zrange(conf.schedule_key, 0, -1)]
@@ -219,8 +209,8 @@ def listed(app: Celery) -> tuple[dict[str, Any], int]:
         found = fetch(client, [conf.key_prefix + name for name in names])
         rows = [_row(app, name, stored) for name, stored in zip(names, found, strict=True)]
     except (RedisError, OSError) as error:
-        return {"error": f"Redis does not answer: {error}"}, BAD
-    return {"schedule": rows}, GOOD
+        return {"error": f"Redis does not answer: {error}"}, EXIT_FAILED
+    return {"schedule": rows}, EXIT_OK
 
 
 def _row(app: Celery, name: str, stored: Any) -> dict[str, Any]:
@@ -230,28 +220,28 @@ def _row(app: Celery, name: str, stored: Any) -> dict[str, Any]:
         entry = read(app, app.redbeat_conf.key_prefix + name, stored)
         last = entry.last_run_at if entry.total_run_count else None
         due = entry.due_at if entry.enabled else None
-        return row | _shown(entry) | {"last_run": _when(app, last), "next_due": _when(app, due)}
-    except Gone as gone:
+        return row | _describe(entry) | {"last_run": _format_time(app, last), "next_due": _format_time(app, due)}
+    except EntryRemoved as gone:
         if not is_of_code(app, name):
             return row | {"problem": str(gone)}
-        # It is off, or beat has not written it yet.
+        # It is switched off, or beat has not written it yet.
         code = app.conf.beat_schedule.get(name) or ENTRIES[name]
         entry = RedBeatSchedulerEntry(**dict(code, name=name, app=app))
-        return row | _shown(entry) | {"enabled": name in app.conf.beat_schedule}
-    except Broken as broken:
+        return row | _describe(entry) | {"enabled": name in app.conf.beat_schedule}
+    except InvalidEntry as broken:
         return row | {"problem": str(broken)}
     except RedisError:
         raise
-    except Exception as error:  # whatever a schedule that somebody has written there says when it is asked
-        return row | {"problem": said(error)}
+    except Exception as error:  # a schedule may raise anything when it is asked when it is due
+        return row | {"problem": _format_error(error)}
 
 
-def _shown(entry: Any) -> dict[str, Any]:
-    return {"task": entry.task, "schedule": period(entry.schedule), "enabled": entry.enabled}
+def _describe(entry: Any) -> dict[str, Any]:
+    return {"task": entry.task, "schedule": format_schedule(entry.schedule), "enabled": entry.enabled}
 
 
-def period(found: Any) -> str:
-    """A schedule as BEAT_SCHEDULE has it, where it can."""
+def format_schedule(found: Any) -> str:
+    """Format a schedule as in BEAT_SCHEDULE, or as its repr where that has no form for it."""
     if isinstance(found, crontab):
         day, month, weekday = found._orig_day_of_month, found._orig_month_of_year, found._orig_day_of_week
         fields = (found._orig_minute, found._orig_hour, day, month, weekday)
@@ -259,7 +249,7 @@ def period(found: Any) -> str:
     return f"{found.run_every.total_seconds():g}" if isinstance(found, schedule) else repr(found)
 
 
-def _when(app: Celery, moment: datetime | None) -> str | None:
-    """ISO 8601, to the nearest second, in the time zone in which crontabs are read."""
+def _format_time(app: Celery, moment: datetime | None) -> str | None:
+    """Format as ISO 8601, to the nearest second, in the application's time zone."""
     nearest = moment and moment.astimezone(UTC) + timedelta(seconds=0.5)
     return nearest.astimezone(app.timezone).isoformat(timespec="seconds") if nearest else None

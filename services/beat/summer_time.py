@@ -1,12 +1,12 @@
 """When a crontab is due where clocks are changed: as Debian's cron has it.
 
 A crontab whose minute or hour begins with * is due whenever the clock shows one of its times: twice in the hour that
-autumn repeats, never in the one that spring leaves out. Any other names fixed times, each of which comes once a day:
-when the clock shows it first, or right after the gap that it was in. Celery takes the difference between two times of
-a clock for the time between them (celery 5.7), and is wrong by as much as a clock is changed.
+autumn repeats, never in the one that spring leaves out. Any other has fixed times, each of which comes once a day:
+when the clock shows it first, or right after the gap that it was in. Celery subtracts local times (celery 5.7), and
+is wrong by as much as a clock is changed.
 
-Not cronsim, which has the same rules: it ORs day of month and day of week where Celery ANDs them, reads other names
-and ranges than Celery, and is as long as this ten times over.
+cronsim has the same rules, but ORs day of month and day of week where Celery ANDs them, and reads other names and
+ranges than Celery.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ LONGEST_CHANGE = timedelta(hours=3)
 
 
 def install() -> None:
-    """Have every crontab of Celery's reckon so, whoever makes it: the schedule, RedBeat's decoder, a shell.
+    """Patch Celery's crontab, which is made in the schedule, by RedBeat's decoder and in shells.
 
-    A solar schedule cannot be made from then on: RedBeat could not keep it, with its package no more than without.
+    Solar schedules are refused: RedBeat cannot store them, with or without the package ephem.
     """
     crontab.remaining_estimate = _remaining_estimate
     solar.__init__ = _refuse_solar
@@ -42,22 +42,22 @@ def _refuse_solar(_: Any, *place: Any, **named: Any) -> None:
 
 def _remaining_estimate(self: Any, last_run_at: datetime, ffwd: Any = None) -> timedelta:
     now: datetime = self.maybe_make_aware(self.now())
-    return following(self, self.maybe_make_aware(last_run_at)) - now.astimezone(UTC)
+    return get_next_due(self, self.maybe_make_aware(last_run_at)) - now.astimezone(UTC)
 
 
-def following(schedule: Any, moment: datetime) -> datetime:
-    """When a crontab is due next after this moment, in UTC.
+def get_next_due(schedule: Any, moment: datetime) -> datetime:
+    """When a crontab is due next after `moment`, in UTC.
 
-    Raises ValueError for one that never is: Celery takes an empty field.
+    Raises ValueError for a crontab with an empty field, which Celery accepts and which is never due.
     """
     if not (schedule.minute and schedule.hour and schedule.day_of_week):
         raise ValueError(f"the crontab {schedule!r} has an empty field: name a minute, an hour and a day of the week")
     moment = moment.astimezone(UTC)
-    # What the clock will show a second time may be past.
-    start = min(_shown(schedule, moment), _shown(schedule, moment + LONGEST_CHANGE) - LONGEST_CHANGE)
-    # Moments of each kind come in their order: the first time that the clock shows something, and the second.
-    kinds = (0, 1) if _is_wildcard(schedule) else (0,)
-    return min(next(due for due in _moments(schedule, start, kind) if due > moment) for kind in kinds)
+    # A time that the clock will show again may lie before what it shows now.
+    start = min(_to_local(schedule, moment), _to_local(schedule, moment + LONGEST_CHANGE) - LONGEST_CHANGE)
+    # Fold 0 is the first time that the clock shows something, fold 1 the second; each alone is in order.
+    folds = (0, 1) if _is_wildcard(schedule) else (0,)
+    return min(next(due for due in _moments(schedule, start, fold) if due > moment) for fold in folds)
 
 
 def _is_wildcard(schedule: Any) -> bool:
@@ -65,17 +65,17 @@ def _is_wildcard(schedule: Any) -> bool:
 
 
 def _moments(schedule: Any, start: datetime, fold: int) -> Iterator[datetime]:
-    """When the clock shows the times of a crontab, from `start` on, for the first or the second time."""
+    """Moments at which the clock shows the times of a crontab, from `start` on, with this fold."""
     for time in _times(schedule, start):
-        moment = _moment(schedule, time, fold)
-        if _shown(schedule, moment) == time:
+        moment = _to_utc(schedule, time, fold)
+        if _to_local(schedule, moment) == time:
             yield moment
         elif not _is_wildcard(schedule):
-            yield _after_gap(schedule, time)
+            yield _find_end_of_gap(schedule, time)
 
 
 def _times(schedule: Any, start: datetime) -> Iterator[datetime]:
-    """The times of a crontab, as a clock shows them that nobody changes. As in Celery, all three day fields hold."""
+    """Local times of a crontab, without regard to clock changes. As in Celery, all three day fields must match."""
     hours, minutes = sorted(schedule.hour), sorted(schedule.minute)
     start = start.replace(second=0, microsecond=0)
     day = start.replace(hour=0, minute=0)
@@ -91,16 +91,16 @@ def _times(schedule: Any, start: datetime) -> Iterator[datetime]:
         day += timedelta(days=1)
 
 
-def _moment(schedule: Any, time: datetime, fold: int = 0) -> datetime:
+def _to_utc(schedule: Any, time: datetime, fold: int = 0) -> datetime:
     return time.replace(tzinfo=schedule.tz, fold=fold).astimezone(UTC)
 
 
-def _shown(schedule: Any, moment: datetime) -> datetime:
-    """What the clock shows."""
+def _to_local(schedule: Any, moment: datetime) -> datetime:
+    """The local time at `moment`."""
     return moment.astimezone(schedule.tz).replace(tzinfo=None, fold=0)
 
 
-def _after_gap(schedule: Any, time: datetime) -> datetime:
-    while _shown(schedule, _moment(schedule, time)) != time:
+def _find_end_of_gap(schedule: Any, time: datetime) -> datetime:
+    while _to_local(schedule, _to_utc(schedule, time)) != time:
         time += timedelta(minutes=1)
-    return _moment(schedule, time)
+    return _to_utc(schedule, time)

@@ -71,7 +71,7 @@ def find_mistake(app: Any, name: str, entry: Any) -> str:
     from celery.schedules import BaseSchedule
     from redbeat.schedulers import RedBeatSchedulerEntry
 
-    from services.beat.entries import encoded, is_reserved
+    from services.beat.entries import encode, is_reserved
 
     try:
         period = entry.get("schedule")
@@ -79,7 +79,7 @@ def find_mistake(app: Any, name: str, entry: Any) -> str:
             return f"has the schedule {period!r}, which is neither a number of seconds nor a crontab"
         item = RedBeatSchedulerEntry(**dict(entry, name=name, app=app))
         # Beat stores these in Redis as JSON, and computes from the schedule when the entry is due.
-        encoded([item.schedule, item.args, item.kwargs, item.options, item.due_at])
+        encode([item.schedule, item.args, item.kwargs, item.options, item.due_at])
     except Exception as error:
         return f"cannot be used: {describe(error)}"
     if is_reserved(item):

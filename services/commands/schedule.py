@@ -14,7 +14,7 @@ def read_schedule(app: Celery) -> dict[str, Any]:
     # Only here, because RedBeat is needed by no other command.
     from services.beat import entries
 
-    return entries.listed(app)[0]
+    return entries.list_entries(app)[0]
 
 
 def print_schedule(found: dict[str, Any]) -> None:

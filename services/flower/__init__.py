@@ -1,1 +1,1 @@
-"""Flower as it is served here."""
+"""Flower behind a login: its server, its users, the pages that differ, events, workers, health."""

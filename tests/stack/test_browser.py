@@ -1,4 +1,4 @@
-"""Flower in a browser: logging in, looking round, running and revoking tasks, at a desk and on a phone.
+"""Flower in a browser: logging in, reading pages, running and revoking tasks, at a desk and on a phone.
 
 The stack runs as processes, so that these tests run where there is no Docker, too.
 """
@@ -25,26 +25,26 @@ from tests.local.handle import Local
 from tests.support.browser import DESKTOP, PHONE, Visitor, chromium, executable, visit
 from tests.support.waiting import wait_until
 
-READ_ONLY_LOGIN = "guest:only-looks"
+READ_ONLY_LOGIN = "guest:reads-only"
 SETTINGS = {
     "FLOWER_READ_ONLY_AUTH": READ_ONLY_LOGIN,
     "CELERY_IMPORTS": "",
     "WORKERS": "2",
     "WORKER_CONCURRENCY": "1",
-    # A long task that a failed test leaves behind does not hold up the end.
+    # A long task that a failed test leaves behind does not delay the end.
     "WORKER_SOFT_SHUTDOWN": "1",
     "WORKER_STOP_GRACE_PERIOD": "16",
 }
-# More than six minutes: nobody waits for it.
+# Takes more than six minutes, longer than any test waits.
 LONG_CHAIN = 10**9
-# On a machine that is busy with much else.
+# Generous, for a busy machine.
 TASK_SECONDS = 300
 
 SHOWN_CELLS = """() => [...document.querySelectorAll("#queue-table tr")].map(
     row => [...row.cells].filter(cell => cell.checkVisibility()).map(cell => cell.textContent.trim())
 )"""
 
-# Every control that is shown is brought into view and asked for at its middle and near both ends, as a finger would.
+# Scrolls to each visible control and checks that a tap at its middle and near both ends would hit it.
 UNREACHABLE = """scope => {
     const name = e => e ? `<${e.tagName.toLowerCase()} ${e.id} "${(e.innerText || "").slice(0, 30)}">` : "nothing";
     const controls = document.querySelector(scope).querySelectorAll("a[href], button, input, select, th[tabindex]");
@@ -67,7 +67,7 @@ UNREACHABLE = """scope => {
 
 @dataclass
 class Site:
-    """Flower of a stack, and a browser that sees nothing else."""
+    """A stack's Flower, and a browser that can reach nothing else."""
 
     stack: Local
     browser: Browser
@@ -83,7 +83,7 @@ class Site:
 
     @cached_property
     def tasks(self) -> dict[str, str]:
-        """A task that worked, and one that failed, by their states."""
+        """The ids of a task that succeeded and of one that failed, by state."""
         with self.visit() as user:
             user.go("/")
             sent = {
@@ -96,7 +96,7 @@ class Site:
 
     @contextmanager
     def visit(self, window: ViewportSize = DESKTOP, login: str = "") -> Iterator[User]:
-        """Somebody who knows the login, or `login`. Fails when a page complains, or asks for something elsewhere."""
+        """Open a browser with the login, or `login`. Fails on errors in its console and on requests elsewhere."""
         with visit(self.browser, self.url, login or self.login, self.pictures, window) as visitor:
             yield User(visitor)
             assert visitor.complaints == []
@@ -104,7 +104,7 @@ class Site:
 
 
 class User:
-    """What somebody does with Flower."""
+    """A user's actions in Flower."""
 
     def __init__(self, visitor: Visitor) -> None:
         self.page, self.go = visitor.page, visitor.go
@@ -121,7 +121,7 @@ class User:
         return str(self.page.request.post(path, data={"args": arguments, **options}).json()["task-id"])
 
     def wait_for(self, task: str, state: str) -> dict[str, Any]:
-        """What Flower knows of a task, as soon as it is in that state."""
+        """Wait until a task is in this state; what Flower knows of it."""
 
         def look() -> dict[str, Any] | None:
             info: dict[str, Any] | None = self.get(f"/api/task/info/{task}")
@@ -132,7 +132,7 @@ class User:
         return found
 
     def known(self, node: str) -> dict[str, Any]:
-        """All that a node tells of itself. Flower gives it a second for each answer; then its page shows it at once."""
+        """Wait until a node has answered every inspection, so that its page shows all at once; the answers."""
 
         def look() -> dict[str, Any] | None:
             told: dict[str, Any] = (self.get(f"/api/workers?refresh=1&workername={node}") or {}).get(node, {})
@@ -143,7 +143,7 @@ class User:
         return found
 
     def runs(self, node: str, task: str) -> bool:
-        """Whether a node runs a task, as it has said last."""
+        """Whether a node runs a task, by its last answer."""
         return task in [each["id"] for each in self.known(node)["active"]]
 
     def open_first_node(self) -> str:
@@ -261,7 +261,7 @@ def test_a_running_task_is_ended_with_a_button(site: Site) -> None:
         user.wait_for(task, "REVOKED")
         user.go(f"/task/{task}")
         assert user.field("Status") == "REVOKED"
-        # Revoked it is from when its child is told to end; the child does that after it.
+        # The task is revoked as soon as its child is told to end; the child ends after that.
         wait_until(lambda: not user.runs(node, task), TASK_SECONDS, "the node runs it no more")
 
 
@@ -280,7 +280,7 @@ def test_a_failed_task_is_found_with_its_traceback(site: Site) -> None:
 
 
 @pytest.mark.parametrize("site", ["/flower"], indirect=True)
-def test_who_only_looks_sees_all_of_a_node_and_no_button(site: Site) -> None:
+def test_the_read_only_login_sees_all_of_a_node_and_no_button(site: Site) -> None:
     with site.visit(login=READ_ONLY_LOGIN) as user:
         open_page(user, f"/task/{site.tasks['SUCCESS']}")
         assert user.field("Status") == "SUCCESS"
@@ -295,7 +295,7 @@ def test_who_only_looks_sees_all_of_a_node_and_no_button(site: Site) -> None:
 
 @pytest.mark.parametrize("site", ["/flower"], indirect=True)
 def test_a_button_that_cannot_do_it_says_why_and_a_pool_has_none_to_restart_it(site: Site) -> None:
-    # A refusal is an error for the browser as well, so its complaints do not count here.
+    # The browser logs the refusal as an error, so errors in its console are not checked here.
     with visit(site.browser, site.url, site.login, site.pictures) as visitor:
         user = User(visitor)
         open_page(user, "/")
@@ -315,7 +315,7 @@ def test_a_button_that_cannot_do_it_says_why_and_a_pool_has_none_to_restart_it(s
 
 
 def queues(user: User) -> dict[str, dict[str, str]]:
-    """What the broker's page shows in this window: each queue's columns."""
+    """The visible columns of each queue on the broker's page."""
     user.go("/broker")
     columns, *rows = user.page.evaluate(SHOWN_CELLS)
     return {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
@@ -335,7 +335,7 @@ def test_a_phone_shows_a_queue_that_grows_and_that_nobody_takes_from(site: Site)
 
 
 def open_page(user: User, path: str) -> None:
-    """Open a page and wait for what its script adds."""
+    """Open a page and wait for the rows that its script adds."""
     user.go(path)
     table = user.page.locator("#tasks-table, #workers-table")
     if table.count():
@@ -349,7 +349,7 @@ def tabs_of_first_node(user: User) -> list[Locator]:
 
 
 def check(user: User, place: str, scope: str = "body") -> None:
-    """Fail when something on the page, as it is now, cannot be reached."""
+    """Fail when a control on the page cannot be reached."""
     assert not user.page.evaluate(UNREACHABLE, scope), place
 
 
@@ -413,7 +413,7 @@ def test_no_page_shows_a_password(site: Site) -> None:
             assert not [secret for secret in secrets if secret in shown], path
 
 
-# Once is enough: it visits what all tests here visit. It computes for some ten seconds, for pictures with something on.
+# Under one prefix only. It runs tasks for some ten seconds, to have something to show.
 @pytest.mark.slow
 @pytest.mark.parametrize("site", ["/flower"], ids=["under-a-prefix"], indirect=True)
 def test_make_pictures_takes_the_pictures_of_the_readme_and_leaves_nothing_running(site: Site) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from tests.stack.handle import Stack
@@ -27,17 +25,6 @@ def test_only_the_health_check_is_free(stack: Stack) -> None:
 
     # A busy Redis may answer it late.
     stack.wait(lambda: heard() == (200, "OK"), "the health check answers without a login")
-
-
-def test_links_and_assets_work_under_the_prefix(stack: Stack) -> None:
-    page = stack.flower("/flower/").text
-    links = set(re.findall(r'(?:href|src)="(/[^"#?]*)', page))
-    assert {"/flower/tasks", "/flower/broker"} <= links
-    assert [link for link in links if not link.startswith("/flower/")] == []
-    assets = {link for link in links if "/static/" in link}
-    assert assets
-    assert {link: stack.flower(link).status for link in links} == dict.fromkeys(links, 200)
-    assert stack.flower("/tasks").status == 404
 
 
 def test_a_task_is_still_known_after_flower_was_killed(stack: Stack) -> None:

@@ -24,7 +24,7 @@ from celery.worker import control as celery_control
 from celery.worker.control import Panel
 from tornado.web import URLSpec
 
-from services.flower.server import STATIC, UNSEEN, SaysWhy, changed_files, pages
+from services.flower.pages import build_handlers
 from tests.support.application import create_app  # noqa: F401 - registers Stalk's own methods
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +136,7 @@ def names_of(kind: type) -> set[str]:
 def overridden() -> set[Row]:
     """Every name of one of our classes that a class of theirs has, which comes after it in some class of ours."""
     found = set()
-    for kind in (*our_classes(), *(handler for _, handler in pages(""))):
+    for kind in (*our_classes(), *(handler for _, handler in build_handlers(""))):
         for place, mine in enumerate(kind.__mro__):
             theirs = [base for base in kind.__mro__[place + 1 :] if is_listed(base)]
             for name in names_of(mine) if mine in our_classes() else ():
@@ -242,21 +242,19 @@ def test_every_page_that_takes_the_place_of_flowers_has_its_address() -> None:
     specs = (each if isinstance(each, URLSpec) else URLSpec(*each) for each in flower.urls.handlers)
     theirs = {spec.regex.pattern.removesuffix("$"): full_name(spec.handler_class) for spec in specs}
     listed = {(address, ours, theirs) for [address], [ours], [theirs], *_ in rows("Pages of Flower")}
-    # The others are Flower's own, which give reasons.
-    mine = {(address, handler) for address, handler in pages("") if not issubclass(handler, SaysWhy)}
+    # The others are Flower's own, with ControlMixin.
+    mine = {(address, handler) for address, handler in build_handlers("") if handler in our_classes()}
     found = {(address, full_name(handler), theirs.get(address, "nothing")) for address, handler in mine}
     assert listed == found, complaint(found - listed, listed - found)
 
 
-def test_what_is_changed_in_flowers_files_is_there() -> None:
-    style, script = changed_files()
-    assert style.exists()
-    assert UNSEEN in script.read_bytes()
-    page = Path(STATIC).with_name("templates") / "worker.html"
-    assert {name for name in ("worker-pool-restart", "worker-limits-table") if name in page.read_text()} == {
-        "worker-pool-restart",
-        "worker-limits-table",
-    }
+def test_what_is_restyled_in_flowers_pages_is_there() -> None:
+    directory = Path(flower.urls.settings["template_path"])
+    page = (directory / "worker.html").read_text()
+    names = {"worker-pool-restart", "worker-limits-table", "tab-tasks", "tab-config"}
+    assert {name for name in names if name in page} == names
+    assert "</head>" in (directory / "base.html").read_text()
+    assert "task-uuid-short" in (Path(flower.urls.settings["static_path"]) / "js" / "flower.js").read_text()
 
 
 @pytest.mark.parametrize("package", [name for [name], *_ in rows("Versions")])

@@ -1,16 +1,17 @@
-"""Beat: each entry on time and once, whatever happens to a beat, to its lock or to Redis."""
+"""Beat sends each entry on time and once, whatever happens to beat, to its lock or to Redis."""
 
 from __future__ import annotations
 
 import json
 import signal
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from time import time
+from typing import Any
 
 import pytest
 
@@ -21,26 +22,23 @@ from tests.support.nursery import LIBRARIES_ALONE
 from tests.support.redis_server import RedisServer
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 120
-# Each second, which is the shortest period there is.
+TIMEOUT = 120
+# Every second, the shortest period.
 SCHEDULE = "report-free-space=1"
-# A beat that stands by takes over within this time of its predecessor's death; what the README promises.
+# A standby takes over within this time after the other beat's death, as the README promises.
 PROMISED_SECONDS = 30
 ENTRY = "redbeat:report-free-space"
 WATCHED = 4
 
 
 def sent(redis: RedisServer, period: int = 1) -> list[float]:
-    """When each task that waits in the default queue was sent, told by its expiry: one period later."""
+    """When each task in the default queue was sent: one period before it expires."""
     headers = [json.loads(text)["headers"] for text in redis.client().lrange("celery", 0, -1)]
     return sorted(datetime.fromisoformat(header["expires"]).timestamp() - period for header in headers)
 
 
 def assert_once(stack: Stack) -> None:
-    """As many tasks wait as beat has counted runs, which it does in the transaction that sends them.
-
-    Two beats that send the same run count it once.
-    """
+    """Assert that as many tasks wait as beat has counted runs; two beats that send the same run count it once."""
     with stack.redis.client().pipeline() as pipe:
         pipe.hget(ENTRY, "meta")
         pipe.llen("celery")
@@ -53,56 +51,56 @@ def gaps(times: list[float]) -> list[float]:
 
 
 def sends(stack: Stack, more: int = 1, period: int = 1) -> list[float]:
-    """Wait until as many more tasks have been sent; the times of those."""
+    """Wait until `more` tasks have been sent; when."""
     before = len(sent(stack.redis))
-    stack.world.wait_until(lambda: len(sent(stack.redis)) >= before + more, PATIENCE, f"beat sends {more} more tasks")
+    stack.world.wait_until(lambda: len(sent(stack.redis)) >= before + more, TIMEOUT, f"beat sends {more} more tasks")
     return sent(stack.redis, period)[before:]
 
 
 def make_due(stack: Stack) -> None:
-    """Let beat's entry be one that has never run, which is due at once."""
+    """Make beat's entry one that has never run, which is due at once."""
     client = stack.redis.client()
-    stack.world.wait_until(lambda: client.exists(ENTRY), PATIENCE, "beat has written its schedule")
+    stack.world.wait_until(lambda: client.exists(ENTRY), TIMEOUT, "beat has written its schedule")
     client.hset(ENTRY, "meta", '{"last_run_at": null}')
     client.zadd("redbeat::schedule", {ENTRY: 0})
 
 
 def ticks(beat: Node, times: int) -> None:
-    """Wait until a beat has looked at its schedule so many times more."""
+    """Wait for so many more ticks of a beat."""
     path = beat.heartbeat("beat")
-    beat.world.wait_until(path.exists, PATIENCE, "beat ticks")
+    beat.world.wait_until(path.exists, TIMEOUT, "beat ticks")
     for _ in range(times):
         before = path.stat().st_mtime_ns
-        beat.world.wait_until(lambda: path.stat().st_mtime_ns > before, PATIENCE, "beat ticks")  # noqa: B023
+        beat.world.wait_until(lambda: path.stat().st_mtime_ns > before, TIMEOUT, "beat ticks")  # noqa: B023
 
 
-def hold_up_for_long(checkout: Checkout) -> Checkout:
-    """Let whatever holds a beat up for a socket's time-out do so for longer than any test waits."""
-    longer = f"\nSOCKET_TIMEOUT_SECONDS = {5 * PATIENCE}"
+def raise_socket_timeout(checkout: Checkout) -> Checkout:
+    """Raise the socket timeout above what any test waits, so that whatever blocks on it fails the test."""
+    longer = f"\nSOCKET_TIMEOUT_SECONDS = {5 * TIMEOUT}"
     checkout.replace("config/celery.py", "\nSOCKET_TIMEOUT_SECONDS = 10", longer)
     return checkout
 
 
 @pytest.fixture
-def held_up_for_long(world: World, own_checkout: Checkout) -> Checkout:
-    world.checkout = hold_up_for_long(own_checkout)
+def long_socket_timeout(world: World, own_checkout: Checkout) -> Checkout:
+    world.checkout = raise_socket_timeout(own_checkout)
     return own_checkout
 
 
 def word(beat: Node) -> str:
-    """What a beat's heartbeat says."""
+    """The state in a beat's heartbeat file."""
     path = beat.heartbeat("beat")
     return path.read_text().strip() if path.exists() else ""
 
 
-# Of the beats that are disturbed at a due time: long enough to break Redis in between, and to see what comes late.
+# The period of the entry while Redis is faulty: long enough to break Redis in between, and to see late runs.
 PERIOD_SECONDS = 5
 MENDED_SECONDS = 3
 
 
 @dataclass
-class Disturbed:
-    """A beat whose Redis took nothing when a run was due, and for MENDED_SECONDS after that."""
+class FaultyRedis:
+    """A beat whose Redis was faulty when a run was due, and for MENDED_SECONDS after that."""
 
     stack: Stack
     beat: Node
@@ -117,37 +115,26 @@ class Disturbed:
         return times[:before], times[before:]
 
 
-def fail(redis: RedisServer, fault: str) -> None:
-    """Make it take no task any more."""
-    if fault == "killed":
-        redis.kill()
-    elif fault == "frozen":
-        redis.freeze()
-    elif fault == "full":
-        redis.ask("CONFIG", "SET", "maxmemory", "1")
-    else:
-        # What redis-py and kombu have as an error of the message, when all else can be written.
-        redis.ask("ACL", "SETUSER", "default", "-lpush")
-
-
-def mend(redis: RedisServer, fault: str) -> None:
-    if fault == "killed":
-        redis.start()
-    elif fault == "frozen":
-        redis.thaw()
-    elif fault == "full":
-        redis.ask("CONFIG", "SET", "maxmemory", "0")
-    else:
-        redis.ask("ACL", "SETUSER", "default", "+lpush")
-
-
-FAULTS = ("killed", "frozen", "full", "refused")
+# How to make Redis take no tasks, and how to mend it. With "refused" only publishing fails: redis-py and kombu raise an
+# error of the message.
+FAULTS: dict[str, tuple[Callable[[RedisServer], Any], Callable[[RedisServer], Any]]] = {
+    "killed": (RedisServer.kill, RedisServer.start),
+    "frozen": (RedisServer.freeze, RedisServer.thaw),
+    "full": (
+        lambda redis: redis.ask("CONFIG", "SET", "maxmemory", "1"),
+        lambda redis: redis.ask("CONFIG", "SET", "maxmemory", "0"),
+    ),
+    "refused": (
+        lambda redis: redis.ask("ACL", "SETUSER", "default", "-lpush"),
+        lambda redis: redis.ask("ACL", "SETUSER", "default", "+lpush"),
+    ),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Disturbed]]:
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, FaultyRedis]]:
     """A beat for each fault, all at the same time."""
-    directory = tmp_path_factory.mktemp("disturbed")
+    directory = tmp_path_factory.mktemp("faulty")
     checkout = Checkout(directory / "code")
     checkout.nursery = LIBRARIES_ALONE
     checkout.replace("config/celery.py", "\nSOCKET_TIMEOUT_SECONDS = 10", "\nSOCKET_TIMEOUT_SECONDS = 2")
@@ -155,59 +142,59 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Di
         found = {}
         for fault in FAULTS:
             stack = world.stack(BEAT_SCHEDULE=f"report-free-space={PERIOD_SECONDS}")
-            found[fault] = Disturbed(stack, stack.beat())
+            found[fault] = FaultyRedis(stack, stack.beat())
         for fault, one in found.items():
             redis = one.stack.redis
-            world.wait_until(lambda redis=redis: sent(redis), PATIENCE, "the first run is sent")  # type: ignore[misc]
+            world.wait_until(lambda redis=redis: sent(redis), TIMEOUT, "the first run is sent")  # type: ignore[misc]
             one.first = sent(redis, PERIOD_SECONDS)[0]
-            fail(redis, fault)
-            # By now it may have taken more than one.
+            FAULTS[fault][0](redis)
+            # By now more than one run may have been sent.
             one.failed = time()
         last = max(one.failed for one in found.values())
-        world.wait_until(lambda: time() > last + PERIOD_SECONDS + MENDED_SECONDS, PATIENCE, "it was due in vain")
+        world.wait_until(lambda: time() > last + PERIOD_SECONDS + MENDED_SECONDS, TIMEOUT, "it was due in vain")
         for fault, one in found.items():
             if fault in ("full", "refused"):
                 one.waiting = len(sent(one.stack.redis))
-            mend(one.stack.redis, fault)
+            FAULTS[fault][1](one.stack.redis)
         yield found
 
 
 @dataclass
-class Succession:
-    """Two beats, of which the one that held the lock was killed."""
+class Failover:
+    """Two beats, of which the one with the lock was killed."""
 
     stack: Stack
-    heir: Node
+    standby: Node
     words_before: set[str]
     sent_before: list[float]
     killed_at: float
 
 
 @pytest.fixture(scope="module", autouse=True)
-def succession(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Succession:
-    """Two beats on one Redis; the one that has the lock is killed. Early, so that other tests run meanwhile."""
-    shared_world.checkout = hold_up_for_long(Checkout(tmp_path_factory.mktemp("succession") / "code"))
+def failover(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Failover:
+    """Kill the one of two beats that has the lock, early, so that other tests run meanwhile."""
+    shared_world.checkout = raise_socket_timeout(Checkout(tmp_path_factory.mktemp("failover") / "code"))
     stack = shared_world.stack(BEAT_SCHEDULE=SCHEDULE)
     beats = [stack.beat(), stack.beat()]
     shared_world.wait_until(
-        lambda: {word(beat) for beat in beats} == {"ticking", "standby"}, PATIENCE, "one beat ticks, one stands by"
+        lambda: {word(beat) for beat in beats} == {"ticking", "standby"}, TIMEOUT, "one beat ticks, one stands by"
     )
-    holder, heir = sorted(beats, key=word, reverse=True)
+    holder, standby = sorted(beats, key=word, reverse=True)
     times = sends(stack, WATCHED)
-    words = {word(holder), word(heir)}
+    words = {word(holder), word(standby)}
     holder.process.signal(signal.SIGKILL)
-    return Succession(stack, heir, words, times, time())
+    return Failover(stack, standby, words, times, time())
 
 
-def test_an_entry_is_sent_once_by_two_beats_of_which_one_stands_by(succession: Succession) -> None:
-    assert succession.words_before == {"ticking", "standby"}
-    # That no run is sent twice is seen at the end, of all of them.
-    assert len(succession.sent_before) >= WATCHED
+def test_an_entry_is_sent_once_by_two_beats_of_which_one_stands_by(failover: Failover) -> None:
+    assert failover.words_before == {"ticking", "standby"}
+    # The last test asserts that no run is sent twice.
+    assert len(failover.sent_before) >= WATCHED
 
 
 @pytest.fixture(scope="module")
 def stack(shared_world: World) -> Stack:
-    """One beat, which several misfortunes befall one after another."""
+    """One beat, for several faults one after another."""
     stack = shared_world.stack(BEAT_SCHEDULE=SCHEDULE)
     stack.beat()
     sends(stack)
@@ -230,9 +217,9 @@ def test_beat_survives_a_redis_that_goes_away(stack: Stack) -> None:
     world, beat = stack.world, stack.nodes[0]
 
     stack.redis.kill()
-    world.wait_until(lambda: word(beat) == "waiting", PATIENCE, "beat says that it waits")
+    world.wait_until(lambda: word(beat) == "waiting", TIMEOUT, "beat says that it waits")
     touched = beat.heartbeat("beat").stat().st_mtime
-    world.wait_until(lambda: beat.heartbeat("beat").stat().st_mtime > touched, PATIENCE, "beat is alive meanwhile")
+    world.wait_until(lambda: beat.heartbeat("beat").stat().st_mtime > touched, TIMEOUT, "beat is alive meanwhile")
     stack.redis.start()
 
     sends(stack, 3)
@@ -247,10 +234,10 @@ def test_a_beat_that_stops_gives_its_lock_away_and_the_next_removes_what_is_swit
 
     beat.process.terminate()
 
-    assert beat.exits(PATIENCE) == 0
+    assert beat.exits(TIMEOUT) == 0
     assert stack.redis.client().exists("redbeat:lock") == 0
     off = stack.beat(BEAT_SCHEDULE="report-free-space=off")
-    stack.world.wait_until(lambda: word(off) == "ticking", PATIENCE, "the next beat ticks")
+    stack.world.wait_until(lambda: word(off) == "ticking", TIMEOUT, "the next beat ticks")
     assert stack.redis.client().exists("redbeat:report-free-space") == 0
 
 
@@ -265,14 +252,14 @@ def test_a_schedule_that_could_not_be_written_is_written_later(world: World) -> 
     assert word(beat) == "ticking"
 
 
-@pytest.mark.usefixtures("held_up_for_long")
+@pytest.mark.usefixtures("long_socket_timeout")
 def test_a_worker_with_beat_inside_sends_the_schedule_and_doubles_nobody(world: World) -> None:
     stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
-    # On a queue of its own, so that what beat sends stays where it can be counted.
+    # With another queue, so that what beat sends stays in the default queue and can be counted.
     worker = stack.celery("worker --beat --queues=other --hostname=node0@%h --loglevel=info").ready()
     sends(stack)
     beat = stack.beat()
-    world.wait_until(lambda: word(beat) == "standby", PATIENCE, "the second beat stands by")
+    world.wait_until(lambda: word(beat) == "standby", TIMEOUT, "the second beat stands by")
 
     sends(stack, WATCHED)
 
@@ -281,29 +268,29 @@ def test_a_worker_with_beat_inside_sends_the_schedule_and_doubles_nobody(world: 
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_run_that_could_not_be_sent_is_sent_late_and_once(disturbed: dict[str, Disturbed], fault: str) -> None:
-    one = disturbed[fault]
+def test_a_run_that_could_not_be_sent_is_sent_late_and_once(faulty: dict[str, FaultyRedis], fault: str) -> None:
+    one = faulty[fault]
 
-    one.stack.world.wait_until(lambda: len(one.sent()[1]) >= 2, PATIENCE, "the late run and the next one are sent")
+    one.stack.world.wait_until(lambda: len(one.sent()[1]) >= 2, TIMEOUT, "the late run and the next one are sent")
 
     said = [int(seconds) for seconds in one.beat.process.matches(r"report-free-space was sent late by (\d+) s")]
     before, since = one.sent()
     late, following = since[:2]
     assert one.waiting in (0, len(before))
     assert before[0] == one.first
-    # Its period counts from when it was sent: from when it was due there would be less than half of it left.
+    # The next period counts from when the run was sent; from when it was due, less than half of it would be left.
     assert following - late > PERIOD_SECONDS / 2
     assert_once(one.stack)
-    # By about as much as it was, and of no other run; on a busy machine there may be more that are late.
+    # The delay that is logged is about right, and only late runs are logged; a busy machine may have more of them.
     assert any(MENDED_SECONDS - 1 <= seconds <= late - before[-1] - PERIOD_SECONDS + 1 for seconds in said)
     assert len(said) <= sum(gap > PERIOD_SECONDS + LATE_SECONDS for gap in gaps([*before, *since]))
     assert one.beat.process.count("could not be sent") == 0
-    # One when it begins, one when it is over.
+    # One line when the outage begins, one when it is over.
     assert [one.beat.process.count(f"beat: {what} ") for what in ("waiting", "goes on after")] == [1, 1]
     assert one.beat.process.count("Traceback") == 0
 
 
-# Stops beat, once, where celery-redbeat has reserved a run and not sent it, or after it has sent it.
+# Kills beat, once, where celery-redbeat has reserved a run and not sent it, or after it has sent it.
 DYING = """
 import os, signal
 from pathlib import Path
@@ -323,7 +310,7 @@ def test_a_run_is_neither_lost_nor_doubled_by_a_beat_that_dies_in_the_middle_of_
     world: World, own_checkout: Checkout, tmp_path: Path
 ) -> None:
     world.checkout = own_checkout
-    # After the run that is made due there is none while the test lasts.
+    # After the run that is made due, none is due while the test lasts.
     schedule = "report-free-space=3600"
     stacks = []
     for when in ("before_task_publish", "after_task_publish"):
@@ -334,7 +321,7 @@ def test_a_run_is_neither_lost_nor_doubled_by_a_beat_that_dies_in_the_middle_of_
     for stack in stacks:
         make_due(stack)
     for stack in stacks:
-        assert stack.nodes[0].exits(PATIENCE) == -signal.SIGKILL
+        assert stack.nodes[0].exits(TIMEOUT) == -signal.SIGKILL
         # As after BEAT_LOCK_SECONDS.
         stack.redis.client().delete("redbeat:lock")
         stack.beat()
@@ -346,7 +333,7 @@ def test_a_run_is_neither_lost_nor_doubled_by_a_beat_that_dies_in_the_middle_of_
         assert_once(stack)
 
 
-# Stands still, once, in the middle of sending.
+# Suspends beat, once, in the middle of sending.
 FREEZING = """
 import time
 from pathlib import Path
@@ -371,7 +358,7 @@ def test_a_beat_that_stood_still_does_not_send_again_what_its_successor_has_sent
     frozen, go_on = tmp_path / "frozen", tmp_path / "go on"
     stack = world.stack(BEAT_SCHEDULE=SCHEDULE, CELERY_IMPORTS="freezing", FROZEN=str(frozen), GO_ON=str(go_on))
     beat = stack.beat()
-    world.wait_until(frozen.exists, PATIENCE, "it stands still")
+    world.wait_until(frozen.exists, TIMEOUT, "it stands still")
     # As after BEAT_LOCK_SECONDS.
     stack.redis.client().delete("redbeat:lock")
     taken_over = time()
@@ -383,11 +370,11 @@ def test_a_beat_that_stood_still_does_not_send_again_what_its_successor_has_sent
     beat.says("beat: standby")
     sends(stack, 2)
     assert_once(stack)
-    # What it had in its hands went nowhere.
+    # The run that the first beat was sending was not sent.
     assert min(sent(stack.redis)) > taken_over
 
 
-@pytest.mark.usefixtures("held_up_for_long")
+@pytest.mark.usefixtures("long_socket_timeout")
 def test_beat_needs_no_redis_for_results(world: World) -> None:
     results = world.redis()
     stack = world.stack(world.redis(), BEAT_SCHEDULE=SCHEDULE, CELERY_RESULT_BACKEND=results.url(1, password=""))
@@ -399,9 +386,9 @@ def test_beat_needs_no_redis_for_results(world: World) -> None:
     sends(stack, 4)
 
 
-def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, held_up_for_long: Checkout) -> None:
+def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, long_socket_timeout: Checkout) -> None:
     other = '    "other": {"task": "t", "schedule": 1.0, "options": {"queue": "forbidden"}},'
-    held_up_for_long.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{other}\n")
+    long_socket_timeout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{other}\n")
     stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
     stack.redis.ask("ACL", "SETUSER", "default", "resetkeys", "~redbeat:*", "~celery*", "~_kombu.binding*")
     beat = stack.beat()
@@ -411,23 +398,23 @@ def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, held
     beat.says("beat: waiting for Redis at .* to take other: .*NOPERM", times=1)
 
 
-def test_what_is_sent_to_a_queue_that_expires_expires(world: World, held_up_for_long: Checkout) -> None:
+def test_what_is_sent_to_a_queue_that_expires_expires(world: World, long_socket_timeout: Checkout) -> None:
     default = "        task_default_queue=DEFAULT_QUEUE,\n"
-    expiring = f"{default}        task_queues=[__import__('kombu').Queue(DEFAULT_QUEUE, expires={PATIENCE})],\n"
-    held_up_for_long.replace("services/app.py", default, expiring)
+    expiring = f"{default}        task_queues=[__import__('kombu').Queue(DEFAULT_QUEUE, expires={TIMEOUT})],\n"
+    long_socket_timeout.replace("services/app.py", default, expiring)
     stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
     stack.beat()
 
     sends(stack, 2)
 
-    assert 0 < stack.redis.client().pttl("celery") <= PATIENCE * 1000
+    assert 0 < stack.redis.client().pttl("celery") <= TIMEOUT * 1000
 
 
 def test_an_entry_that_can_never_be_sent_is_reported_and_keeps_no_other(
-    world: World, held_up_for_long: Checkout
+    world: World, long_socket_timeout: Checkout
 ) -> None:
     broken = '    "broken": {"task": "t", "schedule": 1.0, "options": {"serializer": "none"}},'
-    held_up_for_long.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{broken}\n")
+    long_socket_timeout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{broken}\n")
     stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
     beat = stack.beat()
 
@@ -437,14 +424,14 @@ def test_an_entry_that_can_never_be_sent_is_reported_and_keeps_no_other(
     assert word(beat) == "ticking"
 
 
-def test_the_one_that_stands_by_takes_over_when_the_holder_is_killed(succession: Succession) -> None:
-    stack = succession.stack
-    before = len(succession.sent_before)
+def test_the_standby_takes_over_when_the_beat_with_the_lock_is_killed(failover: Failover) -> None:
+    stack = failover.stack
+    before = len(failover.sent_before)
 
-    stack.world.wait_until(lambda: word(succession.heir) == "ticking", PATIENCE, "the other beat has the lock")
+    stack.world.wait_until(lambda: word(failover.standby) == "ticking", TIMEOUT, "the other beat has the lock")
 
     sends(stack, 3)
-    # Not before the lock of the dead has run out, which nobody renews.
+    # Not before the lock of the killed beat has expired.
     assert max(gaps(sent(stack.redis)[before - 1 :])) > BEAT_LOCK_SECONDS / 2
     assert BEAT_LOCK_SECONDS + TICK_SECONDS <= PROMISED_SECONDS
     assert_once(stack)

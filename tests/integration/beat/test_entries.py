@@ -25,7 +25,7 @@ from tests.support.documents import block
 from tests.support.world import Stack, World
 from tests.unit.services.test_summer_time import expected
 
-PATIENCE = 120
+TIMEOUT = 120
 OFF = "report-free-space=off"
 IMPORTS = """
 from datetime import timedelta
@@ -50,8 +50,8 @@ def definition(name: str, **fields: Any) -> bytes:
 
 
 def shell(stack: Stack, code: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run this in a process that has the application, as `make shell` is one."""
-    return stack.world.answer(["-c", IMPORTS + code], stack.environment(**more), PATIENCE)
+    """Run `code` in a process that has the application, as in `make shell`."""
+    return stack.world.answer(["-c", IMPORTS + code], stack.environment(**more), TIMEOUT)
 
 
 def do(stack: Stack, code: str, **more: str) -> str:
@@ -70,7 +70,7 @@ def sent(stack: Stack, task: str = "no.such.task") -> list[Any]:
 def sends(stack: Stack, word: str = "", times: int = 1, task: str = "no.such.task") -> None:
     """Wait until so many of these have been sent."""
     what = f"beat sends {word} {times} times"
-    stack.world.wait_until(lambda: sent(stack, task).count(word) >= times, PATIENCE, what)
+    stack.world.wait_until(lambda: sent(stack, task).count(word) >= times, TIMEOUT, what)
 
 
 def dump(stack: Stack) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def test_an_entry_is_added_changed_switched_off_and_on_and_removed_while_beat_ru
     sends(stack, "added", 2)
 
     do(stack, EACH_SECOND.format(word="changed", enabled=True))
-    # Not one more of what it was, from the moment on in which the change was made.
+    # No run of the old definition is sent after the change.
     added = sent(stack).count("added")
     sends(stack, "changed", 2)
 
@@ -121,7 +121,7 @@ def test_an_entry_survives_a_restart_and_a_deploy(world: World, own_checkout: Ch
     do(stack, EACH_SECOND.format(word="kept", enabled=True))
     sends(stack, "kept")
     beat.process.terminate()
-    assert beat.exits(PATIENCE) == 0
+    assert beat.exits(TIMEOUT) == 0
     before = sent(stack).count("kept")
     # A release whose code has another entry, and lacks the one it had.
     own_checkout.replace("services/schedule.py", '"report-free-space": {', '"another": {')
@@ -143,7 +143,7 @@ def test_what_the_code_had_and_somebody_saves_now_stays(world: World, own_checko
     world.checkout = own_checkout
     do(stack, "Entry('report-free-space', 'no.such.task', 1, args=['mine'], app=app).save()")
     stack.nodes[0].process.terminate()
-    stack.nodes[0].exits(PATIENCE)
+    stack.nodes[0].exits(TIMEOUT)
 
     stack.beat()
 
@@ -155,7 +155,7 @@ def test_the_name_of_an_entry_of_the_code_is_refused_and_nothing_is_written(worl
     stack = world.stack(BEAT_SCHEDULE=schedule)
     stack.beat().says("beat: ticking")
     stack.nodes[0].process.terminate()
-    stack.nodes[0].exits(PATIENCE)
+    stack.nodes[0].exits(TIMEOUT)
     before = dump(stack)
 
     one = "Entry('report-free-space', 'no.such.task', 1, app=app)"
@@ -210,7 +210,7 @@ def test_the_name_of_a_key_of_beats_own_is_refused(stack: Stack, name: str) -> N
 
 
 def test_an_entry_that_is_saved_again_is_due_by_its_last_run(stack: Stack) -> None:
-    # As at each start of an application: it would never run if that came more often than an hour.
+    # An application may save it at each start; with RedBeat it would never run if that came more often than an hour.
     code = "Entry('hourly', 'no.such.task', 3600, args=['hourly'], app=app).save()"
     do(stack, code)
     long_ago = {"__type__": "datetime", "year": 2026, "month": 1, "day": 1, "hour": 0, "minute": 0, "timezone": "UTC"}
@@ -249,7 +249,7 @@ def test_an_entry_whose_schedule_comes_to_its_end_is_sent_till_then(stack: Stack
 
 
 def test_an_entry_of_an_earlier_release_is_sent_when_it_is_due(world: World) -> None:
-    # It had reckoned an hour too late, and saved in whichever of the two hours.
+    # That release computed an hour too late, and did not say which of the two equal hours it saved.
     stack = world.stack(BEAT_SCHEDULE=OFF, CELERY_TIMEZONE="Europe/Berlin")
     last = {"__type__": "datetime", "year": 2025, "month": 10, "day": 26, "hour": 2, "minute": 30}
     meta = {"last_run_at": last | {"second": 0, "microsecond": 0, "timezone": "Europe/Berlin"}, "total_run_count": 3}
@@ -273,7 +273,7 @@ def test_a_crontab_with_an_empty_field_is_refused(stack: Stack) -> None:
     assert not stack.redis.client().exists("redbeat:empty")
 
 
-# What nobody can make an entry of, or send.
+# Definitions that cannot be decoded, or sent.
 BROKEN: dict[str, tuple[bytes, str]] = {
     "not-json": (b"{", NEVER_RUN),
     "not-utf-8": (b'{"name": "not-utf-8", "task": "\xff\xfe', NEVER_RUN),
@@ -310,20 +310,20 @@ def test_a_broken_entry_is_reported_and_keeps_no_other(world: World) -> None:
     assert Counter(name.removeprefix("redbeat:") for name in said) == Counter([*BROKEN, "no-hash"])
     assert set(client.zrange("redbeat::schedule", 0, -1)) == {*keys, "redbeat:one"}
 
-    # A beat that starts with them, which looks at all.
+    # A beat that starts with them reads all entries.
     beat.process.terminate()
-    beat.exits(PATIENCE)
+    beat.exits(TIMEOUT)
     before = sent(stack).count("good")
     other = stack.beat()
     sends(stack, "good", before + 2)
     assert word(other) == "ticking"
 
-    # Saved again, it is mended.
+    # Saving it again repairs it.
     do(stack, "Entry('not-json', 'no.such.task', 1, args=['mended'], app=app).save()")
     sends(stack, "mended")
 
 
-# Made by somebody while beat, which has looked at an entry, stands still in the middle of sending it.
+# Changes that are made while beat has read an entry and is suspended in the middle of sending it.
 CHANGES = {
     "changed": "Entry('one', 'no.such.task', crontab(), args=['new'], app=app).save()",
     "off": EACH_SECOND.format(word="old", enabled=False),
@@ -344,24 +344,24 @@ def test_what_is_changed_between_a_look_and_a_send_is_not_sent_as_it_was(
         do(stack, EACH_SECOND.format(word="old", enabled=True))
         stack.beat()
     for change, code in CHANGES.items():
-        world.wait_until((tmp_path / f"{change} frozen").exists, PATIENCE, "it stands still")
+        world.wait_until((tmp_path / f"{change} frozen").exists, TIMEOUT, "it stands still")
         do(stacks[change], code)
         (tmp_path / f"{change} go on").touch()
 
-    # One tick in which they find that out, and one that begins after that.
+    # One tick in which they find that out, and one that begins after it.
     for stack in stacks.values():
         stack.nodes[0].says("beat: ticking")
-        # It says so first.
-        world.wait_until(stack.nodes[0].heartbeat("beat").exists, PATIENCE, "it ticks")
+        # The log line comes before the heartbeat.
+        world.wait_until(stack.nodes[0].heartbeat("beat").exists, TIMEOUT, "it ticks")
     for _ in range(2):
         paths = [stack.nodes[0].heartbeat("beat") for stack in stacks.values()]
         before = [path.stat().st_mtime_ns for path in paths]
         for path, touched in zip(paths, before, strict=True):
-            world.wait_until(lambda p=path, t=touched: p.stat().st_mtime_ns > t, PATIENCE, "it ticks")  # type: ignore[misc]
+            world.wait_until(lambda p=path, t=touched: p.stat().st_mtime_ns > t, TIMEOUT, "it ticks")  # type: ignore[misc]
     for stack in stacks.values():
         assert set(sent(stack)) <= {"new"}
     client = stacks["changed"].redis.client()
-    # At a full minute, as it is now: in the second of it, or in the one before, which is looked at again.
+    # The new crontab is due at a full minute: its score is that second, or the one before, which is read again.
     assert int(client.zscore("redbeat::schedule", "redbeat:one") or 0) % 60 in (0, 59)
     assert dump(stacks["removed"]).keys() == {"redbeat:lock"}
 
@@ -461,7 +461,7 @@ def test_what_is_saved_in_another_time_zone_is_due_in_that_of_beat(world: World)
     expect = {"redbeat:nine": due, "redbeat:off": due, "redbeat:over": -1, "redbeat:never": tomorrow}
     assert scores() == expect
     assert len(sent(stack, "never")) == 1
-    # Saved again in between, and looked at once.
+    # Saved again in between, it is read at once.
     now += timedelta(minutes=59)
     nine.save()
     assert scores() == expect
@@ -474,7 +474,7 @@ def test_what_is_saved_in_another_time_zone_is_due_in_that_of_beat(world: World)
     beat.close()
 
 
-# In the night of a change a beat looks each minute; the rest is tests/unit/services/test_summer_time.py.
+# A beat ticks every minute in the night of a clock change; tests/unit/services/test_summer_time.py has more.
 BERLIN = "Europe/Berlin"
 NIGHTS = [datetime(2026, 3, 29), datetime(2026, 10, 25)]
 FORMS = {"code": "30 2 * * *", "hourly": "0 * * * *", "quarters": "*/15 1-3 * * *", "morning": "0 9 * * *"}

@@ -10,13 +10,13 @@ import pytest
 from celery.schedules import crontab
 
 from config import ConfigError, load
-from services.schedule import ENTRIES, beat_schedule, with_period
+from services.schedule import ENTRIES, beat_schedule, set_period
 from tests.support.checkout import Checkout
 
 EVERY = tuple(ENTRIES)
-# An entry of the tests' own, so that they hold whatever a user makes of the schedule.
+# An entry for the tests, which hold whatever entries a user adds.
 ONE = "probe"
-# None of these commands does more than import the application.
+# The commands only import the application.
 SECONDS = 120
 
 
@@ -65,8 +65,8 @@ def test_a_change_leaves_the_code_as_it_was() -> None:
 
 def test_a_run_that_waited_for_longer_than_its_period_is_dropped() -> None:
     entry = {"task": "a", "schedule": 300.0, "options": {"expires": 300.0, "queue": "slow"}}
-    assert with_period(entry, "60")["options"] == {"expires": 60.0, "queue": "slow"}
-    assert with_period({"task": "a", "schedule": 300.0}, "60")["options"] == {}
+    assert set_period(entry, "60")["options"] == {"expires": 60.0, "queue": "slow"}
+    assert set_period({"task": "a", "schedule": 300.0}, "60")["options"] == {}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_solar_schedule_is_refused_in_one_sentence_that_says_what_to_write(
     before = path.read_text() if path.exists() else ""
     path.write_text(f"{before}\nfrom celery.schedules import solar\nDUSK = solar('sunset', 52.5, lon=13.4)\n")
     if installed:
-        # That it is there is all that Celery asks before anything else is looked at.
+        # Celery only checks that ephem can be imported.
         own_checkout.write("ephem.py", "")
     done = subprocess.run(
         [sys.executable, *command.split()],

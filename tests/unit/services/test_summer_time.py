@@ -1,4 +1,4 @@
-"""Entries of the schedule in the days in which clocks are changed, against what each minute of them says by itself."""
+"""Crontabs on days on which clocks change, compared with a reference that checks every minute by itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from services.schedule import beat_schedule
 from tests.support.application import create_app
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
-# The nights in which each zone changes its clocks. Lord Howe does so by half an hour, and its winter is in July.
+# The nights in which each zone changes its clocks; Lord Howe by half an hour, with winter in July.
 CHANGES = [
     ("Europe/Berlin", datetime(2026, 3, 29)),
     ("Europe/Berlin", datetime(2026, 10, 25)),
@@ -32,7 +32,7 @@ CHANGES = [
     ("Australia/Lord_Howe", datetime(2026, 4, 5)),
     ("Australia/Lord_Howe", datetime(2026, 10, 4)),
 ]
-# A second of work for each form and night, and more for a year: one zone says most of it.
+# A form takes a second a night, and more for a year: the other zones are slow tests.
 NIGHTS = [change if "Berlin" in change[0] else pytest.param(*change, marks=pytest.mark.slow) for change in CHANGES]
 ZONES = [
     "Europe/Berlin",
@@ -73,7 +73,7 @@ FORMS = [
     "30 2 */2 * *",
     "30 2 * mar-apr,oct-nov *",
     "30 2 * */3 *",
-    # Celery wants both days to be right; Debian's cron one of them.
+    # Celery needs both days to match, Debian's cron one of them.
     "15 1,2 1-7 * sun",
     "*/30 * 25-31 3,10 sunday",
 ]
@@ -81,11 +81,11 @@ NAMES = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 
 
-# What is expected.
+# The reference.
 
 
 def numbers(field: str, lowest: int, highest: int, names: Iterable[str] = ()) -> set[int]:
-    """What a field of a crontab allows."""
+    """The numbers that a field of a crontab allows."""
     known = {name: number for number, name in enumerate(names, lowest)}
     found: set[int] = set()
     for part in field.split(","):
@@ -102,7 +102,7 @@ def numbers(field: str, lowest: int, highest: int, names: Iterable[str] = ()) ->
 
 
 class Form:
-    """A crontab, as its five fields say."""
+    """A crontab, parsed from its five fields."""
 
     def __init__(self, text: str) -> None:
         minute, hour, day, month, weekday = text.split()
@@ -112,7 +112,7 @@ class Form:
         self.weekdays = numbers(weekday, 0, 6, NAMES)
 
     def names(self, time: datetime) -> bool:
-        """Whether this is one of its times."""
+        """Whether `time` is one of its times."""
         return (
             time.minute in self.minutes
             and time.hour in self.hours
@@ -123,9 +123,9 @@ class Form:
 
 
 def minutes(zone: str, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime, bool, list[datetime]]]:
-    """Each minute, what the clock shows then, whether it shows that again, and what it has left out just before."""
+    """Each minute: the moment, the local time, whether it is a repetition, and the local times skipped before."""
     place = ZoneInfo(zone)
-    # An hour that is shown again has been shown within three.
+    # A repeated hour was first shown within the last three hours.
     moment = start - 3 * HOUR
     before = latest = moment.astimezone(place).replace(tzinfo=None) - MINUTE
     while moment < end:
@@ -139,7 +139,7 @@ def minutes(zone: str, start: datetime, end: datetime) -> Iterator[tuple[datetim
 
 
 def expected(text: str, zone: str, start: datetime, end: datetime) -> list[datetime]:
-    """When it runs after `start` and before `end`, told by looking at the clock in every minute."""
+    """When a crontab runs after `start` and before `end`, by checking every minute."""
     form, found = Form(text), []
     for moment, shown, again, left_out in minutes(zone, start, end):
         runs = form.names(shown) and (form.floats or not again)
@@ -149,7 +149,7 @@ def expected(text: str, zone: str, start: datetime, end: datetime) -> list[datet
     return found
 
 
-# What happens.
+# Beat.
 
 
 @dataclass
@@ -173,16 +173,16 @@ def clock(zone: str, now: datetime) -> Clock:
 
 
 def stored(entry: Any) -> list[str]:
-    """An entry as it is kept in Redis."""
-    return [entries.encoded({name: getattr(entry, name) for name in entries.DEFINITION}), entries.runs(entry)]
+    """An entry as stored in Redis."""
+    return [entries.encode({name: getattr(entry, name) for name in entries.DEFINITION}), entries.encode_meta(entry)]
 
 
 def runs(clock: Clock, entry: Any, end: datetime) -> Iterator[datetime]:
-    """When beat sends an entry: it sees what is stored, and looks when the stored score says."""
+    """When beat sends an entry: it reads what is stored, when the stored score says."""
     kept = stored(entry)
     score = entry.score
     while True:
-        # A tick is never in time to the instant.
+        # A tick is always slightly late.
         clock.now = max(clock.now, datetime.fromtimestamp(score, UTC)) + timedelta(seconds=0.3)
         if clock.now >= end:
             return
@@ -191,7 +191,7 @@ def runs(clock: Clock, entry: Any, end: datetime) -> Iterator[datetime]:
         if due:
             yield clock.now.replace(second=0, microsecond=0)
             following = ScheduleEntry._next_instance(entry)
-            kept, score = [kept[0], entries.runs(following)], following.score
+            kept, score = [kept[0], entries.encode_meta(following)], following.score
         else:
             clock.now += timedelta(seconds=max(seconds, 1))
 
@@ -201,7 +201,7 @@ def entry(clock: Clock, schedule: Any) -> Any:
 
 
 def around(zone: str, night: datetime, before: timedelta, after: timedelta) -> tuple[datetime, datetime]:
-    """Moments so long before and after the midnight before a change."""
+    """`before` and `after` the midnight before a clock change."""
     midnight = night.replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
     return midnight - before, midnight + after
 
@@ -216,7 +216,7 @@ def test_a_crontab_runs_when_every_minute_says_that_it_should(zone: str, night: 
 
 
 def field(lowest: int, highest: int) -> st.SearchStrategy[str]:
-    """A field of a crontab, in all its forms."""
+    """Fields of a crontab, in all forms."""
     number = st.integers(lowest, highest).map(str)
     span = st.tuples(number, number).map("-".join)
     step = st.tuples(st.one_of(span, st.just("*")), st.integers(1, 12).map(str)).map("/".join)
@@ -224,7 +224,7 @@ def field(lowest: int, highest: int) -> st.SearchStrategy[str]:
     return st.one_of(st.just("*"), st.lists(part, min_size=1, max_size=3).map(",".join))
 
 
-# Times around the change, so that most examples have something to do with it.
+# Times around the clock change, so that most examples are affected.
 TIMES = st.tuples(field(0, 59), field(0, 4), field(1, 31), field(1, 12), field(0, 6))
 
 
@@ -237,7 +237,7 @@ def test_any_crontab_runs_when_every_minute_says_that_it_should(
     try:
         schedule = crontab.from_string(form)
     except ValueError:
-        # A day that no month has.
+        # A day that exists in no month.
         return
     start, end = around(*change, HOUR, 8 * HOUR)
     at = clock(change[0], start)
@@ -263,7 +263,7 @@ def test_an_interval_is_as_long_as_ever(zone: str, night: datetime, seconds: int
 
     times = list(runs(at, entry(at, float(seconds)), end))
 
-    # A tick after each.
+    # Each run is a tick late.
     assert {round((after - before) / MINUTE) for before, after in pairwise(times)} <= {seconds // 60, seconds // 60 + 1}
     assert len(times) >= (end - start).total_seconds() // (seconds + 1) - 1
 

@@ -1,0 +1,274 @@
+"""Who gets into Flower and may change something: two logins, and users that proxies have logged in."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import re
+import socket
+from collections.abc import Callable
+
+import pytest
+from flower import urls
+from tornado.web import RequestHandler
+
+from tests.support.redis_server import RedisServer
+from tests.support.served_flower import (
+    FORM,
+    IN_PROXIES_NETWORK,
+    LOGGED_IN_BY_PROXY,
+    LOGIN,
+    PAGES,
+    PASSWORD,
+    PROXY,
+    READ_ONLY_LOGIN,
+    STRANGER,
+    TABLE,
+    TIMEOUT,
+    Answer,
+    ServedFlower,
+    basic,
+    send_events,
+)
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/nowhere", "/login", "/healthcheck/"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE"])
+def test_nothing_is_answered_without_the_login(flower: ServedFlower, method: str, path: str) -> None:
+    answer = flower.ask(path, method, login=None)
+    assert answer.status == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+    assert answer.body in (b"", b"Log in with FLOWER_BASIC_AUTH.\n")
+    assert not [name for name in answer.headers if name.startswith("Access-Control-")]
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        "Basic",
+        "Basic !!!",
+        "Basic " + base64.b64encode(b"\xff\xfe:\x00").decode(),
+        basic("admin:wrong"),
+        basic("admin:a"),
+        basic("b:ü ✓"),
+        basic("evil:evil"),
+        basic(LOGIN).replace("Basic", "Bearer"),
+        basic(f"guest:{PASSWORD[:-1]}"),
+        basic("guest:"),
+    ],
+)
+def test_a_wrong_login_is_refused_without_a_traceback(flower: ServedFlower, authorization: str) -> None:
+    answer = flower.ask("/api/workers", login=None, headers={"Authorization": authorization})
+    assert answer.status == 401
+    assert "WWW-Authenticate" in answer.headers
+    assert "Traceback" not in flower.process.log()
+
+
+def test_a_wrong_login_is_logged_and_a_missing_one_is_not(flower: ServedFlower) -> None:
+    flower.ask("/missing", login=None)
+    flower.ask("/wrong", login="admin:guessed")
+    flower.until(lambda: flower.process.count("401 GET /flower/wrong "), TIMEOUT, "the wrong login is logged")
+    assert not flower.process.count("401 GET /flower/missing ")
+    assert "guessed" not in flower.process.log()
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("login", [LOGIN, READ_ONLY_LOGIN], ids=["full", "read-only"])
+def test_each_login_with_a_comma_a_colon_and_an_umlaut_opens_every_page(
+    flower: ServedFlower, login: str, path: str
+) -> None:
+    assert flower.ask(path, login=login).status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/healthcheck", "/metrics", "/flower", "/favicon.ico", "/nowhere"])
+def test_paths_outside_the_prefix_need_the_login_too(flower: ServedFlower, path: str) -> None:
+    assert flower.ask(path, login=None, prefix="").status == 401
+
+
+def test_options_of_the_whole_server_need_the_login(flower: ServedFlower) -> None:
+    assert flower.ask("*", "OPTIONS", login=None, prefix="").status == 401
+
+
+@pytest.mark.parametrize(
+    ("login", "status"), [("", 401), (f"Authorization: {basic(READ_ONLY_LOGIN)}\r\n", 403)], ids=["none", "read-only"]
+)
+def test_the_body_of_a_request_that_is_refused_is_not_waited_for(flower: ServedFlower, login: str, status: int) -> None:
+    head = f"POST /flower/api/task/send-task/a HTTP/1.1\r\nHost: x\r\n{login}Content-Length: 90000000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", flower.port), timeout=TIMEOUT) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(100).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_the_health_check_is_free(flower: ServedFlower) -> None:
+    assert flower.healthy().text == "OK"
+    assert flower.healthy("HEAD").text == ""
+    assert flower.ask("/healthcheck", "OPTIONS", login=None).status == 405
+    assert flower.ask("/healthcheck", "POST", login=None).status in (403, 405)
+
+
+def test_another_site_cannot_press_buttons_with_the_browsers_login(flower: ServedFlower, worker: str) -> None:
+    path = f"/api/worker/shutdown/{worker}"
+    assert flower.ask(path, "POST", headers={"Sec-Fetch-Site": "cross-site"}).status == 403
+    assert flower.ask(path, "POST", headers={"Origin": "https://evil.example.com"}).status == 403
+
+
+def test_flower_listens_on_every_address(flower: ServedFlower) -> None:
+    flower.healthy(host="127.0.0.2")
+
+
+def test_flower_refuses_to_start_without_a_login(serve: Callable[..., ServedFlower]) -> None:
+    said = serve(None, FLOWER_BASIC_AUTH="").refused()
+    assert said.startswith("FLOWER_BASIC_AUTH is not set: ")
+    assert said.count("\n") == 1
+
+
+def test_flower_says_which_port_is_taken(serve: Callable[..., ServedFlower]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))  # noqa: S104 - as Flower does
+        taken.listen()
+        port = taken.getsockname()[1]
+        last = serve(None, port=port).refused().splitlines()[-1]
+    assert last.startswith(f"Flower cannot listen on port {port} (Address already in use)")
+
+
+# ── the read-only login ────────────────────────────────────────────────────────────────────────────────────────────
+
+WRITE_METHODS = ("POST", "PUT", "DELETE", "PATCH")
+# Routes that the read-only login may use; none changes anything. Check a route of a newer Flower before you add it.
+READ_ROUTES = {
+    *("/", "/workers", "/worker/(.+)", "/task/(.+)", "/tasks", "/tasks/datatable", "/broker", "/metrics"),
+    *("/api/workers", "/api/tasks", "/api/task/types", "/api/queues/length", "/api/task/info/(.*)"),
+    *("/api/task/result/(.+)", "/healthcheck", "/static/(.*)", "/logout", ".*"),
+}
+
+
+def routes() -> dict[str, type[RequestHandler]]:
+    """The handler of each pattern of Flower's routes."""
+    found = {}
+    for route in urls.handlers:
+        pattern, handler = (route[0], route[1]) if isinstance(route, tuple) else (route.regex.pattern, route.target)
+        found[pattern.removesuffix("$")] = handler
+    return found
+
+
+def answers(handler: type[RequestHandler], method: str) -> bool:
+    return getattr(handler, method.lower()) is not RequestHandler._unimplemented_method
+
+
+def test_every_route_either_writes_or_is_known_to_be_read_only() -> None:
+    looked_at = {path for path, handler in routes().items() if answers(handler, "GET") or answers(handler, "HEAD")}
+    assert looked_at == READ_ROUTES
+    acting = routes().keys() - looked_at
+    assert "/api/worker/shutdown/(.+)" in acting
+    assert len(acting) > 10
+
+
+@pytest.mark.parametrize("method", WRITE_METHODS)
+def test_the_read_only_login_is_refused_on_every_route_that_writes(flower: ServedFlower, method: str) -> None:
+    paths = {re.sub(r"\(.*\)", "x", pattern).removesuffix("?") for pattern in routes()} - {"/healthcheck"}
+    for path in sorted(paths | {"/nowhere"}):
+        answer = flower.ask(path.replace(".*", "/nowhere"), method, login=READ_ONLY_LOGIN)
+        if (method, path) == ("POST", "/tasks/datatable"):
+            # The arguments are missing; the test below sends them.
+            assert answer.status == 400
+            continue
+        assert answer.status == 403, path
+        assert answer.text == (
+            "This login sees everything and changes nothing: to do that, log in with FLOWER_BASIC_AUTH.\n"
+        )
+        assert "WWW-Authenticate" not in answer.headers
+
+
+def test_the_table_of_tasks_is_filled_for_the_read_only_login(flower: ServedFlower, task: str) -> None:
+    rows = flower.ask("/tasks/datatable", "POST", login=READ_ONLY_LOGIN, body=TABLE, headers=FORM).json["data"]
+    assert task in [row["uuid"] for row in rows]
+
+
+def buttons(page: str) -> set[str]:
+    """Ids of the buttons that change something; others copy text or open a menu, and have other ids."""
+    return set(re.findall(r"<button[^>]* id=\"((?:worker|task)-[^\"]*)\"", page)) - {"worker-group"}
+
+
+def test_the_read_only_login_sees_no_button_that_writes(
+    flower: ServedFlower, redis: RedisServer, worker: str, task: str
+) -> None:
+    page = f"/worker/{worker}"
+    assert {"worker-shutdown", "worker-pool-grow", "worker-add-consumer"} <= buttons(flower.ask(page).text)
+    assert buttons(flower.ask(page, login=READ_ONLY_LOGIN).text) == set()
+    [started] = send_events(redis.url(), ended=False)
+    flower.wait_for_task(started)
+    page = f"/task/{started}"
+    flower.until(lambda: buttons(flower.ask(page).text) == {"task-terminate"}, TIMEOUT, "the task has started")
+    assert buttons(flower.ask(page, login=READ_ONLY_LOGIN).text) == set()
+    # The page of one login is not cached for the other.
+    assert buttons(flower.ask(page).text) == {"task-terminate"}
+
+
+def test_the_user_who_changes_something_is_logged(flower: ServedFlower) -> None:
+    assert flower.ask("/api/worker/shutdown/nobody@shop", "POST").status == 404
+    line = "'admin' has asked for POST /flower/api/worker/shutdown/nobody@shop, answered 404"
+    flower.until(lambda: flower.process.count(re.escape(line)), TIMEOUT, "the log says who it was")
+
+
+# ── proxies that have logged the user in ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("source", [PROXY, IN_PROXIES_NETWORK])
+def test_a_user_whom_a_proxy_has_logged_in_needs_no_other_login_and_may_write(
+    flower: ServedFlower, source: str
+) -> None:
+    def ask(path: str, method: str = "GET") -> Answer:
+        return flower.ask(path, method, login=None, headers=LOGGED_IN_BY_PROXY, source=source)
+
+    assert {path: ask(path).status for path in PAGES} == dict.fromkeys(PAGES, 200)
+    assert ask(f"/api/worker/shutdown/{source}", "POST").status == 404
+    line = f"'alice@example.com' has asked for POST /flower/api/worker/shutdown/{source}, answered 404"
+    flower.until(lambda: flower.process.count(re.escape(line)), TIMEOUT, "the log says who it was")
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [{}, {"X-Forwarded-For": PROXY, "X-Real-Ip": PROXY, "Forwarded": f"for={PROXY}"}],
+    ids=["silent", "claims-to-be-the-proxy"],
+)
+def test_a_header_from_elsewhere_is_ignored(flower: ServedFlower, claims: dict[str, str]) -> None:
+    headers = {**LOGGED_IN_BY_PROXY, **claims}
+    answer = flower.ask("/api/workers", login=None, headers=headers, source=STRANGER)
+    assert answer.status == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+
+
+@pytest.mark.parametrize("source", [PROXY, STRANGER])
+def test_the_read_only_login_stays_read_only_whatever_a_proxy_says(flower: ServedFlower, source: str) -> None:
+    path, login = "/api/worker/shutdown/x", READ_ONLY_LOGIN
+    assert flower.ask(path, "POST", login=login, headers=LOGGED_IN_BY_PROXY, source=source).status == 403
+
+
+@pytest.mark.parametrize("headers", [{}, {"Remote-User": ""}, {"Remote-User": "  "}, {"Remote_User": "alice"}])
+def test_a_proxy_that_names_nobody_is_asked_for_the_login(flower: ServedFlower, headers: dict[str, str]) -> None:
+    assert flower.ask("/api/workers", login=None, headers=headers, source=PROXY).status == 401
+    assert flower.ask("/api/workers", headers=headers, source=PROXY).status == 200
+
+
+def test_a_header_that_is_there_twice_is_refused(flower: ServedFlower) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", flower.port, timeout=TIMEOUT, source_address=(PROXY, 0))
+    connection.putrequest("GET", "/flower/api/workers")
+    for name in ("mallory", "alice"):
+        connection.putheader("Remote-User", name)
+    connection.endheaders()
+    answer = Answer(connection.getresponse())
+    connection.close()
+    assert answer.status == 400
+    assert answer.text == "Remote-User is there 2 times: have the proxy replace what clients send.\n"
+
+
+def test_another_site_cannot_press_buttons_with_the_proxys_login(flower: ServedFlower) -> None:
+    for signs in (
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://evil.example"},
+    ):
+        headers = {**LOGGED_IN_BY_PROXY, **signs}
+        answer = flower.ask("/api/worker/shutdown/x", "POST", login=None, headers=headers, source=PROXY)
+        assert (answer.status, answer.text.endswith("request forbidden")) == (403, True), signs

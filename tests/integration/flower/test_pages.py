@@ -1,0 +1,163 @@
+"""Flower's pages and API: links, headers, passwords, and what they do."""
+
+from __future__ import annotations
+
+import re
+import signal
+from html.parser import HTMLParser
+from urllib.parse import quote, urlsplit
+
+import pytest
+from celery import Celery
+
+from services.flower.server import SECURITY_HEADERS
+from tests.support.redis_server import RedisServer
+from tests.support.served_flower import (
+    FORM,
+    LOGIN,
+    PASSWORD,
+    READ_ONLY_LOGIN,
+    REDIS_PASSWORD,
+    TABLE,
+    TIMEOUT,
+    ServedFlower,
+    basic,
+    start_worker,
+)
+from tests.support.waiting import GaveUp
+
+
+class Links(HTMLParser):
+    """The links of a page: (tag, address)."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [(tag, value) for name, value in attrs if name in ("href", "src", "action") and value]
+
+
+def test_every_link_and_asset_answers_under_the_prefix_and_none_is_elsewhere(
+    flower: ServedFlower, worker: str, task: str
+) -> None:
+    todo = ["/", "/workers", "/tasks", "/broker", f"/task/{task}", f"/worker/{worker}"]
+    seen: set[str] = set()
+    assets = 0
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        answer = flower.ask(path)
+        assert answer.status == 200, path
+        if not answer.headers["Content-Type"].startswith("text/html"):
+            continue
+        for tag, link in Links(answer.text).found:
+            if link.startswith("#"):
+                continue
+            if urlsplit(link).netloc:
+                # Links to follow are fine; the page itself loads nothing from outside.
+                assert tag == "a", (path, link)
+                continue
+            assert link.startswith("/flower/"), (path, link)
+            assets += tag != "a"
+            todo.append(link.removeprefix("/flower"))
+    assert assets > 50
+    assert any(path.startswith("/task/") and task not in path for path in seen), "the parent's page was not reached"
+
+
+def test_style_sheets_and_scripts_load_nothing_from_outside(flower: ServedFlower) -> None:
+    for name in ("bootstrap.min", "datatables-1.13.4.min", "flower"):
+        text = flower.ask(f"/static/css/{name}.css").text
+        addresses = re.findall(r"url\(['\"]?([^'\")]+)", text)
+        assert not [address for address in addresses if not address.startswith("data:")], name
+        assert "@import" not in text
+    assert not re.findall(r"['\"]https?://", flower.ask("/static/js/flower.js").text)
+
+
+@pytest.mark.parametrize("path", ["/", "/nowhere", "/healthcheck", "/api/workers", "/metrics", "/static/js/flower.js"])
+@pytest.mark.parametrize("login", [LOGIN, None], ids=["with-login", "without"])
+def test_no_answer_can_be_framed_or_made_to_load_from_elsewhere(
+    flower: ServedFlower, login: str | None, path: str
+) -> None:
+    headers = flower.ask(path, login=login).headers
+    assert {name: headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+
+
+def test_what_the_pages_scripts_ask_for_answers_under_the_prefix(flower: ServedFlower, worker: str, task: str) -> None:
+    rows = flower.ask("/tasks/datatable", "POST", body=TABLE, headers=FORM).json["data"]
+    assert task in [row["uuid"] for row in rows]
+    assert worker in [row["hostname"] for row in flower.ask("/workers?json=1").json["data"]]
+    assert worker in flower.ask(f"/api/workers?workername={worker}&refresh=1").json
+    assert "shop.add" in flower.ask("/api/task/types").json["task-types"]
+    assert flower.ask(f"/api/task/info/{task}").json["result"] == "6"
+    assert flower.ask(f"/api/task/result/{task}").json["result"] == 6
+
+
+@pytest.mark.parametrize("path", ["/", "/flower"])
+def test_the_root_leads_to_the_prefix(flower: ServedFlower, path: str) -> None:
+    answer = flower.ask(path, prefix="")
+    assert (answer.status, answer.headers["Location"]) == (302, "/flower/")
+
+
+def test_an_unknown_page_is_a_404_and_no_traceback(flower: ServedFlower) -> None:
+    assert flower.ask("/nowhere").status == 404
+    assert flower.ask("/login").status == 404
+    assert {flower.ask(path, prefix="").status for path in ("/workers", "/tasks")} == {404}
+    for login in (LOGIN, READ_ONLY_LOGIN):
+        assert {flower.ask(path, login=login).status for path in ("/worker/nobody@shop", "/task/none")} == {404}
+    assert "Traceback" not in flower.process.log()
+
+
+def test_no_password_is_logged_or_shown(flower: ServedFlower, worker: str, task: str) -> None:
+    secret = [REDIS_PASSWORD, quote(REDIS_PASSWORD, safe=""), PASSWORD, basic(LOGIN).removeprefix("Basic ")]
+    pages = ["/", "/broker", f"/worker/{worker}", "/api/workers?refresh=1", f"/task/{task}", "/metrics"]
+    shown = [flower.ask(page).text for page in pages]
+    for text in [*shown, flower.process.log()]:
+        assert not [word for word in secret if word in text]
+    assert flower.settings.broker_url.mask() in shown[1]
+
+
+def test_flower_sends_tasks_and_stops_workers_on_request(flower: ServedFlower, redis: RedisServer, worker: str) -> None:
+    sent = flower.ask("/api/task/send-task/shop.add", "POST", body='{"args": [20, 22]}').json["task-id"]
+    result = f"/api/task/result/{sent}"
+    flower.until(lambda: flower.ask(result).json.get("result") == 42, TIMEOUT, "the task's result is there")
+    assert flower.ask("/api/worker/shutdown/nobody@shop", "POST").status == 404
+    leaver = start_worker(flower.world, redis.url(), "leaver@shop")
+    # Flower inspects new workers periodically, and refuses to stop one before that.
+    flower.until(lambda: "leaver@shop" in flower.ask("/api/workers").json, TIMEOUT, "the new worker is known")
+    leaver.signal(signal.SIGSTOP)
+    answer = flower.ask("/api/worker/queue/add-consumer/leaver@shop?queue=more", "POST")
+    assert (answer.status, answer.text) == (
+        403,
+        "Failed to add 'more' consumer to 'leaver@shop' worker: "
+        "it has not answered, and may do it later: with a solo pool when its task has ended",
+    )
+    leaver.signal(signal.SIGCONT)
+    answer = flower.ask("/api/worker/shutdown/leaver@shop", "POST")
+    assert (answer.status, answer.json) == (200, {"message": "Shutting down!"})
+    assert leaver.wait(TIMEOUT) == 0
+    assert flower.ask(f"/api/workers?workername={worker}&refresh=1").json[worker]["stats"]
+
+
+def test_the_brokers_page_tells_how_many_nodes_take_from_a_queue(
+    flower: ServedFlower, redis: RedisServer, task: str
+) -> None:
+    with Celery("client", broker=redis.url(), set_as_current=False) as app:
+        app.send_task("shop.add", (1, 2), queue="left")
+
+    def cells(queue: str) -> list[str]:
+        row = flower.ask("/broker").text.partition(f"<td>{queue}</td>")[2].partition("</tr>")[0]
+        return re.findall(r"<td[^>]*>([^<]*)</td>", row)
+
+    # Messages, ready, consumers; the other two columns hold a dash inside another element.
+    try:
+        flower.until(lambda: cells("celery") == ["0", "0", "1"], TIMEOUT, "one node takes from celery")
+    except GaveUp as error:
+        known = {path: flower.ask(path).text for path in ("/api/workers", "/api/workers?status=1")}
+        said = [line for line in flower.process.log().splitlines() if not re.search(" (DEBUG|INFO) ", line)]
+        raise AssertionError(f"{cells('celery')} {known} {said}") from error
+    assert cells("left") == ["1", "1", "0"]
