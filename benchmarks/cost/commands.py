@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from threading import Thread
 from typing import Any
 
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import wait_until
 
 # What the benchmark itself sends while it counts, and nothing else uses.

@@ -22,10 +22,10 @@ from tests.chaos.census import tasks_in, told_in
 from tests.chaos.marks import DIED, EXITED, FROZEN, Incident, Marks, Seen
 from tests.chaos.subjects import CONCURRENCY, STALK, Subject, settings
 from tests.support.checkout import ROOT, Checkout
-from tests.support.nursery import LIBRARIES_ALONE
+from tests.support.fork_server import LIBRARIES_ONLY
 from tests.support.processes import children
-from tests.support.proxy import Proxy
-from tests.support.redis_server import RedisServer
+from tests.support.redis.proxy import Proxy
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import LOOK_SECONDS, GaveUp, wait_until
 from tests.support.world import Node, World
 
@@ -421,7 +421,7 @@ def state(pid: int) -> str:
 def opened(directory: Path, plan: Plan, proxied: bool = False) -> Iterator[Arena]:
     """An arena in a new directory; whatever was started in it is gone afterwards."""
     checkout = Checkout(directory / "code")
-    checkout.nursery = LIBRARIES_ALONE
+    checkout.fork_server = LIBRARIES_ONLY
     shutil.copytree(
         ROOT / "tests" / "chaos", checkout.path / "tests" / "chaos", ignore=shutil.ignore_patterns("test_*")
     )

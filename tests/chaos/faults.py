@@ -24,9 +24,9 @@ from tests.chaos.marks import CUT_OFF, DIED, FORGOT, Incident, Mark
 from tests.chaos.subjects import CONCURRENCY, REPLIES, SOFT_SHUTDOWN, STALK, STOCK, Subject
 from tests.chaos.tasks import note
 from tests.support.checkout import ROOT
-from tests.support.proxy import Proxy
-from tests.support.redis_builds import write_check_aof
-from tests.support.redis_server import executable
+from tests.support.redis.builds import write_check_aof
+from tests.support.redis.proxy import Proxy
+from tests.support.redis.server import executable
 from tests.support.waiting import GaveUp
 from tests.support.world import READY_SECONDS
 

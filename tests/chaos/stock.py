@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.chaos.run import Outcome
-from tests.support.redis_server import executable
+from tests.support.redis.server import executable
 
 KEPT = Path(__file__).with_name("stock.jsonl")
 

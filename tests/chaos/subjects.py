@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
-from tests.support.proxy import Command, Match
+from tests.support.redis.proxy import Command, Match
 
 POOLS = ("prefork", "threads", "solo")
 # Enough that tasks run beside each other, and few enough for two nodes on two cores.

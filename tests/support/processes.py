@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from tests.support.nursery import Nursery
+from tests.support.fork_server import ForkServer
 
 SHOWN_LOG_LINES = 60
 # Everything that a process under test starts inherits this variable, and is found by it when its parent is gone.
@@ -34,15 +34,15 @@ class Process:
         log: Path,
         *,
         errors: Path | None = None,
-        nursery: Nursery | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self.name, self._log, self._mark = name, log, uuid4().hex
         own = {**environment, MARK: self._mark}
         # Appending, because supervisord opens its standard output once more for its programs.
         with log.open("ab") as output, (errors or log).open("ab") as complaints:
             self._popen = (
-                nursery.bear(command, own, directory, output.fileno(), complaints.fileno())
-                if nursery and nursery.takes(command, own)
+                fork_server.fork(command, own, directory, output.fileno(), complaints.fileno())
+                if fork_server and fork_server.takes(command, own)
                 else subprocess.Popen(
                     command,
                     env=own,

@@ -17,9 +17,9 @@ from celery import Celery
 from config import load
 from config.celery import build_celery_configuration
 from tests.support.checkout import PROBE, Checkout
-from tests.support.nursery import Nursery
+from tests.support.fork_server import ForkServer
 from tests.support.processes import Process, end_all
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import holds_for, wait_until
 
 T = TypeVar("T")
@@ -103,16 +103,18 @@ class World:
         arguments: str,
         environment: Mapping[str, str],
         directory: Path | None = None,
-        nursery: Nursery | None = None,
+        fork_server: ForkServer | None = None,
     ) -> Process:
-        """`python ARGUMENTS`, such as `-m services.launch beat`; forked from the checkout's nursery if it has one.
+        """`python ARGUMENTS`, such as `-m services.launch beat`; forked by the checkout's fork server if it has one.
 
         A test about how a program starts, or becomes another, takes `process` and with it an interpreter of its own.
         """
         log = self.path(name).with_suffix(".log")
         command = [sys.executable, *shlex.split(arguments)]
-        nursery = nursery or self.checkout.nursery
-        return self._launch(log.stem, command, environment, directory or self.checkout.path, log, nursery=nursery)
+        fork_server = fork_server or self.checkout.fork_server
+        return self._launch(
+            log.stem, command, environment, directory or self.checkout.path, log, fork_server=fork_server
+        )
 
     def answer(
         self, arguments: Sequence[str], environment: Mapping[str, str], timeout: float, checkout: Checkout | None = None
@@ -122,7 +124,7 @@ class World:
         said = self.path("answer")
         output, errors = said.with_suffix(".out"), said.with_suffix(".err")
         process = Process(
-            said.name, command, environment, checkout.path, output, errors=errors, nursery=checkout.nursery
+            said.name, command, environment, checkout.path, output, errors=errors, fork_server=checkout.fork_server
         )
         self._processes.append(process)
         code = process.wait(timeout)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.redis_builds import find_uv
+from tests.support.redis.builds import find_uv
 
 ROOT = Path(__file__).resolve().parents[2]
 # Each with the ports that its tests take: the tests that run beside these take others.

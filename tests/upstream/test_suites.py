@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.redis_builds import CannotBeHad
+from tests.support.redis.builds import CannotBeHad
 from tests.support.world import World
 from tests.upstream.sources import ROOT, get
 from tests.upstream.suites import HOME, Suite

@@ -18,7 +18,7 @@ from services.broker import preflight
 from services.broker.keys import UNACKED
 from tests.support.ports import free_port
 from tests.support.processes import children
-from tests.support.redis_server import RedisServer, disguised, make_certificates, require_tls
+from tests.support.redis.server import RedisServer, disguised, make_certificates, require_tls
 from tests.support.world import World
 
 pytestmark = pytest.mark.each_redis

@@ -15,7 +15,7 @@ from redis.retry import Retry
 from config import Settings, load
 from services.broker.client import connect
 from tests.support.application import create_app
-from tests.support.redis_server import RedisServer, make_certificates, require_tls
+from tests.support.redis.server import RedisServer, make_certificates, require_tls
 from tests.support.world import World
 
 MASTER = "the-master"

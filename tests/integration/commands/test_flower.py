@@ -34,10 +34,10 @@ from config import load
 from services.broker.client import connect
 from services.broker.keys import lists_of
 from services.flower.server import HEADERS, MAX_WAITING_EVENTS, STYLE, Events, Pulse, host_to_ask
-from tests.support.nursery import LIBRARIES_ALONE
+from tests.support.fork_server import LIBRARIES_ONLY
 from tests.support.ports import free_port
 from tests.support.processes import Process
-from tests.support.redis_server import RedisServer, make_certificates, require_tls
+from tests.support.redis.server import RedisServer, make_certificates, require_tls
 from tests.support.waiting import GaveUp
 from tests.support.world import World, forget_results
 
@@ -208,7 +208,7 @@ def start_worker(world: World, broker: str, name: str) -> Process:
     (directory / "shop.py").write_text(TASKS)
     command = f"-m celery -A shop worker -P solo -n {name} -l INFO"
     environment = {"PATH": os.environ["PATH"], "BROKER": broker, "RESULTS": broker}
-    worker = world.python("worker", command, environment, directory, LIBRARIES_ALONE)
+    worker = world.python("worker", command, environment, directory, LIBRARIES_ONLY)
     world.wait_until(lambda: worker.count(r" ready\.$"), PATIENCE, f"{name} is ready")
     return worker
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.odd_checkout import odd_checkout
-from tests.support.redis_server import RedisServer
+from tests.support.checkout import odd_checkout
+from tests.support.redis.server import RedisServer
 from tests.support.world import Node, Stack, World
 
 PATIENCE = 120

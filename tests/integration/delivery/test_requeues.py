@@ -11,7 +11,7 @@ import pytest
 from celery import Signature, chord
 
 from services.broker.keys import DEAD_LETTER, DEAD_LETTERS, RATE_LIMIT, SCHEDULED, UNACKED
-from tests.support.odd_checkout import odd_checkout
+from tests.support.checkout import odd_checkout
 from tests.support.world import Stack, World
 
 PATIENCE = 120

@@ -22,7 +22,7 @@ from services.broker.messages import of_record
 from services.delayed.scheduled import MOST, MOST_BYTES
 from tests.integration.commands.test_call import services
 from tests.integration.results.test_dead_letters import events
-from tests.support.nursery import LIBRARIES_ALONE
+from tests.support.fork_server import LIBRARIES_ONLY
 from tests.support.processes import children, command_line
 from tests.support.world import Node, Stack, World
 
@@ -360,7 +360,7 @@ def stock_worker(stack: Stack) -> Node:
     urls = {"CELERY_BROKER_URL": stack.redis.url(0), "CELERY_RESULT_BACKEND": stack.redis.url(1)}
     environment = stack.environment(**urls, PYTHONPATH=str(stack.world.checkout.path))
     command = "-m celery -A stock worker --pool=solo --hostname=node0@%h"
-    process = stack.world.python("stock", command, environment, directory, LIBRARIES_ALONE)
+    process = stack.world.python("stock", command, environment, directory, LIBRARIES_ONLY)
     return Node(stack.world, process, environment)
 
 

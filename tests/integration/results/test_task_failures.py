@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.odd_checkout import odd_checkout
+from tests.support.checkout import odd_checkout
 from tests.support.world import Node, Stack, World
 
 PATIENCE = 120

@@ -13,7 +13,7 @@ import pytest
 from celery.exceptions import TimeLimitExceeded
 
 from tests.integration.commands.test_flower import LOGIN, Answer, basic
-from tests.support.odd_checkout import odd_checkout
+from tests.support.checkout import odd_checkout
 from tests.support.ports import free_port
 from tests.support.world import Node, Stack, World
 

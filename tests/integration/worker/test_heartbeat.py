@@ -11,8 +11,7 @@ from time import monotonic, time
 
 import pytest
 
-from tests.support.checkout import ROOT, Checkout
-from tests.support.odd_checkout import odd_checkout
+from tests.support.checkout import ROOT, Checkout, odd_checkout
 from tests.support.processes import children, command_line
 from tests.support.world import Node, Stack, World
 

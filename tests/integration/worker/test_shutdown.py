@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from services.broker.keys import SCHEDULED_MESSAGES, UNACKED
-from tests.support.odd_checkout import odd_checkout
+from tests.support.checkout import odd_checkout
 from tests.support.processes import command_line
 from tests.support.world import Node, Stack, World
 

@@ -1,7 +1,7 @@
-"""The tests marked `each_redis` once more on every other Redis that can be had: `--redis each`, as `make test-slow`.
+"""Run tests marked `each_redis` once more on every other Redis build: `--redis each`, as `make test-slow` does.
 
-`--redis NAME` runs all tests on one build instead of the machine's own. The names are in redis_builds.py. With
-STALK_REQUIRE_REDIS=1 a build that cannot be had ends the session.
+`--redis NAME` runs all tests on one build instead of the machine's own; tests/support/redis/builds.py has the names.
+With STALK_REQUIRE_REDIS=1 a build that is not available ends the session.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import redis_server
-from tests.support.redis_builds import BUILDS, CannotBeHad, get, name
+from tests.support.redis import server as redis_server
+from tests.support.redis.builds import BUILDS, CannotBeHad, get, name
 
 EACH = "each"
 FIXTURE = "redis_build"

@@ -1,10 +1,9 @@
 """Forks Python programs of the stack from a process that has imported Celery already: 10 ms of CPU each, not 1.3 s.
 
-Run as a script this is the nursery; imported, its client. A program born here is told from one that a new
-interpreter runs by its speed alone: environment, directory, session, streams, signals and command line are its own,
-in /proc too, and where it becomes another Python program (os.execve) it stays the same process. What has been
-imported is what reads nothing of its environment at import. Tests about how a program starts or becomes another take
-a new interpreter.
+Run as a script this is the server; imported, its client. A forked program differs from one that a new interpreter runs
+in its speed alone: environment, directory, session, streams, signals and command line are its own, in /proc too, and
+where it becomes another Python program (os.execve) it stays the same process. The server imports only modules that do
+not read their environment at import. Tests about how a program starts or becomes another take a new interpreter.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-# What takes the time. Celery loads most of it late, when a worker, a beat or a pool is made.
+# Imports that take long. Celery loads most of it late, when a worker, a beat or a pool is made.
 LIBRARIES = (
     "celery.bin.celery celery.bin.worker celery.bin.beat celery.apps.worker celery.apps.beat celery.worker.consumer "
     "celery.worker.components celery.worker.strategy celery.worker.autoscale celery.concurrency.prefork "
@@ -44,21 +43,21 @@ LIBRARIES = (
     "redbeat flower.command flower.app pydantic supervisor.supervisord supervisor.rpcinterface "
     "supervisor.http supervisor.xmlrpc orjson encodings.idna"
 )
-# Makes the application for the environment of whoever imports it.
+# It creates the application from the environment of the process that imports it.
 READS_ENVIRONMENT = frozenset({"services.app"})
-# Variables that an interpreter reads as it starts; a program with others gets one of its own.
+# Variables that an interpreter reads as it starts; a program with others needs a new interpreter.
 KNOWN_TO_PYTHON = frozenset({"PYTHONUNBUFFERED", "PYTHONPATH"})
-# So much of the nursery's command line and environment can be written over with those of a program.
+# The server starts with a command line and an environment of this length, to be overwritten with those of a program.
 COMMAND_LINE_BYTES, ENVIRONMENT_BYTES = 8192, 65536
 # A request holds an environment; the kernel takes ten times as much in one piece.
 REQUEST_BYTES = ENVIRONMENT_BYTES
 IMPORT_SECONDS = 120
 
 
-class Nursery:
-    """The client: starts the nursery when the first program is wanted.
+class ForkServer:
+    """The client; starts the server with the first program.
 
-    With `path` it has imported the stack's code there too, which nobody may change.
+    With `path` the server imports the stack's code from there too, which must not change then.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -69,25 +68,25 @@ class Nursery:
 
     @staticmethod
     def takes(command: Sequence[str], environment: Mapping[str, str]) -> bool:
-        """Whether this is `python -m …` or `python -c …`, with nothing that only a new interpreter heeds."""
+        """Whether this is `python -m …` or `python -c …`, with no variable that only a new interpreter reads."""
         own = [name for name in environment if name.startswith("PYTHON") and name not in KNOWN_TO_PYTHON]
         size = sum(len(name) + len(value) + 2 for name, value in environment.items())
         python = list(command[:2]) in ([sys.executable, "-m"], [sys.executable, "-c"])
         return python and not own and 2 * size < ENVIRONMENT_BYTES
 
-    def bear(
+    def fork(
         self, command: Sequence[str], environment: Mapping[str, str], directory: Path, output: int, errors: int
-    ) -> Born:
+    ) -> Forked:
         """Fork a program that writes to these file descriptors."""
         wanted = {"command": list(command), "environment": dict(environment), "directory": str(directory)}
         request = json.dumps(wanted).encode()
         reports, reporter = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with self._lock, reporter:
             socket.send_fds(self._started(), [request], [output, errors, reporter.fileno()])
-        return Born(command, reports)
+        return Forked(command, reports)
 
     def close(self) -> None:
-        """End the nursery; what it has born is not its to end."""
+        """End the server; the programs that it forked run on."""
         if self._process and self._requests:
             self._requests.close()
             self._process.wait(IMPORT_SECONDS)
@@ -96,7 +95,7 @@ class Nursery:
         if not self._requests:
             self._requests, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with other:
-                padding = {"STALK_NURSERY": "x" * ENVIRONMENT_BYTES}
+                padding = {"STALK_FORK_SERVER": "x" * ENVIRONMENT_BYTES}
                 self._process = subprocess.Popen(
                     [sys.executable, __file__, str(self._path or ""), str(other.fileno()), "x" * COMMAND_LINE_BYTES],
                     env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", **padding},
@@ -109,8 +108,8 @@ class Nursery:
         return self._requests
 
 
-class Born:
-    """A program of the nursery's, as subprocess.Popen would show it."""
+class Forked:
+    """A forked program, with the interface of subprocess.Popen."""
 
     def __init__(self, command: Sequence[str], reports: socket.socket) -> None:
         self.args, self._reports = list(command), reports
@@ -144,15 +143,15 @@ class Born:
     def _report(self) -> int:
         number = array.array("q", [0])
         came = self._reports.recv_into(number, number.itemsize, socket.MSG_WAITALL)
-        assert came == number.itemsize, f"the nursery is gone, and with it what became of {self.args}"
+        assert came == number.itemsize, f"the fork server has ended, so the exit code of {self.args} is unknown"
         return number[0]
 
 
-# For code that a test changes.
-LIBRARIES_ALONE = Nursery()
-atexit.register(LIBRARIES_ALONE.close)
+# Has imported libraries only: for code that a test changes.
+LIBRARIES_ONLY = ForkServer()
+atexit.register(LIBRARIES_ONLY.close)
 
-# From here on inside the nursery.
+# From here on: the server.
 
 
 def serve(requests: socket.socket) -> None:
@@ -169,7 +168,7 @@ def serve(requests: socket.socket) -> None:
         ready = {key.fileobj for key, _ in looks.select()}
         if wake in ready:
             wake.recv(4096)
-            bury(reporters)
+            report_ended(reporters)
         if requests not in ready:
             continue
         request, descriptors, *_ = socket.recv_fds(requests, REQUEST_BYTES, 3)
@@ -188,8 +187,8 @@ def serve(requests: socket.socket) -> None:
         report(reporter, pid)
 
 
-def bury(reporters: dict[int, socket.socket]) -> None:
-    """Report all that have ended."""
+def report_ended(reporters: dict[int, socket.socket]) -> None:
+    """Send the exit codes of all programs that have ended."""
     with suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             with reporters.pop(ended[0]) as reporter:
@@ -197,30 +196,30 @@ def bury(reporters: dict[int, socket.socket]) -> None:
 
 
 def report(reporter: socket.socket, number: int) -> None:
-    """Tell a client."""
-    # The client may have been closed meanwhile.
+    """Send a number to a client."""
+    # The client may be gone.
     with suppress(OSError):
         reporter.sendall(array.array("q", [number]).tobytes())
 
 
 class Program:
-    """A Python program that runs in a process in which another one has run so far."""
+    """A Python program that takes over a process in which another one ran."""
 
     def __init__(self, command: list[str], environment: dict[str, str], directory: str) -> None:
         self._command, self._environment, self._directory = command, environment, directory
 
     def begin(self, output: int, errors: int) -> NoReturn:
-        """Run in a child of the nursery."""
+        """Run in a child of the server."""
         os.setsid()
         os.dup2(output, 1)
         os.dup2(errors, 2)
         remembered.update(sys.modules)
-        os.execve = become  # type: ignore[assignment]
+        os.execve = replace_program  # type: ignore[assignment]
         self.run()
 
     def run(self) -> NoReturn:
-        """Forget what ran here before, run, and end as an interpreter does."""
-        close_what_does_not_survive()
+        """Remove all traces of the program before, run, and end as an interpreter does."""
+        close_uninheritable()
         reset_signals()
         forget_modules()
         os.chdir(self._directory)
@@ -230,22 +229,22 @@ class Program:
         os.environ.clear()
         os.environ.update(self._environment)
         time.tzset()
-        show(self._command, self._environment)
+        write_to_proc(self._command, self._environment)
         sys.argv = self._command[1:2] + self._command[3:]
         # Lines as they are written, whatever PYTHONUNBUFFERED says.
-        sys.stdout = sys.__stdout__ = written_through(1)  # type: ignore[misc]
-        sys.stderr = sys.__stderr__ = written_through(2)  # type: ignore[misc]
+        sys.stdout = sys.__stdout__ = open_unbuffered(1)  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = open_unbuffered(2)  # type: ignore[misc]
         gc.collect()
-        # What ran here before is still in the frames below, and never ends.
+        # Frames of the program before are still on the stack; their objects must not be collected.
         gc.freeze()
-        code = result(*self._command[1:3])
+        code = run_main(*self._command[1:3])
         with suppress(BaseException):
             threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         os._exit(code)
 
 
-def written_through(descriptor: int) -> io.TextIOWrapper:
+def open_unbuffered(descriptor: int) -> io.TextIOWrapper:
     """A stream without a buffer."""
     return io.TextIOWrapper(io.FileIO(descriptor, "wb", closefd=False), "utf-8", "backslashreplace", write_through=True)
 
@@ -265,7 +264,7 @@ def run_code(code: str) -> None:
     exec(code, main.__dict__)  # noqa: S102 - a program of the tests
 
 
-def result(option: str, argument: str) -> int:
+def run_main(option: str, argument: str) -> int:
     """Run the module or the code that a command line names; the exit code."""
     try:
         {"-m": run_module, "-c": run_code}[option](argument)
@@ -284,21 +283,21 @@ def result(option: str, argument: str) -> int:
     return 0
 
 
-# sys.modules as it was when the child was born, and what was loaded since: nothing of it may be finalised.
+# sys.modules when the child was forked, and modules loaded since, kept so that they are not finalised.
 LIBRARY_PATH = sys.path[1:]
 remembered: dict[str, Any] = {}
 forgotten: list[Any] = []
 execute = os.execve
 
 
-def become(file: Any, command: Any, environment: Any) -> NoReturn:
-    """os.execve: another Python program goes on here, anything else is executed."""
+def replace_program(file: Any, command: Any, environment: Any) -> NoReturn:
+    """Replace os.execve: run another Python program in this process, execute anything else."""
     if list(command[:2]) == [sys.executable, "-m"]:
         Program(list(command), dict(environment), str(Path.cwd())).run()
     execute(file, command, environment)
 
 
-def close_what_does_not_survive() -> None:
+def close_uninheritable() -> None:
     """Close the descriptors that an executed program would not inherit."""
     for path in list(Path("/proc/self/fd").iterdir()):
         with suppress(OSError):
@@ -307,7 +306,7 @@ def close_what_does_not_survive() -> None:
 
 
 def reset_signals() -> None:
-    """As in a new interpreter: what was caught is at its default, what was ignored stays ignored."""
+    """Reset handlers as a new interpreter does: caught signals to their default, ignored ones stay ignored."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN, None):
@@ -323,8 +322,8 @@ def forget_modules() -> None:
             forgotten.append(sys.modules.pop(name))
 
 
-def show(command: list[str], environment: dict[str, str]) -> None:
-    """Write over the memory in which /proc finds a process's command line and environment."""
+def write_to_proc(command: list[str], environment: dict[str, str]) -> None:
+    """Overwrite the memory from which /proc shows a process's command line and environment."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     # proc(5): arg_start, arg_end, env_start and env_end are fields 48 to 51; the state, field 3, is the first here.
     for start, end, words in (
@@ -339,6 +338,8 @@ def show(command: list[str], environment: dict[str, str]) -> None:
 
 def import_all(path: str) -> None:
     """Import everything that reads nothing of its environment."""
+    # The script's own directory has a package redis.
+    sys.path[0] = "/"
     for name in LIBRARIES.split():
         importlib.import_module(name)
     if path:
@@ -353,12 +354,12 @@ def import_code(path: str) -> None:
             name = module.name
             if name not in READS_ENVIRONMENT and not name.startswith("services.tasks.") and "__main__" not in name:
                 importlib.import_module(name)
-    assert not READS_ENVIRONMENT & set(sys.modules), "services.app was made for the nursery's environment"
+    assert not READS_ENVIRONMENT & set(sys.modules), "services.app was created from the environment of the fork server"
 
 
 if __name__ == "__main__":
     import_all(sys.argv[1])
-    # Born programs share this memory until they write to it.
+    # Forked programs share this memory until they write to it.
     gc.collect()
     gc.freeze()
     asked = socket.socket(fileno=int(sys.argv[2]))

@@ -20,7 +20,7 @@ from config.celery import LOWEST_REDIS_VERSION
 from stack.local.redis_server import candidates, version
 from tests.support.ports import free_port
 from tests.support.processes import Process
-from tests.support.redis_builds import copy_server
+from tests.support.redis.builds import copy_server
 from tests.support.waiting import wait_until
 
 # A server on an empty directory answers within milliseconds, on a busy machine within a second or two.
@@ -54,7 +54,7 @@ def use(program: str) -> str:
     return before
 
 
-# A process runs one test at a time, on one Redis; tests/support/every_redis.py says which.
+# A process runs one test at a time, on one Redis; tests/support/pytest_plugins/each_redis.py chooses it.
 CHOSEN = [""]
 
 

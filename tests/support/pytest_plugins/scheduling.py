@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.every_redis import build_of
+from tests.support.pytest_plugins.each_redis import build_of
 
 # Tests wait for other processes most of the time: so many workers keep a core busy.
 WORKERS_PER_CORE = 3

@@ -1,4 +1,4 @@
-"""A program that the nursery forks cannot be told from one that a new interpreter runs."""
+"""A program that the fork server forks cannot be told from one that a new interpreter runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.checkout import Checkout
-from tests.support.nursery import LIBRARIES_ALONE, Born
+from tests.support.fork_server import LIBRARIES_ONLY, Forked
 from tests.support.processes import Process, command_line
 from tests.support.world import World
 
@@ -55,16 +55,16 @@ sys.exit(int(word) if word.isdigit() else word)
 
 @pytest.fixture(params=["forked", "executed"])
 def run(request: pytest.FixtureRequest, world: World, own_checkout: Checkout) -> Callable[[str], Process]:
-    """`python -m tell WORD`, by the nursery or by an interpreter of its own."""
+    """`python -m tell WORD`, by the fork server or by an interpreter of its own."""
     own_checkout.write("tell.py", TELL)
-    own_checkout.nursery = LIBRARIES_ALONE if request.param == "forked" else None
+    own_checkout.fork_server = LIBRARIES_ONLY if request.param == "forked" else None
     world.checkout = own_checkout
 
     def start(word: str) -> Process:
         process = world.python(
             "tell", f"-m tell {word}", {"PATH": os.environ["PATH"], "TZ": "Asia/Kolkata", "PYTHONUNBUFFERED": "1"}
         )
-        assert isinstance(process._popen, Born) is (request.param == "forked")
+        assert isinstance(process._popen, Forked) is (request.param == "forked")
         return process
 
     return start
@@ -100,8 +100,8 @@ def test_it_finds_all_as_a_new_interpreter_does(run: Callable[[str], Process], w
 
 def test_code_on_a_command_line_finds_all_as_a_new_interpreter_does(world: World, own_checkout: Checkout) -> None:
     answers = []
-    for nursery in (LIBRARIES_ALONE, None):
-        own_checkout.nursery = nursery
+    for fork_server in (LIBRARIES_ONLY, None):
+        own_checkout.fork_server = fork_server
         answers.append(world.answer(["-c", TELL, "7"], {"PATH": os.environ["PATH"]}, PATIENCE, own_checkout))
 
     forked, executed = (json.loads(answer.stdout) for answer in answers)

@@ -17,7 +17,7 @@ from kombu.utils.json import loads
 
 from services.broker.keys import UNACKED, UNACKED_INDEX, UNACKED_LEASES, UNACKED_STARTED
 from services.delivery.connection import Connection
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import wait_until
 
 # Messages arrive within milliseconds; a bound costs nothing when they do.

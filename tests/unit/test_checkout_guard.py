@@ -12,7 +12,7 @@ import pytest
 
 from config import load
 from tests.support.checkout import ROOT
-from tests.support.own_state import PORT, tried
+from tests.support.pytest_plugins.checkout_guard import PORT, tried
 
 
 @pytest.fixture(autouse=True)
