@@ -70,7 +70,7 @@ class Bench:
     def environment(self) -> dict[str, str]:
         """Of the node and of producers, on either side."""
         names = enumerate(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"))
-        # Twice what is sent: a task that runs twice is to be seen, not to end the run.
+        # Twice what is sent: a task that runs twice is to be snapshot, not to end the run.
         room = 2 * (self.plan.tasks + self.plan.latencies + WARM + COUNTED)
         own = {
             "CELERY_IMPORTS": "benchmarks.cost.tasks",

@@ -1,6 +1,6 @@
 """python -m tests.chaos: every fault against every pool; writes the table.
 
-With `--subject stock` kombu's own transport is struck, and what becomes of it kept (tests/chaos/stock.py).
+With `--subject stock` kombu's own transport is struck, and what becomes of it kept (tests/chaos/stock_outcomes.py).
 
 Exit codes: 0 Stalk kept its contract in every run, 1 it did not, 2 the command line is wrong.
 """
@@ -20,12 +20,14 @@ from pathlib import Path
 
 import click
 
-from tests.chaos import containers, stock
-from tests.chaos.arena import Plan
-from tests.chaos.faults import FAULTS, Fault
+from tests.chaos import stock_outcomes
+from tests.chaos.faults import ALL_FAULTS, CONTAINER_FAULTS, FAULTS
+from tests.chaos.faults.fault import Fault
 from tests.chaos.report import table
-from tests.chaos.run import Outcome, run
+from tests.chaos.run import Outcome, run, run_in_containers
 from tests.chaos.subjects import POOLS, STALK, SUBJECTS, Subject
+from tests.chaos.testbeds.base import Plan
+from tests.chaos.testbeds.containers import open_container_stack
 from tests.stack.conftest import missing_engine
 
 # How often a container is struck in the full form; each time takes half a minute.
@@ -66,9 +68,9 @@ class Records:
         self._write()
         if self.subject == STALK:
             command = shlex.join(["python", "-m", "tests.chaos", *sys.argv[1:]])
-            self.output.write_text(table(self.outcomes, stock.load(), command, self.seed))
+            self.output.write_text(table(self.outcomes, stock_outcomes.load(), command, self.seed))
         else:
-            stock.keep(outcome)
+            stock_outcomes.keep(outcome)
         say(outcome)
 
     def _write(self) -> None:
@@ -125,7 +127,7 @@ def run_side_by_side(records: Records, plans: Iterable[Plan], jobs: int, keep: P
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--fault", "faults", multiple=True, type=click.Choice([*FAULTS, *containers.FAULTS]), help="Only these.")
+@click.option("--fault", "faults", multiple=True, type=click.Choice(list(ALL_FAULTS)), help="Only these.")
 @click.option("--pool", "pools", multiple=True, type=click.Choice(POOLS), help="Only these.")
 @click.option("--subject", "name", default=STALK.name, type=click.Choice(list(SUBJECTS)), help="What is struck.")
 @click.option("--count", default=2000, help="Tasks in a run, at least.")
@@ -165,9 +167,9 @@ def main(
     records = Records(subject, results or Path(f".stalk/chaos-{name}.jsonl"), output, seed)
     if resume:
         records.load()
-    if subject == STALK and (sentence := stock.stale(stock.load(), stock.installed())):
+    if subject == STALK and (sentence := stock_outcomes.stale(stock_outcomes.load(), stock_outcomes.installed())):
         click.echo(sentence)
-    chosen, of_pools = faults or (*FAULTS, *containers.FAULTS), pools or POOLS
+    chosen, of_pools = faults or ALL_FAULTS, pools or POOLS
     plans = [
         Plan(each, pool, subject, lease, times(fault, subject, short=short), count, rate, own_seed(seed, each, pool))
         for each, fault in FAULTS.items()
@@ -179,7 +181,7 @@ def main(
     in_containers = [
         Plan(fault, pool, STALK, CONTAINER_LEASE, strikes, count // 4, CONTAINER_RATE, own_seed(seed, fault, pool))
         for pool in of_pools
-        for fault in containers.FAULTS
+        for fault in CONTAINER_FAULTS
         if fault in chosen and subject == STALK
     ]
     if in_containers and (why := missing_engine()):
@@ -187,11 +189,11 @@ def main(
     elif in_containers:
         with (
             tempfile.TemporaryDirectory(prefix="chaos-") as directory,
-            containers.opened(Path(directory), CONTAINER_LEASE) as harbour,
+            open_container_stack(Path(directory), CONTAINER_LEASE) as container_stack,
         ):
             for plan in in_containers:
                 if not records.has(plan):
-                    records.add(harbour.run(plan))
+                    records.add(run_in_containers(container_stack, plan))
     sys.exit(1 if any(each.breaches for each in records.outcomes if each.subject == STALK.name) else 0)
 
 

@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from tests.chaos import containers
-from tests.chaos.arena import CHORD_EACH
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import ALL_FAULTS
 from tests.chaos.run import Outcome
-from tests.chaos.stock import Kept, Versions, installed, stale
+from tests.chaos.stock_outcomes import Kept, Versions, installed, stale
 from tests.chaos.subjects import POOLS
+from tests.chaos.testbeds.base import CHORD_EACH
 
 HEAD = f"""# Faults, and what became of the tasks
 
@@ -63,7 +62,7 @@ def lost(outcome: Outcome) -> str:
 
 def about(fault: str) -> str:
     """What a fault does, in a line."""
-    return FAULTS[fault].about if fault in FAULTS else containers.about(fault)
+    return ALL_FAULTS[fault].about
 
 
 def line(stalk: Outcome | None, stock: Kept | None, fault: str, pool: str) -> str:
@@ -101,7 +100,7 @@ def table(outcomes: Iterable[Outcome], kept: Iterable[Kept], command: str, seed:
     stock, here = {(each.fault, each.pool): each for each in kept}, installed()
     rows = [
         line(stalk.get((fault, pool)), stock.get((fault, pool)), fault, pool)
-        for fault in (*FAULTS, *containers.FAULTS)
+        for fault in ALL_FAULTS
         for pool in POOLS
         if {(fault, pool)} & (stalk.keys() | stock.keys())
     ]

@@ -40,14 +40,14 @@ class Subject:
 
 
 STALK = Subject("stalk", "services.app")
-STOCK = Subject("stock", "tests.chaos.stock_app")
+STOCK = Subject("stock", "tests.chaos.workload.stock_app")
 SUBJECTS = {subject.name: subject for subject in (STALK, STOCK)}
 
 
 def settings(pool: str, lease: int) -> dict[str, str]:
     """The variables that decide how a node delivers; those that kombu's own transport needs included."""
     return {
-        "CELERY_IMPORTS": "tests.chaos.tasks",
+        "CELERY_IMPORTS": "tests.chaos.workload.tasks",
         "CELERY_TASK_TIME_LIMIT": str(TIME_LIMIT),
         "WORKER_LEASE": str(lease),
         "WORKER_POOL": pool,

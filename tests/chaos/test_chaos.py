@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.arena import Plan
-from tests.chaos.faults import DELIVERIES, FAULTS, NOBODY_WAITED, POISONS
-from tests.chaos.marks import NO_CAUSE
+from tests.chaos.event_log import NO_CAUSE
+from tests.chaos.faults import FAULTS
+from tests.chaos.faults.packet import NOBODY_WAITED
+from tests.chaos.faults.poison import DELIVERIES, POISONS
 from tests.chaos.run import Outcome, run
 from tests.chaos.subjects import POOLS, STALK, STOCK, Subject
+from tests.chaos.testbeds.base import Plan
 
 # Seconds: three renewals in it have time enough on two busy cores, also where Redis answers a second late.
 LEASE = 6
@@ -58,7 +60,7 @@ def test_nothing_is_lost_and_nothing_runs_twice_without_a_cause(
 ) -> None:
     found = outcome(fault, pool, STALK, tmp_path, times)
 
-    assert not found.breaches, found.told()
+    assert not found.breaches, found.describe()
     assert found.executed == found.sent - len(found.never_kept) - len(found.lost) > 0
 
 

@@ -19,7 +19,7 @@ WORKERS_PER_CORE = 3
 MOST_WORKERS = 12
 # Fixtures that own something that many tests share: the containers, and the stack as processes.
 CONTAINERS, FAULTS, PROCESSES = "containers", "containers of faults", "processes"
-OWNERS = {"first_stack": CONTAINERS, "harbour": FAULTS, "first_up": PROCESSES}
+OWNERS = {"first_stack": CONTAINERS, "container_stack": FAULTS, "first_up": PROCESSES}
 # Files whose tests take a second one, because the first one alone would take longest of all.
 SECOND_HALF = {
     CONTAINERS: frozenset({"test_call.py", "test_redis.py", "test_workers.py"}),

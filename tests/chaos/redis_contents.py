@@ -1,6 +1,6 @@
-"""Which tasks Redis holds, whatever the key, and of whose start it knows.
+"""The tasks that the broker's Redis holds, under whatever key, and those that it knows to have started.
 
-`python -m tests.chaos.census` prints them where the broker is at hand.
+`python -m tests.chaos.redis_contents` prints them where the broker is at hand.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 # A message carries the id of its task in its headers; kombu's records hold messages as JSON within JSON.
 TASK_ID = re.compile(rb'"id\\*": ?\\*"(chaos-[\w-]+)')
-# What is parked is at its end.
+# Parked tasks are not waiting any more.
 PARKED = b"dead_letter"
-# Everything that is kept, at one moment: a message that moves meanwhile would be seen nowhere.
+# Everything that is kept, at one moment: a message that moves meanwhile would be snapshot nowhere.
 EVERY_VALUE = """
 local reads = {list = 'lrange', zset = 'zrange', hash = 'hvals', set = 'smembers', string = 'mget'}
 local found = {}
@@ -30,14 +30,14 @@ return found
 """
 
 
-def tasks_in(client: Any) -> set[str]:
-    """The tasks whose message is anywhere in this database, unless it is parked."""
+def find_tasks(client: Any) -> set[str]:
+    """Tasks whose message is anywhere in this database, unless it is a dead letter."""
     values = client.eval(EVERY_VALUE, 0, PARKED)
     return {match.decode() for value in values for match in TASK_ID.findall(value)}
 
 
-def told_in(client: Any) -> set[str]:
-    """The tasks that workers hold and of whose start Redis has been told."""
+def find_started(client: Any) -> set[str]:
+    """Tasks that workers hold and have recorded in Redis as started."""
     if not (tags := list(client.smembers("unacked_started"))):
         return set()
     records = [record or b"" for record in client.hmget("unacked", tags)]
@@ -51,8 +51,8 @@ def main() -> None:
 
     settings = load()
     client = connect(settings.broker_url, settings)
-    told, tasks, parked = sorted(told_in(client)), sorted(tasks_in(client)), client.zcard("dead_letters")
-    print(json.dumps({"tasks": tasks, "told": told, "parked": parked}))
+    tasks, started = sorted(find_tasks(client)), sorted(find_started(client))
+    print(json.dumps({"tasks": tasks, "started": started, "parked": client.zcard("dead_letters")}))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ SWEEP = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
 # CELERY_BROKER_URL and CELERY_RESULT_BACKEND are read by Celery itself.
 app = Celery("stock", set_as_current=True)
 app.conf.update(
-    imports=("tests.chaos.tasks",),
+    imports=("tests.chaos.workload.tasks",),
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     worker_prefetch_multiplier=1,

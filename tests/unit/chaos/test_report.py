@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import stock
+from tests.chaos import stock_outcomes
 from tests.chaos.faults import FAULTS
 from tests.chaos.report import about, cells_of_stock, made_by_stock, table
 from tests.chaos.run import Outcome
-from tests.chaos.stock import Kept, Versions
+from tests.chaos.stock_outcomes import Kept, Versions
 from tests.chaos.subjects import POOLS
 from tests.support.checkout import ROOT
 
@@ -49,14 +49,14 @@ def rows(document: str) -> dict[tuple[str, str], list[str]]:
 def test_the_document_shows_what_is_kept() -> None:
     shown = rows((ROOT / "docs" / "chaos.md").read_text())
 
-    kept = {(about(each.fault), each.pool): cells_of_stock(each) for each in stock.load()}
+    kept = {(about(each.fault), each.pool): cells_of_stock(each) for each in stock_outcomes.load()}
     # Stock workers beside Stalk's are a fault of Stalk's alone.
     assert len(kept) == sum(len(POOLS) for fault in FAULTS.values() if not fault.stalk_only)
     assert {key: cells[-4:] for key, cells in shown.items() if key in kept} == kept
 
 
 def test_the_document_says_when_the_kept_outcomes_were_made() -> None:
-    kept = stock.load()
+    kept = stock_outcomes.load()
     assert {f"{each.date}, {each.versions}" for each in kept} and all(
         f"{each.date}, {each.versions}" in (ROOT / "docs" / "chaos.md").read_text() for each in kept
     )
@@ -83,12 +83,13 @@ def test_outcomes_of_the_same_celery_and_kombu_stand_whatever_the_redis() -> Non
 def test_an_outcome_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "stock.jsonl"
     for outcome in (OUTCOME, replace(OUTCOME, pool="threads"), replace(OUTCOME, sent=20, fault="poison")):
-        stock.keep(outcome, path)
+        stock_outcomes.keep(outcome, path)
 
-    assert [(each.pool, each.sent) for each in stock.load(path)] == [("threads", 10), ("solo", 20)]
-    assert (stock.load(path)[1].lost, stock.load(path)[1].waiting, stock.load(path)[1].twice) == (2, 1, 3)
+    assert [(each.pool, each.sent) for each in stock_outcomes.load(path)] == [("threads", 10), ("solo", 20)]
+    last = stock_outcomes.load(path)[1]
+    assert (last.lost, last.waiting, last.twice) == (2, 1, 3)
 
 
 def test_a_node_that_poison_has_ended_did_not_end_by_itself(tmp_path: Path) -> None:
-    assert stock.kept_of(OUTCOME).exits == 0
-    assert stock.kept_of(replace(OUTCOME, fault="redis_kill")).exits == 1
+    assert stock_outcomes.kept_of(OUTCOME).exits == 0
+    assert stock_outcomes.kept_of(replace(OUTCOME, fault="redis_kill")).exits == 1

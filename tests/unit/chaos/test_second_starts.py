@@ -1,4 +1,4 @@
-"""Marks are counted and second starts explained: what the counts of every other test here rest on."""
+"""EventLog are counted and second starts explained: what the counts of every other test here rest on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.marks import (
+from tests.chaos.event_log import (
     ACK_BUFFER,
     ACKED_AFTER,
     CUT_OFF,
@@ -17,33 +17,32 @@ from tests.chaos.marks import (
     SLOTS,
     STALLED,
     STOCK,
+    Event,
+    EventLog,
     Incident,
-    Mark,
-    Marks,
-    Seen,
-    second_starts,
-    too_many,
-    unrecorded,
-    worst_delay,
+    Snapshot,
 )
+from tests.chaos.second_starts import find_excessive, find_second_starts, find_unrecorded, measure_worst_delay
 
 # The first start of a task is at 10, on a node that some incident meets; the second one is at 20, on another.
 FIRST, SECOND = 10.0, 20.0
 
 
-def mark(word: str, at: float, node: str = "node1@stalk", pid: int = 1, *, number: float = 1, task: str = "t") -> Mark:
-    return Mark(word, task, pid, node, at, at, number)
+def event(
+    word: str, at: float, node: str = "node1@stalk", pid: int = 1, *, number: float = 1, task: str = "t"
+) -> Event:
+    return Event(word, task, pid, node, at, at, number)
 
 
 def why(*incidents: Incident, ended: float | None = None, first: str = "node1@stalk", mixed: bool = True) -> list[str]:
     """Why the task started twice."""
-    marks = [mark("start", SECOND, "node2@stalk", 2), mark("start", FIRST, first)]
-    marks += [mark("end", ended, first)] if ended else []
-    return [again.why for again in second_starts(marks, list(incidents), mixed)]
+    events = [event("start", SECOND, "node2@stalk", 2), event("start", FIRST, first)]
+    events += [event("end", ended, first)] if ended else []
+    return [again.why for again in find_second_starts(events, list(incidents), mixed)]
 
 
 def test_what_started_once_did_not_start_twice() -> None:
-    assert second_starts([mark("start", FIRST), mark("end", FIRST)], []) == []
+    assert find_second_starts([event("start", FIRST), event("end", FIRST)], []) == []
 
 
 def test_without_an_incident_there_is_no_cause() -> None:
@@ -80,12 +79,12 @@ def test_a_task_that_ended_before_many_others_of_its_node_has_no_business_to_sta
     later: int, expected: str
 ) -> None:
     killed = Incident(DIED, 15, 15, "node1@stalk")
-    marks = [mark("start", FIRST), mark("end", 11), mark("start", SECOND, "node2@stalk", 2)]
-    marks += [mark("end", 12, task=f"later{number}") for number in range(later)]
+    events = [event("start", FIRST), event("end", 11), event("start", SECOND, "node2@stalk", 2)]
+    events += [event("end", 12, task=f"later{number}") for number in range(later)]
     # What other nodes do, or what it does afterwards, tells nothing.
-    marks += [mark("end", at, node, task="other") for at, node in ((12, "node2@stalk"), (16, "node1@stalk"))]
+    events += [event("end", at, node, task="other") for at, node in ((12, "node2@stalk"), (16, "node1@stalk"))]
 
-    assert [again.why for again in second_starts(marks, [killed])] == [expected]
+    assert [again.why for again in find_second_starts(events, [killed])] == [expected]
 
 
 @pytest.mark.parametrize(
@@ -103,13 +102,13 @@ def test_a_task_that_ended_before_many_others_of_its_node_has_no_business_to_sta
 def test_a_task_that_redis_did_not_have_any_more_has_no_business_to_start_again(
     held: set[str], ended: float | None, expected: str
 ) -> None:
-    incident = Incident(DIED, 15, 16, "node1@stalk", seen=Seen(frozenset(held), frozenset()))
+    incident = Incident(DIED, 15, 16, "node1@stalk", snapshot=Snapshot(frozenset(held), frozenset()))
     assert why(incident, ended=ended) == [expected]
 
 
 def test_a_process_that_killed_itself_is_a_dead_holder_of_all_that_it_started_before_its_end() -> None:
-    marks = [mark("dies", FIRST, task="poison"), mark("start", FIRST + 1), mark("start", SECOND, pid=2)]
-    assert [again.why for again in second_starts(marks, [])] == [DIED]
+    events = [event("dies", FIRST, task="poison"), event("start", FIRST + 1), event("start", SECOND, pid=2)]
+    assert [again.why for again in find_second_starts(events, [])] == [DIED]
 
 
 @pytest.mark.parametrize(
@@ -117,24 +116,24 @@ def test_a_process_that_killed_itself_is_a_dead_holder_of_all_that_it_started_be
     [("node1@stalk", 15, STALLED), ("node1@stalk", FIRST - 1, NO_CAUSE), ("node3@stalk", 15, NO_CAUSE)],
 )
 def test_a_node_that_stood_still_for_most_of_a_lease_says_so_itself(node: str, until: float, expected: str) -> None:
-    marks = [mark("start", FIRST), mark("start", SECOND, "node2@stalk", 2), mark("stalled", until, node, number=4)]
-    assert [again.why for again in second_starts(marks, [])] == [expected]
+    events = [event("start", FIRST), event("start", SECOND, "node2@stalk", 2), event("stalled", until, node, number=4)]
+    assert [again.why for again in find_second_starts(events, [])] == [expected]
 
 
 def test_what_was_done_to_a_node_is_named_before_what_it_says_itself() -> None:
-    marks = [mark("start", FIRST), mark("stalled", 15, number=4, task="-"), mark("start", SECOND, "node2@stalk", 2)]
-    assert [again.why for again in second_starts(marks, [Incident(FROZEN, 11, 15, "node1@stalk")])] == [FROZEN]
+    events = [event("start", FIRST), event("stalled", 15, number=4, task="-"), event("start", SECOND, "node2@stalk", 2)]
+    assert [again.why for again in find_second_starts(events, [Incident(FROZEN, 11, 15, "node1@stalk")])] == [FROZEN]
 
 
 @pytest.mark.parametrize(("between", "expected"), [(SLOTS - 1, FROZEN), (SLOTS, NO_CAUSE)])
 def test_what_a_thawed_node_starts_first_of_all_it_may_have_looked_at_before_it_was_frozen(
     between: int, expected: str
 ) -> None:
-    marks = [mark("start", FIRST, "node2@stalk", 2), mark("end", 11, "node2@stalk", 2), mark("start", SECOND)]
-    marks += [mark("start", 18, task=f"first{number}") for number in range(between)]
+    events = [event("start", FIRST, "node2@stalk", 2), event("end", 11, "node2@stalk", 2), event("start", SECOND)]
+    events += [event("start", 18, task=f"first{number}") for number in range(between)]
     frozen = Incident(FROZEN, 9, 17, "node1@stalk")
 
-    assert [again.why for again in second_starts(marks, [frozen])] == [expected]
+    assert [again.why for again in find_second_starts(events, [frozen])] == [expected]
 
 
 def test_what_stock_workers_held_is_their_own_affair_where_both_work() -> None:
@@ -149,53 +148,53 @@ def test_what_stock_workers_held_is_their_own_affair_where_both_work() -> None:
 def test_a_body_that_a_stock_worker_has_sent_comes_again_with_the_part_that_it_held(
     first: str, mixed: bool, expected: str
 ) -> None:
-    marks = [mark("start", FIRST, first, task="c-01"), mark("start", 11, task="c-body")]
-    marks += [mark("start", 18, "node2@stalk", task="c-01"), mark("start", SECOND, "node2@stalk", task="c-body")]
+    events = [event("start", FIRST, first, task="c-01"), event("start", 11, task="c-body")]
+    events += [event("start", 18, "node2@stalk", task="c-01"), event("start", SECOND, "node2@stalk", task="c-body")]
 
-    again = second_starts(marks, [], mixed)
+    again = find_second_starts(events, [], mixed)
 
     assert [each.why for each in again if each.start.task == "c-body"] == [expected]
 
 
 def test_a_third_start_is_counted_too() -> None:
-    marks = [mark("start", at, pid=pid) for pid, at in enumerate((1.0, 2.0, 3.0))]
-    assert len(second_starts(marks, [])) == 2
+    events = [event("start", at, pid=pid) for pid, at in enumerate((1.0, 2.0, 3.0))]
+    assert len(find_second_starts(events, [])) == 2
 
 
 def test_more_second_starts_than_one_incident_explains_are_noticed() -> None:
     incident = Incident(FROZEN, 15, 15, "node1@stalk")
-    marks = [mark("start", at, task=f"t{n}", pid=1) for n in range(ACK_BUFFER + 3) for at in (FIRST, SECOND)]
-    again = second_starts(marks, [incident])
+    events = [event("start", at, task=f"t{n}", pid=1) for n in range(ACK_BUFFER + 3) for at in (FIRST, SECOND)]
+    again = find_second_starts(events, [incident])
 
-    assert too_many(again, running=3) == []
-    assert len(too_many(again, running=2)) == 1
+    assert find_excessive(again, running=3) == []
+    assert len(find_excessive(again, running=2)) == 1
 
 
 def test_the_worst_delay_is_beyond_the_length_of_a_task() -> None:
-    marks = [mark("sent", 1, number=2), mark("end", 8), mark("end", 20), mark("sent", 1, number=0, task="never")]
-    assert worst_delay(marks) == 5
+    events = [event("sent", 1, number=2), event("end", 8), event("end", 20), event("sent", 1, number=0, task="never")]
+    assert measure_worst_delay(events) == 5
 
 
 def test_marks_are_read_on_from_where_the_last_look_ended(tmp_path: Path) -> None:
-    marks = Marks(tmp_path / "marks")
-    file = tmp_path / "marks" / "host-1"
+    events = EventLog(tmp_path / "events")
+    file = tmp_path / "events" / "host-1"
     file.write_text("sent a 1 - 1.0 2.0 0.01\nstart a 2 node1@x 1.5 2.5 1\n")
-    assert marks.tasks("sent") == {"a"}
+    assert events.tasks("sent") == {"a"}
     with file.open("a") as more:
         more.write("start b 3 node2@x 1.6 2.6 1\nend a 2 node1@x 1.7 2.7 1\n")
 
-    assert (marks.count("start"), marks.count("start", "node2@x")) == (2, 1)
-    assert [each.task for each in marks.running()] == ["b"]
+    assert (events.count("start"), events.count("start", "node2@x")) == (2, 1)
+    assert [each.task for each in events.running()] == ["b"]
 
 
 def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
-    marks = Marks(tmp_path / "marks")
-    file = tmp_path / "marks" / "host-1"
+    events = EventLog(tmp_path / "events")
+    file = tmp_path / "events" / "host-1"
     file.write_text("sent a 1 - 1.0 2.0 0.01\nsent b 1 - 1.0")
-    assert marks.tasks("sent") == {"a"}
+    assert events.tasks("sent") == {"a"}
     with file.open("a") as more:
         more.write(" 2.0 0.01\n")
-    assert marks.tasks("sent") == {"a", "b"}
+    assert events.tasks("sent") == {"a", "b"}
 
 
 @pytest.mark.parametrize(
@@ -212,20 +211,22 @@ def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
     ],
 )
 def test_a_second_start_has_to_say_that_it_is_one(number: float, told: set[str], node: str, expected: int) -> None:
-    marks = [mark("start", FIRST, node), mark("start", SECOND, "node2@stalk", 2, number=number)]
+    events = [event("start", FIRST, node), event("start", SECOND, "node2@stalk", 2, number=number)]
 
-    again = second_starts(marks, [Incident(DIED, 15, 15, node, seen=Seen(frozenset({"t"}), frozenset(told)))])
+    snapshot = Snapshot(frozenset({"t"}), frozenset(told))
+    again = find_second_starts(events, [Incident(DIED, 15, 15, node, snapshot=snapshot)])
 
     assert [each.recorded for each in again] == [number == 2]
-    assert len(unrecorded(again)) == expected
+    assert len(find_unrecorded(again)) == expected
 
 
 @pytest.mark.parametrize(("started", "expected"), [(14.9, 1), (15.1, 0)])
 def test_what_started_after_the_look_at_redis_is_not_what_redis_knew_of(started: float, expected: int) -> None:
     """Another node had died over it, and the one that is killed now started it after Redis had been asked."""
-    marks = [mark("start", started, number=2), mark("start", SECOND, "node2@stalk", 2, number=2)]
+    events = [event("start", started, number=2), event("start", SECOND, "node2@stalk", 2, number=2)]
 
-    again = second_starts(marks, [Incident(DIED, 15, 16, "node1@stalk", seen=Seen(frozenset({"t"}), frozenset({"t"})))])
+    snapshot = Snapshot(frozenset({"t"}), frozenset({"t"}))
+    again = find_second_starts(events, [Incident(DIED, 15, 16, "node1@stalk", snapshot=snapshot)])
 
     assert [each.why for each in again] == [DIED]
-    assert len(unrecorded(again)) == expected
+    assert len(find_unrecorded(again)) == expected
