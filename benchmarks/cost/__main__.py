@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from benchmarks.cost.bench import Bench, Plan, measure
 from benchmarks.cost.figures import FIGURES, Figure, Measurement, number, ratios, shown, summarize, verdict
 from tests.chaos.report import versions
 from tests.chaos.subjects import CONCURRENCY, POOLS, PREFETCH, STALK, Subject
-from tests.support.checkout import ROOT, Checkout
+from tests.support.checkout import Checkout
 from tests.support.waiting import GaveUp
 from tests.support.world import World
 
@@ -103,17 +102,8 @@ def row(figure: Figure, pairs: Sequence[Pair]) -> tuple[str, ...]:
     return figure.title, shown(baseline), shown(summarize(stalk)), ratio, verdict(figure, baseline, compared)
 
 
-def checkout(directory: Path) -> Checkout:
-    """A copy of the stack with what nodes and producers here import beside it."""
-    copy = Checkout(directory)
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("test_*", "__pycache__"))
-    shutil.copy(ROOT / "tests" / "__init__.py", directory / "tests")
-    return copy
-
-
 def one_side(directory: Path, code: Checkout, subject: Subject, plan: Plan) -> Measurement:
-    """Measure a side in a world of its own, of which nothing is left."""
+    """Measure one side, on a Redis and a node of its own that are gone afterwards."""
     directory.mkdir(parents=True)
     with World(directory, code).opened() as world:
         try:
@@ -152,7 +142,7 @@ def main(*, pools: tuple[str, ...], pairs: int, tasks: int, latencies: int, pref
     records = Records(plans, output)
     signal.signal(signal.SIGTERM, stop)
     with tempfile.TemporaryDirectory(prefix="cost-") as name:
-        code = checkout(Path(name) / "code")
+        code = Checkout(Path(name) / "code", packages=PACKAGES)
         # A pair of each pool in turn: what disturbs the machine for a while disturbs all pools.
         for index in range(pairs):
             for plan in plans:

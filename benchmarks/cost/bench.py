@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import click
@@ -168,16 +166,9 @@ def idle_latencies(bench: Bench, node: Node) -> list[float]:
 def calls_per_task(bench: Bench, node: Node) -> float:
     """Commands over connections for each task of a queue that was filled while the node stood still."""
     before = starts.count(bench.starts)
-    signal_all(bench, node, signal.SIGSTOP)
+    node.process.signal_family(signal.SIGSTOP)
     bench.send("fill", COUNTED)
     monitor = Monitor(bench.redis)
-    signal_all(bench, node, signal.SIGCONT)
+    node.process.signal_family(signal.SIGCONT)
     bench.done(node, before + COUNTED)
     return from_outside(monitor.close()) / COUNTED
-
-
-def signal_all(bench: Bench, node: Node, number: signal.Signals) -> None:
-    """Send a signal to each process of the node."""
-    for pid in node.process.family():
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from benchmarks.memory.producer import HIGH, LOW
 from benchmarks.memory.tasks import NOOP
 from services.broker.keys import DEFAULT_QUEUE, UNACKED
 from services.worker.heartbeat import READY
-from tests.support.checkout import ROOT, Checkout
+from tests.support.checkout import Checkout
 from tests.support.processes import Process
 from tests.support.waiting import wait_until
 from tests.support.world import READY_SECONDS, Node, Stack, World
@@ -134,25 +133,18 @@ def patience(count: int) -> float:
 @contextmanager
 def opened(pool: str, producers: int, **settings: str) -> Iterator[Site]:
     """A site in a directory of its own; what was started in it is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as name, _world(Path(name)) as world:
-        stack = world.stack(
-            CELERY_IMPORTS="benchmarks.memory.tasks",
-            WORKER_POOL=pool,
-            WORKER_CONCURRENCY=str(CONCURRENCY[pool]),
-            # At `info` a node writes a gigabyte about a million tasks.
-            LOG_LEVEL="warning",
-            **settings,
-        )
-        yield Site(stack, _node(stack), producers)
-
-
-def _world(directory: Path) -> Any:
-    checkout = Checkout(directory / "code")
-    skip = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "benchmarks", checkout.path / "benchmarks", ignore=skip)
-    shutil.copytree(ROOT / "tests" / "support", checkout.path / "tests" / "support", ignore=skip)
-    shutil.copy(ROOT / "tests" / "__init__.py", checkout.path / "tests")
-    return World(directory, checkout).opened()
+    own = {
+        "CELERY_IMPORTS": "benchmarks.memory.tasks",
+        "WORKER_POOL": pool,
+        "WORKER_CONCURRENCY": str(CONCURRENCY[pool]),
+        # At `info` a node writes a gigabyte about a million tasks.
+        "LOG_LEVEL": "warning",
+    }
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        checkout = Checkout(Path(name) / "code", packages=("benchmarks", "tests/support"))
+        with World(Path(name), checkout).opened() as world:
+            stack = world.stack(**own, **settings)
+            yield Site(stack, _node(stack), producers)
 
 
 def _node(stack: Stack) -> Node:

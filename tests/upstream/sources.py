@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.redis.builds import CannotBeHad, do
+from tests.support.redis.builds import NotAvailableError, run
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements" / "dev.lock"
@@ -19,7 +19,7 @@ LOCK = ROOT / "requirements" / "dev.lock"
 def get(package: str, config: str) -> Path:
     """A directory with a package's tests, as `t/`, and the file that configures pytest for them, and nothing else.
 
-    The package itself is the installed one. Fetched once and kept. Raises CannotBeHad.
+    The package itself is the installed one. Fetched once and kept. Raises NotAvailableError.
     """
     version, hashes = locked(package)
     kept = (
@@ -45,15 +45,15 @@ def locked(package: str) -> tuple[str, str]:
 
 
 def fetch(version: str, hashes: str, config: str, scratch: Path) -> Path:
-    """Fetch this version, and lay its tests into a directory below `scratch`. Raises CannotBeHad."""
+    """Fetch this version, and lay its tests into a directory below `scratch`. Raises NotAvailableError."""
     (scratch / "wanted").write_text(f"{version}{hashes}\n")
     # pip asks the sources for the package's name and version, and fetches what they are built with for that.
     options = ["--quiet", "--no-deps", "--no-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "download", *options, "-r", str(scratch / "wanted"), "-d", str(scratch)]
     try:
-        do(command)
-    except CannotBeHad as error:
-        raise CannotBeHad(f"the sources of {version} cannot be had here: {error}") from None
+        run(command)
+    except NotAvailableError as error:
+        raise NotAvailableError(f"the sources of {version} cannot be had here: {error}") from None
     (archive,) = scratch.glob("*.tar.gz")
     shutil.unpack_archive(archive, scratch / "all")
     (tree,) = (scratch / "all").iterdir()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.redis.builds import CannotBeHad
+from tests.support.redis.builds import NotAvailableError
 from tests.support.world import World
 from tests.upstream.sources import ROOT, get
 from tests.upstream.suites import HOME, Suite
@@ -61,7 +61,7 @@ def sources(suite: Suite) -> Path:
     """Where the suite's tests are; skips where they cannot be had, or fails with STALK_REQUIRE_SUITES=1."""
     try:
         return get(suite.package, suite.config)
-    except CannotBeHad as error:
+    except NotAvailableError as error:
         if os.environ.get("STALK_REQUIRE_SUITES") == "1":
             pytest.fail(f"STALK_REQUIRE_SUITES=1, and {error}", pytrace=False)
         pytest.skip(str(error))

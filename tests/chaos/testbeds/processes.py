@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,21 +134,15 @@ class ProcessTestbed(Testbed):
         self.incidents.append(Incident(DIED, since, monotonic(), node.name, snapshot=snapshot))
         assert not node.process.family(), f"{node.name} has survived"
 
-    def signal_all(self, node: NodeUnderTest, number: signal.Signals) -> None:
-        """Send a signal to every process of a node."""
-        for pid in node.process.family():
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-
     def freeze(self, node: NodeUnderTest) -> None:
         """Stop a node with all of its processes."""
         node.frozen_since, node.frozen_snapshot = monotonic(), self.take_snapshot()
-        self.signal_all(node, signal.SIGSTOP)
+        node.process.signal_family(signal.SIGSTOP)
         self.world.wait_until(lambda: is_frozen(node), STOP_SECONDS, f"{node.name} is frozen")
 
     def thaw(self, node: NodeUnderTest) -> None:
         """Let it go on."""
-        self.signal_all(node, signal.SIGCONT)
+        node.process.signal_family(signal.SIGCONT)
         if monotonic() - node.frozen_since >= self.plan.lease:
             since, snapshot = node.frozen_since, node.frozen_snapshot
             self.incidents.append(Incident(FROZEN, since, monotonic(), node.name, snapshot=snapshot))

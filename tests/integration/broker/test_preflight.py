@@ -18,7 +18,7 @@ from services.broker import preflight
 from services.broker.keys import UNACKED
 from tests.support.ports import free_port
 from tests.support.processes import children
-from tests.support.redis.server import RedisServer, disguised, make_certificates, require_tls
+from tests.support.redis.server import RedisServer, disguise, make_certificates, require_tls
 from tests.support.world import World
 
 pytestmark = pytest.mark.each_redis
@@ -209,7 +209,7 @@ def test_a_replica_is_refused(world: World, check: Checker) -> None:
 
 
 def test_a_version_that_is_too_old_is_refused(world: World, check: Checker) -> None:
-    program, version = disguised(world.directory / "redis-server")
+    program, version = disguise(world.directory / "redis-server")
 
     code, said = check(world.redis(program=program))
 

@@ -126,7 +126,7 @@ def running(stack: Stack, labels: Iterable[str]) -> None:
 def release(stack: Stack, labels: Iterable[str]) -> None:
     """Let these tasks end, and wait until they have."""
     for label in labels:
-        (stack.world.directory / f"{label}.released").touch()
+        stack.world.release(label)
     for label in labels:
         stack.world.wait_until(lambda label=label: stack.world.ended(label), PATIENCE, f"{label} has ended")  # type: ignore[misc]
 

@@ -96,7 +96,7 @@ class Stopped:
 
     def release(self, what: str) -> None:
         """Let a task end that is held."""
-        (self.stack.world.directory / f"{self.label(what)}.released").touch()
+        self.stack.world.release(self.label(what))
 
     def leave(self) -> None:
         """Wait until the worker has left."""

@@ -1,4 +1,7 @@
-"""What belongs to the checkout's own stack, which no test reads, writes or needs: it may run, or be broken."""
+"""Refuse that a test uses the checkout's own stack: its .env, its .stalk/, its port, its Compose project.
+
+So the result of a test does not depend on whether that stack runs or is broken.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ USES = frozenset(
 USES_TWO = frozenset({"os.link", "os.rename", "os.symlink"})
 CONNECTS = frozenset({"socket.bind", "socket.connect"})
 STARTS = "subprocess.Popen"
-# What this process has tried to use; code under test may swallow the refusal.
+# What this process has tried to use, because code under test may swallow the refusal.
 tried: list[str] = []
 
 
@@ -31,10 +34,10 @@ def is_own(path: str) -> bool:
     return path in FILES or path == STATE or path.startswith(f"{STATE}{os.sep}")
 
 
-def own(event: str, arguments: tuple[object, ...]) -> str:
-    """What of the checkout's own an event is about; "" for nothing."""
+def find_own(event: str, arguments: tuple[object, ...]) -> str:
+    """The part of the checkout's own stack that an audit event is about; "" for none."""
     if event == STARTS:
-        return composed(*arguments[1:3])
+        return find_compose_project(*arguments[1:3])
     if event in CONNECTS and isinstance(arguments[1], tuple):
         return f"port {PORT}" if arguments[1][1:2] == (PORT,) else ""
     paths = arguments[1:2] * (event in CONNECTS) + arguments[:1] * (event in USES) + arguments[:2] * (event in USES_TWO)
@@ -43,8 +46,8 @@ def own(event: str, arguments: tuple[object, ...]) -> str:
     return next(filter(is_own, named), "")
 
 
-def composed(command: object, directory: object) -> str:
-    """What a command is about: Docker Compose takes its project from where it runs, unless it is given a file."""
+def find_compose_project(command: object, directory: object) -> str:
+    """The same of a command: Docker Compose takes its project from where it runs, unless it is given a file."""
     words = [command] if isinstance(command, str | bytes | os.PathLike) else list(command)  # type: ignore[call-overload]
     named = [os.fsdecode(word) for word in words]
     here = Path(os.fsdecode(directory)) if isinstance(directory, str | bytes | os.PathLike) else Path.cwd()
@@ -53,8 +56,8 @@ def composed(command: object, directory: object) -> str:
 
 
 def refuse(event: str, arguments: tuple[object, ...]) -> None:
-    """Let no code in this process use it; an audit hook."""
-    if what := own(event, arguments):
+    """Refuse the use of it; an audit hook."""
+    if what := find_own(event, arguments):
         tried.append(what)
         raise AssertionError(f"a test uses {what}, which is the checkout's own: see the fixture `elsewhere`")
 
@@ -73,7 +76,7 @@ def _nothing_of_the_checkouts_own_is_used() -> Iterator[None]:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that the modules of `stack` and `config`, where they run in this process, have their state in."""
+    """Move the state of the modules of `stack` and `config` in this process to this directory."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] not in ("stack", "config"):
             continue

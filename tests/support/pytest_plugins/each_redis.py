@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.redis import server as redis_server
-from tests.support.redis.builds import BUILDS, CannotBeHad, get, name
+from tests.support.redis.builds import BUILDS, NotAvailableError, get_build, identify
 
 EACH = "each"
 FIXTURE = "redis_build"
-# What this session may run on: the program of each build, or why there is none.
+# The program of each build of this session, or the reason why it is not available.
 PROGRAMS = pytest.StashKey[dict[str, str]]()
 REASONS = pytest.StashKey[dict[str, str]]()
 
@@ -33,12 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
     programs: dict[str, str] = handed.get("redis_programs", {})
     reasons: dict[str, str] = handed.get("redis_reasons", {})
     if not handed:
-        own = name(redis_server.own())
+        own = identify(redis_server.own())
         for build in BUILDS:
             if wanted == build.name or (wanted == EACH and build.name != own):
                 try:
-                    programs[build.name] = str(get(build))
-                except CannotBeHad as error:
+                    programs[build.name] = str(get_build(build))
+                except NotAvailableError as error:
                     reasons[build.name] = str(error)
     config.stash[PROGRAMS], config.stash[REASONS] = programs, reasons
     if wanted in reasons or (reasons and os.environ.get("STALK_REQUIRE_REDIS") == "1"):
@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: object) -> None:
-    """Hand them to a worker of pytest-xdist."""
+    """Pass them on to a worker of pytest-xdist."""
     config: pytest.Config = node.config  # type: ignore[attr-defined]
     node.workerinput.update(  # type: ignore[attr-defined]
         redis_programs=config.stash[PROGRAMS], redis_reasons=config.stash[REASONS]
@@ -57,7 +57,7 @@ def pytest_configure_node(node: object) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"redis: {name(redis_server.own())}" + "".join(f", {found}" for found in config.stash[PROGRAMS])
+    return f"redis: {identify(redis_server.own())}" + "".join(f", {found}" for found in config.stash[PROGRAMS])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

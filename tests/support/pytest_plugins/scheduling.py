@@ -15,7 +15,7 @@ from tests.support.pytest_plugins.each_redis import build_of
 
 # Tests wait for other processes most of the time: so many workers keep a core busy.
 WORKERS_PER_CORE = 3
-# Each needs half a GB with all that it starts, and the containers' own groups take as long with more of them.
+# Each needs half a GB with all that it starts, and more of them do not shorten the groups of containers.
 MOST_WORKERS = 12
 # Fixtures that own something that many tests share: the containers, and the stack as processes.
 CONTAINERS, FAULTS, PROCESSES = "containers", "containers of faults", "processes"

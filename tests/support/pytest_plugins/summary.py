@@ -1,4 +1,4 @@
-"""What pytest says at its end: how long each part took, and why tests were skipped, a line for each reason."""
+"""Add to pytest's summary how long each part took, and how many tests were skipped for which reason."""
 
 from __future__ import annotations
 

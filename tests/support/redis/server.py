@@ -1,4 +1,4 @@
-"""A real Redis server for one test: configured as the test says, killed, frozen and started again on its data."""
+"""RedisServer: a real server for one test, with its configuration, which can be killed, frozen and restarted."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ from tests.support.waiting import wait_until
 START_SECONDS = 120
 # Safe to be a broker; a test that wants it otherwise says so in lines of its own, which come later and win.
 SAFE = ("appendonly yes", 'save ""', "maxmemory-policy noeviction", "timeout 0")
-# What a test has removed is no part of the memory any more by which it then says how full the server is. Valkey 8 frees
-# it later, in a thread.
+# Free what a test deletes before it sets a memory limit. Valkey 8 frees it later, in a thread.
 AT_ONCE = ("lazyfree-lazy-user-flush no", "lazyfree-lazy-user-del no")
 PORT_ATTEMPTS = 5
 # The port on which members of a cluster talk is so much higher.
 CLUSTER_BUS = 10_000
-# Milliseconds; one that does not answer is frozen.
+# A reply takes milliseconds; a server that sends none is frozen.
 ANSWER_SECONDS = 60
-# It is gone within milliseconds, or when it has written its file.
+# It ends within milliseconds, or when it has written its file.
 STOP_SECONDS = 120
 
 
@@ -49,7 +48,7 @@ def own() -> Path:
 
 
 def use(program: str) -> str:
-    """Make all servers from now on of this program, or of the machine's own for ""; what it was before."""
+    """Start servers from this program from now on, or from the machine's own for ""; returns the one before."""
     before, CHOSEN[0] = CHOSEN[0], program
     return before
 
@@ -63,9 +62,9 @@ def executable() -> str:
     return CHOSEN[0] or str(own())
 
 
-def disguised(path: Path) -> tuple[str, str]:
-    """A copy of the server that believes to be a version 5, and that version."""
-    # Asked, because Valkey's program names its own version, and what Redis it passes for only in INFO.
+def disguise(path: Path) -> tuple[str, str]:
+    """Copy the server so that it reports a version 5; its path and that version."""
+    # From INFO, because Valkey's program prints its own version and not that of the Redis it is compatible with.
     asked = RedisServer(path.with_name(f"{path.name}-asked")).start()
     with asked.client() as client:
         number = str(client.info("server")["redis_version"])
@@ -122,31 +121,31 @@ class RedisServer:
         return self
 
     def kill(self) -> None:
-        """kill -9: nobody is told; its file has all that it has answered."""
-        # With everysec a busy disk lets it answer what it has not written yet, and a kill loses that: docs/delivery.md.
+        """kill -9, after all that it has answered is in its append-only file."""
+        # With everysec it answers before it writes, and a kill loses what was not written: docs/delivery.md.
         self.ask("CONFIG", "SET", "appendfsync", "always")
         self.process.signal(signal.SIGKILL)
         self.process.wait(STOP_SECONDS)
 
     def stop(self) -> None:
-        """An orderly end, as a restart of the container makes it."""
+        """Shut down in order, as a restart of the container does."""
         self.process.terminate()
         self.process.wait(STOP_SECONDS)
 
     def freeze(self) -> None:
-        """It stays connected and answers nobody."""
+        """Stop it with SIGSTOP: connections stay, replies do not come."""
         self.process.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         self.process.signal(signal.SIGCONT)
 
     def fill(self, times: float) -> None:
-        """Let it use so many times of what it may, as a server that is full of tasks and results."""
+        """Set maxmemory so that `times` as much is in use, as in a server full of tasks and results."""
         used = int(self.client().info("memory")["used_memory"])
         self.ask("CONFIG", "SET", "maxmemory", str(int(used / times)))
 
     def make_room(self) -> None:
-        """Let it use as much as it likes."""
+        """Lift the memory limit."""
         self.ask("CONFIG", "SET", "maxmemory", "0")
 
     # Ways to reach it.
@@ -157,7 +156,7 @@ class RedisServer:
         return self._process
 
     def client(self, database: int = 0) -> redis.Redis:
-        """A client for the test's own questions; one for all of them, because waits ask twenty times a second."""
+        """A client for the test itself; the same for all calls, because waits ask twenty times a second."""
         key = (database, self.password)
         if key not in self._clients:
             self._clients[key] = self._connect(database)
@@ -212,7 +211,7 @@ class RedisServer:
         try:
             return bool(self.client().ping())
         except ResponseError:
-            # It refuses the login: a test that changes users on purpose sees to that itself.
+            # It refuses the login: a test that changes users handles that itself.
             return True
         except RedisError:
             return False
