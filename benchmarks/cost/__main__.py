@@ -19,7 +19,7 @@ import click
 
 from benchmarks.cost.bench import Bench, Plan, measure
 from benchmarks.cost.figures import FIGURES, Figure, Measurement, number, ratios, shown, summarize, verdict
-from tests.chaos.report import versions
+from tests.chaos.report import describe_versions
 from tests.chaos.subjects import CONCURRENCY, POOLS, PREFETCH, STALK, Subject
 from tests.support.checkout import Checkout
 from tests.support.waiting import GaveUp
@@ -71,7 +71,7 @@ class Records:
     def document(self) -> str:
         """The whole of it, as Markdown."""
         command = shlex.join(["python", "-m", "benchmarks.cost", *sys.argv[1:]])
-        made = f"`{command}`, {datetime.now(UTC).date().isoformat()}, {os.cpu_count()} cores. {versions()}."
+        made = f"`{command}`, {datetime.now(UTC).date().isoformat()}, {os.cpu_count()} cores. {describe_versions()}."
         tables = [f"## {caption(plan)}\n\n{table(self.pairs.get(plan.pool, []))}" for plan in self.plans]
         return "\n".join([HEAD, made, "", *tables])
 

@@ -23,7 +23,7 @@ from benchmarks.footprint import MIB, Figure, Reading, breaches, change, exactly
 from benchmarks.memory.site import CONCURRENCY, Site, opened, patience
 from config import load
 from services.broker.keys import PUBLISHED, SCHEDULED
-from tests.chaos.report import versions
+from tests.chaos.report import describe_versions
 from tests.support.waiting import GaveUp
 
 # After a million tasks a leak of ten bytes a task shows as 10 MB.
@@ -238,7 +238,7 @@ def main(*, part: str, pool: str, tasks: int, etas: int, every: int, producers: 
     for each in parts:
         click.echo(f"{each.text()}\n")
     command = shlex.join(["python", "-m", "benchmarks.memory", *sys.argv[1:]])
-    made = f"`{command}`, {datetime.now(UTC).date().isoformat()}. {versions()}."
+    made = f"`{command}`, {datetime.now(UTC).date().isoformat()}. {describe_versions()}."
     output.write_text("\n\n".join([f"{HEAD}\n{made}", *(each.text() for each in parts)]) + "\n")
     broken = [sentence for each in parts for sentence in breaches(each.figures)]
     for sentence in broken:

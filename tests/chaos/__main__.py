@@ -23,7 +23,7 @@ import click
 from tests.chaos import stock_outcomes
 from tests.chaos.faults import ALL_FAULTS, CONTAINER_FAULTS, FAULTS
 from tests.chaos.faults.fault import Fault
-from tests.chaos.report import table
+from tests.chaos.report import build_document
 from tests.chaos.run import Outcome, run, run_in_containers
 from tests.chaos.subjects import POOLS, STALK, SUBJECTS, Subject
 from tests.chaos.testbeds.base import Plan
@@ -63,23 +63,23 @@ class Records:
         self.outcomes += [outcome for outcome in found if outcome.subject == self.subject.name]
 
     def add(self, outcome: Outcome) -> None:
-        """Keep an outcome, say it, and write the table with it."""
+        """Keep and print an outcome, and write the table with it."""
         self.outcomes.append(outcome)
         self._write()
         if self.subject == STALK:
             command = shlex.join(["python", "-m", "tests.chaos", *sys.argv[1:]])
-            self.output.write_text(table(self.outcomes, stock_outcomes.load(), command, self.seed))
+            self.output.write_text(build_document(self.outcomes, stock_outcomes.load(), command, self.seed))
         else:
             stock_outcomes.keep(outcome)
-        say(outcome)
+        print_outcome(outcome)
 
     def _write(self) -> None:
         self.results.parent.mkdir(parents=True, exist_ok=True)
-        # Without what the processes said, which is long.
+        # Without the logs, which are long.
         self.results.write_text("".join(json.dumps(asdict(each) | {"story": ""}) + "\n" for each in self.outcomes))
 
 
-def say(outcome: Outcome) -> None:
+def print_outcome(outcome: Outcome) -> None:
     """One line for each run, and one for each breach of Stalk's contract."""
     twice = ", ".join(f"{count} {why}" for why, count in outcome.twice.items()) or "0"
     click.echo(
@@ -92,24 +92,24 @@ def say(outcome: Outcome) -> None:
         click.echo(f"    {breach}")
 
 
-def own_seed(seed: int, fault: str, pool: str) -> int:
-    """The seed of one run: another one for each, and the same when it is repeated alone."""
+def derive_seed(seed: int, fault: str, pool: str) -> int:
+    """The seed of one run, which is the same when the run is repeated alone."""
     return zlib.crc32(f"{seed} {fault} {pool}".encode())
 
 
-def times(fault: Fault, subject: Subject, *, short: bool) -> int:
-    """How often a fault strikes. What kombu's own transport does shows at once; the many times are for Stalk."""
+def count_strikes(fault: Fault, subject: Subject, *, short: bool) -> int:
+    """How often a fault strikes: few times are enough to see what kombu's own transport does."""
     return fault.times[subject == STALK and not short]
 
 
-def worlds() -> int:
-    """How many runs this machine bears side by side."""
+def count_parallel_runs() -> int:
+    """How many runs this machine has cores and memory for at a time."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     memory = int(lines["MemAvailable"].split()[0]) // WORLD_KIB
     return max(1, min(int(len(os.sched_getaffinity(0)) * WORLDS_PER_CORE), memory))
 
 
-def in_processes(plan: Plan, keep: Path | None) -> Outcome:
+def run_in_process(plan: Plan, keep: Path | None) -> Outcome:
     """One run on processes of this machine."""
     return run(plan, keep and keep / f"{plan.fault}-{plan.pool}-{plan.subject.name}")
 
@@ -117,7 +117,7 @@ def in_processes(plan: Plan, keep: Path | None) -> Outcome:
 def run_side_by_side(records: Records, plans: Iterable[Plan], jobs: int, keep: Path | None) -> None:
     """Carry out `jobs` at a time of what has not been carried out before, each in a process of its own."""
     with ProcessPoolExecutor(jobs) as pool:
-        runs = [pool.submit(in_processes, plan, keep) for plan in plans if not records.has(plan)]
+        runs = [pool.submit(run_in_process, plan, keep) for plan in plans if not records.has(plan)]
         try:
             for done in as_completed(runs):
                 records.add(done.result())
@@ -136,7 +136,10 @@ def run_side_by_side(records: Records, plans: Iterable[Plan], jobs: int, keep: P
 @click.option("--seed", default=1, help="Decides which node is struck.")
 @click.option("--short", is_flag=True, help="Strike as often as the tests do.")
 @click.option(
-    "--jobs", type=int, default=worlds, help="Runs at a time, by cores and memory; those of containers take turns."
+    "--jobs",
+    type=int,
+    default=count_parallel_runs,
+    help="Runs at a time, by cores and memory; those of containers take turns.",
 )
 @click.option("--resume", is_flag=True, help="Keep the outcomes that RESULTS has, and do not run them again.")
 @click.option(
@@ -167,11 +170,22 @@ def main(
     records = Records(subject, results or Path(f".stalk/chaos-{name}.jsonl"), output, seed)
     if resume:
         records.load()
-    if subject == STALK and (sentence := stock_outcomes.stale(stock_outcomes.load(), stock_outcomes.installed())):
+    if subject == STALK and (
+        sentence := stock_outcomes.describe_stale(stock_outcomes.load(), stock_outcomes.read_installed())
+    ):
         click.echo(sentence)
     chosen, of_pools = faults or ALL_FAULTS, pools or POOLS
     plans = [
-        Plan(each, pool, subject, lease, times(fault, subject, short=short), count, rate, own_seed(seed, each, pool))
+        Plan(
+            each,
+            pool,
+            subject,
+            lease,
+            count_strikes(fault, subject, short=short),
+            count,
+            rate,
+            derive_seed(seed, each, pool),
+        )
         for each, fault in FAULTS.items()
         for pool in of_pools
         if each in chosen and not (fault.stalk_only and subject != STALK)
@@ -179,7 +193,7 @@ def main(
     run_side_by_side(records, plans, jobs, keep)
     strikes = 1 if short else CONTAINER_TIMES
     in_containers = [
-        Plan(fault, pool, STALK, CONTAINER_LEASE, strikes, count // 4, CONTAINER_RATE, own_seed(seed, fault, pool))
+        Plan(fault, pool, STALK, CONTAINER_LEASE, strikes, count // 4, CONTAINER_RATE, derive_seed(seed, fault, pool))
         for pool in of_pools
         for fault in CONTAINER_FAULTS
         if fault in chosen and subject == STALK

@@ -1,4 +1,4 @@
-"""One run: start, strike while tasks come, wait until nothing moves any more, count."""
+"""One run: start nodes and load, let the fault strike, wait until all tasks have ended, count."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from tests.chaos.testbeds.containers import ContainerStack, ContainerTestbed
 from tests.chaos.testbeds.processes import ProcessTestbed, open_testbed
 from tests.support.processes import Process
 
-# A task that kombu's transport has taken is nowhere until it is written down: for a moment, on a busy machine for a
-# second. In Stalk's Redis each is somewhere at every moment.
+# A task that kombu's transport has popped is nowhere in Redis until it is recorded as unacked: for a moment, on a busy
+# machine for a second. Stalk moves it atomically.
 NOWHERE_SECONDS = 6.0
-# Beyond the time in which all that a dead node held must have come back: a sweep, and a busy machine. Only what never
-# comes back takes so long; that kombu's transport leaves something is nothing new.
+# Beyond the time after which messages of a dead node are requeued: a sweep, and a busy machine. Only tasks that are
+# never requeued take so long. kombu's transport often leaves some, so it gets less.
 QUIET_SECONDS, STOCK_QUIET_SECONDS = 30.0, 10.0
-# Whatever happens: something that never ends is a result too.
+# The end of the wait in any case.
 LONGEST_SECONDS = 900.0
-# Each look reads all of Redis.
+# Each check reads all of Redis.
 LOOK_SECONDS = 0.3
 
 
@@ -55,12 +55,12 @@ class Outcome:
     # Sent, not executed, and nowhere in Redis; without those that Redis never kept.
     lost: list[str]
     never_kept: list[str]
-    # Sent and still in Redis after all patience.
+    # Sent and still in Redis when the wait has ended.
     waiting: list[str]
     parked: int
-    # Why → how many.
+    # Cause → how many.
     twice: dict[str, int]
-    # Of those, the ones whose delivery_count says that they are not the first.
+    # Of those, the ones whose delivery_count had grown.
     recorded: int
     worst: float
     seconds: float
@@ -73,7 +73,7 @@ class Outcome:
     story: str = ""
 
     def describe(self) -> str:
-        """The breaches first, and then what there is to find out why."""
+        """The breaches, and then the remarks and logs."""
         return "\n".join([*self.breaches, *self.remarks, self.story])
 
 
@@ -126,7 +126,7 @@ def strike(testbed: ProcessTestbed, fault: Fault) -> None:
     """Start the nodes and the load, and let the fault strike as often as planned."""
     subjects = [testbed.plan.subject] * NODES
     if fault.name == "mixed_workers":
-        # A stock worker's tasks follow its own time-out; as Stalk checks it, tasks may not be longer.
+        # Stock workers use the visibility timeout; Stalk requires time limits below it.
         lease, subjects = testbed.plan.lease, [STALK, STOCK]
         testbed.more |= {"CELERY_VISIBILITY_TIMEOUT": str(lease), "CELERY_TASK_TIME_LIMIT": str(lease - 1)}
     testbed.load(fault.load, fault.seconds, partial(testbed.start_nodes, subjects))
@@ -139,16 +139,16 @@ def strike(testbed: ProcessTestbed, fault: Fault) -> None:
 
 
 def wait_settled(testbed: Testbed) -> None:
-    """Wait until all that was sent is executed or gone and Redis holds none of it, or nothing moves any more."""
+    """Wait until all tasks are executed or gone, or until nothing has changed for long enough."""
     plan = testbed.plan
-    # A lease to run out and, where nobody was there to sweep, one in which the living renew theirs.
+    # A lease to run out and, where no node was there to sweep, one in which the living nodes renew theirs.
     quiet = plan.lease * 2 + (QUIET_SECONDS if plan.subject == STALK else STOCK_QUIET_SECONDS)
     began = moved = monotonic()
     before: Any = None
     while monotonic() - began < LONGEST_SECONDS:
         testbed.replace_ended()
         held, missing = exclude_poison(testbed.stored_tasks()), exclude_poison(find_unexecuted(testbed))
-        # Poison that goes on for ever moves nothing.
+        # Poison that is redelivered for ever does not count as a change.
         now = (sum(1 for event in testbed.events.all() if exclude_poison({event.task})), held, missing)
         if now != before:
             before, moved = now, monotonic()
@@ -162,7 +162,7 @@ def wait_settled(testbed: Testbed) -> None:
 
 
 def exclude_poison(tasks: set[str]) -> set[str]:
-    """Tasks that may be expected to come to their end."""
+    """The tasks without poison: those that are expected to end."""
     return {task for task in tasks if not task.startswith(tuple(f"chaos-{label}" for label in POISONS))}
 
 
@@ -177,7 +177,7 @@ def is_working(testbed: Testbed) -> bool:
 
 
 def count_outcome(testbed: Testbed) -> Outcome:
-    """What the events and Redis say in the end."""
+    """The outcome, from the event log and Redis."""
     plan, events = testbed.plan, testbed.events.all()
     in_redis, missing = testbed.stored_tasks(), exclude_poison(find_unexecuted(testbed))
     starts = find_second_starts(events, testbed.incidents, plan.subject == STALK)
@@ -205,15 +205,17 @@ def count_outcome(testbed: Testbed) -> Outcome:
         remarks=testbed.remarks,
         poisoned=count_starts(events) if plan.fault == "poison" else {},
     )
-    found = breaches(outcome, again, events, testbed.incidents)
+    found = find_breaches(outcome, again, events, testbed.incidents)
     return replace(outcome, breaches=found, story=testbed.describe() if found else "")
 
 
-def breaches(outcome: Outcome, again: list[SecondStart], events: list[Event], incidents: list[Incident]) -> list[str]:
+def find_breaches(
+    outcome: Outcome, again: list[SecondStart], events: list[Event], incidents: list[Incident]
+) -> list[str]:
     """Sentences about everything that the contract does not allow."""
-    # Both are at home in the poison's run alone, where they are what has to happen.
+    # Exits and dead letters are expected in the run of poison only.
     poisoned = outcome.fault == "poison"
-    excused = lost_by_stock(outcome, events, incidents) if outcome.fault == "mixed_workers" else set()
+    excused = find_lost_by_stock(outcome, events, incidents) if outcome.fault == "mixed_workers" else set()
     held = NODES * CONCURRENCY[outcome.pool]
     found = [f"lost: {task}" for task in outcome.lost if task not in excused]
     found += [f"still waiting: {task}" for task in outcome.waiting]
@@ -226,8 +228,8 @@ def breaches(outcome: Outcome, again: list[SecondStart], events: list[Event], in
     return found
 
 
-def lost_by_stock(outcome: Outcome, events: list[Event], incidents: list[Incident]) -> set[str]:
-    """What can be gone because stock nodes were killed.
+def find_lost_by_stock(outcome: Outcome, events: list[Event], incidents: list[Incident]) -> set[str]:
+    """Tasks that can be lost because stock nodes were killed.
 
     Once each what it had popped, which nobody has started, and for each task at work a chord that it was completing.
     """

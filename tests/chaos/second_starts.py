@@ -23,7 +23,7 @@ from tests.chaos.event_log import (
 
 @dataclass(frozen=True)
 class SecondStart:
-    """A start that was not the task's first, and why it came about."""
+    """A start that was not the task's first, and its cause."""
 
     before: Event
     start: Event
@@ -32,7 +32,7 @@ class SecondStart:
 
     @property
     def recorded(self) -> bool:
-        """Whether the delivery says that it is not the first."""
+        """Whether the delivery count has grown."""
         return self.start.number > self.before.number
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class SecondStart:
 
 
 def find_second_starts(events: Iterable[Event], incidents: list[Incident], mixed: bool = True) -> list[SecondStart]:
-    """Every start that was not the task's first; `mixed`: that a stock worker had it says enough."""
+    """Every start that was not the task's first; with `mixed`, that a stock worker had held it is a cause."""
     every = list(events)
     history, causes = History(every), add_reported_incidents(every, incidents)
     starts: dict[str, list[Event]] = defaultdict(list)
@@ -59,9 +59,9 @@ def find_second_starts(events: Iterable[Event], incidents: list[Incident], mixed
 
 
 def is_resent_by_stock(body: SecondStart, found: list[SecondStart]) -> bool:
-    """Whether a chord's body came again because a part of it did that a stock worker had held.
+    """Whether a chord's body came again because a part of the chord did that a stock worker had held.
 
-    That one has sent the body in stock's own way, of which Stalk knows nothing when the part ends once more.
+    The stock worker sent the body without a record that Stalk knows, so the part's second end sends it again.
     """
     chord, _, part = body.start.task.rpartition("-")
     return (part, body.why) == ("body", NO_CAUSE) and any(
@@ -72,19 +72,19 @@ def is_resent_by_stock(body: SecondStart, found: list[SecondStart]) -> bool:
 
 
 def add_reported_incidents(events: list[Event], incidents: list[Incident]) -> list[Incident]:
-    """All incidents, with those of which the processes themselves tell; who stood still by itself is asked last."""
+    """All incidents, with those that the event log reports; stalls come first, as explain() tries the last first."""
     last: dict[int, float] = defaultdict(float)
     for event in events:
         last[event.pid] = max(last[event.pid], event.at)
     stalled = [event for event in events if event.word == "stalled"]
     stalls = [Incident(STALLED, event.at - event.number, event.at, event.node) for event in stalled]
-    # Between a process's deadly signal to itself and its end its other threads go on: until its last event.
+    # After the signal that a process sends to itself its other threads go on for a moment: until its last event.
     deaths = [Incident(DIED, event.at, last[event.pid], pid=event.pid) for event in events if event.word == "dies"]
     return [*stalls, *incidents, *deaths]
 
 
 def explain(before: Event, again: Event, incidents: list[Incident], history: History, mixed: bool) -> SecondStart:
-    """Find the incident that excuses a second start; the last one, because the one before may have been survived."""
+    """Find the last incident that excuses a second start: the node may have survived an earlier one."""
     for incident in reversed(incidents):
         if incident.excuses(before, again, history):
             return SecondStart(before, again, incident.kind, incident)
@@ -92,7 +92,7 @@ def explain(before: Event, again: Event, incidents: list[Incident], history: His
 
 
 def find_excessive(again: Iterable[SecondStart], running: int) -> list[str]:
-    """Incidents after which more started again than the holder had run (at most `running`) and not acknowledged."""
+    """Incidents after which more tasks started again than the node can have run (`running`) and not acknowledged."""
     counted = Counter((each.incident, each.before.node) for each in again if each.incident)
     return [
         f"{count} tasks of {node} started again because {incident.kind}"
@@ -102,17 +102,17 @@ def find_excessive(again: Iterable[SecondStart], running: int) -> list[str]:
 
 
 def find_unrecorded(again: Iterable[SecondStart]) -> list[SecondStart]:
-    """What started again without a higher count, although Redis had been told that it had started before."""
+    """Second starts without a higher delivery count although Redis knew of the first start."""
 
-    def was_told(each: SecondStart) -> bool:
-        # A stock worker neither tells nor is told: the count is no header.
+    def was_known(each: SecondStart) -> bool:
+        # Stock workers keep no delivery count.
         ours = not any(start.node.endswith(STOCK_HOST) for start in (each.before, each.start))
         if not (ours and each.why in COUNTED and each.incident and each.incident.snapshot):
             return False
         # What started after that look may have been in it for its start before, on another node.
         return each.before.at <= each.incident.at and each.before.task in each.incident.snapshot.started
 
-    return [each for each in again if was_told(each) and not each.recorded]
+    return [each for each in again if was_known(each) and not each.recorded]
 
 
 def measure_worst_delay(events: Iterable[Event]) -> float:

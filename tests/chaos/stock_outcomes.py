@@ -22,7 +22,7 @@ KEPT = Path(__file__).with_name("stock.jsonl")
 
 @dataclass(frozen=True)
 class Versions:
-    """What was put to the test, and the Redis that it ran on."""
+    """The versions under test, and the Redis that they ran on."""
 
     celery: str
     kombu: str
@@ -33,19 +33,19 @@ class Versions:
 
     @property
     def subject(self) -> tuple[str, str]:
-        """Those on which it depends whether outcomes still hold."""
+        """The versions whose change makes outcomes out of date."""
         return self.celery, self.kombu
 
 
-def installed() -> Versions:
-    """The versions here."""
-    said = subprocess.run([executable(), "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    return Versions(version("celery"), version("kombu"), (re.findall(r"v=(\S+)", said) or ["?"])[0])
+def read_installed() -> Versions:
+    """The installed versions."""
+    printed = subprocess.run([executable(), "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    return Versions(version("celery"), version("kombu"), (re.findall(r"v=(\S+)", printed) or ["?"])[0])
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A run's outcome, as far as the table tells of it, with its date and versions."""
+    """The columns of a run's outcome, with its date and versions."""
 
     fault: str
     pool: str
@@ -66,8 +66,8 @@ class Kept:
         return Versions(self.celery, self.kombu, self.redis)
 
 
-def kept_of(outcome: Outcome) -> Kept:
-    """What is kept of a run that ends now."""
+def summarize(outcome: Outcome) -> Kept:
+    """The columns of a run that ends now."""
     return Kept(
         fault=outcome.fault,
         pool=outcome.pool,
@@ -78,25 +78,25 @@ def kept_of(outcome: Outcome) -> Kept:
         twice=sum(outcome.twice.values()),
         exits=0 if outcome.fault == "poison" else len(outcome.exits),
         date=datetime.now(UTC).date().isoformat(),
-        **asdict(installed()),
+        **asdict(read_installed()),
     )
 
 
 def load(path: Path = KEPT) -> list[Kept]:
-    """All that is kept."""
+    """All kept outcomes."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [Kept(**json.loads(line)) for line in lines]
 
 
 def keep(outcome: Outcome, path: Path = KEPT) -> None:
-    """Keep an outcome in place of the one before of the same fault and pool."""
-    one = kept_of(outcome)
+    """Store an outcome in place of the one of the same fault and pool."""
+    one = summarize(outcome)
     others = [each for each in load(path) if (each.fault, each.pool) != (one.fault, one.pool)]
     path.write_text("".join(f"{json.dumps(asdict(each))}\n" for each in [*others, one]))
 
 
-def stale(kept: Iterable[Kept], here: Versions) -> str:
-    """The sentence to say when outcomes are of another Celery or kombu than the one here; "" when they are not."""
+def describe_stale(kept: Iterable[Kept], here: Versions) -> str:
+    """A sentence where outcomes are of other versions of Celery or kombu than the installed ones; else ""."""
     others = sorted({str(each.versions) for each in kept if each.versions.subject != here.subject})
     if not others:
         return ""

@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos import stock_outcomes
 from tests.chaos.faults import FAULTS
-from tests.chaos.report import about, cells_of_stock, made_by_stock, table
+from tests.chaos.report import about, build_document, build_stock_cells, describe_kept
 from tests.chaos.run import Outcome
 from tests.chaos.stock_outcomes import Kept, Versions
 from tests.chaos.subjects import POOLS
@@ -49,7 +49,7 @@ def rows(document: str) -> dict[tuple[str, str], list[str]]:
 def test_the_document_shows_what_is_kept() -> None:
     shown = rows((ROOT / "docs" / "chaos.md").read_text())
 
-    kept = {(about(each.fault), each.pool): cells_of_stock(each) for each in stock_outcomes.load()}
+    kept = {(about(each.fault), each.pool): build_stock_cells(each) for each in stock_outcomes.load()}
     # Stock workers beside Stalk's are a fault of Stalk's alone.
     assert len(kept) == sum(len(POOLS) for fault in FAULTS.values() if not fault.stalk_only)
     assert {key: cells[-4:] for key, cells in shown.items() if key in kept} == kept
@@ -64,19 +64,19 @@ def test_the_document_says_when_the_kept_outcomes_were_made() -> None:
 
 def test_kept_outcomes_stand_beside_those_of_stalk() -> None:
     stalk = replace(OUTCOME, subject="stalk", lost=[], waiting=[], executed=10, twice={})
-    cells = rows(table([stalk], [KEPT], "make chaos", 1))[about("poison"), "solo"]
+    cells = rows(build_document([stalk], [KEPT], "make chaos", 1))[about("poison"), "solo"]
     assert cells[2:5] == ["1", "10", "10"]
     assert cells[-4:] == ["1", "1770", "2 (3 still wait)", "4; 1 nodes exited"]
 
 
 @pytest.mark.parametrize("here", [replace(HERE, celery="5.8.0"), replace(HERE, kombu="5.8.0")])
 def test_outcomes_of_another_celery_or_kombu_are_said_to_be_so(here: Versions) -> None:
-    said = made_by_stock([KEPT], here)
+    said = describe_kept([KEPT], here)
     assert f"are of {HERE}, and here is {here}: `make chaos-stock`" in said
 
 
 def test_outcomes_of_the_same_celery_and_kombu_stand_whatever_the_redis() -> None:
-    said = made_by_stock([KEPT], replace(HERE, redis="8.0.2"))
+    said = describe_kept([KEPT], replace(HERE, redis="8.0.2"))
     assert said == f"kombu's own transport: `make chaos-stock`, 2026-11-22, {HERE}."
 
 
@@ -91,5 +91,5 @@ def test_an_outcome_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
 
 
 def test_a_node_that_poison_has_ended_did_not_end_by_itself(tmp_path: Path) -> None:
-    assert stock_outcomes.kept_of(OUTCOME).exits == 0
-    assert stock_outcomes.kept_of(replace(OUTCOME, fault="redis_kill")).exits == 1
+    assert stock_outcomes.summarize(OUTCOME).exits == 0
+    assert stock_outcomes.summarize(replace(OUTCOME, fault="redis_kill")).exits == 1
