@@ -18,7 +18,16 @@ from pathlib import Path
 import click
 
 from benchmarks.cost.bench import Bench, Plan, measure
-from benchmarks.cost.figures import FIGURES, Figure, Measurement, number, ratios, shown, summarize, verdict
+from benchmarks.cost.figures import (
+    FIGURES,
+    Figure,
+    Measurement,
+    format_number,
+    format_summary,
+    judge,
+    ratios,
+    summarize,
+)
 from tests.chaos.report import describe_versions
 from tests.chaos.subjects import CONCURRENCY, POOLS, PREFETCH, STALK, Subject
 from tests.support.checkout import Checkout
@@ -60,10 +69,10 @@ class Records:
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
 
     def add(self, plan: Plan, pair: Pair) -> None:
-        """Keep a pair, say it, and write the document with it: a run takes long and may be stopped."""
+        """Keep and print a pair, and write the document with it: a run takes long and may be stopped."""
         self.pairs.setdefault(plan.pool, []).append(pair)
         for side, each in (("stock", pair.stock), ("Stalk", pair.stalk)):
-            values = ", ".join(f"{figure.title} {number(getattr(each, figure.field))}" for figure in FIGURES)
+            values = ", ".join(f"{figure.title} {format_number(getattr(each, figure.field))}" for figure in FIGURES)
             click.echo(f"{plan.pool} {len(self.pairs[plan.pool])} {side}: {values}")
         if self.output:
             self.output.write_text(self.document())
@@ -98,8 +107,14 @@ def row(figure: Figure, pairs: Sequence[Pair]) -> tuple[str, ...]:
     stock = [float(getattr(pair.stock, figure.field)) for pair in pairs]
     stalk = [float(getattr(pair.stalk, figure.field)) for pair in pairs]
     baseline, compared = summarize(stock), ratios(stock, stalk)
-    ratio = shown(summarize(compared)) if compared else "-"
-    return figure.title, shown(baseline), shown(summarize(stalk)), ratio, verdict(figure, baseline, compared)
+    ratio = format_summary(summarize(compared)) if compared else "-"
+    return (
+        figure.title,
+        format_summary(baseline),
+        format_summary(summarize(stalk)),
+        ratio,
+        judge(figure, baseline, compared),
+    )
 
 
 def one_side(directory: Path, code: Checkout, subject: Subject, plan: Plan) -> Measurement:
@@ -113,7 +128,7 @@ def one_side(directory: Path, code: Checkout, subject: Subject, plan: Plan) -> M
 
 
 def one_pair(directory: Path, code: Checkout, plan: Plan, index: int) -> Pair:
-    """Measure both sides; every other pair the other one first, so that neither always finds a warmer machine."""
+    """Measure both sides; every other pair the other one first, so that neither always runs second."""
     order = (STOCK, STALK) if index % 2 == 0 else (STALK, STOCK)
     found = {side.name: one_side(directory / f"{plan.pool}-{index}-{side.name}", code, side, plan) for side in order}
     return Pair(found["stock"], found["stalk"])
@@ -121,7 +136,7 @@ def one_pair(directory: Path, code: Checkout, plan: Plan, index: int) -> Pair:
 
 def stop(*_: object) -> None:
     """As Ctrl-C does: whoever stops this must not be left with its nodes."""
-    # timeout(1) says it twice; the second time would interrupt the cleaning up.
+    # timeout(1) sends it twice; the second one would interrupt the cleanup.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(STOPPED)
 
