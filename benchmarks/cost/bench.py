@@ -68,7 +68,7 @@ class Bench:
     def environment(self) -> dict[str, str]:
         """Variables of the node and of producers, on either side."""
         names = enumerate(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"))
-        # Twice what is sent: a task that runs twice is to be snapshot, not to end the run.
+        # Twice what is sent, so that tasks that run twice are counted and do not fail.
         room = 2 * (self.plan.tasks + self.plan.latencies + WARM + COUNTED)
         own = {
             "CELERY_IMPORTS": "benchmarks.cost.tasks",

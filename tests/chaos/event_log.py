@@ -127,7 +127,7 @@ class EventLog:
         directory.chmod(0o777)
 
     def all(self) -> list[Event]:
-        """Every event so far, in no workload."""
+        """Every event so far, unordered."""
         for path in self.directory.iterdir():
             with path.open() as file:
                 file.seek(self._read.get(path, 0))

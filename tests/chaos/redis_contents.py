@@ -13,7 +13,7 @@ from typing import Any
 TASK_ID = re.compile(rb'"id\\*": ?\\*"(chaos-[\w-]+)')
 # Parked tasks are not waiting any more.
 PARKED = b"dead_letter"
-# Everything that is kept, at one moment: a message that moves meanwhile would be snapshot nowhere.
+# All values at one moment: a message that moves between two reads would be in neither.
 EVERY_VALUE = """
 local reads = {list = 'lrange', zset = 'zrange', hash = 'hvals', set = 'smembers', string = 'mget'}
 local found = {}

@@ -68,7 +68,7 @@ class Outcome:
     remarks: list[str]
     # How often each poison has started.
     poisoned: dict[str, int] = field(default_factory=dict)
-    # What the contract does not allow, and what the processes said then.
+    # What the contract does not allow, and the logs then.
     breaches: list[str] = field(default_factory=list)
     story: str = ""
 

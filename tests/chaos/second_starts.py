@@ -109,7 +109,7 @@ def find_unrecorded(again: Iterable[SecondStart]) -> list[SecondStart]:
         ours = not any(start.node.endswith(STOCK_HOST) for start in (each.before, each.start))
         if not (ours and each.why in COUNTED and each.incident and each.incident.snapshot):
             return False
-        # What started after that look may have been in it for its start before, on another node.
+        # A task that started after the snapshot may be in it because of an earlier start on another node.
         return each.before.at <= each.incident.at and each.before.task in each.incident.snapshot.started
 
     return [each for each in again if was_known(each) and not each.recorded]

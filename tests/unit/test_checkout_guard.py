@@ -1,4 +1,4 @@
-"""Whatever a test does with the checkout's own is refused, and seen even where the refusal is swallowed."""
+"""Use of the checkout's own stack in a test is refused, and fails the test where the refusal is swallowed."""
 
 from __future__ import annotations
 

@@ -33,21 +33,21 @@ def torn_append_only_file(testbed: ProcessTestbed) -> None:
     os.truncate(path, len(before) - TORN_BYTES)
     repair(testbed.redis.directory)
     repaired = path.stat().st_size
-    said = testbed.redis.process.log()
+    before_start = testbed.redis.process.log()
     testbed.redis.start()
-    kept = find_truncation(testbed.redis.process.log().removeprefix(said), before, repaired)
+    kept = find_truncation(testbed.redis.process.log().removeprefix(before_start), before, repaired)
     assert 0 < kept < len(before), f"{path.name} had {len(before)} bytes, and Redis kept {kept}"
     gone = set(TASK_ID.findall(before)) - set(TASK_ID.findall(before[:kept])) - set(TASK_ID.findall(others))
-    # What a chord counts is written once as well: without it, its body is never sent.
+    # A chord's counter is written once as well: without it the body is never sent.
     bodies = {part + b"-body" for part in CHORD_PART.findall(before[kept:])}
     testbed.never_kept.update(task.decode() for task in gone | bodies)
-    # Who holds what Redis has forgotten hears so when he renews.
+    # A node whose claim Redis has lost finds out when it renews the lease.
     testbed.incidents.append(Incident(FORGOT, since, monotonic() + testbed.plan.lease))
     testbed.remarks.append(f"{len(before) - kept} bytes gone, the first trace of {len(gone)} tasks among them")
 
 
 def repair(directory: Path) -> None:
-    """Do with the append-only file what the stack's own start of Redis does."""
+    """Repair the append-only file as the stack's own start of Redis does."""
     tool = directory / "redis-check-aof"
     tool.unlink(missing_ok=True)
     write_check_aof(Path(executable()), tool)
@@ -63,7 +63,7 @@ def find_newest_increment(directory: Path) -> Path:
 
 
 def find_truncation(log: str, before: bytes, end: int) -> int:
-    """Where Redis says that it has cut the file off, or where it was torn between two commands and says nothing."""
+    """The byte where Redis logs that it truncated the file, or its end where it was torn between two commands."""
     if found := re.findall(r"Truncating the AOF .*at offset (\d+)", log):
         return int(found[-1])
     assert re.match(rb"\r\n\*\d+\r\n", before[end - 2 :]), f"Redis does not say that it has cut a file off:\n{log}"

@@ -57,7 +57,7 @@ def build_message(testbed: ProcessTestbed, name: str) -> str:
 
 
 def wait_idle(testbed: ProcessTestbed) -> None:
-    """Wait until no node has anything to do; stock ones wait in a blocking command then, which can be snapshot."""
+    """Wait until no node runs a task, and until stock nodes wait in a blocking command, as CLIENT LIST shows."""
     done = partial(have_all_ended, testbed)
     with suppress(GaveUp):
         testbed.wait(done, testbed.plan.lease, "what was sent has ended")

@@ -69,7 +69,7 @@ def check_full(testbed: ProcessTestbed) -> None:
 
 
 def let_it_empty(testbed: ProcessTestbed) -> None:
-    """Fill Redis with tasks that are soon due; nobody makes room but those that run them."""
+    """Fill Redis with tasks that are soon due; only their end makes room."""
     label = testbed.new_label("full")
     testbed.send(Workload(label, count=FULL_TASKS, countdown=FULL_DUE_SECONDS))
     testbed.wait(partial(have_all, testbed, "sent", label), GO_ON_SECONDS, f"{label} is sent")
@@ -77,7 +77,7 @@ def let_it_empty(testbed: ProcessTestbed) -> None:
     check_full(testbed)
     seconds = FULL_DUE_SECONDS + testbed.allowed_seconds
     testbed.wait(partial(have_all, testbed, "end", label), seconds, f"{label} has emptied Redis")
-    # What has ended is acknowledged a moment later.
+    # Ended tasks are acknowledged a moment later.
     testbed.wait(partial(accepts_writes, testbed), GO_ON_SECONDS, "Redis takes writes again")
     testbed.redis.make_room()
 

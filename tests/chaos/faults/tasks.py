@@ -15,7 +15,7 @@ from tests.support.waiting import GaveUp
 @fault()
 def long_task(testbed: ProcessTestbed) -> None:
     """Tasks twice as long as the lease."""
-    # Half of the slots: the others go on with the load.
+    # They take half of the slots, so that the load goes on.
     label, count, seconds = testbed.new_label("long"), CONCURRENCY[testbed.plan.pool], testbed.plan.lease * 2
     testbed.send(Workload(label, argument=seconds, count=count))
     wait_ended(testbed, label, count, seconds * 2)
@@ -48,7 +48,7 @@ def chord_under_kills(testbed: ProcessTestbed) -> None:
 @fault()
 def restart_of_everything(testbed: ProcessTestbed) -> None:
     """Redis and all nodes killed while tasks wait for a far ETA."""
-    # Later than the last node is back, however busy the machine is.
+    # Later than the restart of the last node, however busy the machine is.
     count, seconds = 50, max(testbed.plan.lease * 3, 20)
     testbed.send(Workload("far", count=count, countdown=seconds))
     testbed.wait_progress()

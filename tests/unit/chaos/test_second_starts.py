@@ -1,4 +1,4 @@
-"""EventLog are counted and second starts explained: what the counts of every other test here rest on."""
+"""Second starts of tasks are found and explained; the counts of all chaos tests rest on that."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_task_that_started_while_its_holder_was_cut_off_may_start_again() -> N
 
 
 @pytest.mark.parametrize(("later", "expected"), [(ACKED_AFTER, DIED), (ACKED_AFTER + 1, NO_CAUSE)])
-def test_a_task_that_ended_before_many_others_of_its_node_has_no_business_to_start_again(
+def test_a_task_that_ended_before_many_others_of_its_node_has_no_cause_to_start_again(
     later: int, expected: str
 ) -> None:
     killed = Incident(DIED, 15, 15, "node1@stalk")
@@ -99,7 +99,7 @@ def test_a_task_that_ended_before_many_others_of_its_node_has_no_business_to_sta
         (set(), None, DIED),
     ],
 )
-def test_a_task_that_redis_did_not_have_any_more_has_no_business_to_start_again(
+def test_a_task_that_redis_did_not_have_any_more_has_no_cause_to_start_again(
     held: set[str], ended: float | None, expected: str
 ) -> None:
     incident = Incident(DIED, 15, 16, "node1@stalk", snapshot=Snapshot(frozenset(held), frozenset()))
@@ -115,20 +115,18 @@ def test_a_process_that_killed_itself_is_a_dead_holder_of_all_that_it_started_be
     ("node", "until", "expected"),
     [("node1@stalk", 15, STALLED), ("node1@stalk", FIRST - 1, NO_CAUSE), ("node3@stalk", 15, NO_CAUSE)],
 )
-def test_a_node_that_stood_still_for_most_of_a_lease_says_so_itself(node: str, until: float, expected: str) -> None:
+def test_a_node_that_was_stalled_for_most_of_a_lease_is_the_cause(node: str, until: float, expected: str) -> None:
     events = [event("start", FIRST), event("start", SECOND, "node2@stalk", 2), event("stalled", until, node, number=4)]
     assert [again.why for again in find_second_starts(events, [])] == [expected]
 
 
-def test_what_was_done_to_a_node_is_named_before_what_it_says_itself() -> None:
+def test_what_was_done_to_a_node_comes_before_what_the_node_recorded() -> None:
     events = [event("start", FIRST), event("stalled", 15, number=4, task="-"), event("start", SECOND, "node2@stalk", 2)]
     assert [again.why for again in find_second_starts(events, [Incident(FROZEN, 11, 15, "node1@stalk")])] == [FROZEN]
 
 
 @pytest.mark.parametrize(("between", "expected"), [(SLOTS - 1, FROZEN), (SLOTS, NO_CAUSE)])
-def test_what_a_thawed_node_starts_first_of_all_it_may_have_looked_at_before_it_was_frozen(
-    between: int, expected: str
-) -> None:
+def test_a_thawed_node_may_first_start_tasks_whose_lease_it_had_checked_before(between: int, expected: str) -> None:
     events = [event("start", FIRST, "node2@stalk", 2), event("end", 11, "node2@stalk", 2), event("start", SECOND)]
     events += [event("start", 18, task=f"first{number}") for number in range(between)]
     frozen = Incident(FROZEN, 9, 17, "node1@stalk")
@@ -136,7 +134,7 @@ def test_what_a_thawed_node_starts_first_of_all_it_may_have_looked_at_before_it_
     assert [again.why for again in find_second_starts(events, [frozen])] == [expected]
 
 
-def test_what_stock_workers_held_is_their_own_affair_where_both_work() -> None:
+def test_where_stock_workers_take_part_what_they_held_may_start_again() -> None:
     assert why(first="node1@stock") == [STOCK]
     assert why(first="node1@stock", mixed=False) == [NO_CAUSE]
 
@@ -175,7 +173,7 @@ def test_the_worst_delay_is_beyond_the_length_of_a_task() -> None:
     assert measure_worst_delay(events) == 5
 
 
-def test_marks_are_read_on_from_where_the_last_look_ended(tmp_path: Path) -> None:
+def test_events_are_read_on_from_where_the_last_read_ended(tmp_path: Path) -> None:
     events = EventLog(tmp_path / "events")
     file = tmp_path / "events" / "host-1"
     file.write_text("sent a 1 - 1.0 2.0 0.01\nstart a 2 node1@x 1.5 2.5 1\n")
@@ -221,7 +219,7 @@ def test_a_second_start_has_to_say_that_it_is_one(number: float, told: set[str],
 
 
 @pytest.mark.parametrize(("started", "expected"), [(14.9, 1), (15.1, 0)])
-def test_what_started_after_the_look_at_redis_is_not_what_redis_knew_of(started: float, expected: int) -> None:
+def test_a_task_that_started_after_the_snapshot_is_not_one_that_redis_knew_of(started: float, expected: int) -> None:
     """Another node had died over it, and the one that is killed now started it after Redis had been asked."""
     events = [event("start", started, number=2), event("start", SECOND, "node2@stalk", 2, number=2)]
 
