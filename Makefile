@@ -2,8 +2,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 STALK := .venv/bin/python -m stack
-# Side by side; tests/support/scheduling.py says how many at a time, and which stay together. Whatever the shell says,
-# byte code is kept: each of them would compile all tests anew.
+# Side by side; tests/support/pytest_plugins/scheduling.py says how many at a time, and which stay together. Whatever
+# the shell says, byte code is kept: each of them would compile all tests anew.
 PYTEST := PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 # Lists that `make lint` and nobody else needs.
 SHELL_SCRIPTS := .ci/run .ci/newcomer .ci/ruined .ci/bare-machine .ci/docker-engine stack/bootstrap docker/base/build \

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkout import Checkout
-from tests.support.nursery import LIBRARIES_ALONE, Nursery
-from tests.support.redis_server import RedisServer
+from tests.support.fork_server import LIBRARIES_ONLY, ForkServer
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import GaveUp
 from tests.support.world import World
 
@@ -25,23 +25,24 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
 os.environ["no_proxy"] = f"{direct},127.0.0.1"
 
-pytest_plugins = [f"tests.support.{name}" for name in ("every_redis", "own_state", "scheduling", "summary")]
+PLUGINS = ("each_redis", "checkout_guard", "scheduling", "summary")
+pytest_plugins = [f"tests.support.pytest_plugins.{name}" for name in PLUGINS]
 
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     """A copy of the code that no test changes."""
     checkout = Checkout(tmp_path_factory.mktemp("checkout") / "code")
-    checkout.nursery = Nursery(checkout.path)
+    checkout.fork_server = ForkServer(checkout.path)
     yield checkout
-    checkout.nursery.close()
+    checkout.fork_server.close()
 
 
 @pytest.fixture
 def own_checkout(tmp_path: Path) -> Checkout:
     """A copy of the code that the test may change."""
     checkout = Checkout(tmp_path / "code")
-    checkout.nursery = LIBRARIES_ALONE
+    checkout.fork_server = LIBRARIES_ONLY
     return checkout
 
 

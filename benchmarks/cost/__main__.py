@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
@@ -19,10 +18,19 @@ from pathlib import Path
 import click
 
 from benchmarks.cost.bench import Bench, Plan, measure
-from benchmarks.cost.figures import FIGURES, Figure, Measurement, number, ratios, shown, summarize, verdict
-from tests.chaos.report import versions
+from benchmarks.cost.figures import (
+    FIGURES,
+    Figure,
+    Measurement,
+    format_number,
+    format_summary,
+    judge,
+    ratios,
+    summarize,
+)
+from tests.chaos.report import describe_versions
 from tests.chaos.subjects import CONCURRENCY, POOLS, PREFETCH, STALK, Subject
-from tests.support.checkout import ROOT, Checkout
+from tests.support.checkout import Checkout
 from tests.support.waiting import GaveUp
 from tests.support.world import World
 
@@ -61,10 +69,10 @@ class Records:
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
 
     def add(self, plan: Plan, pair: Pair) -> None:
-        """Keep a pair, say it, and write the document with it: a run takes long and may be stopped."""
+        """Keep and print a pair, and write the document with it: a run takes long and may be stopped."""
         self.pairs.setdefault(plan.pool, []).append(pair)
         for side, each in (("stock", pair.stock), ("Stalk", pair.stalk)):
-            values = ", ".join(f"{figure.title} {number(getattr(each, figure.field))}" for figure in FIGURES)
+            values = ", ".join(f"{figure.title} {format_number(getattr(each, figure.field))}" for figure in FIGURES)
             click.echo(f"{plan.pool} {len(self.pairs[plan.pool])} {side}: {values}")
         if self.output:
             self.output.write_text(self.document())
@@ -72,7 +80,7 @@ class Records:
     def document(self) -> str:
         """The whole of it, as Markdown."""
         command = shlex.join(["python", "-m", "benchmarks.cost", *sys.argv[1:]])
-        made = f"`{command}`, {datetime.now(UTC).date().isoformat()}, {os.cpu_count()} cores. {versions()}."
+        made = f"`{command}`, {datetime.now(UTC).date().isoformat()}, {os.cpu_count()} cores. {describe_versions()}."
         tables = [f"## {caption(plan)}\n\n{table(self.pairs.get(plan.pool, []))}" for plan in self.plans]
         return "\n".join([HEAD, made, "", *tables])
 
@@ -99,21 +107,18 @@ def row(figure: Figure, pairs: Sequence[Pair]) -> tuple[str, ...]:
     stock = [float(getattr(pair.stock, figure.field)) for pair in pairs]
     stalk = [float(getattr(pair.stalk, figure.field)) for pair in pairs]
     baseline, compared = summarize(stock), ratios(stock, stalk)
-    ratio = shown(summarize(compared)) if compared else "-"
-    return figure.title, shown(baseline), shown(summarize(stalk)), ratio, verdict(figure, baseline, compared)
-
-
-def checkout(directory: Path) -> Checkout:
-    """A copy of the stack with what nodes and producers here import beside it."""
-    copy = Checkout(directory)
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("test_*", "__pycache__"))
-    shutil.copy(ROOT / "tests" / "__init__.py", directory / "tests")
-    return copy
+    ratio = format_summary(summarize(compared)) if compared else "-"
+    return (
+        figure.title,
+        format_summary(baseline),
+        format_summary(summarize(stalk)),
+        ratio,
+        judge(figure, baseline, compared),
+    )
 
 
 def one_side(directory: Path, code: Checkout, subject: Subject, plan: Plan) -> Measurement:
-    """Measure a side in a world of its own, of which nothing is left."""
+    """Measure one side, on a Redis and a node of its own that are gone afterwards."""
     directory.mkdir(parents=True)
     with World(directory, code).opened() as world:
         try:
@@ -123,7 +128,7 @@ def one_side(directory: Path, code: Checkout, subject: Subject, plan: Plan) -> M
 
 
 def one_pair(directory: Path, code: Checkout, plan: Plan, index: int) -> Pair:
-    """Measure both sides; every other pair the other one first, so that neither always finds a warmer machine."""
+    """Measure both sides; every other pair the other one first, so that neither always runs second."""
     order = (STOCK, STALK) if index % 2 == 0 else (STALK, STOCK)
     found = {side.name: one_side(directory / f"{plan.pool}-{index}-{side.name}", code, side, plan) for side in order}
     return Pair(found["stock"], found["stalk"])
@@ -131,7 +136,7 @@ def one_pair(directory: Path, code: Checkout, plan: Plan, index: int) -> Pair:
 
 def stop(*_: object) -> None:
     """As Ctrl-C does: whoever stops this must not be left with its nodes."""
-    # timeout(1) says it twice; the second time would interrupt the cleaning up.
+    # timeout(1) sends it twice; the second one would interrupt the cleanup.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(STOPPED)
 
@@ -152,7 +157,7 @@ def main(*, pools: tuple[str, ...], pairs: int, tasks: int, latencies: int, pref
     records = Records(plans, output)
     signal.signal(signal.SIGTERM, stop)
     with tempfile.TemporaryDirectory(prefix="cost-") as name:
-        code = checkout(Path(name) / "code")
+        code = Checkout(Path(name) / "code", packages=PACKAGES)
         # A pair of each pool in turn: what disturbs the machine for a while disturbs all pools.
         for index in range(pairs):
             for plan in plans:

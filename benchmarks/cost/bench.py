@@ -1,18 +1,16 @@
-"""One side of a pair: a Redis, a node, its producers, and everything that is measured of them."""
+"""Measure one side of a pair: a Redis, a node, and its producers."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import click
 
 from benchmarks.cost import starts
-from benchmarks.cost.commands import Monitor, from_outside, total
+from benchmarks.cost.commands import Monitor, count_calls, count_from_outside
 from benchmarks.cost.figures import COLD, Measurement, percentile, rate
 from benchmarks.cost.proc import cpu_seconds
 from benchmarks.footprint import MIB, read
@@ -26,11 +24,11 @@ LEASE = 60
 COUNTED = 1000
 # The first sends of a producer open its connections.
 WARM = 5
-# Tasks a second. Stock prefork ran 50 on two cores that a dozen other processes were busy on.
+# Tasks a second, for timeouts. Stock prefork ran 50 on two cores that a dozen other processes were busy on.
 SLOWEST = 20
 # Starting a process and importing the application takes seconds; on a busy machine many of them.
 MARGIN_SECONDS = 60
-# Short beside the seconds that a tenth of the tasks takes.
+# Short beside the seconds that the first tenth of the tasks takes.
 LOOK_SECONDS = 0.01
 
 
@@ -68,9 +66,9 @@ class Bench:
         self.starts.mkdir()
 
     def environment(self) -> dict[str, str]:
-        """Of the node and of producers, on either side."""
+        """Variables of the node and of producers, on either side."""
         names = enumerate(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"))
-        # Twice what is sent: a task that runs twice is to be seen, not to end the run.
+        # Twice what is sent, so that tasks that run twice are counted and do not fail.
         room = 2 * (self.plan.tasks + self.plan.latencies + WARM + COUNTED)
         own = {
             "CELERY_IMPORTS": "benchmarks.cost.tasks",
@@ -99,21 +97,21 @@ class Bench:
         return Node(self.world, self.world.python("node", arguments, environment), environment)
 
     def snapshot(self, node: Node) -> Snapshot:
-        """What has been used so far."""
+        """Counts and CPU time so far."""
         started = starts.count(self.starts)
         cpu = cpu_seconds(node.process.family()), cpu_seconds([self.redis.process.pid])
-        return Snapshot(started, *cpu, total(self._client.info("commandstats")))
+        return Snapshot(started, *cpu, count_calls(self._client.info("commandstats")))
 
-    def started(self, node: Node, count: int) -> None:
+    def wait_started(self, node: Node, count: int) -> None:
         """Wait until so many tasks have started."""
         self._wait(node, lambda: starts.count(self.starts) >= count, f"{count} tasks have started")
 
-    def done(self, node: Node, count: int) -> None:
+    def wait_done(self, node: Node, count: int) -> None:
         """Wait until so many tasks have started and all are acknowledged.
 
         Raises click.ClickException when more have started.
         """
-        self.started(node, count)
+        self.wait_started(node, count)
         self._wait(node, lambda: self._client.type("unacked") == "none", "everything is acknowledged")
         if (found := starts.count(self.starts)) != count:
             raise click.ClickException(f"{self.subject.name}: {count} tasks were sent, {found} have started")
@@ -130,13 +128,13 @@ class Bench:
 
 
 def measure(bench: Bench) -> Measurement:
-    """Everything about one side; raises click.ClickException or GaveUp when the node does not do its work."""
+    """Measure one side. Raises click.ClickException, or GaveUp when the node does not run the tasks in time."""
     plan = bench.plan
     published = rate(bench.send("fill", plan.tasks))
     node = bench.start_node()
-    bench.started(node, round(plan.tasks * COLD))
+    bench.wait_started(node, round(plan.tasks * COLD))
     first = bench.snapshot(node)
-    bench.done(node, plan.tasks)
+    bench.wait_done(node, plan.tasks)
     last = bench.snapshot(node)
     throughput = rate(starts.times(bench.starts))
     latencies = idle_latencies(bench, node)
@@ -160,7 +158,7 @@ def idle_latencies(bench: Bench, node: Node) -> list[float]:
     before = starts.count(bench.starts)
     count = bench.plan.latencies + WARM
     sent = bench.send("single", count)
-    bench.done(node, before + count)
+    bench.wait_done(node, before + count)
     pairs = zip(sent, starts.times(bench.starts)[before:], strict=True)
     return [(start - publish) * 1000 for publish, start in pairs][WARM:]
 
@@ -168,16 +166,9 @@ def idle_latencies(bench: Bench, node: Node) -> list[float]:
 def calls_per_task(bench: Bench, node: Node) -> float:
     """Commands over connections for each task of a queue that was filled while the node stood still."""
     before = starts.count(bench.starts)
-    signal_all(bench, node, signal.SIGSTOP)
+    node.process.signal_family(signal.SIGSTOP)
     bench.send("fill", COUNTED)
     monitor = Monitor(bench.redis)
-    signal_all(bench, node, signal.SIGCONT)
-    bench.done(node, before + COUNTED)
-    return from_outside(monitor.close()) / COUNTED
-
-
-def signal_all(bench: Bench, node: Node, number: signal.Signals) -> None:
-    """Send a signal to each process of the node."""
-    for pid in node.process.family():
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
+    node.process.signal_family(signal.SIGCONT)
+    bench.wait_done(node, before + COUNTED)
+    return count_from_outside(monitor.close()) / COUNTED

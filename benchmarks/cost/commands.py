@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from threading import Thread
 from typing import Any
 
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import wait_until
 
-# What the benchmark itself sends while it counts, and nothing else uses.
+# Commands that only the benchmark itself sends while it counts.
 OURS = {"info", "type"}
 # A line of MONITOR: its time, then the database and who sent the command: an address, or a script.
 LINE = re.compile(rb"^\+[\d.]+ \[\d+ (\S+)\] \"(\S+?)\"", re.MULTILINE)
@@ -19,15 +19,15 @@ LINE = re.compile(rb"^\+[\d.]+ \[\d+ (\S+)\] \"(\S+?)\"", re.MULTILINE)
 ANSWER_SECONDS = 10
 
 
-def total(statistics: Mapping[str, Any]) -> int:
+def count_calls(statistics: Mapping[str, Any]) -> int:
     """Calls in INFO commandstats, those inside scripts included and those of the benchmark left out."""
     calls = {name.removeprefix("cmdstat_"): each["calls"] for name, each in statistics.items()}
     return sum(number for name, number in calls.items() if name not in OURS)
 
 
-def from_outside(said: bytes) -> int:
+def count_from_outside(output: bytes) -> int:
     """Commands that MONITOR saw come over a connection: a script's own, and the benchmark's, left out."""
-    return sum(1 for who, name in LINE.findall(said) if who != b"lua" and name.decode().lower() not in OURS)
+    return sum(1 for who, name in LINE.findall(output) if who != b"lua" and name.decode().lower() not in OURS)
 
 
 class Monitor:
@@ -38,21 +38,21 @@ class Monitor:
 
     def __init__(self, redis: RedisServer) -> None:
         self._socket = socket.create_connection(("127.0.0.1", redis.port), timeout=ANSWER_SECONDS)
-        self._said = bytearray()
+        self._output = bytearray()
         self._socket.sendall(f"AUTH {redis.password}\r\nMONITOR\r\n".encode())
         self._thread = Thread(target=self._read, daemon=True)
         self._thread.start()
-        wait_until(lambda: self._said.count(b"+OK") == 2, ANSWER_SECONDS, "MONITOR is accepted")
+        wait_until(lambda: self._output.count(b"+OK") == 2, ANSWER_SECONDS, "MONITOR is accepted")
 
     def close(self) -> bytes:
-        """Stop; what was said."""
+        """Stop, and return the output."""
         self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(ANSWER_SECONDS)
         self._socket.close()
-        return bytes(self._said)
+        return bytes(self._output)
 
     def _read(self) -> None:
-        # The time-out was for connecting; a quiet server is no mistake.
+        # The timeout was for connecting; a server may be idle for longer.
         self._socket.settimeout(None)
         while piece := self._socket.recv(1 << 16):
-            self._said += piece
+            self._output += piece

@@ -94,7 +94,7 @@ def ratios(stock: Sequence[float], stalk: Sequence[float]) -> list[float]:
     return [ours / theirs for theirs, ours in zip(stock, stalk, strict=True) if theirs]
 
 
-def verdict(figure: Figure, baseline: Summary, pairs: Sequence[float]) -> str:
+def judge(figure: Figure, baseline: Summary, pairs: Sequence[float]) -> str:
     """In how many of the pairs Stalk is better, unless the baseline is too unsteady to tell."""
     if baseline.spread > LARGEST_SPREAD:
         return f"none: stock itself spreads {baseline.spread:.2f} times"
@@ -102,12 +102,12 @@ def verdict(figure: Figure, baseline: Summary, pairs: Sequence[float]) -> str:
     return f"better in {better} of {len(pairs)}"
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits that count."""
     if value >= 100 or value == 0:
         return f"{value:,.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
-def shown(summary: Summary) -> str:
-    return f"{number(summary.median)} ({number(summary.least)} to {number(summary.most)})"
+def format_summary(summary: Summary) -> str:
+    return f"{format_number(summary.median)} ({format_number(summary.least)} to {format_number(summary.most)})"

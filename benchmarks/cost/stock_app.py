@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from config import load
 from config.celery import build_celery_configuration
-from tests.chaos.stock_app import SOCKETS, app
+from tests.chaos.workload.stock_app import SOCKETS, app
 
 # What only Stalk's own transport and consumer know.
 OWN = {"broker_transport_options", "worker_consumer", "worker_enable_prefetch_count_reduction"}

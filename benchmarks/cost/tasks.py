@@ -13,4 +13,4 @@ from benchmarks.cost.starts import recorder
 @shared_task(name="cost.nothing")
 def nothing() -> None:
     """Start and end."""
-    recorder(os.getpid(), get_ident()).note()
+    recorder(os.getpid(), get_ident()).record()

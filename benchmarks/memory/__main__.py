@@ -20,10 +20,10 @@ import click
 from celery.exceptions import TimeoutError as NoAnswer
 
 from benchmarks.footprint import MIB, Figure, Reading, breaches, change, exactly, growth, mib, of_each, table
-from benchmarks.memory.site import CONCURRENCY, Site, opened, patience
+from benchmarks.memory.site import CONCURRENCY, Site, allow_seconds, open_site
 from config import load
 from services.broker.keys import PUBLISHED, SCHEDULED
-from tests.chaos.report import versions
+from tests.chaos.report import describe_versions
 from tests.support.waiting import GaveUp
 
 # After a million tasks a leak of ten bytes a task shows as 10 MB.
@@ -73,7 +73,7 @@ def many_tasks(pool: str, count: int, every: int, producers: int) -> Part:
 
     Raises AssertionError when the node or a producer ends, or when something takes for ever.
     """
-    with opened(pool, producers, CELERY_RESULT_EXPIRES=str(EXPIRES_SECONDS)) as site:
+    with open_site(pool, producers, CELERY_RESULT_EXPIRES=str(EXPIRES_SECONDS)) as site:
         used, keys = site.used(), site.keys()
         course: list[str] = []
         first = run(site, FIRST, every, course)
@@ -97,7 +97,7 @@ def run(site: Site, total: int, every: int, course: list[str]) -> Reading:
             began, had = monotonic(), site.executed()
             site.wait_executed(wanted, wanted - done)
             rate = (site.executed() - had) / (monotonic() - began)
-        site.wait(site.is_idle, patience(0), "nothing waits and nothing is held")
+        site.wait(site.is_idle, allow_seconds(0), "nothing waits and nothing is held")
         course.append(progress(site, rate))
     return site.reading()
 
@@ -174,7 +174,7 @@ def far_etas(pool: str, count: int, producers: int) -> Part:
 
     Raises AssertionError as many_tasks does, and celery.exceptions.TimeoutError when an ordinary task has no result.
     """
-    with opened(pool, producers) as site:
+    with open_site(pool, producers) as site:
         before, used = site.reading(), site.used()
         idle = site.ask()
 
@@ -182,10 +182,10 @@ def far_etas(pool: str, count: int, producers: int) -> Part:
             return int(site.broker.zcard(SCHEDULED))
 
         with site.sending(count, COUNTDOWN_SECONDS):
-            site.wait(lambda: waiting() >= count // 2, patience(count), "half of the tasks wait for their time")
+            site.wait(lambda: waiting() >= count // 2, allow_seconds(count), "half of the tasks wait for their time")
             meanwhile, between = site.ask(), waiting()
-            site.wait(lambda: waiting() >= count, patience(count), "all tasks wait for their time")
-        site.wait(site.is_idle, patience(0), "nothing waits and nothing is held")
+            site.wait(lambda: waiting() >= count, allow_seconds(count), "all tasks wait for their time")
+        site.wait(site.is_idle, allow_seconds(0), "nothing waits and nothing is held")
         after, full = site.reading(), site.used()
         figures = [
             exactly("tasks that wait for their time", waiting(), count),
@@ -238,7 +238,7 @@ def main(*, part: str, pool: str, tasks: int, etas: int, every: int, producers: 
     for each in parts:
         click.echo(f"{each.text()}\n")
     command = shlex.join(["python", "-m", "benchmarks.memory", *sys.argv[1:]])
-    made = f"`{command}`, {datetime.now(UTC).date().isoformat()}. {versions()}."
+    made = f"`{command}`, {datetime.now(UTC).date().isoformat()}. {describe_versions()}."
     output.write_text("\n\n".join([f"{HEAD}\n{made}", *(each.text() for each in parts)]) + "\n")
     broken = [sentence for each in parts for sentence in breaches(each.figures)]
     for sentence in broken:

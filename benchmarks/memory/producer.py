@@ -17,7 +17,7 @@ LOW = 1000
 # Small beside what is measured: five thousand messages take 5 MiB of Redis.
 HIGH = 5000
 # A node that has taken nothing for so long takes nothing any more; its lease has run out by then.
-PATIENCE_SECONDS = 120
+TIMEOUT_SECONDS = 120
 
 
 def produce(count: int, batch: int, countdown: float) -> None:
@@ -36,7 +36,7 @@ def produce(count: int, batch: int, countdown: float) -> None:
 
     for number in range(count):
         if number % batch == 0:
-            wait_until(is_short, PATIENCE_SECONDS, f"a node takes tasks from {DEFAULT_QUEUE}")
+            wait_until(is_short, TIMEOUT_SECONDS, f"a node takes tasks from {DEFAULT_QUEUE}")
         task.apply_async(countdown=countdown or None)
 
 

@@ -1,8 +1,7 @@
-"""Where a benchmark runs: one Redis, one node with nothing but defaults, and producers."""
+"""The site of a benchmark: one Redis, one node with default settings, and producers."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from benchmarks.memory.producer import HIGH, LOW
 from benchmarks.memory.tasks import NOOP
 from services.broker.keys import DEFAULT_QUEUE, UNACKED
 from services.supervisor.heartbeat_file import READY
-from tests.support.checkout import ROOT, Checkout
+from tests.support.checkout import Checkout
 from tests.support.processes import Process
 from tests.support.waiting import wait_until
 from tests.support.world import READY_SECONDS, Node, Stack, World
@@ -28,17 +27,17 @@ from tests.support.world import READY_SECONDS, Node, Stack, World
 CONCURRENCY = {"prefork": 2, "threads": 2, "solo": 1}
 # Tasks a second below which a run is given up: a tenth of what two busy cores do.
 SLOWEST = 100
-# What takes no time by itself: a start, an end.
-PATIENCE_SECONDS = 60
+# For a start or an end, which takes no time by itself.
+GRACE_SECONDS = 60
 # A look at a run that takes minutes; each costs Redis a few commands.
 LOOK_SECONDS = 0.5
 # An ordinary task may have 5,000 before it in the queue.
-ANSWER_SECONDS = PATIENCE_SECONDS + HIGH / SLOWEST
+ANSWER_SECONDS = GRACE_SECONDS + HIGH / SLOWEST
 
 
 @dataclass
 class Site:
-    """A Redis, a node that is ready, and ways to use and to watch them."""
+    """A Redis and a node that is ready, with measurements of both."""
 
     stack: Stack
     node: Node
@@ -62,7 +61,7 @@ class Site:
 
     def wait_executed(self, count: int, more: int) -> None:
         """Wait until `count` tasks have been executed, of which `more` are missing."""
-        self.wait(lambda: self.executed() >= count, patience(more), f"{count:,} tasks are executed")
+        self.wait(lambda: self.executed() >= count, allow_seconds(more), f"{count:,} tasks are executed")
 
     # What there is.
 
@@ -101,7 +100,7 @@ class Site:
         try:
             yield
             for process in processes:
-                self.wait(partial(_has_ended, process), patience(count), "all is sent")
+                self.wait(partial(_has_ended, process), allow_seconds(count), "all is sent")
                 assert process.code == 0, f"a producer has failed\n{process.tail()}"
         finally:
             for process in processes:
@@ -126,33 +125,26 @@ def split(count: int, parts: int) -> list[int]:
     return [count // parts + (number < count % parts) for number in range(min(count, parts))]
 
 
-def patience(count: int) -> float:
-    """Seconds in which so many tasks are done, or something is wrong."""
-    return PATIENCE_SECONDS + count / SLOWEST
+def allow_seconds(count: int) -> float:
+    """Seconds that so many tasks may take."""
+    return GRACE_SECONDS + count / SLOWEST
 
 
 @contextmanager
-def opened(pool: str, producers: int, **settings: str) -> Iterator[Site]:
+def open_site(pool: str, producers: int, **settings: str) -> Iterator[Site]:
     """A site in a directory of its own; what was started in it is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as name, _world(Path(name)) as world:
-        stack = world.stack(
-            CELERY_IMPORTS="benchmarks.memory.tasks",
-            WORKER_POOL=pool,
-            WORKER_CONCURRENCY=str(CONCURRENCY[pool]),
-            # At `info` a node writes a gigabyte about a million tasks.
-            LOG_LEVEL="warning",
-            **settings,
-        )
-        yield Site(stack, _node(stack), producers)
-
-
-def _world(directory: Path) -> Any:
-    checkout = Checkout(directory / "code")
-    skip = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "benchmarks", checkout.path / "benchmarks", ignore=skip)
-    shutil.copytree(ROOT / "tests" / "support", checkout.path / "tests" / "support", ignore=skip)
-    shutil.copy(ROOT / "tests" / "__init__.py", checkout.path / "tests")
-    return World(directory, checkout).opened()
+    own = {
+        "CELERY_IMPORTS": "benchmarks.memory.tasks",
+        "WORKER_POOL": pool,
+        "WORKER_CONCURRENCY": str(CONCURRENCY[pool]),
+        # At `info` a node writes a gigabyte about a million tasks.
+        "LOG_LEVEL": "warning",
+    }
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        checkout = Checkout(Path(name) / "code", packages=("benchmarks", "tests/support"))
+        with World(Path(name), checkout).opened() as world:
+            stack = world.stack(**own, **settings)
+            yield Site(stack, _node(stack), producers)
 
 
 def _node(stack: Stack) -> Node:

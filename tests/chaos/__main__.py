@@ -1,6 +1,6 @@
 """python -m tests.chaos: every fault against every pool; writes the table.
 
-With `--subject stock` kombu's own transport is struck, and what becomes of it kept (tests/chaos/stock.py).
+With `--subject stock` kombu's own transport is struck, and what becomes of it kept (tests/chaos/stock_outcomes.py).
 
 Exit codes: 0 Stalk kept its contract in every run, 1 it did not, 2 the command line is wrong.
 """
@@ -20,12 +20,14 @@ from pathlib import Path
 
 import click
 
-from tests.chaos import containers, stock
-from tests.chaos.arena import Plan
-from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.report import table
-from tests.chaos.run import Outcome, run
+from tests.chaos import stock_outcomes
+from tests.chaos.faults import ALL_FAULTS, CONTAINER_FAULTS, FAULTS
+from tests.chaos.faults.fault import Fault
+from tests.chaos.report import build_document
+from tests.chaos.run import Outcome, run, run_in_containers
 from tests.chaos.subjects import POOLS, STALK, SUBJECTS, Subject
+from tests.chaos.testbeds.base import Plan
+from tests.chaos.testbeds.containers import open_container_stack
 from tests.stack.conftest import missing_engine
 
 # How often a container is struck in the full form; each time takes half a minute.
@@ -61,23 +63,23 @@ class Records:
         self.outcomes += [outcome for outcome in found if outcome.subject == self.subject.name]
 
     def add(self, outcome: Outcome) -> None:
-        """Keep an outcome, say it, and write the table with it."""
+        """Keep and print an outcome, and write the table with it."""
         self.outcomes.append(outcome)
         self._write()
         if self.subject == STALK:
             command = shlex.join(["python", "-m", "tests.chaos", *sys.argv[1:]])
-            self.output.write_text(table(self.outcomes, stock.load(), command, self.seed))
+            self.output.write_text(build_document(self.outcomes, stock_outcomes.load(), command, self.seed))
         else:
-            stock.keep(outcome)
-        say(outcome)
+            stock_outcomes.keep(outcome)
+        print_outcome(outcome)
 
     def _write(self) -> None:
         self.results.parent.mkdir(parents=True, exist_ok=True)
-        # Without what the processes said, which is long.
+        # Without the logs, which are long.
         self.results.write_text("".join(json.dumps(asdict(each) | {"story": ""}) + "\n" for each in self.outcomes))
 
 
-def say(outcome: Outcome) -> None:
+def print_outcome(outcome: Outcome) -> None:
     """One line for each run, and one for each breach of Stalk's contract."""
     twice = ", ".join(f"{count} {why}" for why, count in outcome.twice.items()) or "0"
     click.echo(
@@ -90,24 +92,24 @@ def say(outcome: Outcome) -> None:
         click.echo(f"    {breach}")
 
 
-def own_seed(seed: int, fault: str, pool: str) -> int:
-    """The seed of one run: another one for each, and the same when it is repeated alone."""
+def derive_seed(seed: int, fault: str, pool: str) -> int:
+    """The seed of one run, which is the same when the run is repeated alone."""
     return zlib.crc32(f"{seed} {fault} {pool}".encode())
 
 
-def times(fault: Fault, subject: Subject, *, short: bool) -> int:
-    """How often a fault strikes. What kombu's own transport does shows at once; the many times are for Stalk."""
+def count_strikes(fault: Fault, subject: Subject, *, short: bool) -> int:
+    """How often a fault strikes: few times are enough to see what kombu's own transport does."""
     return fault.times[subject == STALK and not short]
 
 
-def worlds() -> int:
-    """How many runs this machine bears side by side."""
+def count_parallel_runs() -> int:
+    """How many runs this machine has cores and memory for at a time."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     memory = int(lines["MemAvailable"].split()[0]) // WORLD_KIB
     return max(1, min(int(len(os.sched_getaffinity(0)) * WORLDS_PER_CORE), memory))
 
 
-def in_processes(plan: Plan, keep: Path | None) -> Outcome:
+def run_in_process(plan: Plan, keep: Path | None) -> Outcome:
     """One run on processes of this machine."""
     return run(plan, keep and keep / f"{plan.fault}-{plan.pool}-{plan.subject.name}")
 
@@ -115,7 +117,7 @@ def in_processes(plan: Plan, keep: Path | None) -> Outcome:
 def run_side_by_side(records: Records, plans: Iterable[Plan], jobs: int, keep: Path | None) -> None:
     """Carry out `jobs` at a time of what has not been carried out before, each in a process of its own."""
     with ProcessPoolExecutor(jobs) as pool:
-        runs = [pool.submit(in_processes, plan, keep) for plan in plans if not records.has(plan)]
+        runs = [pool.submit(run_in_process, plan, keep) for plan in plans if not records.has(plan)]
         try:
             for done in as_completed(runs):
                 records.add(done.result())
@@ -125,7 +127,7 @@ def run_side_by_side(records: Records, plans: Iterable[Plan], jobs: int, keep: P
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--fault", "faults", multiple=True, type=click.Choice([*FAULTS, *containers.FAULTS]), help="Only these.")
+@click.option("--fault", "faults", multiple=True, type=click.Choice(list(ALL_FAULTS)), help="Only these.")
 @click.option("--pool", "pools", multiple=True, type=click.Choice(POOLS), help="Only these.")
 @click.option("--subject", "name", default=STALK.name, type=click.Choice(list(SUBJECTS)), help="What is struck.")
 @click.option("--count", default=2000, help="Tasks in a run, at least.")
@@ -134,7 +136,10 @@ def run_side_by_side(records: Records, plans: Iterable[Plan], jobs: int, keep: P
 @click.option("--seed", default=1, help="Decides which node is struck.")
 @click.option("--short", is_flag=True, help="Strike as often as the tests do.")
 @click.option(
-    "--jobs", type=int, default=worlds, help="Runs at a time, by cores and memory; those of containers take turns."
+    "--jobs",
+    type=int,
+    default=count_parallel_runs,
+    help="Runs at a time, by cores and memory; those of containers take turns.",
 )
 @click.option("--resume", is_flag=True, help="Keep the outcomes that RESULTS has, and do not run them again.")
 @click.option(
@@ -165,11 +170,22 @@ def main(
     records = Records(subject, results or Path(f".stalk/chaos-{name}.jsonl"), output, seed)
     if resume:
         records.load()
-    if subject == STALK and (sentence := stock.stale(stock.load(), stock.installed())):
+    if subject == STALK and (
+        sentence := stock_outcomes.describe_stale(stock_outcomes.load(), stock_outcomes.read_installed())
+    ):
         click.echo(sentence)
-    chosen, of_pools = faults or (*FAULTS, *containers.FAULTS), pools or POOLS
+    chosen, of_pools = faults or ALL_FAULTS, pools or POOLS
     plans = [
-        Plan(each, pool, subject, lease, times(fault, subject, short=short), count, rate, own_seed(seed, each, pool))
+        Plan(
+            each,
+            pool,
+            subject,
+            lease,
+            count_strikes(fault, subject, short=short),
+            count,
+            rate,
+            derive_seed(seed, each, pool),
+        )
         for each, fault in FAULTS.items()
         for pool in of_pools
         if each in chosen and not (fault.stalk_only and subject != STALK)
@@ -177,9 +193,9 @@ def main(
     run_side_by_side(records, plans, jobs, keep)
     strikes = 1 if short else CONTAINER_TIMES
     in_containers = [
-        Plan(fault, pool, STALK, CONTAINER_LEASE, strikes, count // 4, CONTAINER_RATE, own_seed(seed, fault, pool))
+        Plan(fault, pool, STALK, CONTAINER_LEASE, strikes, count // 4, CONTAINER_RATE, derive_seed(seed, fault, pool))
         for pool in of_pools
-        for fault in containers.FAULTS
+        for fault in CONTAINER_FAULTS
         if fault in chosen and subject == STALK
     ]
     if in_containers and (why := missing_engine()):
@@ -187,11 +203,11 @@ def main(
     elif in_containers:
         with (
             tempfile.TemporaryDirectory(prefix="chaos-") as directory,
-            containers.opened(Path(directory), CONTAINER_LEASE) as harbour,
+            open_container_stack(Path(directory), CONTAINER_LEASE) as container_stack,
         ):
             for plan in in_containers:
                 if not records.has(plan):
-                    records.add(harbour.run(plan))
+                    records.add(run_in_containers(container_stack, plan))
     sys.exit(1 if any(each.breaches for each in records.outcomes if each.subject == STALK.name) else 0)
 
 

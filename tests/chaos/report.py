@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from tests.chaos import containers
-from tests.chaos.arena import CHORD_EACH
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import ALL_FAULTS
 from tests.chaos.run import Outcome
-from tests.chaos.stock import Kept, Versions, installed, stale
+from tests.chaos.stock_outcomes import Kept, Versions, describe_stale, read_installed
 from tests.chaos.subjects import POOLS
+from tests.chaos.testbeds.base import CHORD_EACH
 
 HEAD = f"""# Faults, and what became of the tasks
 
@@ -46,67 +45,75 @@ COLUMNS = (
 )
 
 
-def versions() -> str:
-    """What runs are made with here."""
-    return f"Python {platform.python_version()}, {installed()}, redis-py {version('redis')}"
+def describe_versions() -> str:
+    """The versions of Python, Celery, kombu, Redis and redis-py that runs use."""
+    return f"Python {platform.python_version()}, {read_installed()}, redis-py {version('redis')}"
 
 
-def twice(outcome: Outcome) -> str:
-    """How many started again for which reason."""
+def describe_twice(outcome: Outcome) -> str:
+    """How many started again for which cause."""
     return "; ".join(f"{count}: {why}" for why, count in outcome.twice.items()) or "0"
 
 
-def lost(outcome: Outcome) -> str:
-    """How many were lost, and how many Redis has still although all patience is at its end."""
+def describe_lost(outcome: Outcome) -> str:
+    """How many were lost, and how many were still in Redis at the end."""
     return f"{len(outcome.lost)}" + (f" ({len(outcome.waiting)} still wait)" if outcome.waiting else "")
 
 
 def about(fault: str) -> str:
     """What a fault does, in a line."""
-    return FAULTS[fault].about if fault in FAULTS else containers.about(fault)
+    return ALL_FAULTS[fault].about
 
 
-def line(stalk: Outcome | None, stock: Kept | None, fault: str, pool: str) -> str:
+def build_row(stalk: Outcome | None, stock: Kept | None, fault: str, pool: str) -> str:
     none = ["-"]
     cells = [about(fault), pool]
     if stalk:
-        counts = [str(stalk.times), str(stalk.sent), str(stalk.executed), lost(stalk), str(len(stalk.never_kept))]
-        cells += [*counts, twice(stalk), str(stalk.recorded), f"{stalk.worst:.1f}"]
+        counts = [
+            str(stalk.times),
+            str(stalk.sent),
+            str(stalk.executed),
+            describe_lost(stalk),
+            str(len(stalk.never_kept)),
+        ]
+        cells += [*counts, describe_twice(stalk), str(stalk.recorded), f"{stalk.worst:.1f}"]
     else:
         cells += none * 8
     if stock:
-        cells += cells_of_stock(stock)
+        cells += build_stock_cells(stock)
     else:
         cells += none * 4
     return f"| {' | '.join(cells)} |"
 
 
-def cells_of_stock(stock: Kept) -> list[str]:
+def build_stock_cells(stock: Kept) -> list[str]:
     """The last columns."""
     waiting = f" ({stock.waiting} still wait)" if stock.waiting else ""
     ended = f"; {stock.exits} nodes exited" if stock.exits else ""
     return [str(stock.times), str(stock.sent), f"{stock.lost}{waiting}", f"{stock.twice}{ended}"]
 
 
-def made_by_stock(kept: Iterable[Kept], here: Versions) -> str:
-    """When and with what the last columns were made, and whether that is out of date."""
+def describe_kept(kept: Iterable[Kept], here: Versions) -> str:
+    """When and with which versions the last columns were made, and whether that is out of date."""
     kept = list(kept)
     runs = sorted({f"{each.date}, {each.versions}" for each in kept})
-    return " ".join(filter(None, [f"kombu's own transport: `make chaos-stock`, {'; '.join(runs)}.", stale(kept, here)]))
+    return " ".join(
+        filter(None, [f"kombu's own transport: `make chaos-stock`, {'; '.join(runs)}.", describe_stale(kept, here)])
+    )
 
 
-def table(outcomes: Iterable[Outcome], kept: Iterable[Kept], command: str, seed: int) -> str:
+def build_document(outcomes: Iterable[Outcome], kept: Iterable[Kept], command: str, seed: int) -> str:
     """The whole document."""
     stalk = {(outcome.fault, outcome.pool): outcome for outcome in outcomes}
-    stock, here = {(each.fault, each.pool): each for each in kept}, installed()
+    stock, here = {(each.fault, each.pool): each for each in kept}, read_installed()
     rows = [
-        line(stalk.get((fault, pool)), stock.get((fault, pool)), fault, pool)
-        for fault in (*FAULTS, *containers.FAULTS)
+        build_row(stalk.get((fault, pool)), stock.get((fault, pool)), fault, pool)
+        for fault in ALL_FAULTS
         for pool in POOLS
         if {(fault, pool)} & (stalk.keys() | stock.keys())
     ]
     leases = ", ".join(sorted({str(outcome.lease) for outcome in stalk.values()}))
     when = datetime.now(UTC).date().isoformat()
-    made = f"Stalk: `{command}`, {when}, seed {seed}, lease {leases} s. {versions()}."
+    made = f"Stalk: `{command}`, {when}, seed {seed}, lease {leases} s. {describe_versions()}."
     heading = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    return "\n".join([HEAD, made, "", made_by_stock(stock.values(), here), "", *heading, *rows, ""])
+    return "\n".join([HEAD, made, "", describe_kept(stock.values(), here), "", *heading, *rows, ""])

@@ -1,4 +1,4 @@
-"""One run: start, strike while tasks come, wait until nothing moves any more, count."""
+"""One run: start nodes and load, let the fault strike, wait until all tasks have ended, count."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Protocol
+from typing import Any
 
-from tests.chaos.arena import NODES, Arena, Plan, opened
-from tests.chaos.faults import FAULTS, POISONS, Fault, starts
-from tests.chaos.marks import (
-    ALLOWED,
-    DIED,
-    STOCK_HOST,
-    Again,
-    Incident,
-    Mark,
-    Marks,
-    second_starts,
-    too_many,
-    unrecorded,
-    worst_delay,
+from tests.chaos.event_log import ALLOWED, DIED, STOCK_HOST, Event, Incident
+from tests.chaos.faults import CONTAINER_FAULTS, FAULTS
+from tests.chaos.faults.fault import Fault
+from tests.chaos.faults.poison import POISONS, count_starts
+from tests.chaos.second_starts import (
+    SecondStart,
+    find_excessive,
+    find_second_starts,
+    find_unrecorded,
+    measure_worst_delay,
 )
 from tests.chaos.subjects import CONCURRENCY, STALK, STOCK
+from tests.chaos.testbeds.base import NODES, Plan, Testbed
+from tests.chaos.testbeds.containers import ContainerStack, ContainerTestbed
+from tests.chaos.testbeds.processes import ProcessTestbed, open_testbed
+from tests.support.processes import Process
 
-# A task that kombu's transport has taken is nowhere until it is written down: for a moment, on a busy machine for a
-# second. In Stalk's Redis each is somewhere at every moment.
+# A task that kombu's transport has popped is nowhere in Redis until it is recorded as unacked: for a moment, on a busy
+# machine for a second. Stalk moves it atomically.
 NOWHERE_SECONDS = 6.0
-# Beyond the time in which all that a dead node held must have come back: a sweep, and a busy machine. Only what never
-# comes back takes so long; that kombu's transport leaves something is nothing new.
+# Beyond the time after which messages of a dead node are requeued: a sweep, and a busy machine. Only tasks that are
+# never requeued take so long. kombu's transport often leaves some, so it gets less.
 QUIET_SECONDS, STOCK_QUIET_SECONDS = 30.0, 10.0
-# Whatever happens: something that never ends is a result too.
+# The end of the wait in any case.
 LONGEST_SECONDS = 900.0
-# Each look reads all of Redis.
+# Each check reads all of Redis.
 LOOK_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has shown."""
+    """What became of the tasks of a run."""
 
     fault: str
     pool: str
@@ -55,12 +55,12 @@ class Outcome:
     # Sent, not executed, and nowhere in Redis; without those that Redis never kept.
     lost: list[str]
     never_kept: list[str]
-    # Sent and still in Redis after all patience.
+    # Sent and still in Redis when the wait has ended.
     waiting: list[str]
     parked: int
-    # Why → how many.
+    # Cause → how many.
     twice: dict[str, int]
-    # Of those, the ones whose delivery_count says that they are not the first.
+    # Of those, the ones whose delivery_count had grown.
     recorded: int
     worst: float
     seconds: float
@@ -68,12 +68,12 @@ class Outcome:
     remarks: list[str]
     # How often each poison has started.
     poisoned: dict[str, int] = field(default_factory=dict)
-    # What the contract does not allow, and what the processes said then.
+    # What the contract does not allow, and the logs then.
     breaches: list[str] = field(default_factory=list)
     story: str = ""
 
-    def told(self) -> str:
-        """The breaches first, and then what there is to find out why."""
+    def describe(self) -> str:
+        """The breaches, and then the remarks and logs."""
         return "\n".join([*self.breaches, *self.remarks, self.story])
 
 
@@ -83,105 +83,105 @@ def run(plan: Plan, directory: Path | None = None) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
             return run(plan, Path(temporary))
     fault = FAULTS[plan.fault]
-    with opened(directory, plan, proxied=fault.proxied) as arena:
+    with open_testbed(directory, plan, proxied=fault.proxied) as testbed:
         try:
-            strike(arena, fault)
+            strike(testbed, fault)
         except AssertionError as error:
-            # What was not as it had to be is a result too; the others are worth their run all the same.
-            told = f"{error}\n{arena.describe()}"
-            return replace(counted(arena), breaches=[str(error).partition("\n")[0]], story=told)
-        settle(arena)
-        return counted(arena)
+            return report_failure(testbed, error)
+        wait_settled(testbed)
+        return count_outcome(testbed)
 
 
-def strike(arena: Arena, fault: Fault) -> None:
+def run_in_containers(container_stack: ContainerStack, plan: Plan) -> Outcome:
+    """Carry a plan out on the shipped containers."""
+    testbed = container_stack.start_run(plan)
+    producer = testbed.load()
+    try:
+        strike_containers(testbed, producer)
+    except AssertionError as error:
+        return report_failure(testbed, error)
+    finally:
+        producer.end()
+    wait_settled(testbed)
+    return count_outcome(testbed)
+
+
+def report_failure(testbed: Testbed, error: AssertionError) -> Outcome:
+    """An outcome with the failed assertion as a breach: other runs are worth carrying out all the same."""
+    story = f"{error}\n{testbed.describe()}"
+    return replace(count_outcome(testbed), breaches=[str(error).partition("\n")[0]], story=story)
+
+
+def strike_containers(testbed: ContainerTestbed, producer: Process) -> None:
+    """Let the fault strike as often as planned, and wait until all is sent."""
+    for _ in range(testbed.plan.times):
+        CONTAINER_FAULTS[testbed.plan.fault].strike(testbed)
+        testbed.wait_progress()
+    testbed.stop_file.touch()
+    testbed.wait(lambda: not producer.alive, testbed.send_seconds, "all is sent")
+    assert producer.code == 0, producer.tail()
+
+
+def strike(testbed: ProcessTestbed, fault: Fault) -> None:
     """Start the nodes and the load, and let the fault strike as often as planned."""
-    subjects = [arena.plan.subject] * NODES
+    subjects = [testbed.plan.subject] * NODES
     if fault.name == "mixed_workers":
-        # A stock worker's tasks follow its own time-out; as Stalk checks it, tasks may not be longer.
-        lease, subjects = arena.plan.lease, [STALK, STOCK]
-        arena.more |= {"CELERY_VISIBILITY_TIMEOUT": str(lease), "CELERY_TASK_TIME_LIMIT": str(lease - 1)}
-    arena.load(fault.load, fault.seconds, partial(arena.start_nodes, subjects))
-    for _ in range(arena.plan.times):
-        fault.strike(arena)
+        # Stock workers use the visibility timeout; Stalk requires time limits below it.
+        lease, subjects = testbed.plan.lease, [STALK, STOCK]
+        testbed.more |= {"CELERY_VISIBILITY_TIMEOUT": str(lease), "CELERY_TASK_TIME_LIMIT": str(lease - 1)}
+    testbed.load(fault.load, fault.seconds, partial(testbed.start_nodes, subjects))
+    for _ in range(testbed.plan.times):
+        fault.strike(testbed)
         if fault.load:
-            arena.go_on()
-            arena.work_off()
-    arena.enough()
+            testbed.wait_progress()
+            testbed.wait_short_queue()
+    testbed.stop_producers()
 
 
-class Field(Protocol):
-    """Where a run takes place: processes of this machine, or containers."""
-
-    plan: Plan
-    marks: Marks
-    incidents: list[Incident]
-    exits: list[str]
-    remarks: list[str]
-    never_kept: set[str]
-    began: float
-
-    def tend(self) -> None:
-        """Replace what ended by itself."""
-
-    def living(self) -> set[str]:
-        """Nodes that may have something at work."""
-
-    def in_redis(self) -> set[str]:
-        """Tasks whose message is anywhere in Redis, unless it is parked."""
-
-    def parked(self) -> int:
-        """Dead letters."""
-
-    def describe(self) -> str:
-        """What the processes said."""
-
-
-def settle(arena: Field) -> None:
-    """Wait until all that was sent is executed or gone and Redis holds none of it, or nothing moves any more."""
-    plan = arena.plan
-    # A lease to run out and, where nobody was there to sweep, one in which the living renew theirs.
+def wait_settled(testbed: Testbed) -> None:
+    """Wait until all tasks are executed or gone, or until nothing has changed for long enough."""
+    plan = testbed.plan
+    # A lease to run out and, where no node was there to sweep, one in which the living nodes renew theirs.
     quiet = plan.lease * 2 + (QUIET_SECONDS if plan.subject == STALK else STOCK_QUIET_SECONDS)
     began = moved = monotonic()
     before: Any = None
     while monotonic() - began < LONGEST_SECONDS:
-        arena.tend()
-        held, missing = awaited(arena.in_redis()), awaited(unexecuted(arena))
-        # Poison that goes on for ever moves nothing.
-        now = (sum(1 for mark in arena.marks.all() if awaited({mark.task})), held, missing)
+        testbed.replace_ended()
+        held, missing = exclude_poison(testbed.stored_tasks()), exclude_poison(find_unexecuted(testbed))
+        # Poison that is redelivered for ever does not count as a change.
+        now = (sum(1 for event in testbed.events.all() if exclude_poison({event.task})), held, missing)
         if now != before:
             before, moved = now, monotonic()
         still = monotonic() - moved
-        if not held and not at_work(arena) and (not missing or still > NOWHERE_SECONDS):
+        if not held and not is_working(testbed) and (not missing or still > NOWHERE_SECONDS):
             return
         if still > quiet:
             return
         sleep(LOOK_SECONDS)
-    arena.remarks.append(f"still moving after {LONGEST_SECONDS:g} s")
+    testbed.remarks.append(f"still moving after {LONGEST_SECONDS:g} s")
 
 
-def awaited(tasks: set[str]) -> set[str]:
-    """Tasks that may be expected to come to their end."""
+def exclude_poison(tasks: set[str]) -> set[str]:
+    """The tasks without poison: those that are expected to end."""
     return {task for task in tasks if not task.startswith(tuple(f"chaos-{label}" for label in POISONS))}
 
 
-def unexecuted(arena: Field) -> set[str]:
-    return arena.marks.tasks("sent") - arena.marks.tasks("end")
+def find_unexecuted(testbed: Testbed) -> set[str]:
+    return testbed.events.tasks("sent") - testbed.events.tasks("end")
 
 
-def at_work(arena: Field) -> bool:
+def is_working(testbed: Testbed) -> bool:
     """Whether a living node runs something."""
-    alive = arena.living()
-    return any(mark.node in alive and awaited({mark.task}) for mark in arena.marks.running())
+    alive = testbed.living_nodes()
+    return any(event.node in alive and exclude_poison({event.task}) for event in testbed.events.running())
 
 
-def counted(arena: Field) -> Outcome:
-    """What the marks and Redis say in the end."""
-    plan, marks = arena.plan, arena.marks.all()
-    in_redis, missing = arena.in_redis(), awaited(unexecuted(arena))
-    again = [
-        each for each in second_starts(marks, arena.incidents, plan.subject == STALK) if awaited({each.start.task})
-    ]
+def count_outcome(testbed: Testbed) -> Outcome:
+    """The outcome, from the event log and Redis."""
+    plan, events = testbed.plan, testbed.events.all()
+    in_redis, missing = testbed.stored_tasks(), exclude_poison(find_unexecuted(testbed))
+    starts = find_second_starts(events, testbed.incidents, plan.subject == STALK)
+    again = [each for each in starts if exclude_poison({each.start.task})]
     gone = missing - in_redis
     outcome = Outcome(
         fault=plan.fault,
@@ -190,49 +190,51 @@ def counted(arena: Field) -> Outcome:
         seed=plan.seed,
         times=plan.times,
         lease=plan.lease,
-        sent=len(awaited(arena.marks.tasks("sent"))),
-        refused=len(arena.marks.tasks("refused")),
-        executed=len(awaited(arena.marks.tasks("end") & arena.marks.tasks("sent"))),
-        lost=sorted(gone - arena.never_kept),
-        never_kept=sorted(gone & arena.never_kept),
+        sent=len(exclude_poison(testbed.events.tasks("sent"))),
+        refused=len(testbed.events.tasks("refused")),
+        executed=len(exclude_poison(testbed.events.tasks("end") & testbed.events.tasks("sent"))),
+        lost=sorted(gone - testbed.never_kept),
+        never_kept=sorted(gone & testbed.never_kept),
         waiting=sorted(missing & in_redis),
-        parked=arena.parked(),
+        parked=testbed.count_parked(),
         twice=dict(Counter(each.why for each in again)),
         recorded=sum(1 for each in again if each.recorded),
-        worst=worst_delay(marks),
-        seconds=monotonic() - arena.began,
-        exits=arena.exits,
-        remarks=arena.remarks,
-        poisoned=starts(marks) if plan.fault == "poison" else {},
+        worst=measure_worst_delay(events),
+        seconds=monotonic() - testbed.began,
+        exits=testbed.exits,
+        remarks=testbed.remarks,
+        poisoned=count_starts(events) if plan.fault == "poison" else {},
     )
-    found = breaches(outcome, again, marks, arena.incidents)
-    return replace(outcome, breaches=found, story=arena.describe() if found else "")
+    found = find_breaches(outcome, again, events, testbed.incidents)
+    return replace(outcome, breaches=found, story=testbed.describe() if found else "")
 
 
-def breaches(outcome: Outcome, again: list[Again], marks: list[Mark], incidents: list[Incident]) -> list[str]:
+def find_breaches(
+    outcome: Outcome, again: list[SecondStart], events: list[Event], incidents: list[Incident]
+) -> list[str]:
     """Sentences about everything that the contract does not allow."""
-    # Both are at home in the poison's run alone, where they are what has to happen.
+    # Exits and dead letters are expected in the run of poison only.
     poisoned = outcome.fault == "poison"
-    excused = lost_by_stock(outcome, marks, incidents) if outcome.fault == "mixed_workers" else set()
+    excused = find_lost_by_stock(outcome, events, incidents) if outcome.fault == "mixed_workers" else set()
     held = NODES * CONCURRENCY[outcome.pool]
     found = [f"lost: {task}" for task in outcome.lost if task not in excused]
     found += [f"still waiting: {task}" for task in outcome.waiting]
     found += [f"started twice: {each}" for each in again if each.why not in ALLOWED]
-    found += too_many(again, held)
-    found += [f"started twice without a higher delivery_count: {each}" for each in unrecorded(again)]
+    found += find_excessive(again, held)
+    found += [f"started twice without a higher delivery_count: {each}" for each in find_unrecorded(again)]
     found += [] if poisoned else outcome.exits
     parked = len(POISONS) if poisoned else 0
     found += [] if outcome.parked == parked else [f"{outcome.parked} dead letters in place of {parked}"]
     return found
 
 
-def lost_by_stock(outcome: Outcome, marks: list[Mark], incidents: list[Incident]) -> set[str]:
-    """What can be gone because stock nodes were killed.
+def find_lost_by_stock(outcome: Outcome, events: list[Event], incidents: list[Incident]) -> set[str]:
+    """Tasks that can be lost because stock nodes were killed.
 
     Once each what it had popped, which nobody has started, and for each task at work a chord that it was completing.
     """
     kills = sum(1 for incident in incidents if incident.kind == DIED and incident.node.endswith(STOCK_HOST))
-    started = {mark.task for mark in marks if mark.word == "start"}
+    started = {event.task for event in events if event.word == "start"}
     bodies = [task for task in outcome.lost if task.endswith("-body")]
     popped = [task for task in outcome.lost if task not in bodies and task not in started]
     return {*popped[:kills], *bodies[: kills * CONCURRENCY[outcome.pool]]}

@@ -1,4 +1,4 @@
-"""What is put to the test: Stalk, and kombu's own transport with the same settings."""
+"""The subjects of a run: Stalk, and stock Celery with kombu's own transport and the same settings."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
-from tests.support.proxy import Command, Match
+from tests.support.redis.proxy import Command, Match
 
 POOLS = ("prefork", "threads", "solo")
 # Enough that tasks run beside each other, and few enough for two nodes on two cores.
 CONCURRENCY = {"prefork": 2, "threads": 4, "solo": 1}
-# Tasks that a Stalk node holds for each that it runs: bystanders of a crash, which must not be counted.
+# Tasks that a Stalk node holds for each that it can run: a crash must not count as a delivery of those that wait.
 PREFETCH = 4
-# In which a node that was told to stop lets its tasks finish; longer than any task that is meant to finish, and than a
-# busy machine pauses.
+# Seconds in which a node that was told to stop lets its tasks finish; longer than any task that is meant to finish, and
+# than a busy machine stalls.
 SOFT_SHUTDOWN = 10
 # ARGV of services/broker/lua/claim.lua before its queues; the last of them says how many queues follow.
 CLAIM_ARGUMENTS = 5
@@ -32,7 +32,7 @@ class Subject:
     app: str
 
     def node(self, pool: str, hostname: str) -> str:
-        """The arguments of Python that make it a node."""
+        """The arguments of Python that start a node."""
         if self.name == "stalk":
             return f"-m services.launch node --hostname={hostname}"
         options = f"--pool={pool} --concurrency={CONCURRENCY[pool]} --hostname={hostname} --loglevel=info"
@@ -40,14 +40,14 @@ class Subject:
 
 
 STALK = Subject("stalk", "services.app")
-STOCK = Subject("stock", "tests.chaos.stock_app")
+STOCK = Subject("stock", "tests.chaos.workload.stock_app")
 SUBJECTS = {subject.name: subject for subject in (STALK, STOCK)}
 
 
 def settings(pool: str, lease: int) -> dict[str, str]:
     """The variables that decide how a node delivers; those that kombu's own transport needs included."""
     return {
-        "CELERY_IMPORTS": "tests.chaos.tasks",
+        "CELERY_IMPORTS": "tests.chaos.workload.tasks",
         "CELERY_TASK_TIME_LIMIT": str(TIME_LIMIT),
         "WORKER_LEASE": str(lease),
         "WORKER_POOL": pool,
@@ -59,11 +59,11 @@ def settings(pool: str, lease: int) -> dict[str, str]:
     }
 
 
-# What is which on the wire.
+# Commands on the wire.
 
 
-def runs(command: Command, name: str) -> bool:
-    """Whether it calls this script of Stalk."""
+def is_script(command: Command, name: str) -> bool:
+    """Whether the command runs this script of Stalk."""
     if command.name not in (b"EVALSHA", b"EVAL") or not find_spec("services.broker.scripts"):
         return False
     script = getattr(import_module("services.broker.scripts"), name)
@@ -71,30 +71,30 @@ def runs(command: Command, name: str) -> bool:
 
 
 def acknowledges(command: Command) -> bool:
-    """Whether a claim of Stalk brings acknowledgements along: what stands behind its fixed arguments and its queues."""
+    """Whether a claim of Stalk sends acknowledgements: arguments behind its fixed ones and its queues."""
     arguments = command.words[3 + int(command.words[2]) :]
     return len(arguments) > CLAIM_ARGUMENTS + int(arguments[CLAIM_ARGUMENTS - 1])
 
 
 def is_claim(command: Command, reply: bytes) -> bool:
-    """A message comes to a worker."""
-    return (command.name == b"BRPOP" or runs(command, "CLAIM")) and b"chaos-" in reply
+    """Whether the reply brings a message to a worker."""
+    return (command.name == b"BRPOP" or is_script(command, "CLAIM")) and b"chaos-" in reply
 
 
 def is_ack(command: Command, reply: bytes) -> bool:
-    """A worker's acknowledgement, done."""
-    if runs(command, "CLAIM"):
+    """Whether the command acknowledges a message."""
+    if is_script(command, "CLAIM"):
         return acknowledges(command)
-    return runs(command, "ACK") or command.any(lambda each: each.words[:2] == (b"HDEL", b"unacked"))
+    return is_script(command, "ACK") or command.any(lambda each: each.words[:2] == (b"HDEL", b"unacked"))
 
 
 def is_publish(command: Command, reply: bytes) -> bool:
-    """A producer's message, kept."""
-    return runs(command, "PUBLISH") or command.words[:2] == (b"LPUSH", b"celery")
+    """Whether the command publishes a message."""
+    return is_script(command, "PUBLISH") or command.words[:2] == (b"LPUSH", b"celery")
 
 
 def is_result(command: Command, reply: bytes) -> bool:
-    """A task's result, stored."""
+    """Whether the command stores a result."""
 
     def stores(each: Command) -> bool:
         writes = each.name in (b"SET", b"SETEX", b"EVALSHA", b"EVAL")

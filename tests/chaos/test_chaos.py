@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.arena import Plan
-from tests.chaos.faults import DELIVERIES, FAULTS, NOBODY_WAITED, POISONS
-from tests.chaos.marks import NO_CAUSE
+from tests.chaos.event_log import NO_CAUSE
+from tests.chaos.faults import FAULTS
+from tests.chaos.faults.packet import NOBODY_WAITED
+from tests.chaos.faults.poison import DELIVERIES, POISONS
 from tests.chaos.run import Outcome, run
 from tests.chaos.subjects import POOLS, STALK, STOCK, Subject
+from tests.chaos.testbeds.base import Plan
 
 # Seconds: three renewals in it have time enough on two busy cores, also where Redis answers a second late.
 LEASE = 6
-# Where no lease has to run out, one that no busy machine lets run out.
+# Where no lease has to run out: long enough that none does on a busy machine.
 LONG_LEASE = 10
-# A load of two seconds, chords in it, and of as many more as the fault needs; nodes that sit beside other tests on two
-# cores keep up with it.
+# A load of two seconds with chords, and of as many more as the fault needs; nodes beside other tests on two cores keep
+# up with it.
 COUNT, RATE = 60, 30.0
 # Those of `make test`: each kind of fault, on the pool on which it shows most.
 QUICK = {
@@ -41,7 +43,7 @@ TURNS = [
 ]
 # They cut connections or stop Redis, for less than a lease; all others, and the freezes, are about leases.
 OUTAGES = {name for name in FAULTS if name.startswith(("cut_", "drop_", "redis_"))} - {"redis_freeze"}
-# What Redis itself has a part in: its file, its memory, its scripts.
+# Faults of Redis's own file, memory and scripts, which differ between its versions.
 OF_REDIS = ("redis_kill", "redis_full_at_pop", "script_flush", "torn_append_only_file")
 
 
@@ -58,14 +60,14 @@ def test_nothing_is_lost_and_nothing_runs_twice_without_a_cause(
 ) -> None:
     found = outcome(fault, pool, STALK, tmp_path, times)
 
-    assert not found.breaches, found.told()
+    assert not found.breaches, found.describe()
     assert found.executed == found.sent - len(found.never_kept) - len(found.lost) > 0
 
 
 # The same operations find what kombu's own transport loses and doubles, so they would find it in Stalk.
 
 
-def popped(found: Outcome, strikes: int) -> int:
+def count_popped(found: Outcome, strikes: int) -> int:
     """In how many strikes a stock node had popped the message: on a busy machine both may miss one."""
     had = strikes - found.remarks.count(NOBODY_WAITED)
     assert had > 0, found
@@ -75,7 +77,7 @@ def popped(found: Outcome, strikes: int) -> int:
 @pytest.mark.slow
 def test_stock_loses_what_is_published_in_the_packet_that_cuts_its_consumer_off(tmp_path: Path) -> None:
     found = outcome("kill_clients_with_publish", "prefork", STOCK, tmp_path, times=2)
-    assert (found.sent, len(found.lost)) == (2, popped(found, 2)), found
+    assert (found.sent, len(found.lost)) == (2, count_popped(found, 2)), found
 
 
 @pytest.mark.slow
@@ -90,7 +92,7 @@ def test_stock_loses_a_task_whose_way_to_the_worker_is_cut(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_stock_loses_what_it_has_popped_when_redis_is_full(tmp_path: Path) -> None:
     found = outcome("redis_full_at_pop", "solo", STOCK, tmp_path, times=2)
-    assert (found.sent, len(found.lost)) == (2, popped(found, 2)), found
+    assert (found.sent, len(found.lost)) == (2, count_popped(found, 2)), found
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.handle import HERE, PROGRAMS, Local
-from tests.support import probe
+from tests.support.task_modules import probe
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ from tests.stack.connecting import (
 )
 from tests.stack.handle import COMMAND_SECONDS, ROOT, Stack, clone, environment, run
 from tests.support.ports import free_port
-from tests.support.redis_server import require_openssl, require_tls
+from tests.support.redis.server import require_openssl, require_tls
 
 # An address of this host that nothing else listens on: all of 127.0.0.0/8 is loopback.
 LOCAL_ADDRESS = "127.0.0.2"

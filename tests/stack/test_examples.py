@@ -22,8 +22,8 @@ import pytest
 from tests.stack.connecting import PAGE, changed, local_stack, on_host, printed, python, typed, urls
 from tests.stack.handle import ROOT, Stack
 from tests.support.ports import free_port
-from tests.support.proxy import Proxy
-from tests.support.redis_server import RedisServer
+from tests.support.redis.proxy import Proxy
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.world import World
 

@@ -6,40 +6,52 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from tests.support.nursery import Nursery
+from tests.support.fork_server import LIBRARIES_ONLY, ForkServer
 
 ROOT = Path(__file__).resolve().parents[2]
 # As docker/Dockerfile copies it.
 CODE = ("config", "services", "docker")
-# Tasks that tests need: sleeping, burning CPU, and writing down each start and end.
+TASK_MODULES = Path(__file__).with_name("task_modules")
+# Tasks that most tests need: sleeping, burning CPU, and recording each start and end.
 PROBE = "probe"
 # Importing the application takes a second on an idle machine.
 RUN_SECONDS = 120
+# Not byte code: another user, or another process at this moment, may be writing it.
+SKIPPED = ("__pycache__", "test_*")
 
 
 class Checkout:
-    """Code of the stack under a directory of the test's own."""
+    """Code of the stack under a directory of the test's own, with the tasks of probe.py.
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory
-        # Where the code's programs come from, as long as nobody changes the code.
-        self.nursery: Nursery | None = None
-        for name in CODE:
-            # What is compiled there may be being written just now, or by another user.
-            shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(Path(__file__).with_name("probe.py"), directory / f"{PROBE}.py")
+    `packages` are copied beside it, as paths from the root. Its programs are forked from `fork_server`, or get an
+    interpreter each where that is None.
+    """
+
+    def __init__(self, directory: Path, fork_server: ForkServer | None = None, packages: Iterable[str] = ()) -> None:
+        self.path, self.fork_server = directory, fork_server
+        for name in (*CODE, *packages):
+            shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns(*SKIPPED))
+        if packages:
+            shutil.copy(ROOT / "tests" / "__init__.py", directory / "tests")
+        self.add_task_modules(PROBE)
+
+    def add_task_modules(self, *names: str) -> None:
+        """Copy modules of tests/support/task_modules, for CELERY_IMPORTS to name."""
+        for name in names:
+            shutil.copy(TASK_MODULES / f"{name}.py", self.path)
 
     def replace(self, file: str, old: str, new: str) -> None:
-        """Change a file; fails when what is to be changed is not there."""
+        """Replace `old`, which must stand in the file exactly once."""
         path = self.path / file
         text = path.read_text()
         assert text.count(old) == 1, f"{file} has {old!r} {text.count(old)} times"
         path.write_text(text.replace(old, new))
 
     def write(self, file: str, text: str) -> None:
-        """Add a file."""
+        """Write a file."""
         (self.path / file).write_text(text)
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,3 +65,10 @@ class Checkout:
             timeout=RUN_SECONDS,
             check=False,
         )
+
+
+def odd_checkout(directory: Path) -> Checkout:
+    """A copy with the task modules of odd endings, broadcasts and deduplication; the test may change it."""
+    checkout = Checkout(directory, LIBRARIES_ONLY)
+    checkout.add_task_modules("odd_tasks", "odd_broadcast", "odd_dedupe")
+    return checkout

@@ -1,4 +1,4 @@
-"""Processes under test: a log of their own, and an end in every case."""
+"""Processes under test: each with a log of its own, and killed with everything that it started."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from uuid import uuid4
 
 from services.supervisor.proc_stat import read_stat
-from tests.support.nursery import Nursery
+from tests.support.fork_server import ForkServer
 
 SHOWN_LOG_LINES = 60
 # Everything that a process under test starts inherits this variable, and is found by it when its parent is gone.
 MARK = "STALK_TEST_PROCESS"
 # A process that is killed is gone within milliseconds; one in the middle of a write to a slow disk, later.
 GONE_SECONDS = 60
-# Killing what was found takes milliseconds; meanwhile a child may have been born.
+# Killing takes milliseconds, in which a process may have forked once more.
 ROUNDS = 20
 
 
@@ -35,22 +35,22 @@ class Process:
         log: Path,
         *,
         errors: Path | None = None,
-        nursery: Nursery | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self.name, self._log, self._mark = name, log, uuid4().hex
         own = {**environment, MARK: self._mark}
         # Appending, because supervisord opens its standard output once more for its programs.
-        with log.open("ab") as output, (errors or log).open("ab") as complaints:
+        with log.open("ab") as output, (errors or log).open("ab") as errors_to:
             self._popen = (
-                nursery.bear(command, own, directory, output.fileno(), complaints.fileno())
-                if nursery and nursery.takes(command, own)
+                fork_server.fork(command, own, directory, output.fileno(), errors_to.fileno())
+                if fork_server and fork_server.takes(command, own)
                 else subprocess.Popen(
                     command,
                     env=own,
                     cwd=directory,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
-                    stderr=complaints,
+                    stderr=errors_to,
                     start_new_session=True,
                 )
             )
@@ -69,7 +69,7 @@ class Process:
         return self.code is None
 
     def log(self) -> str:
-        """All that it and what it started have written so far."""
+        """All that it and its children have written so far."""
         return self._log.read_text(errors="replace")
 
     def count(self, pattern: str) -> int:
@@ -77,14 +77,20 @@ class Process:
         return sum(1 for line in self.log().splitlines() if re.search(pattern, line))
 
     def matches(self, pattern: str) -> list[str]:
-        """What the pattern's group found, line by line."""
+        """The pattern's first group in each line of the log that matches."""
         return [match[1] for line in self.log().splitlines() if (match := re.search(pattern, line))]
 
     def tail(self) -> str:
-        """Its state and its last lines, for somebody who asks why a test failed."""
+        """Its state and the last lines of its log, for the report of a failed test."""
         state = "running" if self.alive else f"exited with {self.code}"
         lines = self.log().splitlines()[-SHOWN_LOG_LINES:]
         return "\n".join([f"--- {self.name} (pid {self.pid}, {state})", *lines])
+
+    def signal_family(self, number: signal.Signals) -> None:
+        """Send a signal to the process and everything that it started."""
+        for pid in self.family():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process alone, as Docker and Supervisor do."""
@@ -107,7 +113,7 @@ class Process:
 
 
 def end_all(processes: Sequence[Process]) -> None:
-    """Kill these and everything that they started; looking for that is what takes the time."""
+    """Kill these and everything that they started; together, because each search of /proc takes long."""
     for _ in range(ROUNDS):
         pids = families(processes)
         if not pids:

@@ -16,10 +16,10 @@ from celery import Celery
 from celery.events import EventDispatcher
 
 from config import load
-from tests.support.nursery import LIBRARIES_ALONE
+from tests.support.fork_server import LIBRARIES_ONLY
 from tests.support.ports import free_port
 from tests.support.processes import Process
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.world import World, forget_results
 
 # Generous, for a busy machine: Flower checks most things once a second.
@@ -196,7 +196,7 @@ def start_worker(world: World, broker: str, name: str) -> Process:
     (directory / "shop.py").write_text(TASKS)
     command = f"-m celery -A shop worker -P solo -n {name} -l INFO"
     environment = {"PATH": os.environ["PATH"], "BROKER": broker, "RESULTS": broker}
-    worker = world.python("worker", command, environment, directory, LIBRARIES_ALONE)
+    worker = world.python("worker", command, environment, directory, LIBRARIES_ONLY)
     world.wait_until(lambda: worker.count(r" ready\.$"), TIMEOUT, f"{name} is ready")
     return worker
 

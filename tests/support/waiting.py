@@ -1,4 +1,4 @@
-"""Bounded waits: a test never sleeps for a fixed time, and a wait that fails says what the world looked like."""
+"""Bounded waits: a test never sleeps for a fixed time, and a wait that fails shows the state of what was waited for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Short beside everything that is waited for, long beside what a look costs.
+# Short beside everything that is waited for, long beside the cost of a check.
 LOOK_SECONDS = 0.05
 
 
@@ -23,14 +23,14 @@ def wait_until(
     context: Callable[[], str] = lambda: "",
     look: float = LOOK_SECONDS,
 ) -> T:
-    """Look until `condition()` is true and return it.
+    """Check until `condition()` is true and return its value.
 
-    Raises GaveUp after `timeout` seconds, with `what` and the state of the world that `context()` tells.
+    Raises GaveUp after `timeout` seconds, with `what` and the state that `context()` returns.
     """
     end = monotonic() + timeout
     while not (value := condition()):
         if monotonic() > end:
-            raise GaveUp(f"waited {timeout:g} s in vain: {what} (last seen: {value!r})\n{context()}")
+            raise GaveUp(f"waited {timeout:g} s in vain: {what} (last value: {value!r})\n{context()}")
         sleep(look)
     return value
 
@@ -38,7 +38,7 @@ def wait_until(
 def holds_for(
     condition: Callable[[], object], seconds: float, what: str, context: Callable[[], str] = lambda: ""
 ) -> None:
-    """Look for `seconds` and fail as soon as `condition()` is false: for what must not happen."""
+    """Check for `seconds` and fail as soon as `condition()` is false: for what must not happen."""
     end = monotonic() + seconds
     while monotonic() < end:
         if not condition():

@@ -1,4 +1,4 @@
-"""All that a test has started: Redis servers, workers, beats. It tells what they say, and ends them."""
+"""World: the Redis servers, workers and beats that a test starts. It shows their logs, and ends them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from celery import Celery
 from config import load
 from config.celery import build_celery_configuration
 from tests.support.checkout import PROBE, Checkout
-from tests.support.nursery import Nursery
+from tests.support.fork_server import ForkServer
 from tests.support.processes import Process, end_all
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import holds_for, wait_until
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ PASSWORD = "correct-horse"
 # Importing the application, connecting and looking for neighbours takes 3 s on an idle machine, and on a busy one
 # forty times as long at most.
 READY_SECONDS = 120
-# A task starts within milliseconds; on a machine where a dozen processes start at the same time, later.
+# A task starts within milliseconds, and later on a machine where a dozen processes start at the same time.
 START_SECONDS = 120
 READY_LINE = r"node\d+@\S+ ready\."
 
@@ -36,7 +36,7 @@ READY_LINE = r"node\d+@\S+ ready\."
 class World:
     """The processes of one test, or of all tests of a module that share them."""
 
-    # Worlds that exist now, for the report of a test that failed.
+    # Open worlds, for the report of a failed test.
     existing: list[World] = []  # noqa: RUF012
 
     def __init__(self, directory: Path, checkout: Checkout) -> None:
@@ -47,7 +47,7 @@ class World:
 
     @contextmanager
     def opened(self) -> Iterator[World]:
-        """This world; whatever was started in it is gone afterwards."""
+        """Use this world; everything that was started in it is ended afterwards."""
         World.existing.append(self)
         try:
             yield self
@@ -81,7 +81,7 @@ class World:
     # Starting.
 
     def path(self, name: str) -> Path:
-        """A name in this world's directory that nobody has used yet."""
+        """A path in this world's directory that is not used yet."""
         self._names[name] += 1
         return self.directory / f"{name}-{self._names[name]}"
 
@@ -103,33 +103,35 @@ class World:
         arguments: str,
         environment: Mapping[str, str],
         directory: Path | None = None,
-        nursery: Nursery | None = None,
+        fork_server: ForkServer | None = None,
     ) -> Process:
-        """`python ARGUMENTS`, such as `-m services.launch beat`; forked from the checkout's nursery if it has one.
+        """`python ARGUMENTS`, such as `-m services.launch beat`; forked by the checkout's fork server if it has one.
 
         A test about how a program starts, or becomes another, takes `process` and with it an interpreter of its own.
         """
         log = self.path(name).with_suffix(".log")
         command = [sys.executable, *shlex.split(arguments)]
-        nursery = nursery or self.checkout.nursery
-        return self._launch(log.stem, command, environment, directory or self.checkout.path, log, nursery=nursery)
+        fork_server = fork_server or self.checkout.fork_server
+        return self._launch(
+            log.stem, command, environment, directory or self.checkout.path, log, fork_server=fork_server
+        )
 
     def answer(
         self, arguments: Sequence[str], environment: Mapping[str, str], timeout: float, checkout: Checkout | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python ARGUMENTS` to its end; its exit code and what it wrote, as of subprocess.run."""
+        """Run `python ARGUMENTS` to its end; its exit code and output, as of subprocess.run."""
         checkout, command = checkout or self.checkout, [sys.executable, *arguments]
-        said = self.path("answer")
-        output, errors = said.with_suffix(".out"), said.with_suffix(".err")
+        base = self.path("answer")
+        output, errors = base.with_suffix(".out"), base.with_suffix(".err")
         process = Process(
-            said.name, command, environment, checkout.path, output, errors=errors, nursery=checkout.nursery
+            base.name, command, environment, checkout.path, output, errors=errors, fork_server=checkout.fork_server
         )
         self._processes.append(process)
         code = process.wait(timeout)
         return subprocess.CompletedProcess(command, code, output.read_text(), errors.read_text())
 
     def environment(self, **settings: str) -> dict[str, str]:
-        """The environment of one container: nothing of ours in it, and a run directory of its own."""
+        """The environment of one container: none of this process's variables, and a run directory of its own."""
         run = self.path("run")
         run.mkdir()
         return {
@@ -153,7 +155,7 @@ class World:
     # The stack on one Redis.
 
     def stack(self, redis: RedisServer | None = None, /, **settings: str) -> Stack:
-        """What runs on this server, or on a new one: broker in database 0, results in database 1."""
+        """A stack on this server, or on a new one: broker in database 0, results in database 1."""
         redis = redis or self.redis()
         urls = {"CELERY_BROKER_URL": redis.url(0, password=""), "CELERY_RESULT_BACKEND": redis.url(1, password="")}
         return Stack(self, redis, {**urls, "REDIS_PASSWORD": redis.password, **settings})
@@ -165,7 +167,7 @@ class World:
         self._apps.append(app)
         return app
 
-    # What the probe tasks wrote down.
+    # What the probe tasks recorded.
 
     def notes(self, word: str, label: str | None = None) -> list[tuple[str, int, float]]:
         """(label, pid, time) of every `start` or `end`."""
@@ -184,12 +186,17 @@ class World:
         self.wait_until(lambda: self.started(label), START_SECONDS, f"the task {label} runs")
 
     def ended(self, label: str) -> int:
-        """How often it came to its end."""
+        """How often the task with this label has ended."""
         return len(self.notes("end", label))
+
+    def release(self, *labels: str) -> None:
+        """Let tasks end that wait to be released, as probe.hold does."""
+        for label in labels:
+            (self.directory / f"{label}.released").touch()
 
 
 def forget_results(app: Celery) -> None:
-    """Let no result look for its Redis when it is collected later: it would do so for 20 s (celery 5.7)."""
+    """Keep results from looking for their Redis when they are collected later, which takes 20 s (celery 5.7)."""
     consumer = app.backend.result_consumer
     consumer.stop()
     consumer.subscribed_to.clear()
@@ -209,7 +216,7 @@ class Stack:
         return self.world.environment(**{**self._settings, **more})
 
     def worker(self, **more: str) -> Node:
-        """A worker container's process: Supervisor with its nodes. It has started, and is perhaps not ready yet."""
+        """Start a worker container's process, Supervisor with its nodes; it is perhaps not ready yet."""
         return self._node("worker", "-m services.launch worker", more)
 
     def beat(self, **more: str) -> Node:
@@ -258,13 +265,13 @@ class Node:
         self.world, self.process, self.environment = world, process, environment
 
     def ready(self, nodes: int = 1) -> Node:
-        """Wait until as many Celery nodes as that have said that they are ready."""
+        """Wait until so many Celery nodes have logged that they are ready."""
         what = f"{self.process.name}: {nodes} nodes are ready"
         self.world.wait_until(lambda: self._is_ready(nodes), READY_SECONDS, what)
         return self
 
     def says(self, pattern: str, timeout: float = READY_SECONDS, times: int = 1) -> Node:
-        """Wait for a line in its log."""
+        """Wait until its log has that many lines that match."""
         what = f"{self.process.name} says {pattern!r} {times} times"
         self.world.wait_until(lambda: self.process.count(pattern) >= times, timeout, what)
         return self

@@ -13,18 +13,18 @@ from click.testing import CliRunner
 
 from benchmarks.cost import starts
 from benchmarks.cost.__main__ import Pair, main, row
-from benchmarks.cost.commands import from_outside, total
+from benchmarks.cost.commands import count_calls, count_from_outside
 from benchmarks.cost.figures import (
     FIGURES,
     Figure,
     Measurement,
-    number,
+    format_number,
+    format_summary,
+    judge,
     percentile,
     rate,
     ratios,
-    shown,
     summarize,
-    verdict,
 )
 from benchmarks.cost.proc import cpu_seconds
 from services.supervisor.proc_stat import parse_stat
@@ -68,12 +68,12 @@ def test_a_baseline_of_zero_has_no_ratio() -> None:
 
 @pytest.mark.parametrize(("figure", "expected"), [(MORE, "better in 2 of 4"), (LESS, "better in 1 of 4")])
 def test_a_verdict_counts_the_pairs_that_are_better(figure: Figure, expected: str) -> None:
-    assert verdict(figure, summarize([10.0, 11.0]), [1.1, 1.2, 0.9, 1.0]) == expected
+    assert judge(figure, summarize([10.0, 11.0]), [1.1, 1.2, 0.9, 1.0]) == expected
 
 
 def test_an_unsteady_baseline_allows_no_verdict() -> None:
-    assert verdict(MORE, summarize([1.0, 1.6]), [9.0, 9.0]) == "none: stock itself spreads 1.60 times"
-    assert verdict(MORE, summarize([1.0, 1.5]), [9.0, 9.0]) == "better in 2 of 2"
+    assert judge(MORE, summarize([1.0, 1.6]), [9.0, 9.0]) == "none: stock itself spreads 1.60 times"
+    assert judge(MORE, summarize([1.0, 1.5]), [9.0, 9.0]) == "better in 2 of 2"
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_an_unsteady_baseline_allows_no_verdict() -> None:
     [(0, "0"), (12345.6, "12,346"), (99.96, "100.0"), (12.34, "12.3"), (1.234, "1.23"), (0.01234, "0.0123")],
 )
 def test_a_number_is_shown_with_the_digits_that_count(value: float, expected: str) -> None:
-    assert number(value) == expected
+    assert format_number(value) == expected
 
 
 def test_a_summary_is_shown_with_its_range() -> None:
-    assert shown(summarize([1.0, 2.0, 3.0])) == "2.00 (1.00 to 3.00)"
+    assert format_summary(summarize([1.0, 2.0, 3.0])) == "2.00 (1.00 to 3.00)"
 
 
 def test_a_row_has_both_sides_and_their_ratio() -> None:
@@ -120,7 +120,9 @@ def test_this_process_has_used_some() -> None:
 
 
 def test_commands_are_counted_without_those_of_the_benchmark() -> None:
-    assert total({"cmdstat_evalsha": {"calls": 3}, "cmdstat_zadd": {"calls": 5}, "cmdstat_info": {"calls": 9}}) == 8
+    assert (
+        count_calls({"cmdstat_evalsha": {"calls": 3}, "cmdstat_zadd": {"calls": 5}, "cmdstat_info": {"calls": 9}}) == 8
+    )
 
 
 def test_a_command_inside_a_script_does_not_come_from_outside() -> None:
@@ -130,14 +132,14 @@ def test_a_command_inside_a_script_does_not_come_from_outside() -> None:
         b'+1700000000.000003 [1 unix:/run/redis.sock] "SETEX" "a" "1" "b"\r\n'
         b'+1700000000.000004 [0 127.0.0.1:5001] "TYPE" "unacked"\r\n'
     )
-    assert from_outside(said) == 2
+    assert count_from_outside(said) == 2
 
 
 def test_starts_are_counted_over_all_processes(tmp_path: Path) -> None:
     assert starts.count(tmp_path) == 0
     recorder = starts.Recorder(tmp_path, room=3)
-    recorder.note()
-    recorder.note()
+    recorder.record()
+    recorder.record()
     (tmp_path / "another").write_bytes(starts.SLOT.pack(1) + starts.SLOT.pack(0.5))
     # Made, and not yet written to.
     (tmp_path / "empty").touch()
@@ -154,7 +156,7 @@ def test_threads_that_start_at_once_lose_no_start(tmp_path: Path, monkeypatch: p
 
     def start() -> None:
         together.wait(60)
-        starts.recorder(os.getpid(), get_ident()).note()
+        starts.recorder(os.getpid(), get_ident()).record()
 
     with ThreadPoolExecutor(8) as pool:
         for each in [pool.submit(start) for _ in range(8)]:
@@ -164,9 +166,9 @@ def test_threads_that_start_at_once_lose_no_start(tmp_path: Path, monkeypatch: p
 
 def test_a_start_without_room_is_an_error(tmp_path: Path) -> None:
     recorder = starts.Recorder(tmp_path, room=1)
-    recorder.note()
+    recorder.record()
     with pytest.raises(IndexError):
-        recorder.note()
+        recorder.record()
     assert starts.count(tmp_path) == 1
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.redis_builds import find_uv
+from tests.support.redis.builds import find_uv
 
 ROOT = Path(__file__).resolve().parents[2]
 # Each with the ports that its tests take: the tests that run beside these take others.
@@ -48,7 +48,7 @@ def test_the_tests_pass_on_another_python(version: str, place: Path) -> None:
         pytest.skip(f"Python {version} runs all other tests here")
     found, uv = find_python(version), find_uv()
     if not (found and uv):
-        pytest.skip(f"Python {version} cannot be had here" if uv else "no uv in the virtual environment")
+        pytest.skip(f"Python {version} is not available here" if uv else "no uv in the virtual environment")
     environment = {
         # Otherwise pytest would take itself for a worker of the pytest that runs this.
         **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},

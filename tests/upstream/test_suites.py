@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.redis_builds import CannotBeHad
+from tests.support.redis.builds import NotAvailableError
 from tests.support.world import World
 from tests.upstream.sources import ROOT, get
 from tests.upstream.suites import HOME, Suite
@@ -57,11 +57,11 @@ PARTS = (
 )
 
 
-def sources(suite: Suite) -> Path:
-    """Where the suite's tests are; skips where they cannot be had, or fails with STALK_REQUIRE_SUITES=1."""
+def find_sources(suite: Suite) -> Path:
+    """The directory of the suite's tests; skips where they are not available, or fails with STALK_REQUIRE_SUITES=1."""
     try:
         return get(suite.package, suite.config)
-    except CannotBeHad as error:
+    except NotAvailableError as error:
         if os.environ.get("STALK_REQUIRE_SUITES") == "1":
             pytest.fail(f"STALK_REQUIRE_SUITES=1, and {error}", pytrace=False)
         pytest.skip(str(error))
@@ -70,7 +70,7 @@ def sources(suite: Suite) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS, ids=str)
 def test_their_tests_pass_as_listed(part: Part, world: World) -> None:
-    tests, redis = sources(part.suite), world.redis(password="")
+    tests, redis = find_sources(part.suite), world.redis(password="")
     address = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis.port), "REDIS_6379_TCP": str(redis.port)}
     # Some of them look for results where messages are.
     urls = dict.fromkeys(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "TEST_BROKER", "TEST_BACKEND"), redis.url())
@@ -101,7 +101,7 @@ def test_their_tests_pass_as_listed(part: Part, world: World) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", [CELERY, KOMBU], ids=lambda suite: suite.package)
 def test_each_file_of_theirs_runs_or_is_left_out_for_a_reason(suite: Suite) -> None:
-    there = {path.name for path in (sources(suite) / HOME).glob("test_*.py")}
+    there = {path.name for path in (find_sources(suite) / HOME).glob("test_*.py")}
     run = {file for part in PARTS if part.suite is suite for file in part.files}
     left_out = {name for name in suite.left_out if name.endswith(".py")}
     assert run | left_out == there

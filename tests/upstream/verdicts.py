@@ -13,7 +13,7 @@ import pytest
 from tests.upstream.suites import HOME, Suite, is_listed
 
 # What a module's TIMEOUT becomes, which is 10 s or 60 s: a thousand tasks take 10 s, and on a busy machine much longer.
-PATIENCE = 150
+MODULE_TIMEOUT = 150
 # The longest that runs takes 20 s on an idle machine. One that hangs is to cost no more than this.
 TEST_SECONDS = 240
 
@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Of plugins that repeat what fails, and end what hangs. Nothing is repeated here.
     for marker in ("flaky", "timeout", "env"):
         config.addinivalue_line("markers", f"{marker}(…): without effect")
-    # pytest captures what is written to the standard error.
+    # A copy, because pytest captures standard error.
     config.stash[ERRORS] = os.dup(2)
 
 
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xfail(strict=False, reason=why), append=False)
     for module in {item.module for item in items if isinstance(item, pytest.Function)}:
         if hasattr(module, "TIMEOUT"):
-            module.TIMEOUT = PATIENCE
+            module.TIMEOUT = MODULE_TIMEOUT
     number, parts = map(int, config.getoption("--part").split("/"))
     items[:] = items[number - 1 :: parts]
 
@@ -64,7 +64,7 @@ def refuse_stale(suite: Suite, collected: list[str]) -> None:
 
 
 def reasons(listed: dict[str, str], nodeid: str) -> Iterator[str]:
-    """Why a list says so of a test."""
+    """The reasons that a list gives for a test."""
     return (why for name, why in listed.items() if is_listed(name, nodeid))
 
 
@@ -89,7 +89,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Have a test fail that hung, also where it is listed: it is to fail by itself."""
+    """Fail a test that hung, even where it is listed as failing."""
     report = yield
     if item.stash.get(HUNG, False) and report.skipped:
         report.outcome = "failed"

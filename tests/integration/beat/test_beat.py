@@ -18,8 +18,8 @@ import pytest
 from services.beat.scheduler import LATE_SECONDS, TICK_SECONDS
 from services.broker.keys import BEAT_LOCK_SECONDS
 from tests.support.checkout import Checkout
-from tests.support.nursery import LIBRARIES_ALONE
-from tests.support.redis_server import RedisServer
+from tests.support.fork_server import LIBRARIES_ONLY
+from tests.support.redis.server import RedisServer
 from tests.support.world import Node, Stack, World
 
 TIMEOUT = 120
@@ -136,7 +136,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fault
     """A beat for each fault, all at the same time."""
     directory = tmp_path_factory.mktemp("faulty")
     checkout = Checkout(directory / "code")
-    checkout.nursery = LIBRARIES_ALONE
+    checkout.fork_server = LIBRARIES_ONLY
     checkout.replace("config/celery.py", "\nSOCKET_TIMEOUT_SECONDS = 10", "\nSOCKET_TIMEOUT_SECONDS = 2")
     with World(directory, checkout).opened() as world:
         found = {}

@@ -46,8 +46,8 @@ def fill(stack: Stack, queue: str) -> None:
 def send_all_kinds(stack: Stack, queue: str) -> dict[str, Any]:
     """Send tasks that send something: retry, callback, next link, chord and other task; what waits for their end."""
     for label in ("retried", "first", "part-0", "part-1", "called", "passing", "chording"):
-        (stack.world.directory / f"{queue}-{label}.released").touch()
-    (stack.world.directory / f"{queue}-retried-again.released").touch()
+        stack.world.release(f"{queue}-{label}")
+    stack.world.release(f"{queue}-retried-again")
     last = signature(stack, "collect", f"{queue}-last", queue=queue)
     parts = [signature(stack, "end", f"{queue}-part-{number}", "returns", queue=queue) for number in range(2)]
     return {
@@ -98,7 +98,7 @@ def test_a_redis_that_is_full_of_tasks_is_emptied_by_its_workers(stack: Stack, p
     # What is first in the queue ends while Redis is full: the filling comes after it.
     late = stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool)
     late.ready()
-    (world.directory / "held.released").touch()
+    world.release("held")
 
     world.wait_until(lambda: is_empty(stack, pool), PATIENCE, "it is empty")
     assert [one.get(timeout=PATIENCE) for one in (held, sent["retried"])] == ["held", f"{pool}-retried-again"]
@@ -127,7 +127,7 @@ def test_a_redis_whose_headroom_is_used_up_makes_workers_wait_until_there_is_roo
     for node in late.values():
         node.says(WAITS)
     for pool, node in before.items():
-        (world.directory / f"{pool}-held.released").touch()
+        world.release(f"{pool}-held")
         node.says(WAITS)
     firsts = padded[: len(POOLS)]
     world.holds_for(lambda: not any(map(world.started, firsts)), OUTAGE_SECONDS, "nothing is claimed")

@@ -12,8 +12,8 @@ from redis.exceptions import ResponseError
 
 from services.broker import headroom, scripts
 from services.broker.retry import RetryState
-from tests.support.broker import PATIENCE, QUIET, Broker, Inbox, Listener
-from tests.support.redis_server import RedisServer
+from tests.support.redis.broker import PATIENCE, QUIET, Broker, Inbox, Listener
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import holds_for, wait_until
 from tests.support.world import World
 

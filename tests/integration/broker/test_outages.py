@@ -47,7 +47,7 @@ def test_an_outage_has_one_line_when_it_begins_and_one_when_it_is_over(world: Wo
     else:
         redis.fill(USED_UP)
     for pool in POOLS:
-        (world.directory / f"{pool}-held.released").touch()
+        world.release(f"{pool}-held")
     for name, loops in LOOPS[fault].items():
         for loop in loops:
             # A solo node, which has one thread, finds its connection broken when it can store the result.

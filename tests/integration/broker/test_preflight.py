@@ -19,7 +19,7 @@ from services.broker.keys import UNACKED
 from tests.integration.broker.test_urls import MASTER, start_sentinel
 from tests.support.ports import free_port
 from tests.support.processes import children
-from tests.support.redis_server import RedisServer, disguised, make_certificates, require_tls
+from tests.support.redis.server import RedisServer, disguise, make_certificates, require_tls
 from tests.support.world import Node, World
 
 pytestmark = pytest.mark.each_redis
@@ -202,7 +202,7 @@ def test_a_replica_is_refused(world: World, check: Checker) -> None:
 
 
 def test_a_version_that_is_too_old_is_refused(world: World, check: Checker) -> None:
-    program, version = disguised(world.directory / "redis-server")
+    program, version = disguise(world.directory / "redis-server")
 
     assert f"it is version {version}, and 6.2 or newer is needed" in check.refusal(world.redis(program=program))
 

@@ -16,8 +16,8 @@ from redis.retry import Retry
 
 from tests.support.checkout import ROOT
 from tests.support.processes import Process
-from tests.support.redis_builds import write_check_aof
-from tests.support.redis_server import ANSWER_SECONDS, START_SECONDS, STOP_SECONDS, executable
+from tests.support.redis.builds import write_check_aof
+from tests.support.redis.server import ANSWER_SECONDS, START_SECONDS, STOP_SECONDS, executable
 from tests.support.waiting import wait_until
 from tests.support.world import PASSWORD, World
 

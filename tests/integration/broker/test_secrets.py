@@ -28,7 +28,7 @@ from services.control import task_commands  # noqa: F401 - registers commands
 from tests.integration.broker.test_urls import MASTER, start_sentinel
 from tests.support.ports import free_port
 from tests.support.processes import command_line
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.world import World
 
 # For several processes that try again every few seconds.

@@ -16,7 +16,7 @@ from config import Settings, load
 from services.broker.client import connect
 from tests.integration.broker.test_urls import MASTER, start_sentinel
 from tests.support.application import create_app
-from tests.support.redis_server import make_certificates, require_tls
+from tests.support.redis.server import make_certificates, require_tls
 from tests.support.world import World
 
 REFUSALS = (ConnectionError, OperationalError)

@@ -19,7 +19,7 @@ from config.celery import build_celery_configuration
 from services.delivery.connection import Connection
 from tests.integration.broker.test_urls import served
 from tests.support.application import create_app
-from tests.support.broker import PATIENCE, Broker, Inbox
+from tests.support.redis.broker import PATIENCE, Broker, Inbox
 from tests.support.waiting import wait_until
 from tests.support.world import World
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.integration.commands.test_call import services
-from tests.support.redis_server import RedisServer, make_certificates, require_tls
+from tests.support.redis.server import RedisServer, make_certificates, require_tls
 from tests.support.world import Node, Stack, World
 
 PATIENCE = 120

@@ -105,7 +105,7 @@ def test_a_module_that_cannot_be_imported_is_said_with_exit_code_2(stack: Stack,
 
 def test_a_task_without_a_result_in_time_is_exit_code_3(stack: Stack) -> None:
     answer = services(stack, "call", "probe.hold", "--args", '["slow"]', "--wait", "0.5")
-    (stack.world.directory / "slow.released").touch()
+    stack.world.release("slow")
 
     assert answer.code == TIMED_OUT
     assert answer.said["state"] == "PENDING"

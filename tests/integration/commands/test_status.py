@@ -149,7 +149,7 @@ def test_a_task_that_runs_over_its_limit_where_nothing_ends_it_is_shown(world: W
     assert one == {"node": f"node0@{HOST}", "id": late.id, "name": "probe.hold", "limit": 1}
     node.says(rf"probe\.hold\[{late.id}\] has run for \d+ s and its limit is 1 s")
 
-    (world.directory / "late.released").touch()
+    world.release("late")
     late.get(timeout=PATIENCE)
     world.wait_until(lambda: not services(stack, "status").said["overtime"], PATIENCE, "it is gone from the status")
 

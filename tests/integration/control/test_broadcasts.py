@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from services.supervisor.proc_stat import read_stat
-from tests.support.odd_checkout import odd_checkout
-from tests.support.redis_server import RedisServer
+from tests.support.checkout import odd_checkout
+from tests.support.redis.server import RedisServer
 from tests.support.world import Node, Stack, World
 
 PATIENCE = 120
@@ -168,7 +168,7 @@ def test_a_busy_node_hears_a_broadcast_and_rests(world: World, tmp_path: Path) -
     for node in stack.nodes:
         node.says("consumer: waiting for")
     for pool in pools:
-        (world.directory / f"held-{pool}.released").touch()
+        world.release(f"held-{pool}")
     wait_for_all(stack, "told", len(pools))
 
 

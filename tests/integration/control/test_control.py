@@ -238,7 +238,7 @@ def hold(stack: Stack, *labels: str) -> list[Any]:
 
 def release(stack: Stack, *labels: str) -> None:
     for label in labels:
-        (stack.world.directory / f"{label}.released").touch()
+        stack.world.release(label)
 
 
 def runs_at_once(stack: Stack, count: int) -> None:

@@ -66,7 +66,7 @@ def hold(stack: Stack, **options: Any) -> Any:
 
 
 def release(stack: Stack, label: str) -> None:
-    (stack.world.directory / f"{label}.released").touch()
+    stack.world.release(label)
 
 
 def never_runs(stack: Stack, *sent: Any) -> None:

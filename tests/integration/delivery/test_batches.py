@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.odd_checkout import odd_checkout
+from tests.support.checkout import odd_checkout
 from tests.support.processes import command_line
 from tests.support.world import Stack, World
 

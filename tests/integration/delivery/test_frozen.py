@@ -85,7 +85,7 @@ def children_are_known(stack: Stack) -> None:
     for label in labels:
         world.wait_started(label)
     for label in labels:
-        (world.directory / f"{label}.released").touch()
+        world.release(label)
     world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "they have ended")
 
 

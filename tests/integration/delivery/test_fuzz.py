@@ -40,8 +40,8 @@ from services.delayed.rate_limits import Rate
 from services.delivery import sweeper
 from services.delivery.claim import MOST, Claim, claim_command, parse_reply
 from services.delivery.unacked import Rules, clock
-from tests.support.broker import PATIENCE, Broker, Inbox
-from tests.support.redis_server import RedisServer
+from tests.support.redis.broker import PATIENCE, Broker, Inbox
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.world import World
 

@@ -33,7 +33,7 @@ from services.delivery.connection import Connection
 from services.delivery.lease_manager import LeaseManager
 from services.delivery.leases import Leases
 from services.delivery.unacked import UNKNOWN_TASK, Rules, UnackedDeliveries, clock
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.world import World
 

@@ -55,7 +55,7 @@ from services.delivery.claim import Claim, ClaimIds, claim_command, parse_reply
 from services.delivery.lease_manager import LeaseManager
 from services.delivery.leases import Leases
 from services.delivery.unacked import UNKNOWN_TASK, Rules, UnackedDeliveries, clock
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.world import World
 
 pytestmark = pytest.mark.each_redis

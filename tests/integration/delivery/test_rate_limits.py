@@ -18,8 +18,8 @@ from services.broker.keys import RATE_LIMIT, SCHEDULED
 from services.delayed import rate_limits
 from services.delayed.rate_limits import Delay, Rate
 from tests.integration.delivery.test_scheduled import PATIENCE, start, wait_scheduled
-from tests.support.odd_checkout import odd_checkout
-from tests.support.redis_server import RedisServer
+from tests.support.checkout import odd_checkout
+from tests.support.redis.server import RedisServer
 from tests.support.world import Node, Stack, World
 
 POOLS = ("prefork", "threads", "solo")

@@ -17,10 +17,10 @@ from redis.exceptions import RedisError
 
 from services.control.mailbox import Mailbox
 from services.delivery.connection import Connection
-from tests.support.broker import OPTIONS, Broker, Inbox
 from tests.support.ports import free_port
-from tests.support.proxy import Proxy
-from tests.support.redis_server import RedisServer
+from tests.support.redis.broker import OPTIONS, Broker, Inbox
+from tests.support.redis.proxy import Proxy
+from tests.support.redis.server import RedisServer
 from tests.support.world import START_SECONDS, Stack, World
 
 PATIENCE = 120

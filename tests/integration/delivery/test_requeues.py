@@ -11,7 +11,7 @@ import pytest
 from celery import Signature, chord
 
 from services.broker.keys import DEAD_LETTER, DEAD_LETTERS, RATE_LIMIT, SCHEDULED, UNACKED
-from tests.support.odd_checkout import odd_checkout
+from tests.support.checkout import odd_checkout
 from tests.support.world import Stack, World
 
 PATIENCE = 120
@@ -165,7 +165,7 @@ def test_a_task_whose_holder_died_before_it_was_started_is_redelivered_and_not_c
     worker.process.end()
 
     stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue, WORKER_PREFETCH_MULTIPLIER="2")
-    (stack.world.directory / f"before-{pool}.released").touch()
+    stack.world.release(f"before-{pool}")
     told = behind.get(timeout=PATIENCE)
     assert (told["redelivered"], told["delivery_count"]) == (True, 1)
 
@@ -191,7 +191,7 @@ def test_what_is_given_back_at_a_stop_counts_as_nothing(stack: Stack, pool: str)
     labels = sorted(message["headers"]["argsrepr"].split("'")[1] for message in messages)
     assert labels == [f"{queue}-{label}" for label in ("behind", "rated", "runs")]
     assert [message for message in messages if "delivery_count" in message] == []
-    (stack.world.directory / f"{queue}-runs.released").touch()
+    stack.world.release(f"{queue}-runs")
     stack.worker(**settings)
     told = behind.get(timeout=PATIENCE)
     assert (told["redelivered"], told["delivery_count"]) == (False, 1)

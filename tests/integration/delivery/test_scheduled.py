@@ -22,7 +22,7 @@ from services.broker.messages import extract_message
 from services.delayed.scheduled import MAX_LISTED, MAX_LISTED_BYTES
 from tests.integration.commands.test_call import services
 from tests.integration.results.test_dead_letters import events
-from tests.support.nursery import LIBRARIES_ALONE
+from tests.support.fork_server import LIBRARIES_ONLY
 from tests.support.processes import children, command_line
 from tests.support.world import Node, Stack, World
 
@@ -368,7 +368,7 @@ def stock_worker(stack: Stack) -> Node:
     urls = {"CELERY_BROKER_URL": stack.redis.url(0), "CELERY_RESULT_BACKEND": stack.redis.url(1)}
     environment = stack.environment(**urls, PYTHONPATH=str(stack.world.checkout.path))
     command = "-m celery -A stock worker --pool=solo --hostname=node0@%h"
-    process = stack.world.python("stock", command, environment, directory, LIBRARIES_ALONE)
+    process = stack.world.python("stock", command, environment, directory, LIBRARIES_ONLY)
     return Node(stack.world, process, environment)
 
 
@@ -411,7 +411,7 @@ def test_stock_workers_go_on_with_all_that_was_left(quiet: Stack) -> None:
     # The right end is taken first: what was cut off, then what is due first.
     assert waiting(quiet)[:-2] == [one.id for one in (*far[::-1], soon)][: len(waiting(quiet)) - 2]
     assert urgent.id in waiting(quiet)
-    (quiet.world.directory / "cut-off.released").touch()
+    quiet.world.release("cut-off")
     stock_worker(quiet)
     quiet.world.wait_until(lambda: quiet.world.started("cut-off") == 2, PATIENCE, "a stock worker runs it again")
     quiet.world.wait_until(lambda: quiet.world.ended("soon") == 1, PATIENCE, "and what is due")

@@ -39,9 +39,9 @@ from services.delivery import claim, sweeper
 from services.delivery.channel import Channel
 from services.delivery.connection import Connection
 from tests.integration.broker.test_urls import FORMS, served
-from tests.support.broker import LEASE, PATIENCE, QUIET, Broker, Inbox, Listener
-from tests.support.proxy import Proxy, has_word
-from tests.support.redis_server import RedisServer
+from tests.support.redis.broker import LEASE, PATIENCE, QUIET, Broker, Inbox, Listener
+from tests.support.redis.proxy import Proxy, has_word
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import holds_for, wait_until
 from tests.support.world import World
 

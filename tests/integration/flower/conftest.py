@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.ports import free_port
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.served_flower import (
     LOGGED_IN_BY_PROXY,
     PROXY,

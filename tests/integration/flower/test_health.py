@@ -10,7 +10,7 @@ import pytest
 
 from services.flower.health import LivenessProbe, get_local_host
 from tests.support.ports import free_port
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.served_flower import (
     REDIS_PASSWORD,
     TIMEOUT,

@@ -12,7 +12,7 @@ import pytest
 from flower import urls
 from tornado.web import RequestHandler
 
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.served_flower import (
     FORM,
     IN_PROXIES_NETWORK,

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 
 from services.flower.server import SECURITY_HEADERS
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.served_flower import (
     FORM,
     LOGIN,

@@ -15,7 +15,7 @@ from celery import Celery
 from services.broker.client import connect
 from services.broker.keys import get_lists
 from tests.support.ports import free_port
-from tests.support.redis_server import RedisServer, make_certificates, require_tls
+from tests.support.redis.server import RedisServer, make_certificates, require_tls
 from tests.support.served_flower import (
     REDIS_PASSWORD,
     TIMEOUT,

@@ -16,7 +16,7 @@ import pytest
 from celery import Celery
 
 from services.flower.events import MAX_WAITING_EVENTS, Events
-from tests.support.redis_server import RedisServer
+from tests.support.redis.server import RedisServer
 from tests.support.served_flower import (
     REDIS_PASSWORD,
     TIMEOUT,

@@ -300,14 +300,14 @@ def test_no_child_is_made_while_a_dead_letter_is_told_and_holds_locks(world: Wor
     before = children(node.process.pid)
     stack.client.control.pool_grow(1)
     world.holds_for(lambda: children(node.process.pid) == before, POOL_SECONDS, "no child is made")
-    (world.directory / "telling.released").touch()
+    world.release("telling")
 
     assert reason(poison) == "crashed"
     world.wait_until(lambda: len(children(node.process.pid)) == 2, PATIENCE, "there are two children")
     held = {label: stack.send("probe.hold", label) for label in ("one", "two")}
     for label in held:
         world.wait_started(label)
-        (world.directory / f"{label}.released").touch()
+        world.release(label)
     assert [result.get(timeout=PATIENCE) for result in held.values()] == list(held)
 
 

@@ -28,8 +28,8 @@ from services.broker.retry import RetryState
 from services.results import backend, chord_deduplication
 from tests.support.application import create_app
 from tests.support.checkout import Checkout
-from tests.support.nursery import LIBRARIES_ALONE
-from tests.support.redis_server import RedisServer
+from tests.support.fork_server import LIBRARIES_ONLY
+from tests.support.redis.server import RedisServer
 from tests.support.world import Node, Stack, World, forget_results
 
 PATIENCE = 120
@@ -85,7 +85,7 @@ class Results:
 def bench(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Results]:
     """A broker and a Redis for results, and code that is quicker to give up and to look again than it is shipped."""
     checkout = Checkout(tmp_path_factory.mktemp("results") / "code")
-    checkout.nursery = LIBRARIES_ALONE
+    checkout.fork_server = LIBRARIES_ONLY
     checkout.replace("config/celery.py", "\nSOCKET_TIMEOUT_SECONDS = 10", "\nSOCKET_TIMEOUT_SECONDS = 2")
     checkout.replace("config/settings.py", "ge=45", "ge=1")
     checkout.replace("services/broker/retry.py", "LONGEST_PAUSE_SECONDS = 5.0", "LONGEST_PAUSE_SECONDS = 1.0")
@@ -126,7 +126,7 @@ def running(stack: Stack, labels: Iterable[str]) -> None:
 def release(stack: Stack, labels: Iterable[str]) -> None:
     """Let these tasks end, and wait until they have."""
     for label in labels:
-        (stack.world.directory / f"{label}.released").touch()
+        stack.world.release(label)
     for label in labels:
         stack.world.wait_until(lambda label=label: stack.world.ended(label), PATIENCE, f"{label} has ended")  # type: ignore[misc]
 

@@ -24,7 +24,7 @@ from tests.integration.results.test_results import (
     signature,
 )
 from tests.support.checkout import Checkout
-from tests.support.nursery import LIBRARIES_ALONE
+from tests.support.fork_server import LIBRARIES_ONLY
 from tests.support.world import Node, Stack, World
 
 LEASE = 6
@@ -53,7 +53,7 @@ def send(stack: Stack, kind: str, label: str, pool: str) -> None:
 def bench(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Results, Results]:
     """A stack, the Redis that carries its tasks, and the one that keeps results; code that soon gives up a socket."""
     checkout = Checkout(tmp_path_factory.mktemp("sending") / "code")
-    checkout.nursery = LIBRARIES_ALONE
+    checkout.fork_server = LIBRARIES_ONLY
     checkout.replace("config/celery.py", "\nSOCKET_TIMEOUT_SECONDS = 10", "\nSOCKET_TIMEOUT_SECONDS = 2")
     checkout.replace("services/broker/retry.py", "LONGEST_PAUSE_SECONDS = 5.0", "LONGEST_PAUSE_SECONDS = 1.0")
     shared_world.checkout = checkout

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.odd_checkout import odd_checkout
+from tests.support.checkout import odd_checkout
 from tests.support.world import Node, Stack, World
 
 PATIENCE = 120
@@ -127,5 +127,5 @@ def test_a_child_that_is_told_to_leave_takes_its_task_for_unfinished(stack: Stac
     os.kill(child, signal.SIGTERM)
 
     stack.world.wait_until(lambda: stack.world.started("left") == 2, PATIENCE, "it is started again")
-    (stack.world.directory / "left.released").touch()
+    stack.world.release("left")
     assert result.get(timeout=PATIENCE) == "left"

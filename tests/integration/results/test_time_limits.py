@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from celery.exceptions import TimeLimitExceeded
 
-from tests.support.odd_checkout import odd_checkout
+from tests.support.checkout import odd_checkout
 from tests.support.ports import free_port
 from tests.support.served_flower import LOGIN, Answer, basic
 from tests.support.world import Node, Stack, World

@@ -9,8 +9,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support.proxy import Command, Proxy, frame_end, frames, words
-from tests.support.redis_server import RedisServer
+from tests.support.redis.proxy import Command, Proxy, frame_end, frames, words
+from tests.support.redis.server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.world import World
 

@@ -12,8 +12,7 @@ from time import monotonic, time
 import pytest
 
 from services.supervisor.heartbeat_file import OLDEST_SECONDS, READY, STARTING, STUCK, TICKING, WAITING
-from tests.support.checkout import ROOT, Checkout
-from tests.support.odd_checkout import odd_checkout
+from tests.support.checkout import ROOT, Checkout, odd_checkout
 from tests.support.processes import children, command_line
 from tests.support.world import Node, Stack, World
 
@@ -118,7 +117,7 @@ def patients(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> d
         return monotonic() > end and waits and all(len(found[kind].beats) >= BEATS for kind in BEATING)
 
     world.wait_until(over, PATIENCE, "the outage is over, and all hearts have beaten in it")
-    (world.directory / "solo-in-a-batch-batch.released").touch()
+    world.release("solo-in-a-batch-batch")
     killed.redis.start()
     frozen.redis.thaw()
     return found

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from services.broker.keys import SCHEDULED_MESSAGES, UNACKED
-from tests.support.odd_checkout import odd_checkout
+from tests.support.checkout import odd_checkout
 from tests.support.processes import command_line
 from tests.support.world import Node, Stack, World
 
@@ -96,7 +96,7 @@ class Stopped:
 
     def release(self, what: str) -> None:
         """Let a task end that is held."""
-        (self.stack.world.directory / f"{self.label(what)}.released").touch()
+        self.stack.world.release(self.label(what))
 
     def leave(self) -> None:
         """Wait until the worker has left."""

@@ -11,7 +11,7 @@ import pytest
 from config import ConfigError, load
 from services.broker.client import require_tls_files
 from tests.support.checkout import Checkout
-from tests.support.redis_server import make_certificates
+from tests.support.redis.server import make_certificates
 
 BROKER, RESULTS = "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"
 PLAIN = "redis://127.0.0.1:1/1"

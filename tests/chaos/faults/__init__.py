@@ -1,0 +1,21 @@
+"""The faults, by name. To add one, write a function with `@fault(…)` in the module of its kind.
+
+The order is that of the rows of docs/chaos.md.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from tests.chaos.faults import append_only_file, connections, containers, mixed_workers, nodes, poison, redis, tasks
+from tests.chaos.faults.fault import Fault
+
+
+def collect(*modules: ModuleType) -> dict[str, Fault]:
+    """The faults of these modules, in the order in which they are written."""
+    return {each.name: each for module in modules for each in vars(module).values() if isinstance(each, Fault)}
+
+
+FAULTS = collect(nodes, poison, mixed_workers, tasks, connections, redis, append_only_file)
+CONTAINER_FAULTS = collect(containers)
+ALL_FAULTS = FAULTS | CONTAINER_FAULTS

@@ -1,0 +1,50 @@
+"""The decorator that makes a function a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+# Of the lease: safely longer.
+LONGER = 1.5
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An operation that strikes once and asserts that it did, and the run that it needs."""
+
+    name: str
+    # Takes a testbed.
+    strike: Callable[[Any], None]
+    # How often it strikes in the short form, and in the full one.
+    times: tuple[int, int]
+    # What is sent while it strikes: tasks, chords, or nothing.
+    load: str
+    # How long each task takes.
+    seconds: float
+    proxied: bool
+    # There is nothing to compare in kombu's transport.
+    stalk_only: bool
+
+    @property
+    def about(self) -> str:
+        """What it does, in a line."""
+        return str(self.strike.__doc__).partition("\n")[0].rstrip(".")
+
+
+def fault(
+    short: int = 1,
+    full: int = 1,
+    *,
+    load: str = "tasks",
+    seconds: float = 0.01,
+    proxied: bool = False,
+    stalk_only: bool = False,
+) -> Callable[[Callable[[Any], None]], Fault]:
+    """Make a function a fault of its name, which strikes `short` or `full` times in a run."""
+
+    def build(strike: Callable[[Any], None]) -> Fault:
+        return Fault(strike.__name__, strike, (short, full), load, seconds, proxied, stalk_only)
+
+    return build

@@ -1,0 +1,1 @@
+"""Where faults strike: processes of this machine, or the shipped containers."""

@@ -1,0 +1,157 @@
+"""What every testbed has: a plan, the event log, what was done to nodes, and the load of tasks."""
+
+from __future__ import annotations
+
+import json
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any, TypeVar
+
+from tests.chaos.event_log import EventLog, Incident, Snapshot
+from tests.chaos.subjects import CONCURRENCY, Subject
+from tests.support.waiting import GaveUp
+
+T = TypeVar("T")
+
+NODES = 2
+# These bounds decide nothing: they are long enough for a machine that is busy with other work.
+# Importing the app takes a second or two; then the first task is sent.
+PRODUCER_SECONDS = 120
+# Time for tasks to go on after a fault, beyond the lease: reconnecting takes a few seconds.
+GO_ON_SECONDS = 60.0
+# Tasks that end before a load counts as running.
+MOVING = 10
+# One in so many sends is a chord with so many tasks in its header: a sixth more to do, and in the shortest load of all
+# some chords.
+CHORD_EACH, HEADER = 25, 3
+# The share of all nodes' time that the load takes: while one of two is always being replaced, the other one keeps up,
+# so that a recovery is not the length of a queue.
+LOAD = 0.3
+POISON = "chaos.poison"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: which fault strikes what, and how much is sent meanwhile."""
+
+    fault: str
+    pool: str
+    subject: Subject
+    lease: int
+    # How often the fault strikes.
+    times: int
+    # Tasks that are sent at least, and how many a second.
+    count: int
+    rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a producer sends; see tests.chaos.workload.producer."""
+
+    label: str
+    task: str = "chaos.work"
+    # Of the task: seconds, or for a poison the signal.
+    argument: float = 0.01
+    count: int = 1
+    rate: float = 0.0
+    countdown: float = 0.0
+    # Tasks in a chord's header.
+    header: int = 0
+    # One in so many sends is a chord; 0: none.
+    chord_each: int = 0
+    # The file that stops it; none: it ends after `count`.
+    until: str = ""
+    app: str = ""
+
+    def to_json(self) -> str:
+        """The producer's argument."""
+        # A chord's body takes as long as its header.
+        return json.dumps(asdict(self) | {"planned": self.argument + self.countdown if self.task != POISON else 0})
+
+
+@dataclass
+class Testbed(ABC):
+    """A running system under test, and what was done to it."""
+
+    plan: Plan
+    directory: Path
+    incidents: list[Incident] = field(default_factory=list)
+    # Nodes that ended although nobody had told them to.
+    exits: list[str] = field(default_factory=list)
+    # Sentences for the table.
+    remarks: list[str] = field(default_factory=list)
+    # Tasks whose publish was behind the byte where Redis's file was torn.
+    never_kept: set[str] = field(default_factory=set)
+    began: float = field(default_factory=monotonic)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.plan.seed)
+        self.events = EventLog(self.directory / "events")
+        # The file that stops producers.
+        self.stop_file = self.directory / "stop"
+
+    @abstractmethod
+    def wait(self, condition: Callable[[], T | None], seconds: float, what: str) -> T:
+        """Wait until the condition is true and return its value. Raises GaveUp."""
+
+    @abstractmethod
+    def replace_ended(self) -> None:
+        """Replace nodes that ended by themselves."""
+
+    @abstractmethod
+    def living_nodes(self) -> set[str]:
+        """Names of the nodes that may be running tasks, those included that are shutting down."""
+
+    @abstractmethod
+    def take_snapshot(self) -> Snapshot:
+        """What Redis has now: evidence, before a strike, of what a node had told it by then."""
+
+    @abstractmethod
+    def count_parked(self) -> int:
+        """The number of dead letters."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """State and last log lines of all processes."""
+
+    @property
+    def allowed_seconds(self) -> float:
+        """How long the subject may take for what takes moments when all is well."""
+        return GO_ON_SECONDS
+
+    def stored_tasks(self) -> set[str]:
+        """Tasks whose message is anywhere in the broker's database, unless it is a dead letter."""
+        return set(self.take_snapshot().stored)
+
+    def let_time_pass(self, seconds: float) -> None:
+        """Wait: the length of an outage or of a freeze is what is tested."""
+        end = monotonic() + seconds
+        self.wait(lambda: monotonic() >= end, seconds + 1, "time passes")
+
+    def wait_progress(self) -> bool:
+        """Wait until more tasks have ended; False when they do not, which the counts will show."""
+        before, seconds = self.events.count("end"), self.plan.lease + self.allowed_seconds
+        try:
+            self.wait(lambda: self.events.count("end") >= before + MOVING, seconds, "tasks go on")
+        except GaveUp:
+            self.remarks.append(f"nothing ended for {seconds:g} s")
+            return False
+        return True
+
+    def plan_load(self, label: str, seconds: float, until: str) -> Workload:
+        """Tasks of that length with chords among them, as many a second as the nodes can keep up with."""
+        rate = min(self.plan.rate, LOAD * NODES * CONCURRENCY[self.plan.pool] / seconds)
+        count = round(self.plan.count * rate / self.plan.rate)
+        options: dict[str, Any] = {"header": HEADER, "chord_each": CHORD_EACH, "app": self.plan.subject.app}
+        return Workload(label, argument=seconds, count=count, rate=rate, until=until, **options)
+
+    @property
+    def send_seconds(self) -> float:
+        """How long a producer may take, outages and a busy machine included."""
+        return self.plan.count / self.plan.rate * 20 + PRODUCER_SECONDS

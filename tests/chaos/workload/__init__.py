@@ -1,0 +1,1 @@
+"""What runs in nodes and producers under test: tasks that record events, the producer, the stock application."""
