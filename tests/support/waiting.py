@@ -10,6 +10,8 @@ T = TypeVar("T")
 
 # Short beside everything that is waited for, long beside the cost of a check.
 LOOK_SECONDS = 0.05
+# What is waited for takes milliseconds or seconds; on a busy machine it has taken up to forty times as long.
+TIMEOUT_SECONDS = 120
 
 
 class GaveUp(AssertionError):

@@ -26,7 +26,3 @@ def test_add_logs_the_time_in_utc_and_the_sum(caplog: pytest.LogCaptureFixture) 
 def test_add_refuses_what_cannot_be_added() -> None:
     with pytest.raises(TypeError):
         add(4, "3")
-
-
-def test_add_is_named_after_its_place() -> None:
-    assert add.name == "services.tasks.arithmetic.add"

@@ -16,16 +16,14 @@ def is_prime(number: int) -> bool:
 
 @pytest.mark.parametrize(
     ("limit", "count"),
-    # https://oeis.org/A006880, and the small numbers where a sieve goes wrong.
-    [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (9, 4), (25, 9), (10**4, 1229), (10**6, 78498), (10**7, 664579)],
+    # https://oeis.org/A006880, the small numbers where a sieve goes wrong, and a large prime, which counts itself.
+    [
+        *((0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (9, 4), (25, 9), (7918, 999), (7919, 1000)),
+        *((10**4, 1229), (10**6, 78498), (10**7, 664579)),
+    ],
 )
 def test_count_primes_agrees_with_the_known_counts(limit: int, count: int) -> None:
     assert count_primes(limit) == count
-
-
-def test_a_limit_that_is_a_prime_counts_itself() -> None:
-    assert count_primes(7919) == 1000
-    assert count_primes(7918) == 999
 
 
 @given(limit=st.integers(0, 3000), size=st.integers(1, 200))

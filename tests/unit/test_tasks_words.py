@@ -1,41 +1,12 @@
-"""services.tasks.words"""
+"""services.tasks.words; on a worker: tests/integration/results/test_tasks.py"""
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
-from celery import Celery
-from celery.contrib.testing.app import TestApp, setup_default_app
-from celery.contrib.testing.worker import start_worker
-from celery.exceptions import ChordError
-from celery.signals import setup_logging
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.tasks.words import count_document, count_words, merge_counts, word_count
-
-# Seconds: what takes longer than this in one process, with no network, hangs.
-PATIENCE = 120
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Celery]:
-    """A worker in a thread of this process, its broker and results in memory."""
-    # In seconds: a second, the default of the transport in memory, would be spent by every test.
-    app = TestApp(set_as_current=True, config={"broker_transport_options": {"polling_interval": 0.01}})
-    with setup_default_app(app):
-        app.set_current()
-        # A thread of its own has no current application, only the default one.
-        app.set_default()
-        # Logs are set up by whoever hears this: else a worker changes those of all other tests in this process.
-        setup_logging.connect(leave_logs)
-        with start_worker(app, perform_ping_check=False, shutdown_timeout=PATIENCE):
-            yield app
-        setup_logging.disconnect(leave_logs)
-
-
-def leave_logs(**_: object) -> None:
-    """Set up nothing."""
+from services.tasks.words import count_document, merge_counts, word_count
 
 
 @pytest.mark.parametrize(
@@ -70,26 +41,3 @@ def test_the_workflow_is_a_group_of_counts_and_their_merge() -> None:
         (count_document.name, ("b",)),
     ]
     assert workflow.body.task == merge_counts.name
-
-
-@pytest.mark.parametrize(
-    ("documents", "counts"),
-    [
-        ([], {}),
-        (["one document"], {"document": 1, "one": 1}),
-        (["a b", "b c", "b"], {"b": 3, "a": 1, "c": 1}),
-    ],
-)
-def test_the_id_of_count_words_yields_the_merged_counts(
-    worker: Celery, documents: list[str], counts: dict[str, int]
-) -> None:
-    assert count_words.delay(documents).get(timeout=PATIENCE, interval=0.01) == counts
-
-
-def test_a_document_that_cannot_be_counted_fails_the_whole(worker: Celery) -> None:
-    with pytest.raises(ChordError):
-        count_words.delay(["fine", None]).get(timeout=PATIENCE, interval=0.01)
-
-
-def test_the_workflow_can_be_sent_without_its_task(worker: Celery) -> None:
-    assert word_count(["a b", "b"]).delay().get(timeout=PATIENCE, interval=0.01) == {"b": 2, "a": 1}

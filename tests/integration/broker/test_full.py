@@ -8,7 +8,9 @@ import pytest
 from celery import chain, chord
 from kombu.exceptions import OperationalError
 
-from tests.integration.results.test_results import OUTAGE_SECONDS, PATIENCE, POOLS, WAITS, signature
+from tests.integration.results.outages import OUTAGE_SECONDS, WAITS, sign
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.workers import POOLS
 from tests.support.world import Node, Stack, World
 
 # Tasks of so many bytes, which are nearly all of what Redis holds then: 16 MB.
@@ -48,17 +50,17 @@ def send_all_kinds(stack: Stack, queue: str) -> dict[str, Any]:
     for label in ("retried", "first", "part-0", "part-1", "called", "passing", "chording"):
         stack.world.release(f"{queue}-{label}")
     stack.world.release(f"{queue}-retried-again")
-    last = signature(stack, "collect", f"{queue}-last", queue=queue)
-    parts = [signature(stack, "end", f"{queue}-part-{number}", "returns", queue=queue) for number in range(2)]
+    last = sign(stack, "collect", f"{queue}-last", queue=queue)
+    parts = [sign(stack, "end", f"{queue}-part-{number}", "returns", queue=queue) for number in range(2)]
     return {
-        "retried": signature(stack, "end", f"{queue}-retried", "retries", queue=queue).apply_async(),
-        "last": chain(signature(stack, "end", f"{queue}-first", "returns", queue=queue), last, app=stack.client)(),
-        "body": chord(parts, app=stack.client)(signature(stack, "collect", f"{queue}-body", queue=queue)),
-        "called": signature(stack, "end", f"{queue}-called", "returns", queue=queue).apply_async(
-            link=signature(stack, "collect", f"{queue}-callback", queue=queue)
+        "retried": sign(stack, "end", f"{queue}-retried", "retries", queue=queue).apply_async(),
+        "last": chain(sign(stack, "end", f"{queue}-first", "returns", queue=queue), last, app=stack.client)(),
+        "body": chord(parts, app=stack.client)(sign(stack, "collect", f"{queue}-body", queue=queue)),
+        "called": sign(stack, "end", f"{queue}-called", "returns", queue=queue).apply_async(
+            link=sign(stack, "collect", f"{queue}-callback", queue=queue)
         ),
-        "passing": signature(stack, "pass_on", f"{queue}-passing", queue, queue=queue).apply_async(),
-        "chording": signature(stack, "pass_on_chord", f"{queue}-chording", queue, queue=queue).apply_async(),
+        "passing": sign(stack, "pass_on", f"{queue}-passing", queue, queue=queue).apply_async(),
+        "chording": sign(stack, "pass_on_chord", f"{queue}-chording", queue, queue=queue).apply_async(),
     }
 
 
@@ -100,11 +102,11 @@ def test_a_redis_that_is_full_of_tasks_is_emptied_by_its_workers(stack: Stack, p
     late.ready()
     world.release("held")
 
-    world.wait_until(lambda: is_empty(stack, pool), PATIENCE, "it is empty")
-    assert [one.get(timeout=PATIENCE) for one in (held, sent["retried"])] == ["held", f"{pool}-retried-again"]
-    assert sent["body"].get(timeout=PATIENCE) == [f"{pool}-part-0", f"{pool}-part-1"]
+    world.wait_until(lambda: is_empty(stack, pool), TIMEOUT_SECONDS, "it is empty")
+    assert [one.get(timeout=TIMEOUT_SECONDS) for one in (held, sent["retried"])] == ["held", f"{pool}-retried-again"]
+    assert sent["body"].get(timeout=TIMEOUT_SECONDS) == [f"{pool}-part-0", f"{pool}-part-1"]
     assert {label: world.started(f"{pool}-{label}") for label in STARTED} == STARTED
-    assert stack.send("probe.mark", "taken", queue=pool).get(timeout=PATIENCE) == "taken"
+    assert stack.send("probe.mark", "taken", queue=pool).get(timeout=TIMEOUT_SECONDS) == "taken"
     assert is_quiet(before)
     assert is_quiet(late)
     assert [node.process.count(WAITS) for node in (before, late)] == [0, 0]
@@ -135,8 +137,8 @@ def test_a_redis_whose_headroom_is_used_up_makes_workers_wait_until_there_is_roo
 
     for node in late.values():
         node.ready()
-    assert [one.get(timeout=PATIENCE) for one in held] == [f"{pool}-held" for pool in POOLS]
-    world.wait_until(lambda: is_empty(stack, *POOLS), PATIENCE, "it is empty")
+    assert [one.get(timeout=TIMEOUT_SECONDS) for one in held] == [f"{pool}-held" for pool in POOLS]
+    world.wait_until(lambda: is_empty(stack, *POOLS), TIMEOUT_SECONDS, "it is empty")
     assert [world.started(label) for label in padded] == [1] * PADDED
     for node in (*before.values(), *late.values()):
         assert is_quiet(node)

@@ -12,9 +12,9 @@ from redis.exceptions import ResponseError
 
 from services.broker import headroom, scripts
 from services.broker.retry import RetryState
-from tests.support.redis.broker import PATIENCE, QUIET, Broker, Inbox, Listener
+from tests.support.redis.broker import QUIET, Broker, Inbox, Listener
 from tests.support.redis.server import RedisServer
-from tests.support.waiting import holds_for, wait_until
+from tests.support.waiting import TIMEOUT_SECONDS, holds_for, wait_until
 from tests.support.world import World
 
 pytestmark = pytest.mark.each_redis
@@ -160,7 +160,7 @@ def test_messages_are_claimed_from_a_full_redis_and_leave_half_of_its_headroom(b
     with listener.running():
         holds_for(lambda: not listener.bodies, QUIET, "nothing is claimed", broker.describe)
         broker.server.fill(FULL)
-        wait_until(lambda: len(listener.bodies) == 100, PATIENCE, "all arrive", broker.describe)
+        wait_until(lambda: len(listener.bodies) == 100, TIMEOUT_SECONDS, "all arrive", broker.describe)
         broker.nothing_is_left()
     assert listener.bodies == list(range(100))
     refuses(broker.client.set, "text", "more")

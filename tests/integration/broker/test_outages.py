@@ -6,8 +6,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.integration.results.test_results import PATIENCE, POOLS
 from tests.support.ports import free_port
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.workers import POOLS
 from tests.support.world import Node, World
 
 # Of maxmemory: nothing is left of the headroom.
@@ -40,7 +41,7 @@ def test_an_outage_has_one_line_when_it_begins_and_one_when_it_is_over(world: Wo
         world.wait_started(f"{pool}-held")
     found["beat"].says("beat: ticking")
     found["flower"].says("Flower listens")
-    world.wait_until(lambda: hears_redis(port), PATIENCE, "Flower receives events")
+    world.wait_until(lambda: hears_redis(port), TIMEOUT_SECONDS, "Flower receives events")
 
     if fault == "stopped":
         redis.stop()
@@ -52,7 +53,7 @@ def test_an_outage_has_one_line_when_it_begins_and_one_when_it_is_over(world: Wo
         for loop in loops:
             # A solo node, which has one thread, finds its connection broken when it can store the result.
             if (name, loop) != ("solo", "consumer"):
-                found[name].says(rf"{loop}: waiting for Redis at \S+ to [a-z]+ .*: \S+", PATIENCE)
+                found[name].says(rf"{loop}: waiting for Redis at \S+ to [a-z]+ .*: \S+", TIMEOUT_SECONDS)
     if fault == "stopped":
         redis.start()
     else:
@@ -61,7 +62,7 @@ def test_an_outage_has_one_line_when_it_begins_and_one_when_it_is_over(world: Wo
     for name, loops in LOOPS[fault].items():
         process = found[name].process
         for loop in loops:
-            found[name].says(rf"{loop}: goes on after [\d.]+ s of waiting for Redis at \S+$", PATIENCE)
+            found[name].says(rf"{loop}: goes on after [\d.]+ s of waiting for Redis at \S+$", TIMEOUT_SECONDS)
             assert process.count(f"{loop}: waiting for") == process.count(f"{loop}: goes on") == 1, process.tail()
         assert process.count(FLOOD) == 0, process.tail()
         assert process.count(redis.password) == 0, process.tail()
@@ -70,7 +71,7 @@ def test_an_outage_has_one_line_when_it_begins_and_one_when_it_is_over(world: Wo
 def hears_redis(port: int) -> bool:
     """Whether Flower says that events can arrive."""
     try:
-        with urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=PATIENCE) as answer:
+        with urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=TIMEOUT_SECONDS) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

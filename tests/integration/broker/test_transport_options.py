@@ -19,8 +19,8 @@ from config.celery import build_celery_configuration
 from services.delivery.connection import Connection
 from tests.integration.broker.test_urls import served
 from tests.support.application import create_app
-from tests.support.redis.broker import PATIENCE, Broker, Inbox
-from tests.support.waiting import wait_until
+from tests.support.redis.broker import Broker, Inbox
+from tests.support.waiting import TIMEOUT_SECONDS, wait_until
 from tests.support.world import World
 
 EVERYBODY = Exchange("everybody", "fanout")
@@ -101,7 +101,7 @@ def test_results_have_the_prefix_that_their_options_say(broker: Broker) -> None:
     app = create_app(load({"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}))
     app.conf.result_backend_transport_options["global_keyprefix"] = "shop:"
     app.backend.store_result("one", 7, "SUCCESS")
-    assert app.AsyncResult("one").get(timeout=PATIENCE) == 7
+    assert app.AsyncResult("one").get(timeout=TIMEOUT_SECONDS) == 7
     app.backend.store_result("two", None, "RETRY", request=Context(id="two", retries=1))
     assert sorted(broker.client.keys()) == [b"shop:celery-task-meta-one", b"shop:celery-task-meta-two"]
 
@@ -113,7 +113,7 @@ def heard(connection: Any, broker: Broker) -> tuple[list[str], int | None, list[
     """
     with broker.client.pubsub() as witness:
         witness.psubscribe("*everybody*")
-        wait_until(broker.client.pubsub_numpat, PATIENCE, "the witness listens", broker.describe)
+        wait_until(broker.client.pubsub_numpat, TIMEOUT_SECONDS, "the witness listens", broker.describe)
         node, sender = connection.channel(), connection.channel()
         node.bodies = []
         queue = Queue("a node", EVERYBODY, routing_key="all", auto_delete=True)
@@ -123,7 +123,7 @@ def heard(connection: Any, broker: Broker) -> tuple[list[str], int | None, list[
             drained(connection, lambda: node.bodies, broker)
             drained(connection, lambda: True, broker)
         # The first one says that it listens.
-        said = [witness.get_message(timeout=PATIENCE) for _ in range(1 + len(node._get_publish_topics("", "")))]
+        said = [witness.get_message(timeout=TIMEOUT_SECONDS) for _ in range(1 + len(node._get_publish_topics("", "")))]
     return node.bodies, sender.heard, [bytes_to_str(message["channel"]) for message in said[1:]]
 
 
@@ -135,4 +135,4 @@ def drained(connection: Any, condition: Callable[[], object], broker: Broker) ->
             connection.drain_events(timeout=0.2)
         return condition()
 
-    wait_until(look, PATIENCE, "the broadcast goes on", broker.describe)
+    wait_until(look, TIMEOUT_SECONDS, "the broadcast goes on", broker.describe)

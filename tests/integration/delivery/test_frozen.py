@@ -15,10 +15,11 @@ import pytest
 
 from services.broker.keys import UNACKED_LEASES
 from tests.support.processes import children
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.workers import wait_acknowledged, wait_running
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 120
-# Nothing else passes time here; a node on a busy machine renews it all the same.
+# A node on a busy machine renews it all the same.
 LEASE = 6
 CHILDREN = 2
 # Longer than any test waits.
@@ -37,8 +38,8 @@ def node(stack: Stack) -> Node:
 
 
 def start(stack: Stack, name: str, pool: str) -> Node:
-    """A node of its own, with nobody who would replace it."""
-    # A frozen node would answer the greeting of one that has gone by then.
+    """A node that nothing replaces when it is gone."""
+    # A frozen node would reply later to the greeting of a node that is gone by then.
     options = f"--pool={pool} --concurrency={CHILDREN} --hostname={name}@%h --loglevel=info --without-mingle"
     return stack.celery(f"worker {options}")
 
@@ -48,10 +49,10 @@ def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def piped(pid: int) -> int:
-    """How many bytes lie in the pipes that a process has open."""
-    pipes = [path for path in Path(f"/proc/{pid}/fd").iterdir() if path.readlink().name.startswith("pipe:")]
-    return sum(map(waiting_in, pipes))
+def piped(pids: Iterable[int]) -> int:
+    """How many bytes lie in the pipes that these processes have open."""
+    pipes = [path for pid in pids for path in Path(f"/proc/{pid}/fd").iterdir()]
+    return sum(map(waiting_in, (path for path in pipes if path.readlink().name.startswith("pipe:"))))
 
 
 def waiting_in(pipe: Path) -> int:
@@ -66,40 +67,37 @@ def waiting_in(pipe: Path) -> int:
 def freeze_children(stack: Stack, node: Node) -> tuple[list[int], Any]:
     """Stop the children of a node and give one of them a task. Returns the children and the result."""
     world = stack.world
-    world.wait_until(lambda: node.process.count(r"frozen@\S+ ready\."), PATIENCE * 2, "the node is ready")
-    children_are_known(stack)
+    node.says(r"frozen@\S+ ready\.", TIMEOUT_SECONDS * 2)
+    wait_children_up(stack)
     found = children(node.process.pid)
     assert len(found) == CHILDREN, world.describe()
     send_signal(found, signal.SIGSTOP)
-    before = sum(map(piped, found))
+    before = piped(found)
     result = stack.send("probe.mark", "piped")
-    world.wait_until(lambda: sum(map(piped, found)) > before, PATIENCE, "a task lies in a child's pipe")
+    world.wait_until(lambda: piped(found) > before, TIMEOUT_SECONDS, "a task lies in a child's pipe")
     return found, result
 
 
-def children_are_known(stack: Stack) -> None:
-    """Wait until each child has run something: the parent gives nothing to one that has not told it that it is up."""
-    world, labels = stack.world, [f"up-{number}" for number in range(CHILDREN)]
+def wait_children_up(stack: Stack) -> None:
+    """Wait until each child has run something: the parent gives nothing to one that has not reported that it is up."""
+    labels = [f"up-{number}" for number in range(CHILDREN)]
     for label in labels:
         stack.send("probe.hold", label)
-    for label in labels:
-        world.wait_started(label)
-    for label in labels:
-        world.release(label)
-    world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "they have ended")
+    wait_running(stack, labels)
+    stack.world.release(*labels)
+    wait_acknowledged(stack)
 
 
-def all_children_work(stack: Stack) -> None:
+def check_all_children_work(stack: Stack) -> None:
     """Wait until as many tasks run at a time as there are children."""
     labels = [f"beside-{number}" for number in range(CHILDREN)]
     for label in labels:
         stack.send("probe.rest", label, ENDLESS)
-    for label in labels:
-        stack.world.wait_started(label)
-    stack.world.wait_until(lambda: stack.unacked() == CHILDREN, PATIENCE, "only these are held")
-    inspect = stack.client.control.inspect([f"frozen@{os.uname().nodename}"], timeout=PATIENCE)
-    # It hears of a start a moment after the task has written it down.
-    stack.world.wait_until(lambda: not any(inspect.reserved().values()), PATIENCE, "none waits for a child")
+    wait_running(stack, labels)
+    stack.world.wait_until(lambda: stack.unacked() == CHILDREN, TIMEOUT_SECONDS, "only these are unacknowledged")
+    inspect = stack.client.control.inspect([f"frozen@{os.uname().nodename}"], timeout=TIMEOUT_SECONDS)
+    # The node hears of a start a moment after the task has written it down.
+    stack.world.wait_until(lambda: not any(inspect.reserved().values()), TIMEOUT_SECONDS, "none waits for a child")
 
 
 def lease_is_over(stack: Stack) -> bool:
@@ -108,7 +106,7 @@ def lease_is_over(stack: Stack) -> bool:
 
 
 def lease_end(stack: Stack) -> float:
-    """When the lease ends of all that is held, by Redis' clock."""
+    """When the only lease ends, by Redis' clock."""
     client: Any = stack.redis.client()
     [(_, end)] = client.zrange(UNACKED_LEASES, 0, -1, withscores=True)
     return float(end)
@@ -120,8 +118,8 @@ def test_a_task_that_another_node_has_run_meanwhile_is_not_started(stack: Stack,
     frozen, result = freeze_children(stack, node)
     node.process.signal(signal.SIGSTOP)
     other = start(stack, "other", "threads")
-    world.wait_until(lambda: world.ended("piped"), PATIENCE * 2, "another node runs it when the lease has run out")
-    world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "it is acknowledged")
+    world.wait_until(lambda: world.ended("piped"), TIMEOUT_SECONDS * 2, "another node runs it after its lease")
+    wait_acknowledged(stack)
     other.process.end()
 
     if first == "children":
@@ -129,36 +127,36 @@ def test_a_task_that_another_node_has_run_meanwhile_is_not_started(stack: Stack,
         node.process.signal(signal.SIGCONT)
     else:
         node.process.signal(signal.SIGCONT)
-        node.says("was lost before its task was started", PATIENCE)
-        # By now the parent holds something else whose lease is good, and has given it to a child.
-        before = sum(map(piped, frozen))
+        node.says("was lost before its task was started", TIMEOUT_SECONDS)
+        # The parent claims another task, whose lease is good, and gives it to a child.
+        before = piped(frozen)
         stack.send("probe.mark", "next")
-        world.wait_until(lambda: stack.unacked() == 1, PATIENCE, "it holds the next task")
-        world.wait_until(lambda: sum(map(piped, frozen)) > before, PATIENCE, "the next task lies in a child's pipe")
+        world.wait_until(lambda: stack.unacked() == 1, TIMEOUT_SECONDS, "it claims the next task")
+        world.wait_until(lambda: piped(frozen) > before, TIMEOUT_SECONDS, "the next task lies in a child's pipe")
         send_signal(frozen, signal.SIGCONT)
         world.wait_started("next")
 
-    all_children_work(stack)
+    check_all_children_work(stack)
     assert (world.started("piped"), result.state) == (1, "SUCCESS"), world.describe()
-    node.says(NOT_STARTED, PATIENCE)
+    node.says(NOT_STARTED, TIMEOUT_SECONDS)
     assert node.process.count("ERROR|Traceback") == 0, world.describe()
 
 
-def test_a_task_that_nobody_has_taken_goes_back_and_runs(stack: Stack, node: Node) -> None:
+def test_a_task_that_no_other_node_has_taken_is_requeued_and_runs(stack: Stack, node: Node) -> None:
     world = stack.world
     frozen, result = freeze_children(stack, node)
     node.process.signal(signal.SIGSTOP)
-    world.wait_until(lambda: lease_is_over(stack), PATIENCE, "its lease runs out and nobody sweeps")
+    world.wait_until(lambda: lease_is_over(stack), TIMEOUT_SECONDS, "its lease runs out, with no other node to sweep")
 
     send_signal(frozen, signal.SIGCONT)
     world.holds_for(lambda: not world.started("piped"), LEASE / 2, "the child does not start it")
     node.process.signal(signal.SIGCONT)
 
-    node.says(NOT_STARTED, PATIENCE)
-    world.wait_until(lambda: world.ended("piped"), PATIENCE, "it runs")
-    all_children_work(stack)
+    node.says(NOT_STARTED, TIMEOUT_SECONDS)
+    world.wait_until(lambda: world.ended("piped"), TIMEOUT_SECONDS, "it runs")
+    check_all_children_work(stack)
     assert (world.started("piped"), result.state) == (1, "SUCCESS"), world.describe()
-    # It has not been taken for a task that kills its process.
+    # It has not been counted as one that kills its process.
     assert node.process.count("delivery 2") == 0, world.describe()
 
 
@@ -171,9 +169,9 @@ def test_a_task_in_a_pipe_is_started_later_than_a_lease_when_its_node_has_lived_
         ends.add(lease_end(stack))
         return max(ends) - min(ends) > LEASE
 
-    world.wait_until(renewed_often, PATIENCE, "its lease has been renewed for longer than it lasts")
+    world.wait_until(renewed_often, TIMEOUT_SECONDS, "its lease has been renewed for longer than it lasts")
     send_signal(frozen, signal.SIGCONT)
 
-    assert result.get(timeout=PATIENCE) == "piped"
+    assert result.get(timeout=TIMEOUT_SECONDS) == "piped"
     assert world.started("piped") == 1, world.describe()
     assert node.process.count(r"is not started|lease: \S+ was lost") == 0, world.describe()

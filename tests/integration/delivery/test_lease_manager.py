@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from services.broker import messages, scripts
+from services.broker import messages
 from services.broker.keys import (
     DEAD_LETTERS,
     DEAD_LETTERS_NEXT,
@@ -21,33 +21,29 @@ from services.broker.keys import (
     SCHEDULED_MESSAGES,
     SWEEPS,
     UNACKED,
-    UNACKED_KEYS,
     UNACKED_LEASES,
     UNACKED_STARTED,
-    get_lists,
     get_scheduled_fields,
 )
 from services.delivery import ack_buffer, lease_manager, registry, sweeper
-from services.delivery.claim import Claim, ClaimedMessage, ClaimIds, claim_command, parse_reply
+from services.delivery.claim import ClaimedMessage
 from services.delivery.connection import Connection
 from services.delivery.lease_manager import LeaseManager
 from services.delivery.leases import Leases
 from services.delivery.unacked import UNKNOWN_TASK, Rules, UnackedDeliveries, clock
+from tests.integration.delivery.commands import claim, end_leases
 from tests.support.redis.server import RedisServer
-from tests.support.waiting import wait_until
-from tests.support.world import World
+from tests.support.waiting import TIMEOUT_SECONDS, wait_until
 
 pytestmark = pytest.mark.each_redis
 
-# A lease manager answers within milliseconds, and tries again after half a second.
-PATIENCE = 120
 # Renewed each second, and still there when a busy machine has stopped for two.
 LEASE = 3
 RULES = Rules(LEASE, max_deliveries=2, visibility_timeout=3600, priority_steps=PRIORITY_STEPS)
 
 
 class Claimer:
-    """What a process has claimed, with a lease manager, and the dead letters that this one has reported."""
+    """A process with a lease manager, what it has claimed, and the dead letters that it has reported."""
 
     def __init__(
         self, client: Any, on_dead_letters: Callable[[list[int]], None] | None = None, lease: int = LEASE
@@ -55,22 +51,25 @@ class Claimer:
         rules = replace(RULES, lease=lease)
         self.client, self.deliveries = client, UnackedDeliveries(rules, Leases(client, lease))
         self.letters: list[int] = []
-        self._numbers, self._claims = count(1), ClaimIds()
+        self._numbers = count(1)
         self.manager = LeaseManager(self.deliveries, client, on_dead_letters or self.letters.extend)
         self.manager.start()
 
-    def take(self, queue: str = "celery", message: bytes = b"", ago: float = 0) -> ClaimedMessage:
-        """Publish a message and claim it, with a question that was sent so many seconds ago."""
-        self.client.lpush(queue, message or b'{"body":%d}' % next(self._numbers))
-        asked = Claim(self._claims.next(), 1, (queue,), [], clock() - ago)
-        [found] = parse_reply(
-            asked, scripts.CLAIM(self.client, *claim_command(asked, get_lists(queue), self.deliveries.rules.lease))
-        )
-        self.deliveries.add([found.tag], 1, asked.since)
+    def take(self, message: bytes = b"") -> ClaimedMessage:
+        """Publish a message and claim it."""
+        self.client.lpush("celery", message or b'{"body":%d}' % next(self._numbers))
+        since = clock()
+        found = claim(self.client, "celery", self.deliveries.rules.lease)
+        self.deliveries.add([found.tag], 1, since)
         return found
 
+    def close(self) -> None:
+        """Requeue what is left, and end the lease manager."""
+        self.deliveries.requeue_all()
+        self.manager.close()
+
     def describe(self) -> str:
-        """The state of the world, for somebody who asks why a test failed."""
+        """The state of the world, for the report of a failed test."""
         return "\n".join(
             [
                 f"unacked: {self.client.hgetall(UNACKED)}",
@@ -81,10 +80,10 @@ class Claimer:
             ]
         )
 
-    def wait(self, condition: Callable[[], object], what: str) -> None:
-        wait_until(condition, PATIENCE, what, self.describe)
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
+        wait_until(condition, TIMEOUT_SECONDS, what, self.describe)
 
-    def renewals_go_on(self, one: ClaimedMessage) -> None:
+    def wait_renewed(self, one: ClaimedMessage) -> None:
         """Wait until the lease of `one` has been renewed twice."""
         ends = {self.client.zscore(UNACKED_LEASES, one.tag)}
 
@@ -92,16 +91,16 @@ class Claimer:
             ends.add(self.client.zscore(UNACKED_LEASES, one.tag))
             return len(ends) > 2
 
-        self.wait(renewed, "a lease is renewed, and again")
+        self.wait_until(renewed, "a lease is renewed, and again")
 
-
-@pytest.fixture(scope="module")
-def server(shared_world: World) -> RedisServer:
-    return shared_world.redis("", lines=["appendonly no"])
+    def wait_started(self, *claimed: ClaimedMessage) -> None:
+        """Wait until these are marked as started, and nothing else is."""
+        tags = {one.tag.encode() for one in claimed}
+        self.wait_until(lambda: self.client.smembers(UNACKED_STARTED) == tags, "their starts are marked")
 
 
 def connect(server: RedisServer, **options: Any) -> Any:
-    """A client whose connections try nothing again by themselves, as those of kombu's pools."""
+    """A client whose connections do not retry by themselves, as those of kombu's pools."""
     return redis.Redis(connection_pool=redis.ConnectionPool(port=server.port, socket_timeout=10, **options))
 
 
@@ -114,177 +113,146 @@ def client(server: RedisServer) -> Any:
 
 
 @pytest.fixture
-def held(client: Any) -> Iterator[Claimer]:
-    held = Claimer(client)
-    yield held
+def claimer(client: Any) -> Iterator[Claimer]:
+    claimer = Claimer(client)
+    yield claimer
     client.config_set("maxmemory", 0)
-    # So that it finds nothing that Redis would refuse again.
+    # So that Redis refuses nothing again.
     client.flushall()
-    held.deliveries.requeue_all()
-    held.manager.close()
+    claimer.close()
 
 
-def test_leases_are_renewed_while_redis_refuses_something_else(held: Claimer) -> None:
-    one, refused = held.take(), held.take()
+def test_leases_are_renewed_while_redis_refuses_something_else(claimer: Claimer) -> None:
+    one, refused = claimer.take(), claimer.take()
     # A dead letter cannot get a number.
-    held.client.lpush(DEAD_LETTERS_NEXT, "not a number")
-    held.deliveries.reject(refused.tag, UNKNOWN_TASK, "")
+    claimer.client.lpush(DEAD_LETTERS_NEXT, "not a number")
+    claimer.deliveries.reject(refused.tag, UNKNOWN_TASK, "")
 
-    held.renewals_go_on(one)
-    acked = held.take()
-    held.deliveries.ack(acked.tag)
-    held.wait(lambda: not held.client.hexists(UNACKED, acked.tag), "acknowledgements go on as well")
-    assert held.client.hexists(UNACKED, refused.tag), held.describe()
+    claimer.wait_renewed(one)
+    acked = claimer.take()
+    claimer.deliveries.ack(acked.tag)
+    claimer.wait_until(lambda: not claimer.client.hexists(UNACKED, acked.tag), "acknowledgements go on as well")
+    assert claimer.client.hexists(UNACKED, refused.tag), claimer.describe()
 
-    held.client.delete(DEAD_LETTERS_NEXT)
-    held.wait(lambda: held.letters, "what was refused is said again")
-    assert set(held.letters) == {1}
+    claimer.client.delete(DEAD_LETTERS_NEXT)
+    claimer.wait_until(lambda: claimer.letters, "what was refused is sent again")
+    assert set(claimer.letters) == {1}
 
 
 @pytest.mark.parametrize("end", ["crash", "requeue", "reject"])
-def test_what_has_ended_does_not_run_again_because_redis_refuses_to_hear_of_it(held: Claimer, end: str) -> None:
+def test_the_lease_of_a_task_that_has_ended_is_renewed_until_redis_takes_its_end(claimer: Claimer, end: str) -> None:
     # Its last delivery.
-    refused = held.take(message=b'{"delivery_count":2,"body":1}')
+    refused = claimer.take(message=b'{"delivery_count":2,"body":1}')
     for key in (DEAD_LETTERS_NEXT, SCHEDULED):
-        held.client.set(key, "neither a number nor a sorted set")
+        claimer.client.set(key, "neither a number nor a sorted set")
     endings: dict[str, Callable[[], None]] = {
-        "crash": lambda: held.deliveries.record_crash(refused.tag, ""),
-        "requeue": lambda: held.deliveries.requeue_later(refused.tag, "task"),
-        "reject": lambda: held.deliveries.reject(refused.tag, UNKNOWN_TASK, ""),
+        "crash": lambda: claimer.deliveries.record_crash(refused.tag, ""),
+        "requeue": lambda: claimer.deliveries.requeue_later(refused.tag, "task"),
+        "reject": lambda: claimer.deliveries.reject(refused.tag, UNKNOWN_TASK, ""),
     }
     endings[end]()
 
-    held.renewals_go_on(refused)
-    assert held.client.hget(UNACKED, refused.tag), held.describe()
+    claimer.wait_renewed(refused)
+    assert claimer.client.hget(UNACKED, refused.tag), claimer.describe()
 
 
-def test_leases_are_renewed_when_redis_is_full(held: Claimer) -> None:
-    one = held.take()
-    held.client.config_set("maxmemory", 1)
-    held.renewals_go_on(one)
+def test_a_full_redis_takes_renewals_acknowledgements_and_requeues(claimer: Claimer) -> None:
+    acked, requeued = claimer.take(), claimer.take()
+    claimer.client.config_set("maxmemory", 1)
+    claimer.wait_renewed(acked)
 
-    held.deliveries.ack(one.tag)
-    held.wait(lambda: not held.client.hexists(UNACKED, one.tag), "a full Redis takes acknowledgements")
+    claimer.deliveries.ack(acked.tag)
+    claimer.deliveries.requeue([requeued.tag])
 
-
-def test_what_is_given_back_to_a_full_redis_goes_back(held: Claimer) -> None:
-    one = held.take()
-    held.client.config_set("maxmemory", 1)
-    held.deliveries.requeue([one.tag])
-    held.wait(lambda: held.client.lrange("celery", 0, -1) == [one.message], "a full Redis takes it back")
+    claimer.wait_until(lambda: claimer.client.lrange("celery", 0, -1) == [requeued.message], "one is requeued")
+    claimer.wait_until(lambda: not claimer.client.exists(UNACKED), "the other one is acknowledged")
 
 
-def test_leases_are_renewed_when_redis_has_no_room_for_another_connection(held: Claimer) -> None:
-    held.renewals_go_on(held.take())
+def test_leases_are_renewed_when_redis_has_no_room_for_another_connection(claimer: Claimer) -> None:
+    claimer.wait_renewed(claimer.take())
     # The lease manager and this test have one each, and get no more.
-    pool = held.client.connection_pool
+    pool = claimer.client.connection_pool
     for connection in [pool.get_connection() for _ in range(2)]:
         pool.release(connection)
-    limit = held.client.config_get("maxclients")["maxclients"]
-    held.client.config_set("maxclients", 1)
+    limit = claimer.client.config_get("maxclients")["maxclients"]
+    claimer.client.config_set("maxclients", 1)
     try:
-        held.client.client_kill_filter(_id=marking(held))
-        held.renewals_go_on(held.take())
+        claimer.client.client_kill_filter(_id=marking(claimer))
+        claimer.wait_renewed(claimer.take())
     finally:
-        held.client.config_set("maxclients", limit)
+        claimer.client.config_set("maxclients", limit)
 
 
-def marking(held: Claimer) -> str:
-    """The id of the connection that marks started tasks; nothing else is so quiet."""
-    held.wait(lambda: _marking(held), "there is a connection for marks")
-    return _marking(held)[0]
+def marking(claimer: Claimer) -> str:
+    """The id of the connection that marks started tasks: no other one gets so few commands."""
+
+    def find() -> list[str]:
+        with claimer.client.pipeline() as pipe:
+            own, clients = pipe.client_id().client_list().execute()
+        # Redis 6.2 shows a command without its subcommand, so that this test's own connection looks the same.
+        commands = ("client|reply", "client", "sadd")
+        return [one["id"] for one in clients if one["cmd"] in commands and one["id"] != str(own)]
+
+    claimer.wait_until(find, "there is a connection for marks")
+    return find()[0]
 
 
-def _marking(held: Claimer) -> list[str]:
-    with held.client.pipeline() as pipe:
-        asking, clients = pipe.client_id().client_list().execute()
-    # Redis 6.2 tells a command without its form, so that of whoever asks is the same.
-    return [
-        one["id"] for one in clients if one["cmd"] in ("client|reply", "client", "sadd") and one["id"] != str(asking)
-    ]
-
-
-def test_a_start_is_marked_again_after_redis_has_closed_that_connection(held: Claimer) -> None:
-    first, second = held.take(), held.take()
-    held.deliveries.hand_to_pool(first.tag)
-    held.deliveries.start(first.tag)
-    held.client.client_kill_filter(_id=marking(held))
+def test_a_start_is_marked_again_after_redis_has_closed_that_connection(claimer: Claimer) -> None:
+    first, second = claimer.take(), claimer.take()
+    claimer.deliveries.hand_to_pool(first.tag)
+    claimer.deliveries.start(first.tag)
+    claimer.client.client_kill_filter(_id=marking(claimer))
     # The lease manager looks at it when it has something else to do.
-    held.deliveries.ack(held.take().tag)
-    marking(held)
-    held.deliveries.hand_to_pool(second.tag)
-    held.deliveries.start(second.tag)
-    both = {first.tag.encode(), second.tag.encode()}
-    held.wait(lambda: held.client.smembers(UNACKED_STARTED) == both, "both are marked")
+    claimer.deliveries.ack(claimer.take().tag)
+    marking(claimer)
+    claimer.deliveries.hand_to_pool(second.tag)
+    claimer.deliveries.start(second.tag)
+    claimer.wait_started(first, second)
 
 
 def test_a_start_in_the_same_process_acknowledges_what_has_ended_before(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What waits for company does so for longer than this test, and the lease manager takes it along with no renewal.
-    monkeypatch.setattr(ack_buffer, "LONGEST_SECONDS", PATIENCE * 100)
-    held = Claimer(client, lease=PATIENCE * 100)
-    # The last step of its first turn, before which it has connected for marks.
-    held.wait(lambda: client.exists(SWEEPS), "the lease manager has swept")
-    ended, elsewhere, next_one = held.take(), held.take(), held.take()
-    held.client.script_flush()
+    # Within this test, neither the buffer's time nor a renewal sends acknowledgements.
+    monkeypatch.setattr(ack_buffer, "LONGEST_SECONDS", TIMEOUT_SECONDS * 100)
+    claimer = Claimer(client, lease=TIMEOUT_SECONDS * 100)
+    # The last step of the lease manager's first turn, before which it has opened the connection for marks.
+    claimer.wait_until(lambda: client.exists(SWEEPS), "the lease manager has swept")
+    ended, elsewhere, next_one = claimer.take(), claimer.take(), claimer.take()
+    claimer.client.script_flush()
     for one in (ended, elsewhere):
-        assert held.deliveries.start(one.tag)
-        held.deliveries.ack(one.tag)
+        assert claimer.deliveries.start(one.tag)
+        claimer.deliveries.ack(one.tag)
 
-    assert held.deliveries.start(next_one.tag, here=True)
+    assert claimer.deliveries.start(next_one.tag, here=True)
 
-    held.wait(lambda: held.client.hkeys(UNACKED) == [next_one.tag.encode()], "the others are acknowledged")
-    held.wait(lambda: held.client.smembers(UNACKED_STARTED) == {next_one.tag.encode()}, "the start is marked")
-    assert not held.deliveries.is_idle, "it has been acknowledged for good"
-    held.deliveries.requeue_all()
-    held.manager.close()
+    claimer.wait_until(lambda: claimer.client.hkeys(UNACKED) == [next_one.tag.encode()], "the others are acknowledged")
+    claimer.wait_started(next_one)
+    assert not claimer.deliveries.is_idle, "it has been acknowledged for good"
+    claimer.close()
 
 
 def test_starts_are_marked_with_renewals_where_redis_refuses_silence(server: RedisServer, client: Any) -> None:
     client.execute_command("ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", "+@all", "-client")
-    held = Claimer(connect(server, username="plain", password="word"))
-    one = held.take()
-    held.deliveries.hand_to_pool(one.tag)
-    held.deliveries.start(one.tag)
-    held.wait(lambda: held.client.smembers(UNACKED_STARTED) == {one.tag.encode()}, "its start is marked")
-    held.deliveries.requeue_all()
-    held.manager.close()
+    claimer = Claimer(connect(server, username="plain", password="word"))
+    one = claimer.take()
+    claimer.deliveries.hand_to_pool(one.tag)
+    claimer.deliveries.start(one.tag)
+    claimer.wait_started(one)
+    claimer.close()
 
 
-def test_a_task_id_that_utf8_cannot_spell_ends_nothing(held: Claimer) -> None:
-    one, late = held.take(), held.take()
-    held.deliveries.postpone(late.tag, time.time() + 3600, "half a pair: \ud800")
-    held.wait(lambda: held.client.hkeys(SCHEDULED_MESSAGES) == [b"half a pair: \\ud800"], "it waits in Redis")
-    held.renewals_go_on(one)
+def test_a_task_id_that_utf8_cannot_spell_ends_nothing(claimer: Claimer) -> None:
+    one, late = claimer.take(), claimer.take()
+    claimer.deliveries.postpone(late.tag, time.time() + 3600, "half a pair: \ud800")
+    claimer.wait_until(
+        lambda: claimer.client.hkeys(SCHEDULED_MESSAGES) == [b"half a pair: \\ud800"], "it waits in Redis"
+    )
+    claimer.wait_renewed(one)
 
 
-# The answer to a claim may be long on its way: what a cut has swallowed TCP sends again after pauses that double.
+# The reply to a claim may be long on its way: TCP repeats what a cut has swallowed after pauses that double.
 ALMOST = LEASE - 0.1
-
-
-@pytest.fixture
-def held_by_hand(held: Claimer) -> Claimer:
-    """A claimer without a lease manager: only what is about to start is renewed."""
-    held.manager.close()
-    held.wait(lambda: not held.manager._thread.is_alive(), "the lease manager has ended")  # type: ignore[union-attr]
-    return held
-
-
-def test_a_lease_that_is_almost_over_is_renewed_before_its_task_starts(held_by_hand: Claimer) -> None:
-    one = held_by_hand.take(ago=ALMOST)
-    end = held_by_hand.client.zscore(UNACKED_LEASES, one.tag)
-
-    assert held_by_hand.deliveries.hand_to_pool(one.tag)
-    assert held_by_hand.client.zscore(UNACKED_LEASES, one.tag) > end, held_by_hand.describe()
-
-
-def test_a_task_does_not_start_when_its_lease_is_almost_over_and_somebody_else_has_it(held_by_hand: Claimer) -> None:
-    one = held_by_hand.take(ago=ALMOST)
-    scripts.REQUEUE(held_by_hand.client, UNACKED_KEYS, [scripts.as_json(PRIORITY_STEPS), one.tag])
-
-    assert not held_by_hand.deliveries.start(one.tag)
-    assert held_by_hand.client.llen("celery") == 1, held_by_hand.describe()
 
 
 def test_a_task_does_not_start_when_its_lease_is_almost_over_and_redis_is_away() -> None:
@@ -296,60 +264,59 @@ def test_a_task_does_not_start_when_its_lease_is_almost_over_and_redis_is_away()
     assert not deliveries.holds("1")
 
 
-def test_nobody_asks_redis_before_a_task_starts_whose_lease_is_fresh() -> None:
+def test_a_task_whose_lease_is_fresh_starts_without_a_command() -> None:
     deliveries = UnackedDeliveries(RULES, Leases(redis.Redis(port=1), LEASE))
     deliveries.add(["1"], 1, clock())
 
-    # With a question to a Redis that is not there it would not start.
+    # A command to a Redis that is not there would fail.
     assert deliveries.start("1")
 
 
-def test_a_listener_that_fails_ends_nothing_and_is_told_again(client: Any) -> None:
-    told: list[list[int]] = []
+def test_dead_letters_whose_report_fails_are_reported_again(client: Any) -> None:
+    reports: list[list[int]] = []
 
-    def listen(letters: list[int]) -> None:
-        told.append(letters)
+    def report(letters: list[int]) -> None:
+        reports.append(letters)
         raise OSError("the results are away")
 
-    held = Claimer(client, listen)
-    one, parked = held.take(), held.take()
-    held.deliveries.reject(parked.tag, UNKNOWN_TASK, "")
-    held.wait(lambda: len(told) >= 3, "each sweep tells of the dead letter again")
-    assert {tuple(letters) for letters in told} == {(1,)}
-    held.renewals_go_on(one)
-    held.deliveries.requeue_all()
-    held.manager.close()
+    claimer = Claimer(client, report)
+    one, parked = claimer.take(), claimer.take()
+    claimer.deliveries.reject(parked.tag, UNKNOWN_TASK, "")
+    claimer.wait_until(lambda: len(reports) >= 3, "each sweep reports the dead letter again")
+    assert {tuple(letters) for letters in reports} == {(1,)}
+    claimer.wait_renewed(one)
+    claimer.close()
 
 
-def test_a_mark_that_came_too_late_is_swept_away(held: Claimer) -> None:
-    """The mark of a start and the acknowledgement travel over two connections, and may overtake each other."""
-    one = held.take()
-    held.client.sadd(UNACKED_STARTED, one.tag, *(f"late:{number}" for number in range(300)))
-    held.wait(lambda: held.client.smembers(UNACKED_STARTED) == {one.tag.encode()}, "only what is held is marked")
+def test_a_mark_that_came_too_late_is_swept_away(claimer: Claimer) -> None:
+    """Marks and acknowledgements travel over two connections, and an acknowledgement may come first."""
+    one = claimer.take()
+    claimer.client.sadd(UNACKED_STARTED, one.tag, *(f"late:{number}" for number in range(300)))
+    claimer.wait_started(one)
 
 
 def test_the_lease_manager_waits_without_haste_for_an_acknowledgement_that_is_under_way(
-    held: Claimer, monkeypatch: pytest.MonkeyPatch
+    claimer: Claimer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease_manager, "CLOSE_SECONDS", 1.0)
     under_way: list[str] = []
     while not under_way:
         # The lease manager may be faster than the test.
-        held.deliveries.ack(held.take().tag)
-        under_way = held.deliveries.take_acks()
+        claimer.deliveries.ack(claimer.take().tag)
+        under_way = claimer.deliveries.take_acks()
 
     cpu = time.process_time()
-    held.manager.close()
+    claimer.manager.close()
     assert time.process_time() - cpu < 0.5, "the lease manager runs in circles"
-    held.deliveries.rollback_acks(under_way)
-    held.wait(lambda: held.deliveries.is_idle, "it is said after all")
+    claimer.deliveries.rollback_acks(under_way)
+    claimer.wait_until(lambda: claimer.deliveries.is_idle, "it is acknowledged in the end")
 
 
-def test_consuming_after_the_end_of_a_worker_in_the_same_process_is_kept_again(
+def test_consuming_after_the_end_of_a_worker_in_the_same_process_has_a_lease_manager_again(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Test suites start one worker after the other; each of them closes the holders of its process at its end."""
-    # Without what other tests have left in this process, whose Redis is gone.
+    """Test suites start one worker after the other; each closes the lease managers of its process at its end."""
+    # Without those that other tests have left in this process, whose Redis is gone.
     monkeypatch.setattr(registry, "_entries", {})
     client = connect(server)
     client.flushall()
@@ -357,46 +324,51 @@ def test_consuming_after_the_end_of_a_worker_in_the_same_process_is_kept_again(
         with Connection(server.url(), transport_options={"lease": LEASE}) as connection:
             with connection.SimpleQueue("simple") as queue:
                 queue.put(body)
-                message = queue.get(timeout=PATIENCE)
+                message = queue.get(timeout=TIMEOUT_SECONDS)
                 assert message.payload == body
                 message.ack()
-            wait_until(lambda: not client.hlen(UNACKED), PATIENCE, f"{body} is acknowledged")
+            wait_until(lambda: not client.hlen(UNACKED), TIMEOUT_SECONDS, f"{body} is acknowledged")
             assert registry.close()
 
 
-# A message that nobody has started and whose deliveries has died.
-GONE = b'{"delivery_count":1,"body":"gone"}'
+def leave_unstarted(client: Any) -> None:
+    """Leave a message as a process does that has died before it started its task."""
+    client.zadd(UNACKED_LEASES, {"gone": 1})
+    client.hset(UNACKED, "gone", b'[{"body":"gone"},"","celery"]')
 
 
-def test_nobody_sweeps_before_the_living_have_had_a_lease_to_renew(held: Claimer) -> None:
-    held.client.hset(SWEEPS, mapping={"last": 0, "rest": 0})
-    dead = held.take()
-    held.deliveries.requeue_claim("nothing", 0)
-    held.client.zadd(UNACKED_LEASES, {"gone": 1})
-    held.client.hset(UNACKED, "gone", b'[{"body":"gone"},"","celery"]')
-    held.wait(lambda: held.client.lrange("celery", 0, -1) == [GONE], "it is swept in the end")
-    rest, last = (float(held.client.hget(SWEEPS, name) or 0) for name in ("rest", "last"))
+def wait_swept(claimer: Claimer) -> None:
+    swept = b'{"delivery_count":1,"body":"gone"}'
+    claimer.wait_until(lambda: claimer.client.lrange("celery", 0, -1) == [swept], "it is swept")
+
+
+def test_after_an_outage_no_lease_is_taken_before_all_could_be_renewed(claimer: Claimer) -> None:
+    claimer.client.hset(SWEEPS, mapping={"last": 0, "rest": 0})
+    living = claimer.take()
+    claimer.deliveries.requeue_claim("nothing", 0)
+    leave_unstarted(claimer.client)
+    wait_swept(claimer)
+    rest, last = (float(claimer.client.hget(SWEEPS, name) or 0) for name in ("rest", "last"))
     assert last >= rest > 0
-    assert held.client.hexists(UNACKED, dead.tag)
+    assert claimer.client.hexists(UNACKED, living.tag)
 
 
-def test_a_clock_that_was_ahead_and_is_put_back_stops_no_sweep_for_longer_than_a_lease(held: Claimer) -> None:
-    ahead = held.client.time()[0] + 86400
-    held.client.hset(SWEEPS, mapping={"last": ahead, "rest": ahead})
-    held.client.zadd(UNACKED_LEASES, {"gone": 1})
-    held.client.hset(UNACKED, "gone", b'[{"body":"gone"},"","celery"]')
-    held.wait(lambda: held.client.lrange("celery", 0, -1) == [GONE], "it is swept")
+def test_a_clock_that_was_ahead_and_is_put_back_stops_no_sweep_for_longer_than_a_lease(claimer: Claimer) -> None:
+    ahead = claimer.client.time()[0] + 86400
+    claimer.client.hset(SWEEPS, mapping={"last": ahead, "rest": ahead})
+    leave_unstarted(claimer.client)
+    wait_swept(claimer)
 
 
-def died_with(client: Any, *texts: str) -> None:
-    """These messages had been started by a worker that is dead."""
-    for number, text in enumerate(texts):
-        client.hset(UNACKED, f"dead:{number}", f'[{text},"","celery"]')
-        client.zadd(UNACKED_LEASES, {f"dead:{number}": number + 1})
-        client.sadd(UNACKED_STARTED, f"dead:{number}")
+def leave_started(client: Any, *texts: str) -> None:
+    """Leave these messages as a worker does that has died while their tasks ran."""
+    tags = [f"dead:{number}" for number in range(len(texts))]
+    for tag, text in zip(tags, texts, strict=True):
+        client.hset(UNACKED, tag, f'[{text},"","celery"]')
+        client.zadd(UNACKED_LEASES, {tag: 0})
+        client.sadd(UNACKED_STARTED, tag)
     # Last: a sweep comes too late half a lease after it.
-    seconds, microseconds = client.time()
-    client.hset(SWEEPS, mapping={"last": seconds + microseconds / 1e6, "rest": 0})
+    end_leases(client, *tags)
 
 
 def message(count: int, task: str, rest: str = "") -> str:
@@ -404,7 +376,7 @@ def message(count: int, task: str, rest: str = "") -> str:
 
 
 def sweep(client: Any, deliveries: int) -> tuple[list[str], dict[str, str], list[tuple[bytes, float]]]:
-    """What a sweep brings back to its list, what waits in which field, and until when."""
+    """What a sweep requeues, what waits in which field, and until when."""
     # Half of this lease is longer than any machine takes to get here.
     sweeper.sweep(client, Rules(3600, deliveries, visibility_timeout=3600, priority_steps=PRIORITY_STEPS))
     waiting = client.hgetall(SCHEDULED_MESSAGES).items()
@@ -415,23 +387,15 @@ def sweep(client: Any, deliveries: int) -> tuple[list[str], dict[str, str], list
     )
 
 
-def test_what_died_together_starts_again_together_while_it_has_starts_enough(client: Any) -> None:
-    died_with(client, message(1, "a"), message(2, "b"))
+def test_tasks_that_died_together_start_one_after_the_other_for_the_last_two_times(client: Any) -> None:
+    twice = message(4, "c"), message(4, "c", ',"again":1')
+    leave_started(client, message(3, "a"), message(3, "b"), *twice, message(5, "d"))
 
-    back, waiting, _ = sweep(client, deliveries=5)
-
-    assert back == [message(3, "b"), message(2, "a")]
-    assert not waiting
-
-
-def test_what_died_together_starts_for_the_last_two_times_one_after_the_other(client: Any) -> None:
-    died_with(client, message(3, "a"), message(3, "b"), message(4, "c"), message(4, "c", ',"again":1'), message(5, "d"))
-
-    back, waiting, dues = sweep(client, deliveries=5)
+    requeued, waiting, dues = sweep(client, deliveries=5)
 
     again = [message(4, "a"), message(4, "b"), message(5, "c"), message(5, "c", ',"again":1')]
-    assert sorted([*back, *waiting.values()]) == sorted(again)
-    assert len(back) == 1
+    assert sorted([*requeued, *waiting.values()]) == sorted(again)
+    assert len(requeued) == 1
     # So that they can be revoked by the ids of their tasks.
     names = {name.decode() for task in "abc" for name in get_scheduled_fields(task)}
     assert waiting.keys() == {field.decode() for field, _ in dues} <= names
@@ -440,20 +404,20 @@ def test_what_died_together_starts_for_the_last_two_times_one_after_the_other(cl
     assert client.zcard(DEAD_LETTERS) == 1
 
 
-def test_what_dies_next_waits_for_those_whose_turn_comes_before(client: Any) -> None:
+def test_a_task_that_dies_later_waits_behind_those_that_died_before(client: Any) -> None:
     for task in "abc":
-        died_with(client, message(1, task))
-        back, waiting, dues = sweep(client, deliveries=2)
+        leave_started(client, message(1, task))
+        requeued, waiting, dues = sweep(client, deliveries=2)
 
-    assert back == [message(2, "a")]
+    assert requeued == [message(2, "a")]
     assert list(waiting) == ["b", "c"]
     assert dues[1][1] - dues[0][1] == pytest.approx(10)
 
 
-def test_nobody_waits_longer_than_ten_minutes_for_a_turn(client: Any) -> None:
-    died_with(client, *(message(1, f"{number}") for number in range(100)))
+def test_no_task_waits_longer_than_ten_minutes_for_its_turn(client: Any) -> None:
+    leave_started(client, *(message(1, f"{number}") for number in range(100)))
 
-    back, waiting, dues = sweep(client, deliveries=2)
+    requeued, waiting, dues = sweep(client, deliveries=2)
 
-    assert (len(back), len(waiting)) == (1, 99)
+    assert (len(requeued), len(waiting)) == (1, 99)
     assert dues[-1][1] <= client.time()[0] + 601

@@ -1,19 +1,18 @@
 """Deliveries against a model, step by step on a real Redis: no message is ever in zero places, or in two.
 
-The model knows every list, every record and every dead letter, and after each step Redis has to hold exactly that.
-Nothing here runs by itself: a process claims, and its lease manager does what the test says, and leases end because the
-test puts their ends into the past.
+The model knows every list, every record and every dead letter, and after each step Redis has to have exactly that.
+Nothing here runs by itself: processes claim, their lease managers send updates, and leases end when the test says so.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import kombu
 import pytest
@@ -55,8 +54,8 @@ from services.delivery.claim import Claim, ClaimIds, claim_command, parse_reply
 from services.delivery.lease_manager import LeaseManager
 from services.delivery.leases import Leases
 from services.delivery.unacked import UNKNOWN_TASK, Rules, UnackedDeliveries, clock
+from tests.integration.delivery.commands import COUNTS, add_counts, read_counts, replay_letters
 from tests.support.redis.server import RedisServer
-from tests.support.world import World
 
 pytestmark = pytest.mark.each_redis
 
@@ -64,10 +63,6 @@ T = TypeVar("T")
 
 # So long that no lease ends by itself during an example.
 RULES = Rules(lease=3600, max_deliveries=4, visibility_timeout=7200, priority_steps=PRIORITY_STEPS, max_requeues=2)
-# The counts that stand first in a message.
-COUNTS = re.compile(
-    rb'\s*\{\s*"delivery_count"\s*:\s*(\d+)\s*(?:,\s*"requeue_count"\s*:\s*(\d+)\s*(?=[,}]))?(,\s*|(?=\}))'
-)
 # Names that need care between the quotes of a record.
 QUEUES = ("celery", 'quo"te,d', "schön\\")
 # All postponed tasks have the same id, in which there is half a character.
@@ -78,7 +73,7 @@ LONG_AGO = 100_000
 FILLER_BYTES = 20_000_000
 MOSTLY = st.sampled_from([True, True, True, False])
 # Enough to reach what takes several steps, such as a crash of the last delivery.
-STEPS = 50
+STEP_COUNT = 50
 # Three seconds; and half a minute.
 EXAMPLES = (20, pytest.param(200, marks=pytest.mark.slow))
 MARK = re.compile(rb"<message (\d+)>")
@@ -136,7 +131,7 @@ DRAFTS = st.builds(
 
 @dataclass(eq=False)
 class Message:
-    """What the model knows of a message: where it is said by the books that name it."""
+    """What the model knows of a message; where it is, the model's collections say."""
 
     number: int
     raw: bytes
@@ -148,28 +143,19 @@ class Message:
         return self.queue if self.step == 0 else f"{self.queue}{PRIORITY_SEPARATOR}{self.step}"
 
     @property
-    def count(self) -> int:
-        """How often it has been started without asking to be run later, as the message says."""
-        found = COUNTS.match(self.raw)
-        return int(found[1]) if found else 1
+    def starts(self) -> int:
+        return read_counts(self.raw)[0]
 
     @property
     def requeues(self) -> int:
-        """How often its task has asked to be run later."""
-        found = COUNTS.match(self.raw)
-        return int(found[2] or 0) if found else 0
+        return read_counts(self.raw)[1]
 
-    def counted(self, starts: int = 1, requeues: int = 0) -> None:
-        """More starts, or requeues, or the mark that somebody had it: the only change of its bytes that there is."""
-        asked = self.requeues + requeues
-        counts = b'{"delivery_count":%d' % (self.count + starts) + (b',"requeue_count":%d' % asked if asked else b"")
-        opened = COUNTS.match(self.raw) or re.match(rb"\s*\{", self.raw)
-        if opened:
-            rest = self.raw[opened.end() :]
-            self.raw = counts + (b"" if re.match(rb"\s*\}", rest) else b",") + rest
+    def add_counts(self, starts: int = 1, requeues: int = 0) -> None:
+        """Count more starts or requeues, or only mark that a process had it."""
+        self.raw = add_counts(self.raw, starts, requeues)
 
-    def uncounted(self) -> None:
-        """As if it had never been started."""
+    def drop_counts(self) -> None:
+        """Count nothing, as if it had never been started."""
         if found := COUNTS.match(self.raw):
             self.raw = b"{" + self.raw[found.end() :]
 
@@ -196,26 +182,30 @@ class Process:
     # Its thread is not started: the test calls it.
     manager: LeaseManager
     claims: ClaimIds
-    # What it claimed and has not said anything about, and whether it has started that.
-    held: dict[str, bool] = field(default_factory=dict)
+    # What it has claimed and not ended, and whether that has started.
+    claimed: dict[str, bool] = field(default_factory=dict)
     # Those whose lease has ended while it stood still.
     frozen: set[str] = field(default_factory=set)
-    # What Redis has still to be told, as its lease manager is going to say it.
-    acks: list[str] = field(default_factory=list)
-    returns: list[str] = field(default_factory=list)
-    crashes: list[str] = field(default_factory=list)
-    requeues: list[str] = field(default_factory=list)
-    rejections: list[str] = field(default_factory=list)
-    postponements: list[tuple[str, float, str]] = field(default_factory=list)
+    # The updates that its lease manager has still to send, by kind.
+    pending: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
     def drop(self, tag: str) -> None:
-        """It does not hold this any more."""
-        self.held.pop(tag, None)
+        """Forget a delivery."""
+        self.claimed.pop(tag, None)
         self.frozen.discard(tag)
 
     def __repr__(self) -> str:
-        told = (self.acks, self.returns, self.crashes, self.requeues, self.rejections, self.postponements)
-        return f"<process {self.name} holds {self.held}, has to tell {told}>"
+        return f"<process {self.name} has claimed {self.claimed}, has to send {dict(self.pending)}>"
+
+
+# How a process ends a delivery, by the kind of update that this makes.
+ENDS: dict[str, Callable[[UnackedDeliveries, str], None]] = {
+    "ack": lambda deliveries, tag: deliveries.ack(tag),
+    "requeue": lambda deliveries, tag: deliveries.requeue([tag]),
+    "crash": lambda deliveries, tag: deliveries.record_crash(tag, "signal 9"),
+    "requeue later": lambda deliveries, tag: deliveries.requeue_later(tag, TASK),
+    "reject": lambda deliveries, tag: deliveries.reject(tag, UNKNOWN_TASK, "no such task"),
+}
 
 
 @dataclass(eq=False)
@@ -226,20 +216,6 @@ class Stock:
     handle: Any
     record: bytes
     dead: bool = False
-
-
-class Seen(NamedTuple):
-    """What is in Redis: the messages of each list, what is held, what waits for its time, and the dead letters."""
-
-    lists: dict[str, list[bytes]]
-    unacked: dict[bytes, bytes]
-    indexed: list[bytes]
-    leases: list[bytes]
-    started: set[bytes]
-    scheduled: dict[bytes, bytes]
-    due: list[tuple[bytes, float]]
-    letters: dict[int, list[bytes]]
-    untold: set[bytes]
 
 
 class Deliveries(RuleBasedStateMachine):
@@ -256,7 +232,7 @@ class Deliveries(RuleBasedStateMachine):
         self.numbers, self.parked, self.moments = count(1), count(1), count()
         self.messages: dict[int, Message] = {}
         self.finished: set[int] = set()
-        # The books of the model. A list ends with what is taken next.
+        # Where the messages are. A list ends with what is taken next.
         self.lists: dict[str, list[Message]] = {}
         self.unacked: dict[str, Message] = {}
         self.ended: dict[str, float] = {}
@@ -264,9 +240,9 @@ class Deliveries(RuleBasedStateMachine):
         self.stocks: dict[str, Stock] = {}
         self.scheduled: dict[bytes, tuple[float, Message]] = {}
         self.dead: dict[int, tuple[Message, str, bytes, int]] = {}
-        # Dead letters whose task does not say FAILURE yet, and those of them that somebody is telling.
-        self.untold: set[int] = set()
-        self.telling: set[int] = set()
+        # Dead letters whose task does not say FAILURE yet, and those of them that a process has taken to report them.
+        self.unreported: set[int] = set()
+        self.reporting: set[int] = set()
         self.tries: dict[int, tuple[list[Any], list[Any]]] = {}
         self.names = count(1)
         self.processes = [self._process(number) for number in range(PROCESSES)]
@@ -284,21 +260,18 @@ class Deliveries(RuleBasedStateMachine):
     def _pick(self, data: st.DataObject, of: list[T], what: str) -> T:
         return data.draw(st.sampled_from(of), label=what)
 
-    def _some_holder(self, data: st.DataObject) -> Process:
-        return self._pick(data, [process for process in self.processes if process.held], "process")
+    def _some_process(self, data: st.DataObject) -> Process:
+        return self._pick(data, [process for process in self.processes if process.claimed], "process")
 
-    def _someone_holds(self) -> bool:
-        return any(process.held for process in self.processes)
+    def _any_claimed(self) -> bool:
+        return any(process.claimed for process in self.processes)
 
     def _some_tags(self, data: st.DataObject, process: Process, unstarted: bool = False) -> list[str]:
-        """Some of what it holds and has not postponed: that it only gives back."""
-        postponed = {tag for tag, _, _ in process.postponements}
-        tags = [tag for tag, started in process.held.items() if tag not in postponed and not (unstarted and started)]
-        return (
-            data.draw(st.lists(st.sampled_from(tags), min_size=1, max_size=4, unique=True), label="tags")
-            if tags
-            else []
-        )
+        """Some of what it has claimed and not postponed: that is only requeued, when its channel closes."""
+        postponed = {tag for tag, _ in process.pending["postpone"]}
+        tags = [tag for tag, started in process.claimed.items() if tag not in postponed and not (unstarted and started)]
+        some = st.lists(st.sampled_from(tags), min_size=1, max_size=4, unique=True) if tags else st.just([])
+        return data.draw(some, label="tags")
 
     # Publishing.
 
@@ -349,7 +322,7 @@ class Deliveries(RuleBasedStateMachine):
         found = parse_reply(asked, answer)
         process.deliveries.add([one.tag for one in found], 1, asked.since)
         assert [(one.queue, one.message) for one in found] == [(one.queue, one.raw) for one in expected]
-        process.held |= {one.tag: False for one in found}
+        process.claimed |= {one.tag: False for one in found}
         for one in found[:starts]:
             self._start(process, one.tag)
 
@@ -360,15 +333,14 @@ class Deliveries(RuleBasedStateMachine):
         asked, _, _ = self._ask(process, queues, credit)
         process.deliveries.rollback_acks(asked.acks)
         process.deliveries.requeue_claim(asked.id, asked.credit)
-        process.acks[:0] = asked.acks
-        process.returns += [f"{asked.id}:{number}" for number in range(1, credit + 1)]
+        process.pending["ack"][:0] = asked.acks
+        process.pending["requeue"] += [f"{asked.id}:{number}" for number in range(1, credit + 1)]
 
     def _ask(self, process: Process, queues: list[str], credit: int) -> tuple[Claim, list[Any], list[Message]]:
         asked = Claim(process.claims.next(), credit, tuple(queues), process.deliveries.take_acks(), clock())
         lists = [get_lists(queue)[step] for step in range(len(PRIORITY_STEPS)) for queue in queues]
         answer = scripts.CLAIM(self.client, *claim_command(asked, lists, RULES.lease))
-        assert asked.acks == process.acks
-        process.acks = []
+        assert asked.acks == process.pending.pop("ack", [])
         for tag in asked.acks:
             self._finish(tag)
         expected = list(self._next(queues, credit))
@@ -388,183 +360,151 @@ class Deliveries(RuleBasedStateMachine):
                 if not credit:
                     return
 
-    # What a process says of what it holds.
+    # What becomes of deliveries.
 
-    @precondition(lambda self: self._someone_holds())
+    @precondition(lambda self: self._any_claimed())
     @rule(data=st.data())
     def start(self, data: st.DataObject) -> None:
-        process = self._some_holder(data)
+        process = self._some_process(data)
         for tag in self._some_tags(data, process):
             self._start(process, tag)
 
     def _start(self, process: Process, tag: str) -> None:
         lost = tag not in self.unacked
         if tag in process.frozen:
-            # It asks before it starts anything whose lease has run out by its own clock.
+            # It renews first whatever has a lease that has run out by its own clock.
             process.deliveries._deliveries[tag].until = clock() - 1
         elif lost:
-            # Nobody knows yet; the next renewal tells.
+            # It does not know yet; the next renewal says so.
             return
         ours = process.deliveries.hand_to_pool(tag) and process.deliveries.start(tag)
         assert ours == (not lost)
         process.frozen.discard(tag)
         if lost:
-            del process.held[tag]
+            del process.claimed[tag]
             return
-        process.held[tag] = True
+        process.claimed[tag] = True
         self.started.add(tag)
-        # Asking renews.
         self.ended.pop(tag, None)
 
-    @precondition(lambda self: self._someone_holds())
-    @rule(data=st.data(), way=st.sampled_from(["ack", "give_back"]), told=MOSTLY)
-    def end(self, data: st.DataObject, way: str, told: bool) -> None:
-        """A process has done something, or will not do it."""
-        self._say(data, way, told)
+    @precondition(lambda self: self._any_claimed())
+    @rule(data=st.data(), way=st.sampled_from(["ack", "requeue"]), sent=MOSTLY)
+    def end(self, data: st.DataObject, way: str, sent: bool) -> None:
+        """A process has run a task, or will not run it."""
+        self._end(data, way, sent)
 
-    @precondition(lambda self: self._someone_holds())
-    @rule(data=st.data(), way=st.sampled_from(["crash", "crash", "reject", "ask_later", "ask_later"]), told=MOSTLY)
-    def fail(self, data: st.DataObject, way: str, told: bool) -> None:
-        """A child of a process has died, there is nothing to be done with a message, or its task wants to run later."""
-        self._say(data, way, told)
+    @precondition(lambda self: self._any_claimed())
+    @rule(data=st.data(), way=st.sampled_from(["crash", "crash", "reject", *["requeue later"] * 2]), sent=MOSTLY)
+    def fail(self, data: st.DataObject, way: str, sent: bool) -> None:
+        """A child of a process has died, no task of that name is known, or the task asks to be run later."""
+        self._end(data, way, sent)
 
-    @precondition(lambda self: self._someone_holds())
-    @rule(data=st.data(), way=st.sampled_from(["postpone_long", "postpone"]), told=MOSTLY)
-    def put_off(self, data: st.DataObject, way: str, told: bool) -> None:
-        """A process has got what is due tomorrow; or what was due yesterday, which another one will see."""
-        self._say(data, way, told)
+    def _end(self, data: st.DataObject, way: str, sent: bool) -> None:
+        process = self._some_process(data)
+        for tag in self._some_tags(data, process):
+            ENDS[way](process.deliveries, tag)
+            process.drop(tag)
+            process.pending[way].append(tag)
+            # A second end of the same delivery changes nothing.
+            process.deliveries.ack(tag)
+            process.deliveries.record_crash(tag, "once more")
+        if sent:
+            self._send(process)
 
-    def _say(self, data: st.DataObject, way: str, told: bool) -> None:
-        process = self._some_holder(data)
-        for tag in self._some_tags(data, process, unstarted="postpone" in way):
-            getattr(self, f"_{way}")(process, tag)
-            if "postpone" not in way:
-                # What is said after that, of the same delivery, is said to nobody.
-                process.deliveries.ack(tag)
-                process.deliveries.record_crash(tag, "once more")
-        if told:
-            self._tell(process)
+    @precondition(lambda self: self._any_claimed())
+    @rule(data=st.data(), seconds=st.sampled_from([LONG_AGO, -LONG_AGO]), sent=MOSTLY)
+    def postpone(self, data: st.DataObject, seconds: float, sent: bool) -> None:
+        """A process has claimed what is due tomorrow; or what was due yesterday, which the next sweep requeues."""
+        process = self._some_process(data)
+        for tag in self._some_tags(data, process, unstarted=True):
+            due = sweeper.unix_time() + seconds + next(self.moments)
+            process.deliveries.postpone(tag, due, TASK)
+            process.pending["postpone"].append((tag, due))
+        if sent:
+            self._send(process)
 
-    def _ack(self, process: Process, tag: str) -> None:
-        process.deliveries.ack(tag)
-        process.drop(tag)
-        process.acks.append(tag)
-
-    def _give_back(self, process: Process, tag: str) -> None:
-        process.deliveries.requeue([tag])
-        process.drop(tag)
-        process.returns.append(tag)
-
-    def _crash(self, process: Process, tag: str) -> None:
-        process.deliveries.record_crash(tag, "signal 9")
-        process.drop(tag)
-        process.crashes.append(tag)
-
-    def _ask_later(self, process: Process, tag: str) -> None:
-        process.deliveries.requeue_later(tag, TASK)
-        process.drop(tag)
-        process.requeues.append(tag)
-
-    def _reject(self, process: Process, tag: str) -> None:
-        process.deliveries.reject(tag, UNKNOWN_TASK, "nobody knows it")
-        process.drop(tag)
-        process.rejections.append(tag)
-
-    def _postpone_long(self, process: Process, tag: str) -> None:
-        self._postpone(process, tag, LONG_AGO)
-
-    def _postpone(self, process: Process, tag: str, seconds: float = -LONG_AGO) -> None:
-        due = sweeper.unix_time() + seconds + next(self.moments)
-        process.deliveries.postpone(tag, due, TASK)
-        process.postponements.append((tag, due, TASK))
-
-    @precondition(lambda self: self._someone_holds())
+    @precondition(lambda self: self._any_claimed())
     @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        """A channel closes: what the pool does not have goes back, also what is about to be postponed."""
-        process = self._some_holder(data)
+    def close_channel(self, data: st.DataObject) -> None:
+        """What the pool does not have is requeued, also what is about to be postponed."""
+        process = self._some_process(data)
         process.deliveries.requeue_channel(1)
-        tags = [tag for tag, started in process.held.items() if not started]
+        tags = [tag for tag, started in process.claimed.items() if not started]
         for tag in tags:
             process.drop(tag)
-        process.returns += tags
-        self._tell(process)
+        process.pending["requeue"] += tags
+        self._send(process)
 
     @rule(answered=st.booleans())
-    def tell(self, answered: bool) -> None:
-        """All lease managers tell Redis what there is to tell; without an answer they say all of it again."""
+    def send_updates(self, answered: bool) -> None:
+        """All lease managers send their updates; without a reply they send all of them again."""
         for process in self.processes:
-            self._tell(process, 1 if answered else 2)
+            self._send(process, 1 if answered else 2)
 
-    def _tell(self, process: Process, times: int = 1) -> None:
-        work = process.deliveries.take_pending()
-        for _ in range(times if work else 0):
-            process.manager._send(replace(work))
-        self.finished_by(process)
+    def _send(self, process: Process, times: int = 1) -> None:
+        updates = process.deliveries.take_pending()
+        for _ in range(times if updates else 0):
+            process.manager._send(replace(updates))
+        self._apply(process.pending)
+        for tag, _ in process.pending["postpone"]:
+            process.drop(tag)
+        process.pending.clear()
 
-    def finished_by(self, process: Process) -> None:
-        """What its lease manager has told, in the model."""
-        for tag in process.acks:
+    def _apply(self, pending: defaultdict[str, list[Any]]) -> None:
+        """Do in the model what a lease manager has sent."""
+        for tag in pending["ack"]:
             self._finish(tag)
-        self._settle_in_the_model(process)
-
-    def _settle_in_the_model(self, process: Process) -> None:
-        for tag in reversed(process.returns):
+        for tag in reversed(pending["requeue"]):
             if message := self._take(tag):
                 self._requeue(message)
-        for tag in process.crashes:
+        for tag in pending["crash"]:
             if message := self._take(tag):
-                self._crashed(message)
-        for tag in process.requeues:
+                self._crash(message)
+        for tag in pending["requeue later"]:
             if message := self._take(tag):
-                self._asked(message, tag)
-        for tag in process.rejections:
+                self._requeue_later(message, tag)
+        for tag in pending["reject"]:
             if message := self._take(tag):
                 self._park(message, UNKNOWN_TASK)
-        for tag, due, _ in process.postponements:
-            message = self._take(tag)
-            process.drop(tag)
-            if message:
+        for tag, due in pending["postpone"]:
+            if message := self._take(tag):
                 self.scheduled[self._free_name(tag)] = (due, message)
-        process.acks, process.returns, process.crashes, process.rejections, process.postponements = [], [], [], [], []
-        process.requeues = []
 
     def _free_name(self, tag: str) -> bytes:
         return next(name for name in (*get_scheduled_fields(TASK), tag.encode()) if name not in self.scheduled)
 
     # Leases.
 
-    @precondition(lambda self: self._someone_holds())
+    @precondition(lambda self: self._any_claimed())
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
-        """A process renews its leases, and hears of those that it has lost."""
-        process = self._some_holder(data)
+        """A process renews its leases, and learns which it has lost."""
+        process = self._some_process(data)
         process.deliveries.renew()
         process.frozen.clear()
-        for tag in list(process.held):
+        for tag in list(process.claimed):
             self.ended.pop(tag, None)
             if tag not in self.unacked:
                 process.drop(tag)
-        assert sorted(process.deliveries._deliveries) == sorted(process.held)
+        assert sorted(process.deliveries._deliveries) == sorted(process.claimed)
 
-    @precondition(lambda self: self._someone_holds())
+    @precondition(lambda self: self._any_claimed())
     @rule(data=st.data(), swept=st.booleans())
     def freeze(self, data: st.DataObject, swept: bool) -> None:
         """A process stands still for longer than its leases."""
-        process = self._some_holder(data)
-        process.frozen |= process.held.keys()
-        self._end_leases([tag for tag in process.held if tag in self.unacked])
+        process = self._some_process(data)
+        process.frozen |= process.claimed.keys()
+        self._end_leases([tag for tag in process.claimed if tag in self.unacked])
         if swept:
             self.sweep(resting=False)
 
     @precondition(lambda self: self.processes)
     @rule(data=st.data(), swept=st.booleans())
     def die(self, data: st.DataObject, swept: bool) -> None:
-        """A process is killed: what it has not told is never told; another one is started in its place."""
+        """A process is killed, and with it the updates that it has not sent; another one is started in its place."""
         process = self._pick(data, self.processes, "process")
-        owed = [tag for tag, _, _ in process.postponements]
-        said = (process.acks, process.returns, process.crashes, process.requeues, process.rejections, owed)
-        tags = {*process.held}.union(*said)
+        process.pending["postpone"] = [tag for tag, _ in process.pending["postpone"]]
+        tags = {*process.claimed}.union(*process.pending.values())
         self._end_leases(sorted(tags & self.unacked.keys()))
         self.processes[process.name] = self._process(process.name)
         if swept:
@@ -579,10 +519,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(resting=st.sampled_from([False, False, True]), turn=st.booleans())
     def sweep(self, resting: bool, turn: bool = True) -> None:
-        """Somebody sweeps; while the living may not have had the time to renew, no lease is taken.
-
-        It is the turn of the next suspect, or others wait for theirs.
-        """
+        """A process sweeps. `resting`: after an outage, when no lease is taken. `turn`: the next suspect may start."""
         later = self._now() + LONG_AGO
         self.client.hset(
             SWEEPS, mapping={"last": self._now(), "rest": later if resting else 0, "turn": 0 if turn else later}
@@ -594,15 +531,14 @@ class Deliveries(RuleBasedStateMachine):
         for tag in taken:
             started = tag in self.started
             message = self._take(tag)
-            assert message, f"the lease of {tag} has ended, and nobody holds it"
+            assert message, f"the lease of {tag} has ended, and it is not unacknowledged"
             if not started:
-                # Its deliveries has died, and nobody has started it.
-                message.counted(0)
+                message.add_counts(0)
                 self._requeue(message)
-            elif RULES.max_deliveries - 2 <= message.count < RULES.max_deliveries:
+            elif RULES.max_deliveries - 2 <= message.starts < RULES.max_deliveries:
                 suspects[tag] = message
             else:
-                parked += self._crashed(message)
+                parked += self._crash(message)
         due = [field for field, (when, _) in self.scheduled.items() if when < self._now()]
         self._take_turns(suspects, turn)
         for field_ in sorted(due, key=lambda one: self.scheduled[one][0], reverse=True):
@@ -610,19 +546,19 @@ class Deliveries(RuleBasedStateMachine):
         overdue = [] if resting else [tag for tag, one in self.stocks.items() if one.dead]
         assert (found.requeued, found.promoted) == (len(taken), len(due))
         assert found.dead_letters == parked
-        assert sorted(found.unreported) == sorted(self.untold)
+        assert sorted(found.unreported) == sorted(self.unreported)
         assert found.stock == overdue
         assert sweeper.requeue_overdue(self.client, found.stock, PRIORITY_STEPS) == len(overdue)
         for tag in overdue:
             self._restored(self.stocks.pop(tag))
 
     def _take_turns(self, suspects: dict[str, Message], turn: bool) -> None:
-        """What has two starts left, or one: one of them is back in its list at its turn, the others wait for theirs.
+        """Of tasks with two starts left, or one, one is requeued if it may start; the others are scheduled.
 
-        Which of them is which is left to chance, so this asks Redis, and believes nothing else of it.
+        Redis chooses by chance which, so the model reads that in Redis, and nothing else.
         """
         for message in suspects.values():
-            message.counted()
+            message.add_counts()
         new: dict[bytes, float] = dict(self.client.zrange(SCHEDULED, 0, -1, withscores=True))
         new = {name: due for name, due in new.items() if name not in self.scheduled}
         records = {name: self.client.hget(SCHEDULED_MESSAGES, name) for name in new}
@@ -643,7 +579,7 @@ class Deliveries(RuleBasedStateMachine):
         assert not new
         assert at_once == (1 if suspects and turn else 0)
 
-    # What people ask for.
+    # Commands of operators.
 
     def _some_letters(self, data: st.DataObject) -> list[int]:
         """Ids of dead letters, and one of none."""
@@ -653,41 +589,41 @@ class Deliveries(RuleBasedStateMachine):
     @rule(data=st.data())
     def replay(self, data: st.DataObject) -> None:
         numbers = self._some_letters(data)
-        there = scripts.REPLAY(self.client, LETTERS, [scripts.as_json(PRIORITY_STEPS), DEAD_LETTER, *numbers])
-        assert list(map(int, there)) == [number for number in numbers if number]
-        for number in map(int, there):
+        replayed = replay_letters(self.client, *numbers)
+        assert replayed == [number for number in numbers if number]
+        for number in replayed:
             message, *_ = self.dead.pop(number)
-            message.uncounted()
+            message.drop_counts()
             self.lists.setdefault(message.list, []).insert(0, message)
-            self._told(number)
+            self._forget_report(number)
 
     @precondition(lambda self: self.dead)
     @rule(data=st.data(), dies=st.booleans())
-    def tell_tasks(self, data: st.DataObject, dies: bool) -> None:
-        """Somebody takes on to tell them that they failed, and does; or dies before."""
+    def report(self, data: st.DataObject, dies: bool) -> None:
+        """A process takes dead letters to report the failure of their tasks, and does; or dies before."""
         numbers = self._some_letters(data)
         taken = scripts.TAKE_UNREPORTED(self.client, LETTERS[1:], [DEAD_LETTER, 3600, *numbers])
-        mine = [number for number in numbers if number in self.untold - self.telling]
+        mine = [number for number in numbers if number in self.unreported - self.reporting]
         assert [(int(number), raw) for number, raw in zip(taken[::4], taken[1::4], strict=True)] == [
             (number, self.dead[number][2]) for number in mine
         ]
-        self.telling |= set(mine)
+        self.reporting |= set(mine)
         for number in mine if not dies else []:
             self.client.srem(DEAD_LETTERS_UNTOLD, number)
-            self._told(number)
+            self._forget_report(number)
 
     @precondition(lambda self: self.dead)
     @rule(data=st.data())
     def purge_letters(self, data: st.DataObject) -> None:
         numbers = self._some_letters(data)
-        told = [number for number in numbers if number in self.dead.keys() - self.untold]
-        assert scripts.PURGE_LETTERS(self.client, LETTERS, [DEAD_LETTER, *numbers]) == len(told)
-        for number in told:
+        reported = [number for number in numbers if number in self.dead.keys() - self.unreported]
+        assert scripts.PURGE_LETTERS(self.client, LETTERS, [DEAD_LETTER, *numbers]) == len(reported)
+        for number in reported:
             self.finished.add(self.dead.pop(number)[0].number)
 
-    def _told(self, number: int) -> None:
-        self.untold.discard(number)
-        self.telling.discard(number)
+    def _forget_report(self, number: int) -> None:
+        self.unreported.discard(number)
+        self.reporting.discard(number)
 
     @precondition(lambda self: self.scheduled)
     @rule()
@@ -716,7 +652,7 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: self.scheduled or self.ended)
     @rule()
     def to_plain(self) -> None:
-        """Everything that only Stalk would bring back; what the living hold stays theirs."""
+        """What only Stalk would requeue is requeued for stock workers, except what is under a lease."""
         waiting = sorted(self.scheduled.values(), key=lambda one: one[0])
         ended = sorted(self.ended, key=self.ended.__getitem__, reverse=True)
         moved = scheduled.to_plain(self.client)
@@ -729,7 +665,7 @@ class Deliveries(RuleBasedStateMachine):
             left = self._take(tag)
             assert left
             if started:
-                left.counted()
+                left.add_counts()
             self._requeue(left)
         assert moved.leased == len(self.unacked)
 
@@ -750,7 +686,7 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: any(not one.dead for one in self.stocks.values()))
     @rule(data=st.data(), dies=st.booleans())
     def stock_ends(self, data: st.DataObject, dies: bool) -> None:
-        """It acknowledges, or dies and its visibility timeout passes."""
+        """It acknowledges its message, or dies and its visibility timeout passes."""
         tag = self._pick(data, [tag for tag, one in self.stocks.items() if not one.dead], "tag")
         if dies:
             # Now it is the last one; an older record of the same message would not be there any more.
@@ -770,7 +706,7 @@ class Deliveries(RuleBasedStateMachine):
         message.raw = json.dumps(payload).encode()
         self._requeue(message)
 
-    # The books.
+    # Where messages go, in the model.
 
     def _now(self) -> float:
         seconds, microseconds = self.client.time()
@@ -780,7 +716,7 @@ class Deliveries(RuleBasedStateMachine):
         return [one for number, one in self.messages.items() if number not in self.finished]
 
     def _take(self, tag: str) -> Message | None:
-        """Out of everything that says it is held."""
+        """Take an unacknowledged message out of its collections; None when another process has had it requeued."""
         self.ended.pop(tag, None)
         self.started.discard(tag)
         return self.unacked.pop(tag, None)
@@ -792,72 +728,75 @@ class Deliveries(RuleBasedStateMachine):
     def _requeue(self, message: Message) -> None:
         self.lists.setdefault(message.list, []).append(message)
 
-    def _crashed(self, message: Message) -> list[int]:
-        if message.count >= RULES.max_deliveries:
+    def _crash(self, message: Message) -> list[int]:
+        if message.starts >= RULES.max_deliveries:
             return [self._park(message, "crashed")]
-        message.counted()
+        message.add_counts()
         self._requeue(message)
         return []
 
-    def _asked(self, message: Message, tag: str) -> None:
+    def _requeue_later(self, message: Message, tag: str) -> None:
         if message.requeues >= RULES.max_requeues:
             self._park(message, "requeued")
             return
         before = message.requeues
-        message.counted(0, 1)
+        message.add_counts(0, 1)
         name = self._free_name(tag)
         waits = self.client.zscore(SCHEDULED, name) - self._now()
         assert 0 < 0.1 * 2**before - waits < LONG_AGO
         self.scheduled[name] = (self._fix(name, message), message)
 
     def _fix(self, name: bytes, message: Message) -> float:
-        """What would be due in between is due when the test says, yesterday or tomorrow."""
+        """Let a message that would be due soon be due yesterday or tomorrow; return when."""
         due = self._now() + (LONG_AGO if message.number % 2 else -LONG_AGO) + next(self.moments)
         self.client.zadd(SCHEDULED, {name: due}, xx=True)
         return due
 
     def _park(self, message: Message, reason: str) -> int:
         number = next(self.parked)
-        self.untold.add(number)
-        self.dead[number] = (message, reason, message.raw, message.count + message.requeues)
+        self.unreported.add(number)
+        self.dead[number] = (message, reason, message.raw, message.starts + message.requeues)
         return number
 
     # What has to be true after each step.
 
     @invariant()
-    def redis_holds_what_the_model_says(self) -> None:
-        seen = self._look()
-        held = {tag.encode(): one.record for tag, one in self.unacked.items()}
-        taken = {tag.encode(): one.record for tag, one in self.stocks.items()}
-        assert seen.unacked == held | taken
-        assert set(seen.indexed) == held.keys() | taken.keys()
-        assert set(seen.leases) == held.keys()
-        assert {tag.decode() for tag in seen.started} == self.started
-        assert seen.lists == {name: [one.raw for one in found] for name, found in self.lists.items() if found}
-        assert seen.scheduled == {name: one.record for name, (_, one) in self.scheduled.items()}
-        assert dict(seen.due) == {name: pytest.approx(due, abs=0.001) for name, (due, _) in self.scheduled.items()}
-        assert {int(number) for number in seen.untold} == self.untold
-        assert seen.letters == {
-            number: [reason.encode(), raw, message.queue.encode(), b"%d" % deliveries]
-            for number, (message, reason, raw, deliveries) in self.dead.items()
+    def redis_has_what_the_model_says(self) -> None:
+        found = self._read()
+        unacked = {tag.encode(): one.record for tag, one in self.unacked.items()}
+        of_stock = {tag.encode(): one.record for tag, one in self.stocks.items()}
+        assert found["dues"] == {name: pytest.approx(due, abs=0.001) for name, (due, _) in self.scheduled.items()}
+        assert found | {"dues": None} == {
+            "unacked": unacked | of_stock,
+            "index": unacked.keys() | of_stock.keys(),
+            "leases": unacked.keys(),
+            "started": {tag.encode() for tag in self.started},
+            "lists": {name: [one.raw for one in messages] for name, messages in self.lists.items() if messages},
+            "scheduled": {name: one.record for name, (_, one) in self.scheduled.items()},
+            "dues": None,
+            "unreported": self.unreported,
+            "letters": {
+                number: [reason.encode(), raw, message.queue.encode(), b"%d" % deliveries]
+                for number, (message, reason, raw, deliveries) in self.dead.items()
+            },
         }
-        self._each_is_in_one_place(seen)
+        self._check_places(found)
 
-    def _each_is_in_one_place(self, seen: Seen) -> None:
-        """Every unfinished message, as it was seen and without the model: each bears a mark."""
-        places = [raw for found in seen.lists.values() for raw in found]
-        places += [*seen.unacked.values(), *seen.scheduled.values(), *(letter[1] for letter in seen.letters.values())]
-        found = Counter(int(number) for raw in places for number in MARK.findall(raw)[:1])
-        assert found == Counter(one.number for one in self._unfinished() if b"<message" in one.raw)
+    def _check_places(self, found: dict[str, Any]) -> None:
+        """Each unfinished message is in one place, by its mark, in what was read and without the model."""
+        places = [raw for messages in found["lists"].values() for raw in messages]
+        places += [*found["unacked"].values(), *found["scheduled"].values()]
+        places += [letter[1] for letter in found["letters"].values()]
+        marks = Counter(int(number) for raw in places for number in MARK.findall(raw)[:1])
+        assert marks == Counter(one.number for one in self._unfinished() if b"<message" in one.raw)
 
     @invariant()
-    def processes_hold_what_the_model_says(self) -> None:
+    def processes_have_what_the_model_says(self) -> None:
         for process in self.processes:
-            assert sorted(process.deliveries._deliveries) == sorted(process.held)
-            said = (process.acks, process.returns, process.crashes, process.requeues, process.rejections)
-            assert process.deliveries.is_idle == (not any((*said, process.postponements)))
+            assert sorted(process.deliveries._deliveries) == sorted(process.claimed)
+            assert process.deliveries.is_idle == (not any(process.pending.values()))
 
-    def _look(self) -> Seen:
+    def _read(self) -> dict[str, Any]:
         """All that is in Redis, in two round trips."""
         names = [name for queue in QUEUES for name in get_lists(queue)]
         with self.client.pipeline(transaction=False) as pipe:
@@ -870,21 +809,29 @@ class Deliveries(RuleBasedStateMachine):
                 pipe.smembers(key)
             for name in names:
                 pipe.lrange(name, 0, -1)
-            unacked, messages, index, leases, letters, due, started, untold, *lists = pipe.execute()
+            unacked, messages, index, leases, letters, dues, started, unreported, *lists = pipe.execute()
             for number in letters:
                 pipe.hmget(f"{DEAD_LETTER}{int(number)}", "reason", "message", "queue", "deliveries")
             fields = pipe.execute() if letters else []
-        waiting = {name: found for name, found in zip(names, lists, strict=True) if found}
-        dead = dict(zip(map(int, letters), fields, strict=True))
-        return Seen(waiting, unacked, index, leases, started, messages, due, dead, untold)
+        return {
+            "unacked": unacked,
+            "index": set(index),
+            "leases": set(leases),
+            "started": started,
+            "lists": {name: found for name, found in zip(names, lists, strict=True) if found},
+            "scheduled": messages,
+            "dues": dict(dues),
+            "unreported": set(map(int, unreported)),
+            "letters": dict(zip(map(int, letters), fields, strict=True)),
+        }
 
     def teardown(self) -> None:
         if "processes" in self.__dict__:
             note("\n".join(self._describe()))
 
     def _describe(self) -> Iterator[str]:
-        """The state of the world, for somebody who asks why an example failed."""
-        yield f"{self._look()}"
+        """The state of the world, for the report of a failed example."""
+        yield f"{self._read()}"
         yield f"{SWEEPS}: {self.client.hgetall(SWEEPS)}"
         for process in self.processes:
             yield f"{process}"
@@ -936,13 +883,8 @@ def is_kombus(raw: bytes) -> bool:
 @pytest.fixture(autouse=True)
 def same_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let chance decide the same each time."""
-    assert SAME_CHANCE != scripts.SWEEP, "lua/sweep.lua asks for no chance of its own any more"
+    assert SAME_CHANCE != scripts.SWEEP, "lua/sweep.lua sets no random seed any more"
     monkeypatch.setattr(scripts, "SWEEP", SAME_CHANCE)
-
-
-@pytest.fixture(scope="module")
-def server(shared_world: World) -> RedisServer:
-    return shared_world.redis("", lines=["appendonly no"])
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
@@ -977,7 +919,7 @@ def carry_out(machine: type[Deliveries], server: RedisServer, examples: int) -> 
             machine,
             settings=settings(
                 max_examples=examples,
-                stateful_step_count=STEPS,
+                stateful_step_count=STEP_COUNT,
                 deadline=None,
                 print_blob=True,
                 phases=(Phase.explicit, Phase.reuse, Phase.generate),

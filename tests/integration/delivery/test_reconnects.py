@@ -1,4 +1,4 @@
-"""Whatever reconnects, again and again for months, is as large afterwards as before."""
+"""Nodes and clients that reconnect again and again, for months, keep nothing of their old connections."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from tests.support.ports import free_port
 from tests.support.redis.broker import OPTIONS, Broker, Inbox
 from tests.support.redis.proxy import Proxy
 from tests.support.redis.server import RedisServer
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.workers import POOLS
 from tests.support.world import START_SECONDS, Stack, World
 
-PATIENCE = 120
-# An answer takes milliseconds; who asks is not to have gone before it, however busy the machine is.
+# A reply takes milliseconds, and longer on a busy machine.
 ANSWER_SECONDS = 60
-# What is forgotten with each is seen in one, and in so many for sure.
+# What each leaves behind adds up to so much that it stands out.
 RECONNECTS = (20, pytest.param(1000, marks=pytest.mark.slow))
-# After these everything that is made late has been made, and what is replaced late has been replaced.
+# After these, everything that is made on first use has been made.
 WARM_UP = 10
 # What the allocator keeps after its busiest moment, which comes in the first hundred; each leaked 75 KB at least.
 GROWTH_BYTES = 12 * 2**20
 # Hundreds, and seconds.
 CLIENT_RECONNECTS = 100
-POOLS = ("prefork", "threads", "solo")
 RESIDENT = "resident bytes"
-# Python's own caches, such as of what is an instance of what, grow a little with what has been asked.
+# Python's own caches, of isinstance for example, grow a little.
 UNCOUNTED = ("builtins.", "weakref.", "urllib.", RESIDENT)
 
 
 @pytest.fixture(params=POOLS)
 def stack(request: pytest.FixtureRequest, world: World) -> Stack:
-    """A node of its own, with nobody beside it."""
+    """A single node."""
     stack = world.stack()
     options = f"--pool={request.param} --concurrency=1 --hostname=node0@%h --loglevel=info --without-gossip"
     stack.celery(f"worker {options}").ready()
@@ -61,11 +61,11 @@ def wait_idle(stack: Stack) -> None:
         waits = [one for one in stack.redis.client().client_list() if "t" in one["flags"] and one["cmd"] == "exists"]
         return bool(waits) and len(listeners(stack.redis)) == 1
 
-    stack.world.wait_until(idle, PATIENCE, "the node is idle")
+    stack.world.wait_until(idle, TIMEOUT_SECONDS, "the node is idle")
 
 
 def cut(redis: RedisServer) -> None:
-    """End all connections but the one that asks for it."""
+    """End all connections but the one that does this."""
     for kind in ("normal", "pubsub"):
         redis.client().client_kill_filter(_type=kind, skipme=True)
 
@@ -77,18 +77,18 @@ def reconnect(stack: Stack, times: int) -> None:
         cut(stack.redis)
         stack.world.wait_until(
             lambda: listeners(stack.redis) - before,  # noqa: B023
-            PATIENCE,
+            TIMEOUT_SECONDS,
             "the node is connected again",
         )
 
 
 def census(stack: Stack) -> dict[str, int]:
-    """What the node has; counted when it has done all that a node does."""
+    """Count the objects of a node, when it has run a task and replied to a command."""
     label = f"task {len(stack.world.notes('end'))}".replace(" ", "-")
     wait_idle(stack)
     stack.send("probe.mark", label, ignore_result=True)
     stack.world.wait_until(lambda: stack.world.ended(label), START_SECONDS, f"{label} ends")
-    # The first answer makes what the second one needs.
+    # The first reply makes objects that the second one counts.
     for _ in range(2):
         wait_idle(stack)
         with stack.client.connection_for_write() as connection:
@@ -100,7 +100,7 @@ def census(stack: Stack) -> dict[str, int]:
 
 
 def grown(before: dict[str, int], after: dict[str, int], least: int) -> dict[str, int]:
-    """What there is so much more of at least: a spare connection comes and goes, what is kept each time does not."""
+    """What there is at least so much more of; a little more, such as a spare connection, is no leak."""
     more = {name: count - before.get(name, 0) for name, count in after.items() if not name.startswith(UNCOUNTED)}
     return {name: count for name, count in more.items() if count >= least}
 
@@ -116,21 +116,21 @@ def test_a_node_keeps_nothing_of_a_connection_that_was_cut(stack: Stack, times: 
     assert after[RESIDENT] - before[RESIDENT] < GROWTH_BYTES, (before, after)
 
 
-# --- Whoever sends, asks or listens, without Celery
+# --- Clients of kombu, without Celery
 
 
 @pytest.fixture
 def broker(redis_server: Callable[..., RedisServer]) -> Iterator[Broker]:
     broker = Broker(redis_server(""))
-    # What is logged about an error is kept by pytest, and with it all that the error has seen.
+    # pytest keeps what is logged, and with an error all objects of its frames.
     logging.disable()
     yield broker
     logging.disable(logging.NOTSET)
     broker.close()
 
 
-def alive() -> dict[str, int]:
-    """What this process has."""
+def count_objects() -> dict[str, int]:
+    """Count what this process has."""
     gc.collect()
     kinds = Counter(f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, gc.get_objects()))
     return {**kinds, "file descriptors": len([*Path("/proc/self/fd").iterdir()])}
@@ -148,7 +148,7 @@ def publish(broker: Broker) -> Callable[[], None]:
 
 
 def consume(broker: Broker) -> Callable[[], None]:
-    """A consumer that connects anew for each message, as kombu's does when its connection was cut."""
+    """A consumer that connects again for each message, as kombu's does when its connection was cut."""
 
     def again() -> None:
         connection = Connection(broker.server.url(), transport_options=OPTIONS)
@@ -179,7 +179,7 @@ def listen(broker: Broker) -> Callable[[], None]:
 
 
 def ask(broker: Broker) -> Callable[[], None]:
-    """Questions that nobody answers."""
+    """Commands to which no node replies."""
     mailbox = Mailbox("everybody", "fanout")
     connection = broker.connect()
 
@@ -193,7 +193,7 @@ def ask(broker: Broker) -> Callable[[], None]:
 
 
 def look_at(broker: Broker) -> Callable[[], None]:
-    """Connections of which only the kind is asked."""
+    """Connections that are made for their type only."""
 
     def again() -> None:
         with Connection(broker.server.url()) as connection:
@@ -239,7 +239,7 @@ def test_a_client_keeps_nothing_of_what_has_ended(broker: Broker, use: Callable[
     again = use(broker)
     for _ in range(WARM_UP):
         again()
-    before = alive()
+    before = count_objects()
     for _ in range(CLIENT_RECONNECTS):
         again()
-    assert grown(before, alive(), CLIENT_RECONNECTS // 2) == {}
+    assert grown(before, count_objects(), CLIENT_RECONNECTS // 2) == {}

@@ -15,13 +15,15 @@ from celery.exceptions import TimeLimitExceeded
 from tests.support.checkout import odd_checkout
 from tests.support.ports import free_port
 from tests.support.served_flower import LOGIN, Answer, basic
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.workers import POOLS
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 120
-# All tasks': so soon that a test can wait for them, and further apart than a busy machine pauses: a pool that finds
-# both due at the same look kills and does not ask.
+# The limits of all tasks: so soon that a test can wait for them, and further apart than a busy machine pauses: a pool
+# that finds both due at the same look kills without the soft one.
 SOFT, HARD = 2, 10
-IN_PROCESS = ("threads", "solo")
+# The pools that enforce none.
+IN_PROCESS = POOLS[1:]
 READY = r"\S+@\S+ ready\."
 
 
@@ -34,8 +36,8 @@ def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stac
         CELERY_TASK_SOFT_TIME_LIMIT=str(SOFT),
         CELERY_TASK_TIME_LIMIT=str(HARD),
     )
-    for pool, size in (("prefork", len(CASES)), *((pool, 1) for pool in IN_PROCESS)):
-        start(stack, pool, f"--pool {pool} --concurrency {size}")
+    for pool in POOLS:
+        start(stack, pool, f"--pool {pool} --concurrency {len(CASES) if pool == 'prefork' else 1}")
     for node in stack.nodes:
         node.says(READY)
     return stack
@@ -45,12 +47,16 @@ def start(stack: Stack, name: str, options: str) -> Node:
     return stack.celery(f"worker --queues {name} --hostname {name}@%h --loglevel info {options}")
 
 
+def node_name(queue: str) -> str:
+    return f"{queue}@{os.uname().nodename}"
+
+
 def send(stack: Stack, task: str, label: str, queue: str = "prefork", **limits: Any) -> Any:
     return stack.send(f"odd_tasks.{task}", label, queue=queue, **limits)
 
 
 def soft_limits(stack: Stack, label: str) -> int:
-    """How often a task was asked to end."""
+    """How often a soft limit came to a task."""
     return len(stack.world.notes("soft", label))
 
 
@@ -81,11 +87,11 @@ def test_the_limit_that_was_given_comes(stack: Stack, sent: dict[str, Any], case
     (task, _, said), label, result = CASES[case], case.replace(" ", "-"), sent[case]
 
     if said.startswith("Soft"):
-        result.get(timeout=PATIENCE)
+        result.get(timeout=TIMEOUT_SECONDS)
         assert soft_limits(stack, label) == 1
     else:
         with pytest.raises(TimeLimitExceeded):
-            result.get(timeout=PATIENCE)
+            result.get(timeout=TIMEOUT_SECONDS)
         assert soft_limits(stack, label) == 0
     stack.nodes[0].says(rf"{re.escape(said)} exceeded for odd_tasks\.{task}\[{result.id}\]")
     assert stack.world.started(label) == 1
@@ -101,9 +107,9 @@ def longer(stack: Stack) -> dict[str, Any]:
     running = {task: send(stack, task, f"long-{task}", **limits) for task, limits in LONGER.items()}
     for task in running:
         stack.world.wait_started(f"long-{task}")
-    # It begins later than they do.
+    # It starts after them, so that its limits come after the same limits would have come to them.
     with pytest.raises(TimeLimitExceeded):
-        send(stack, "stubborn", "measure", soft_time_limit=SOFT, time_limit=HARD).get(timeout=PATIENCE)
+        send(stack, "stubborn", "measure", soft_time_limit=SOFT, time_limit=HARD).get(timeout=TIMEOUT_SECONDS)
     return running
 
 
@@ -117,14 +123,14 @@ def test_a_task_with_a_longer_limit_runs_on_after_that_of_all_tasks(
 
 
 def test_a_task_with_a_limit_of_its_own_can_be_called(stack: Stack) -> None:
-    """By whoever has its code: in a worker, in beat, in Flower."""
+    """By a program that has its code: a worker, beat, Flower."""
     call = (
         "from services.app import app; app.loader.import_default_modules(); "
-        "print([app.tasks['odd_tasks.' + name].apply_async((name,), queue='nobody').id and 'sent' "
+        "print([app.tasks['odd_tasks.' + name].apply_async((name,), queue='unread').id and 'sent' "
         "for name in ('hard_alone', 'soft_beyond', 'quick')])"
     )
 
-    answer = stack.world.answer(["-c", call], stack.environment(), PATIENCE)
+    answer = stack.world.answer(["-c", call], stack.environment(), TIMEOUT_SECONDS)
 
     assert answer.stdout.strip() == "['sent', 'sent', 'sent']", answer.stderr
 
@@ -134,14 +140,14 @@ def test_a_pool_that_enforces_no_limits_says_so_at_its_start(stack: Stack, pool:
     node = stack.nodes[1 + IN_PROCESS.index(pool)]
 
     node.says(r"time limits are not enforced in this pool.*odd_tasks\.hard_alone, odd_tasks\.quick")
-    assert send(stack, "quick", f"quick-{pool}", queue=pool).get(timeout=PATIENCE) == f"quick-{pool}"
+    assert send(stack, "quick", f"quick-{pool}", queue=pool).get(timeout=TIMEOUT_SECONDS) == f"quick-{pool}"
 
 
 def change(stack: Stack, queue: str, *, soft: float | None = None, hard: float | None = None, task: str) -> Any:
     """What the worker of a queue answers to `control.time_limit`."""
-    node = f"{queue}@{os.uname().nodename}"
+    node = node_name(queue)
     [answer] = stack.client.control.time_limit(
-        f"odd_tasks.{task}", soft=soft, hard=hard, reply=True, timeout=PATIENCE, destination=[node], limit=1
+        f"odd_tasks.{task}", soft=soft, hard=hard, reply=True, timeout=TIMEOUT_SECONDS, destination=[node], limit=1
     )
     return answer[node]
 
@@ -153,12 +159,12 @@ def test_an_operators_limit_takes_effect_and_is_taken_back(stack: Stack, task: s
 
     assert change(stack, "prefork", hard=1, task=task) == {"ok": "time limits set successfully"}
     with pytest.raises(TimeLimitExceeded):
-        send(stack, task, f"changed-{task}", **authored).get(timeout=PATIENCE)
-    assert send(stack, task, f"called-{task}", soft_time_limit=3, time_limit=30).get(timeout=PATIENCE)
+        send(stack, task, f"changed-{task}", **authored).get(timeout=TIMEOUT_SECONDS)
+    assert send(stack, task, f"called-{task}", soft_time_limit=3, time_limit=30).get(timeout=TIMEOUT_SECONDS)
     assert soft_limits(stack, f"called-{task}") == 1
 
     assert "ok" in change(stack, "prefork", task=task)
-    assert send(stack, task, f"back-{task}").get(timeout=PATIENCE)
+    assert send(stack, task, f"back-{task}").get(timeout=TIMEOUT_SECONDS)
     assert soft_limits(stack, f"back-{task}") == 1
 
 
@@ -181,8 +187,8 @@ def test_a_limit_that_cannot_take_effect_is_refused(
 
 
 def test_the_limits_of_all_tasks_are_what_a_node_says_of_its_pool(stack: Stack) -> None:
-    node = f"prefork@{os.uname().nodename}"
-    [stats] = stack.client.control.inspect([node], timeout=PATIENCE, limit=1).stats().values()
+    inspect = stack.client.control.inspect([node_name("prefork")], timeout=TIMEOUT_SECONDS, limit=1)
+    [stats] = inspect.stats().values()
 
     assert stats["pool"]["timeouts"] == [SOFT, HARD]
 
@@ -191,7 +197,7 @@ def test_limits_on_the_command_line_are_those_of_all_tasks(stack: Stack) -> None
     node = start(stack, "by-hand", "--concurrency 1 --time-limit 1").says(READY)
 
     with pytest.raises(TimeLimitExceeded):
-        send(stack, "limitless", "by-hand", queue="by-hand").get(timeout=PATIENCE)
+        send(stack, "limitless", "by-hand", queue="by-hand").get(timeout=TIMEOUT_SECONDS)
 
     node.says(r"Hard time limit \(1(\.0)?s\) exceeded")
     assert soft_limits(stack, "by-hand") == 0
@@ -208,38 +214,37 @@ def ask_flower(stack: Stack) -> Ask:
     process = stack.world.python("flower", command, stack.environment(FLOWER_BASIC_AUTH=LOGIN))
 
     def ask(path: str, method: str = "POST", body: str | None = None) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
         connection.request(method, path, body, {"Authorization": basic(LOGIN)})
         return Answer(connection.getresponse())
 
     def knows_all() -> bool:
         assert process.alive, process.tail()
         with suppress(ConnectionRefusedError):
-            names = {f"{pool}@{os.uname().nodename}" for pool in ("prefork", *IN_PROCESS)}
-            return bool(names <= ask("/api/workers", "GET").json.keys())
+            return bool(set(map(node_name, POOLS)) <= ask("/api/workers", "GET").json.keys())
         return False
 
-    stack.world.wait_until(knows_all, PATIENCE, "Flower knows the nodes")
+    stack.world.wait_until(knows_all, TIMEOUT_SECONDS, "Flower knows the nodes")
     return ask
 
 
 def test_a_limit_that_is_set_in_flower_takes_effect_or_is_refused(stack: Stack, ask_flower: Ask) -> None:
     def press(pool: str, limits: str, said: str) -> Answer:
-        """As often as it takes: Flower waits for a node for a second, in which one on a busy machine says nothing."""
-        path = f"/api/task/timeout/odd_tasks.quick?workername={pool}@{os.uname().nodename}&{limits}"
+        """Ask until the node replies: Flower waits for a second, in which a node on a busy machine does not."""
+        path = f"/api/task/timeout/odd_tasks.quick?workername={node_name(pool)}&{limits}"
 
         def pressed() -> Answer | None:
             answer = ask_flower(path)
             return answer if said in answer.text else None
 
-        return stack.world.wait_until(pressed, PATIENCE, f"the {pool} node says {said!r}")
+        return stack.world.wait_until(pressed, TIMEOUT_SECONDS, f"the {pool} node says {said!r}")
 
-    taken = press("prefork", "soft=2&hard=3", "time limits set successfully")
-    in_vain = press("threads", "soft=2&hard=3", "not enforced in this pool")
-    turned = press("prefork", "soft=3&hard=2", "must be below the hard one")
+    accepted = press("prefork", "soft=2&hard=3", "time limits set successfully")
+    not_enforced = press("threads", "soft=2&hard=3", "not enforced in this pool")
+    reversed_ = press("prefork", "soft=3&hard=2", "must be below the hard one")
 
-    assert (taken.status, taken.json) == (200, {"message": "time limits set successfully"})
-    assert [answer.status for answer in (in_vain, turned)] == [403, 403]
+    assert (accepted.status, accepted.json) == (200, {"message": "time limits set successfully"})
+    assert [answer.status for answer in (not_enforced, reversed_)] == [403, 403]
 
 
 def test_flower_sends_a_task_that_has_a_limit_of_its_own(stack: Stack, ask_flower: Ask) -> None:

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,10 +18,8 @@ from kombu.utils.json import loads
 from services.broker.keys import UNACKED, UNACKED_INDEX, UNACKED_LEASES, UNACKED_STARTED
 from services.delivery.connection import Connection
 from tests.support.redis.server import RedisServer
-from tests.support.waiting import wait_until
+from tests.support.waiting import TIMEOUT_SECONDS, wait_until
 
-# Messages arrive within milliseconds; a bound costs nothing when they do.
-PATIENCE = 120
 # What an answer of Redis may take before a connection counts as dead.
 SOCKET_SECONDS = 10
 # So long that no lease ends during all tests of a file, and that none is renewed or swept in the middle of one: that
@@ -58,7 +56,7 @@ class Broker:
             for body in bodies:
                 producer.publish(body, routing_key=queue, **properties)
 
-    def held(self) -> int:
+    def count_unacked(self) -> int:
         """How many messages are unacknowledged; asserts that the keys about them agree."""
         held, index, leases = (
             self.client.hlen(UNACKED),
@@ -75,9 +73,13 @@ class Broker:
             raws = [channel.Message(_loads(raw), channel=channel) for raw in self.client.lrange(queue, 0, -1)]
         return [message.decode() for message in reversed(raws)]
 
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
+        """Like tests.support.waiting.wait_until, with this Redis as the context."""
+        wait_until(condition, TIMEOUT_SECONDS, what, self.describe)
+
     def nothing_is_left(self) -> None:
-        """Wait until all is acknowledged."""
-        wait_until(lambda: not self.client.exists(UNACKED), PATIENCE, "everything is acknowledged", self.describe)
+        """Wait until nothing is unacknowledged."""
+        self.wait_until(lambda: not self.client.exists(UNACKED), "nothing is unacknowledged")
         for key in (UNACKED_INDEX, UNACKED_LEASES, UNACKED_STARTED):
             assert not self.client.exists(key), self.describe()
 
@@ -97,7 +99,7 @@ class Broker:
         def idle() -> bool:
             return sum(1 for one in self.clients() if "t" in one["flags"] and one["cmd"] == "exists") >= consumers
 
-        wait_until(idle, PATIENCE, f"{consumers} consumers are idle", self.describe, look=0.005)
+        wait_until(idle, TIMEOUT_SECONDS, f"{consumers} consumers are idle", self.describe, look=0.005)
 
     def describe(self) -> str:
         """All keys, connections and threads, for the report of a failed test."""
@@ -146,7 +148,7 @@ class Inbox:
 
     def drain(self, expected: int, broker: Broker) -> list[Any]:
         """Wait until as many messages have come; their bodies."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT_SECONDS
         while len(self.messages) < expected:
             assert time.monotonic() < end, f"{self.bodies} came, not {expected}\n{broker.describe()}"
             with suppress(socket.timeout):
@@ -189,9 +191,9 @@ class Listener(ConsumerMixin):  # type: ignore[misc]
         """Consume; the thread has ended afterwards."""
         self._thread.start()
         try:
-            assert self.consuming.wait(PATIENCE)
+            assert self.consuming.wait(TIMEOUT_SECONDS)
             yield self
         finally:
             self.should_stop = True
-            self._thread.join(PATIENCE)
+            self._thread.join(TIMEOUT_SECONDS)
             assert not self._thread.is_alive(), "the consumer did not stop"
