@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -17,8 +18,17 @@ from services.broker.keys import (
     get_lists,
 )
 from services.delivery.claim import Claim, ClaimedMessage, claim_command, parse_reply
-from services.delivery.unacked import clock
+from services.delivery.unacked import UNKNOWN_TASK, UnackedDeliveries, clock
 
+# How a process ends a delivery, by the kind of update that this makes. The id of its task has half a character in it.
+TASK = "half: \ud800"
+ENDS: dict[str, Callable[[UnackedDeliveries, str], None]] = {
+    "ack": lambda deliveries, tag: deliveries.ack(tag),
+    "requeue": lambda deliveries, tag: deliveries.requeue([tag]),
+    "crash": lambda deliveries, tag: deliveries.record_crash(tag, "signal 9"),
+    "requeue later": lambda deliveries, tag: deliveries.requeue_later(tag, TASK),
+    "reject": lambda deliveries, tag: deliveries.reject(tag, UNKNOWN_TASK, "no such task"),
+}
 STEPS = scripts.as_json(PRIORITY_STEPS)
 # The counts that stand first in a message.
 COUNTS = re.compile(

@@ -54,7 +54,7 @@ from services.delivery.claim import Claim, ClaimIds, claim_command, parse_reply
 from services.delivery.lease_manager import LeaseManager
 from services.delivery.leases import Leases
 from services.delivery.unacked import UNKNOWN_TASK, Rules, UnackedDeliveries, clock
-from tests.integration.delivery.commands import COUNTS, add_counts, read_counts, replay_letters
+from tests.integration.delivery.commands import COUNTS, ENDS, TASK, add_counts, read_counts, replay_letters
 from tests.support.redis.server import RedisServer
 
 pytestmark = pytest.mark.each_redis
@@ -65,8 +65,6 @@ T = TypeVar("T")
 RULES = Rules(lease=3600, max_deliveries=4, visibility_timeout=7200, priority_steps=PRIORITY_STEPS, max_requeues=2)
 # Names that need care between the quotes of a record.
 QUEUES = ("celery", 'quo"te,d', "schön\\")
-# All postponed tasks have the same id, in which there is half a character.
-TASK = "half: \ud800"
 LETTERS = (DEAD_LETTERS, DEAD_LETTERS_UNTOLD)
 PROCESSES = PRODUCERS = 3
 LONG_AGO = 100_000
@@ -196,16 +194,6 @@ class Process:
 
     def __repr__(self) -> str:
         return f"<process {self.name} has claimed {self.claimed}, has to send {dict(self.pending)}>"
-
-
-# How a process ends a delivery, by the kind of update that this makes.
-ENDS: dict[str, Callable[[UnackedDeliveries, str], None]] = {
-    "ack": lambda deliveries, tag: deliveries.ack(tag),
-    "requeue": lambda deliveries, tag: deliveries.requeue([tag]),
-    "crash": lambda deliveries, tag: deliveries.record_crash(tag, "signal 9"),
-    "requeue later": lambda deliveries, tag: deliveries.requeue_later(tag, TASK),
-    "reject": lambda deliveries, tag: deliveries.reject(tag, UNKNOWN_TASK, "no such task"),
-}
 
 
 @dataclass(eq=False)
