@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from typing import Any
 from uuid import uuid4
@@ -85,12 +86,8 @@ def test_a_channel_holds_no_more_than_its_prefetch_count(broker: Broker) -> None
     first.drain(3, broker)
     second.drain(5, broker)
     second.stays_at(5)
-    assert (len(first.messages), broker.count_unacked(), broker.client.llen("one"), broker.client.llen("two")) == (
-        3,
-        8,
-        7,
-        5,
-    )
+    assert (len(first.messages), broker.count_unacked()) == (3, 8)
+    assert [broker.client.llen(name) for name in ("one", "two")] == [7, 5]
 
     first.messages[0].ack()
     first.drain(4, broker)
@@ -98,25 +95,18 @@ def test_a_channel_holds_no_more_than_its_prefetch_count(broker: Broker) -> None
     assert len(second.messages) == 5
 
 
-def test_several_consumers_on_a_channel_get_the_messages_of_their_queues(broker: Broker) -> None:
+def test_consumers_of_a_channel_get_the_messages_of_their_queues_the_most_urgent_first_and_in_turn(
+    broker: Broker,
+) -> None:
     channel = broker.connect().channel()
-    one, both = Inbox(channel, "one"), Inbox(channel, "two", "three")
-    for number in range(5):
-        for queue in ("one", "two", "three"):
-            broker.send(queue, f"{queue} {number}")
-    both.drain(10, broker)
-    one.drain(5, broker)
-    assert one.bodies == [f"one {number}" for number in range(5)]
-    assert sorted(both.bodies) == sorted(f"{queue} {number}" for queue in ("two", "three") for number in range(5))
-    broker.nothing_is_left()
-
-
-def test_the_most_urgent_come_first_and_queues_take_turns(broker: Broker) -> None:
     for priority in (9, 5, 0):
         for queue in ("one", "two"):
             broker.send(queue, *(f"{priority} {queue} {number}" for number in range(3)), priority=priority)
-    inbox = Inbox(broker.connect().channel(), "one", "two", prefetch=4)
+    broker.send("three", *range(5))
+    other, inbox = Inbox(channel, "three"), Inbox(channel, "one", "two", prefetch=4)
     bodies = inbox.drain(18, broker)
+    assert other.drain(5, broker) == list(range(5))
+    broker.nothing_is_left()
     assert [body[0] for body in bodies] == ["0"] * 6 + ["5"] * 6 + ["9"] * 6
     for urgency in "059":
         for name in ("one", "two"):
@@ -135,17 +125,6 @@ def test_recover_requeues_what_is_not_acknowledged(broker: Broker) -> None:
     inbox.consumer.recover(requeue=True)
     assert sorted(inbox.drain(6, broker)) == sorted("abcbcd")
     assert broker.count_unacked() == 3
-
-
-def test_a_rejected_message_is_requeued_or_becomes_a_dead_letter(broker: Broker) -> None:
-    inbox = Inbox(broker.connect().channel(), "one", prefetch=1, ack=False)
-    broker.send("one", "a")
-    inbox.drain(1, broker)
-    inbox.messages[-1].requeue()
-    assert inbox.drain(2, broker) == ["a", "a"]
-    inbox.messages[-1].reject()
-    broker.wait_until(lambda: broker.client.zcard(DEAD_LETTERS) == 1, "it is parked")
-    broker.nothing_is_left()
 
 
 def test_closing_requeues_what_is_unacknowledged_in_its_old_order(broker: Broker) -> None:
@@ -224,21 +203,6 @@ def test_a_simple_queue_works(broker: Broker) -> None:
     broker.nothing_is_left()
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside one that acknowledges"])
-def test_a_queue_without_acknowledgements_works(broker: Broker, beside: bool) -> None:
-    channel = broker.connect().channel()
-    if beside:
-        other = Inbox(channel, "two")
-    inbox = Inbox(channel, "one", no_ack=True, ack=False)
-    broker.send("one", *"abc")
-    assert inbox.drain(3, broker) == [*"abc"]
-    if beside:
-        broker.send("two", "d")
-        assert other.drain(1, broker) == ["d"]
-    broker.nothing_is_left()
-    assert not broker.client.exists("one")
-
-
 @pytest.mark.parametrize("no_ack", [False, True])
 def test_a_message_for_a_cancelled_consumer_stays_in_its_queue(broker: Broker, no_ack: bool) -> None:
     channel = broker.connect().channel()
@@ -273,20 +237,31 @@ def test_an_acknowledgement_in_another_thread_makes_room_at_once(broker: Broker)
     for inbox in inboxes:
         inbox.drain(1, broker)
 
+    with draining(*inboxes, timeout=None, enough=2):
+        holds_for(lambda: all(len(inbox.messages) == 1 for inbox in inboxes), 0.2, "both wait", broker.describe)
+        for inbox in inboxes:
+            inbox.messages[0].ack()
+        broker.wait_until(lambda: all(len(inbox.messages) == 2 for inbox in inboxes), "both get their second message")
+
+
+@contextmanager
+def draining(*inboxes: Inbox, timeout: float | None = 0.5, enough: int = sys.maxsize) -> Iterator[None]:
+    """Drain each of these in a thread of its own, which ends with so many messages, or when `timeout` has passed."""
+    ended = threading.Event()
+
     def drain(inbox: Inbox) -> None:
-        while len(inbox.messages) < 2:
+        while not ended.is_set() and len(inbox.messages) < enough:
             with suppress(socket.timeout):
-                inbox.channel.connection.client.drain_events()
+                inbox.channel.connection.client.drain_events(timeout=timeout)
 
     threads = [threading.Thread(target=drain, args=(inbox,), daemon=True) for inbox in inboxes]
     for thread in threads:
         thread.start()
-    holds_for(lambda: all(thread.is_alive() for thread in threads), 0.2, "both wait", broker.describe)
-    for inbox in inboxes:
-        inbox.messages[0].ack()
+    yield
+    ended.set()
     for thread in threads:
         thread.join(TIMEOUT_SECONDS)
-    assert not any(thread.is_alive() for thread in threads), broker.describe()
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_a_message_that_another_process_took_while_this_one_stood_still_is_not_delivered(broker: Broker) -> None:
@@ -457,20 +432,17 @@ def test_a_message_that_is_sent_on_with_its_own_properties_is_another_message(br
     inbox.stays_at(3, 0.2)
 
 
-def test_a_publish_reaches_every_queue_that_is_bound(broker: Broker) -> None:
+def test_a_publish_reaches_every_queue_that_is_bound_and_fails_where_none_is(broker: Broker) -> None:
     channel = broker.connect().channel()
+    with pytest.raises(InconsistencyError):
+        Producer(channel).publish("a", exchange="nowhere", routing_key="key")
+    assert not broker.client.keys("*")
+
     exchange = Exchange("ours", "direct")
     for name in ("one", "two"):
         Queue(name, exchange, routing_key="key")(channel).declare()
     Producer(channel).publish("a", exchange=exchange, routing_key="key")
     assert [broker.waiting(name) for name in ("one", "two")] == [["a"], ["a"]]
-
-
-def test_a_publish_to_an_exchange_without_a_binding_fails(broker: Broker) -> None:
-    producer = Producer(broker.connect().channel())
-    with pytest.raises(InconsistencyError):
-        producer.publish("a", exchange="nowhere", routing_key="key")
-    assert not broker.client.keys("*")
 
 
 # --- Waiting
@@ -491,24 +463,18 @@ def test_a_channel_that_has_received_replies_claims_at_once(broker: Broker) -> N
 
 
 @pytest.mark.usefixtures("no_looks")
-def test_an_idle_consumer_sends_nothing_between_its_looks(broker: Broker) -> None:
-    listener = Listener(broker.connect(), *(f"queue{number}" for number in range(5)))
+def test_an_idle_consumer_sends_nothing_and_a_message_wakes_it_whatever_its_queue_and_priority(broker: Broker) -> None:
+    queues = [f"queue{number}" for number in range(5)]
+    listener = Listener(broker.connect(), *queues)
+    producer = Producer(broker.connect().channel())
+    sent = [f"{queue} {priority}" for queue in queues[:3] for priority in PRIORITY_STEPS]
     with listener.running():
         broker.wait_idle(1)
         before = broker.commands()
         # For what must not happen.
         time.sleep(QUIET)
-        sent = broker.commands() - before
-    assert set(sent) == {"info"}, sent
-
-
-@pytest.mark.usefixtures("no_looks")
-def test_a_message_wakes_an_idle_consumer_whatever_its_queue_and_priority(broker: Broker) -> None:
-    queues = [f"queue{number}" for number in range(3)]
-    listener = Listener(broker.connect(), *queues)
-    producer = Producer(broker.connect().channel())
-    sent = [f"{queue} {priority}" for queue in queues for priority in PRIORITY_STEPS]
-    with listener.running():
+        commands = broker.commands() - before
+        assert set(commands) == {"info"}, commands
         for number, body in enumerate(sent):
             broker.wait_idle(1)
             queue, priority = body.split()
@@ -520,34 +486,16 @@ def test_a_message_wakes_an_idle_consumer_whatever_its_queue_and_priority(broker
 @pytest.mark.usefixtures("no_looks")
 def test_idle_consumers_are_woken_once_for_a_message(broker: Broker) -> None:
     consumers, messages = 20, 10
-    connections = [broker.connect() for _ in range(consumers)]
-    inboxes = [Inbox(connection.channel(), "one", prefetch=1) for connection in connections]
-    stop = threading.Event()
-
-    def drain(connection: Any) -> None:
-        while not stop.is_set():
-            with suppress(socket.timeout):
-                connection.drain_events(timeout=0.5)
-
-    threads = [threading.Thread(target=drain, args=(connection,), daemon=True) for connection in connections]
-    for thread in threads:
-        thread.start()
+    inboxes = [Inbox(broker.connect().channel(), "one", prefetch=1) for _ in range(consumers)]
     producer = Producer(broker.connect().channel())
-    broker.wait_idle(consumers)
-    before = broker.commands()
-    for number in range(messages):
-        producer.publish("a", routing_key="one")
-        wait_until(
-            lambda: sum(len(inbox.messages) for inbox in inboxes) > number,  # noqa: B023
-            TIMEOUT_SECONDS,
-            "it arrives",
-            broker.describe,
-        )
+    with draining(*inboxes):
         broker.wait_idle(consumers)
-    sent = broker.commands() - before
-    stop.set()
-    for thread in threads:
-        thread.join(TIMEOUT_SECONDS)
+        before = broker.commands()
+        for number in range(messages):
+            producer.publish("a", routing_key="one")
+            broker.wait_until(lambda: sum(len(inbox.messages) for inbox in inboxes) > number, "it arrives")  # noqa: B023
+            broker.wait_idle(consumers)
+        sent = broker.commands() - before
     # Each message changes its list when it comes and when it is taken; a consumer that looked in between looks again.
     assert sent["exists"] <= 2 * messages * (consumers + 1), sent
 
@@ -568,17 +516,36 @@ def test_a_busy_consumer_keeps_its_connection(broker: Broker) -> None:
 # --- Faults
 
 
-def test_consuming_goes_on_when_a_waiting_connection_is_killed(broker: Broker) -> None:
-    listener = Listener(broker.connect(), "one")
+def close_waiting_connection(broker: Broker, _: Proxy) -> None:
+    broker.wait_until(lambda: tracked(broker), "it waits")
+    for client in tracked(broker):
+        broker.client.client_kill_filter(_id=client)
+
+
+def drop_reply(word: bytes) -> Callable[[Broker, Proxy], Callable[[], None]]:
+    return lambda _, proxy: proxy.drop_reply(has_word(word)).wait
+
+
+FAULTS: dict[str, Callable[[Broker, Proxy], Callable[[], None] | None]] = {
+    "its waiting connection is closed": close_waiting_connection,
+    "the answer to its claim is lost": drop_reply(b"EVALSHA"),
+    "the answer to its look is lost": drop_reply(b"EXISTS"),
+    "Redis has forgotten all scripts": lambda broker, _: broker.client.script_flush() and None,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_consuming_goes_on_and_loses_nothing_when(broker: Broker, proxy: Proxy, fault: str) -> None:
+    listener = Listener(broker.connect(f"redis://127.0.0.1:{proxy.port}/0"), "one")
     with listener.running():
         for number in range(5):
-            broker.wait_until(lambda: tracked(broker), "it waits")
-            for client in tracked(broker):
-                broker.client.client_kill_filter(_id=client)
+            wait_happened = FAULTS[fault](broker, proxy)
             broker.send("one", number)
-            broker.wait_until(lambda: len(listener.bodies) == number + 1, "it arrives")  # noqa: B023
-    assert listener.bodies == list(range(5))
+            if wait_happened:
+                wait_happened()
+            broker.wait_until(lambda: number in listener.bodies, "it arrives")  # noqa: B023
     broker.nothing_is_left()
+    assert listener.bodies == list(range(5))
 
 
 def tracked(broker: Broker) -> list[str]:
@@ -606,32 +573,6 @@ def test_the_first_start_over_a_new_connection_is_marked(broker: Broker) -> None
         broker.client.client_kill_filter(_type="normal", skipme=True)
     deliveries.requeue_all()
     broker.nothing_is_left()
-
-
-@pytest.mark.parametrize("word", [b"EVALSHA", b"EXISTS"])
-def test_a_claim_whose_answer_is_lost_loses_nothing(broker: Broker, proxy: Proxy, word: bytes) -> None:
-    listener = Listener(broker.connect(f"redis://127.0.0.1:{proxy.port}/0"), "one")
-    with listener.running():
-        for number in range(5):
-            trap = proxy.drop_reply(has_word(word))
-            broker.send("one", number)
-            trap.wait()
-            broker.wait_until(lambda: number in listener.bodies, "it arrives")  # noqa: B023
-    broker.nothing_is_left()
-    assert listener.bodies == list(range(5))
-
-
-def test_scripts_that_redis_has_forgotten_are_sent_again(broker: Broker) -> None:
-    listener = Listener(broker.connect(), "one")
-    producer = Producer(broker.connect().channel())
-    with listener.running():
-        for number in range(20):
-            broker.client.script_flush()
-            producer.publish(number, routing_key="one")
-        broker.wait_until(lambda: len(listener.bodies) == 20, "all arrive")
-        broker.client.script_flush()
-    broker.nothing_is_left()
-    assert listener.bodies == list(range(20))
 
 
 def test_a_full_redis_loses_nothing_and_consuming_goes_on_when_there_is_room(broker: Broker) -> None:
@@ -693,11 +634,10 @@ def test_a_consumer_without_a_timeout_goes_on_when_a_full_redis_has_room_again(b
     broker.send("one", "a")
     broker.client.config_set("maxmemory", 1)
     inbox = Inbox(broker.connect().channel(), "one")
-    thread = threading.Thread(target=inbox.channel.connection.client.drain_events, daemon=True)
-    thread.start()
-    holds_for(lambda: not inbox.messages, 0.5, "nothing is claimed", broker.describe)
-    broker.client.config_set("maxmemory", 0)
-    broker.wait_until(lambda: inbox.messages, "it arrives")
+    with draining(inbox, timeout=None, enough=1):
+        holds_for(lambda: not inbox.messages, 0.5, "nothing is claimed", broker.describe)
+        broker.client.config_set("maxmemory", 0)
+        broker.wait_until(lambda: inbox.messages, "it arrives")
 
 
 def test_consuming_goes_on_after_redis_was_killed(broker: Broker) -> None:
@@ -719,26 +659,16 @@ def test_a_redis_that_refuses_tracking_is_asked_now_and_then(broker: Broker, tim
     allowed = ("+@all", "-client", "+client|reply")
     broker.client.execute_command("ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", *allowed)
     inbox = Inbox(broker.connect(broker.server.url(0, "word", "plain")).channel(), "one")
-    stop = threading.Event()
-
-    def drain() -> None:
-        while not stop.is_set():
-            with suppress(socket.timeout):
-                inbox.channel.connection.client.drain_events(timeout=timeout)
-
-    thread = threading.Thread(target=drain, daemon=True)
-    thread.start()
-    for number in range(3):
-        broker.send("one", number)
-        broker.wait_until(lambda: len(inbox.messages) == number + 1, "it arrives")  # noqa: B023
-    before, began = broker.commands(), time.monotonic()
-    # For what must not happen.
-    time.sleep(QUIET)
-    asked, seconds = (broker.commands() - before)["evalsha"], time.monotonic() - began
-    stop.set()
-    # So that the thread looks whether it is to stop.
-    broker.send("one", "the last")
-    thread.join(TIMEOUT_SECONDS)
+    with draining(inbox, timeout=timeout, enough=4):
+        for number in range(3):
+            broker.send("one", number)
+            broker.wait_until(lambda: len(inbox.messages) == number + 1, "it arrives")  # noqa: B023
+        before, began = broker.commands(), time.monotonic()
+        # For what must not happen.
+        time.sleep(QUIET)
+        asked, seconds = (broker.commands() - before)["evalsha"], time.monotonic() - began
+        # So that the thread has enough.
+        broker.send("one", "the last")
     # A second look, of the lease manager, and one that was under way.
     assert asked <= 2 * seconds / claim.LOOK_UNTRACKED_SECONDS + 2, "it asks without rest"
 
