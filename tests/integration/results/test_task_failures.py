@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.checkout import odd_checkout
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS, start_workers, wait_acknowledged
 from tests.support.world import Stack, World
@@ -29,10 +28,9 @@ ERRORS = {
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+def stack(odd_world: World) -> Stack:
     """A worker of each pool, on the queue of its name."""
-    shared_world.checkout = odd_checkout(tmp_path_factory.mktemp("ends") / "code")
-    stack = shared_world.stack(CELERY_IMPORTS="probe,odd_tasks", CELERY_TASK_TIME_LIMIT="600")
+    stack = odd_world.stack(CELERY_IMPORTS="probe,odd_tasks", CELERY_TASK_TIME_LIMIT="600")
     start_workers(stack)
     return stack
 
@@ -48,13 +46,13 @@ def wait_failed(stack: Stack, result: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_task_fails_once_with_its_error_and_its_hook_is_called(stack: Stack, pool: str, how: str) -> None:
     label = f"{pool}-{how}"
-    name, said = ERRORS[how]
+    name, text = ERRORS[how]
 
     result = stack.send("odd_tasks.end_hooked", label, how, queue=pool)
 
     meta = wait_failed(stack, result)
     assert type(meta["result"]).__name__ == name
-    assert said in str(meta["result"])
+    assert text in str(meta["result"])
     assert "in end_hooked" in meta["traceback"]
     stack.nodes[POOLS.index(pool)].says(rf"odd_tasks\.end_hooked\[{result.id}\] raised unexpected: {name}\(")
     # What was sent after it runs on the same node: nothing has ended with it.
@@ -64,20 +62,15 @@ def test_a_task_fails_once_with_its_error_and_its_hook_is_called(stack: Stack, p
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_task_that_exits_in_a_hook_fails_once(stack: Stack, pool: str) -> None:
-    result = stack.send("odd_tasks.end_in_hook", f"{pool}-before", queue=pool)
+def test_a_task_that_exits_in_a_hook_fails_once_and_one_that_is_called_like_a_function_raises(
+    stack: Stack, pool: str
+) -> None:
+    meta = wait_failed(stack, stack.send("odd_tasks.end_in_hook", f"{pool}-before", queue=pool))
+    calls = stack.send("odd_tasks.call_inside", f"{pool}-calls", queue=pool)
 
-    meta = wait_failed(stack, result)
     assert (type(meta["result"]).__name__, str(meta["result"])) == ("SystemExit", "before it began")
-    stack.send("probe.mark", f"{pool}-before-after", queue=pool).get(timeout=TIMEOUT_SECONDS)
+    assert calls.get(timeout=TIMEOUT_SECONDS) == "exit no more"
     assert stack.world.started(f"{pool}-before") == 1
-
-
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_task_that_is_called_like_a_function_raises_what_it_raises(stack: Stack, pool: str) -> None:
-    assert (
-        stack.send("odd_tasks.call_inside", f"{pool}-calls", queue=pool).get(timeout=TIMEOUT_SECONDS) == "exit no more"
-    )
 
 
 @pytest.mark.parametrize("how", ["shutdown", "terminate"])

@@ -14,9 +14,9 @@ import pytest
 from tests.support.checkout import Checkout
 from tests.support.fork_server import LIBRARIES_ONLY, Forked
 from tests.support.processes import Process, command_line
+from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import World
 
-PATIENCE = 120
 # Says all that a program can learn about itself; then waits, fails, becomes another program, or ends with a code.
 TELL = """
 import json, os, signal, sys, time
@@ -78,7 +78,7 @@ def said(process: Process) -> list[dict[str, Any]]:
 def test_it_finds_all_as_a_new_interpreter_does(run: Callable[[str], Process], world: World) -> None:
     process = run("7")
 
-    assert process.wait(PATIENCE) == 7
+    assert process.wait(TIMEOUT_SECONDS) == 7
     (told,) = said(process)
     assert told == {
         "argv": ["7"],
@@ -102,7 +102,7 @@ def test_code_on_a_command_line_finds_all_as_a_new_interpreter_does(world: World
     answers = []
     for fork_server in (LIBRARIES_ONLY, None):
         own_checkout.fork_server = fork_server
-        answers.append(world.answer(["-c", TELL, "7"], {"PATH": os.environ["PATH"]}, PATIENCE, own_checkout))
+        answers.append(world.answer(["-c", TELL, "7"], {"PATH": os.environ["PATH"]}, TIMEOUT_SECONDS, own_checkout))
 
     forked, executed = (json.loads(answer.stdout) for answer in answers)
     assert [answer.returncode for answer in answers] == [7, 7]
@@ -112,7 +112,7 @@ def test_code_on_a_command_line_finds_all_as_a_new_interpreter_does(world: World
 
 def test_others_find_it_by_its_command_line_and_its_environment(run: Callable[[str], Process], world: World) -> None:
     process = run("wait")
-    world.wait_until(lambda: said(process), PATIENCE, "it runs")
+    world.wait_until(lambda: said(process), TIMEOUT_SECONDS, "it runs")
 
     assert command_line(process.pid) == f"{sys.executable} -m tell wait"
     assert process.family() == [process.pid]
@@ -124,7 +124,7 @@ def test_others_find_it_by_its_command_line_and_its_environment(run: Callable[[s
 def test_what_it_dies_of_is_seen(run: Callable[[str], Process]) -> None:
     failing, speaking = run("fail"), run("sorry")
 
-    assert (failing.wait(PATIENCE), speaking.wait(PATIENCE)) == (1, 1)
+    assert (failing.wait(TIMEOUT_SECONDS), speaking.wait(TIMEOUT_SECONDS)) == (1, 1)
     assert failing.log().splitlines()[-1] == "ValueError: on purpose"
     assert speaking.log().splitlines()[-1] == "sorry"
 
@@ -132,7 +132,7 @@ def test_what_it_dies_of_is_seen(run: Callable[[str], Process]) -> None:
 def test_it_becomes_another_program_with_nothing_of_the_first(run: Callable[[str], Process]) -> None:
     process = run("become")
 
-    assert process.wait(PATIENCE) == 4
+    assert process.wait(TIMEOUT_SECONDS) == 4
     first, second = said(process)
     assert (second["argv"], second["environment"]) == (["4"], {"ONLY": "this"})
     kept = ("main", "directory", "path", "own session", "open", "input", "blocked")

@@ -11,10 +11,8 @@ from redis.retry import Retry
 
 from tests.support.redis.proxy import Command, Proxy, frame_end, frames, words
 from tests.support.redis.server import RedisServer
-from tests.support.waiting import wait_until
+from tests.support.waiting import TIMEOUT_SECONDS, wait_until
 from tests.support.world import World
-
-PATIENCE = 120
 
 
 @pytest.fixture
@@ -36,7 +34,7 @@ def client(request: pytest.FixtureRequest, server: RedisServer, proxy: Proxy) ->
         port=proxy.port,
         password=server.password,
         protocol=request.param,
-        socket_timeout=PATIENCE,
+        socket_timeout=TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),
         decode_responses=True,
     )
@@ -78,9 +76,9 @@ def test_commands_pass_and_so_do_large_replies_and_subscriptions(client: redis.R
     assert client.get("key") == large
     with client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
         pubsub.subscribe("channel")
-        pubsub.get_message(timeout=PATIENCE)
+        pubsub.get_message(timeout=TIMEOUT_SECONDS)
         client.publish("channel", "word")
-        assert pubsub.get_message(timeout=PATIENCE)["data"] == "word"
+        assert pubsub.get_message(timeout=TIMEOUT_SECONDS)["data"] == "word"
 
 
 def test_a_dropped_reply_is_of_a_command_that_redis_has_done(
@@ -123,7 +121,7 @@ def test_a_reply_decides_too(proxy: Proxy, client: redis.Redis) -> None:
 def test_a_cut_connection_is_reset_and_the_next_one_works(proxy: Proxy, client: redis.Redis) -> None:
     before = client.client_id()
     assert proxy.cut() == 1
-    wait_until(lambda: not proxy.connections(), PATIENCE, "it is cut")
+    wait_until(lambda: not proxy.connections(), TIMEOUT_SECONDS, "it is cut")
     # redis-py sees the end of an idle connection and takes another.
     assert client.client_id() != before
 
