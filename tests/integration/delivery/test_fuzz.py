@@ -43,6 +43,7 @@ from services.delivery.unacked import Rules, UnackedDeliveries, clock
 from tests.integration.delivery.commands import (
     ENDS,
     add_counts,
+    build_task,
     claim,
     end_leases,
     list_letters,
@@ -473,27 +474,9 @@ ODD_PROPERTIES: dict[str, list[Any]] = {
 }
 
 
-def task(body: Any = ((4, 3), {}, {}), properties: Any = None, count: int = 0, **headers: Any) -> bytes:
-    """A message as Celery writes it, except for what is given."""
-    plain = {"task": ADD, "id": uuid4().hex, "retries": 0, "eta": None, "expires": None, "timelimit": [None, None]}
-    fields = {
-        **({"delivery_count": count} if count else {}),
-        "body": b64encode(json.dumps(body).encode()).decode(),
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": {**plain, "lang": "py", **headers},
-        "properties": {
-            "body_encoding": "base64",
-            "delivery_info": {"exchange": "", "routing_key": "celery"},
-            **(properties or {}),
-        },
-    }
-    return json.dumps(fields).encode()
-
-
 def old_task(name: str, count: int) -> bytes:
     """A message in the first version of Celery's protocol, without headers."""
-    fields = json.loads(task({"task": name, "id": uuid4().hex, "args": [4, 3], "kwargs": {}}, count=count))
+    fields = json.loads(build_task({"task": name, "id": uuid4().hex, "args": [4, 3], "kwargs": {}}, count=count))
     return json.dumps(fields | {"headers": {}}).encode()
 
 
@@ -506,12 +489,12 @@ def odd_tasks() -> list[bytes]:
     return [
         *BAD.values(),
         *NO_TASKS,
-        *(task(**{name: value}) for name, values in ODD_HEADERS.items() for value in values),
-        *(task(body) for body in ODD_BODIES),
-        *(task(properties={name: value}) for name, values in ODD_PROPERTIES.items() for value in values),
+        *(build_task(**{name: value}) for name, values in ODD_HEADERS.items() for value in values),
+        *(build_task(body) for body in ODD_BODIES),
+        *(build_task(properties={name: value}) for name, values in ODD_PROPERTIES.items() for value in values),
         *(old_task(name, count) for name in (ADD, "no.such.task") for count in (0, 2)),
-        task(count=2),
-        task(task="no.such.task", count=2),
+        build_task(count=2),
+        build_task(task="no.such.task", count=2),
     ]
 
 

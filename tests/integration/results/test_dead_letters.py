@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 from uuid import uuid4
 
@@ -27,6 +28,7 @@ from services.broker.keys import (
 )
 from services.dead_letters import DeadLetter
 from tests.integration.commands.test_call import services
+from tests.integration.delivery.commands import build_task
 from tests.support.checkout import Checkout
 from tests.support.processes import children
 from tests.support.waiting import TIMEOUT_SECONDS
@@ -80,22 +82,9 @@ def letter_with(stack: Stack, text: bytes) -> tuple[int, dict[str, bytes]]:
 
 def message(task: str, *arguments: object, **changes: object) -> bytes:
     """A message as Celery writes it; `changes` are made to its outermost object."""
-    task_id = str(uuid4())
-    body = json.dumps([arguments, {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
-    whole = {
-        "body": base64.b64encode(body.encode()).decode(),
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": {"lang": "py", "task": task, "id": task_id, "argsrepr": repr(arguments), "kwargsrepr": "{}"},
-        "properties": {
-            "correlation_id": task_id,
-            "delivery_info": {"exchange": "", "routing_key": "celery"},
-            "delivery_mode": 2,
-            "delivery_tag": str(uuid4()),
-            "body_encoding": "base64",
-        },
-    }
-    return json.dumps(whole | changes).encode()
+    options = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    built = build_task([arguments, {}, options], task=task, argsrepr=repr(arguments), kwargsrepr="{}")
+    return json.dumps(json.loads(built) | changes).encode()
 
 
 def id_of(raw_message: bytes) -> str:
@@ -181,13 +170,16 @@ def test_a_result_becomes_a_dead_letter_also_when_the_version_before_has_stored_
     assert (error.reason, str(error)) == ("crashed", "crashed: it died (dead letter 7)")
 
 
-PICKLED = base64.b64encode(b"\x80\x04N.").decode()
+# Makes a directory when it is unpickled.
+UNPICKLED = Path(gettempdir()) / uuid4().hex
+PICKLED = base64.b64encode(b"cos\nmkdir\n(S'%s'\ntR." % bytes(UNPICKLED)).decode()
+IS_PICKLED = {"content-type": "application/x-python-serialize", "content-encoding": "binary"}
 UNDECODABLE_BODIES: dict[str, Callable[[], bytes]] = {
     "not base64": lambda: message("probe.mark", body="%"),
     "not JSON": lambda: message("probe.mark", body=base64.b64encode(b"[4, ").decode()),
     "of another shape": lambda: message("probe.mark", body=base64.b64encode(b"[[], {}]").decode()),
     "arguments of another kind": lambda: message("probe.mark", body=base64.b64encode(b"[7, {}, {}]").decode()),
-    "a pickle": lambda: message("probe.mark", body=PICKLED, **{"content-type": "application/x-python-serialize"}),
+    "a pickle": lambda: message("probe.mark", body=PICKLED, **IS_PICKLED),
     "of an unknown kind": lambda: message("probe.mark", **{"content-type": "application/x-nobody-knows"}),
 }
 
@@ -211,7 +203,10 @@ def test_a_task_whose_body_cannot_be_decoded_is_kept_and_its_sender_is_told(stac
         client.lpush("celery", garbage)
 
     assert reason(stack.client.AsyncResult(id_of(garbage))) == "undecodable"
-    assert letter_with(stack, id_of(garbage).encode())[1]["message"] == garbage
+    letter = letter_with(stack, id_of(garbage).encode())[1]
+    assert letter["message"] == garbage
+    assert (b"ContentDisallowed" in letter["detail"]) == (kind in ("a pickle", "of an unknown kind")), letter["detail"]
+    assert not UNPICKLED.exists()
     assert stack.send("probe.mark", "after-body").get(timeout=TIMEOUT_SECONDS) == "after-body"
 
 
@@ -355,25 +350,25 @@ def test_the_sender_is_told_by_another_worker_when_the_one_that_parked_the_task_
 @contextmanager
 def events(stack: Stack) -> Iterator[list[dict[str, Any]]]:
     """The events of tasks, as Flower gets them."""
-    seen: list[dict[str, Any]] = []
+    heard: list[dict[str, Any]] = []
     with stack.client.connection_for_read() as connection:
-        receiver = stack.client.events.Receiver(connection, handlers={"*": seen.append})
+        receiver = stack.client.events.Receiver(connection, handlers={"*": heard.append})
         thread = threading.Thread(target=receiver.capture, kwargs={"timeout": None, "wakeup": False}, daemon=True)
         thread.start()
         # It hears heartbeats once it listens.
-        stack.world.wait_until(lambda: seen, TIMEOUT_SECONDS, "the first event")
-        yield seen
+        stack.world.wait_until(lambda: heard, TIMEOUT_SECONDS, "the first event")
+        yield heard
         receiver.should_stop = True
         thread.join(TIMEOUT_SECONDS)
         assert not thread.is_alive()
 
 
 def test_flower_is_told_once(stack: Stack) -> None:
-    with events(stack) as seen:
+    with events(stack) as heard:
         sent = stack.send("nobody.knows")
         failure(sent)
         failed = stack.world.wait_until(
-            lambda: [event for event in seen if event["type"] == "task-failed" and event["uuid"] == sent.id],
+            lambda: [event for event in heard if event["type"] == "task-failed" and event["uuid"] == sent.id],
             TIMEOUT_SECONDS,
             "the event",
         )
@@ -387,15 +382,15 @@ def test_flower_is_told_once(stack: Stack) -> None:
 
 
 @pytest.fixture
-def quiet(world: World) -> Stack:
+def bare(world: World) -> Stack:
     """A Redis without workers."""
     return world.stack()
 
 
-def test_many_letters_are_replayed_and_listed_newest_last_by_twenty_with_a_count_of_the_rest(quiet: Stack) -> None:
-    ids = [park(quiet, message("probe.mark", number), "mail") for number in range(250)]
+def test_many_letters_are_replayed_and_listed_newest_last_by_twenty_with_a_count_of_the_rest(bare: Stack) -> None:
+    ids = [park(bare, message("probe.mark", number), "mail") for number in range(250)]
 
-    latest, everything = (services(quiet, "dead-letters", *more) for more in ([], ["--all"]))
+    latest, everything = (services(bare, "dead-letters", *more) for more in ([], ["--all"]))
 
     assert (latest.code, everything.code) == (0, 0)
     assert [one["id"] for one in latest.said["dead_letters"]] == ids[-20:]
@@ -408,21 +403,21 @@ def test_many_letters_are_replayed_and_listed_newest_last_by_twenty_with_a_count
         "id": ids[-20],
         "reason": "crashed",
         "task": "probe.mark",
-        "task_id": id_of(letters(quiet)[ids[-20]]["message"]),
+        "task_id": id_of(letters(bare)[ids[-20]]["message"]),
         "queue": "mail",
         "deliveries": 5,
         "detail": "a test",
     }
-    assert services(quiet, "replay", "--all").said == {"replayed": ids}
-    assert quiet.waiting("mail") == 250
+    assert services(bare, "replay", "--all").said == {"replayed": ids}
+    assert bare.waiting("mail") == 250
 
 
-def test_one_letter_is_shown_with_its_arguments_or_byte_by_byte(quiet: Stack) -> None:
-    number = park(quiet, message("probe.mark", "x", {"y": [1.5]}), "mail")
+def test_one_letter_is_shown_with_its_arguments_or_byte_by_byte(bare: Stack) -> None:
+    number = park(bare, message("probe.mark", "x", {"y": [1.5]}), "mail")
 
-    broken = park(quiet, b'{"caf\xc3\xa9\xff": \x1b[31m', "mail")
+    broken = park(bare, b'{"caf\xc3\xa9\xff": \x1b[31m', "mail")
 
-    answer, of_broken = (services(quiet, "dead-letters", str(one)) for one in (number, broken))
+    answer, of_broken = (services(bare, "dead-letters", str(one)) for one in (number, broken))
 
     assert (answer.code, of_broken.code) == (0, 0)
     assert (answer.said["args"], answer.said["kwargs"]) == (["x", {"y": [1.5]}], {})
@@ -449,23 +444,23 @@ def test_one_letter_is_shown_with_its_arguments_or_byte_by_byte(quiet: Stack) ->
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_nothing_is_done(
-    quiet: Stack, command: str, code: int, error: str
+    bare: Stack, command: str, code: int, error: str
 ) -> None:
-    number = park(quiet, message("probe.mark"), "mail")
+    number = park(bare, message("probe.mark"), "mail")
 
-    done = quiet.world.answer(["-m", "services", *command.split()], quiet.environment(), TIMEOUT_SECONDS)
+    done = bare.world.answer(["-m", "services", *command.split()], bare.environment(), TIMEOUT_SECONDS)
 
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith(f"error: {error}")
     assert done.stderr.count("\n") == 1
-    assert list(letters(quiet)) == [number]
+    assert list(letters(bare)) == [number]
 
 
 @pytest.mark.parametrize("command", ["status", "dead-letters", "dead-letters 1", "replay --all", "to-plain"])
-def test_a_redis_that_is_away_is_said_with_exit_code_1(quiet: Stack, command: str) -> None:
-    quiet.redis.stop()
+def test_a_redis_that_is_away_is_said_with_exit_code_1(bare: Stack, command: str) -> None:
+    bare.redis.stop()
 
-    answer = services(quiet, *command.split())
+    answer = services(bare, *command.split())
 
     assert answer.code == 1
     assert answer.said["error"].startswith("Redis refuses: " if "replay" in command else "Redis does not answer: ")
@@ -515,19 +510,19 @@ def test_after_its_replay_the_later_links_of_a_chain_run_and_a_chord_stays_faile
     assert stack.world.started("body") == 0
 
 
-def test_a_replay_leaves_each_message_as_its_sender_wrote_it_beside_one_that_does_not_exist(quiet: Stack) -> None:
+def test_a_replay_leaves_each_message_as_its_sender_wrote_it_beside_one_that_does_not_exist(bare: Stack) -> None:
     plain = b'{"properties": {"priority": 6}, "odd": 1.0e+5, "e": {}, "n": [ ]}'
     counted = b'{"delivery_count":5,' + plain[1:]
     no_json = b'{"delivery_count":5,no JSON'
     never_counted = b"\xff no JSON \x00"
-    ids = [park(quiet, one, "mail") for one in (counted, no_json, never_counted)]
+    ids = [park(bare, one, "mail") for one in (counted, no_json, never_counted)]
 
-    answer = services(quiet, "replay", "99", *map(str, ids))
+    answer = services(bare, "replay", "99", *map(str, ids))
 
     assert (answer.code, answer.said["replayed"]) == (1, ids)
     assert answer.said["error"].startswith("there is no dead letter 99")
-    assert letters(quiet) == {}
-    with raw(quiet) as client:
+    assert letters(bare) == {}
+    with raw(bare) as client:
         first, *_, third, fourth = get_lists("mail")
         assert client.lrange(third, 0, -1) == [plain]
         # As new arrivals, in the order in which they were parked.
@@ -535,32 +530,32 @@ def test_a_replay_leaves_each_message_as_its_sender_wrote_it_beside_one_that_doe
         assert client.exists(fourth, DEAD_LETTERS, DEAD_LETTERS_UNTOLD) == 0
 
 
-def test_a_full_redis_refuses_a_replay_whole_and_can_be_purged(quiet: Stack) -> None:
-    ids = [park(quiet, message("probe.mark"), "mail") for _ in range(2)]
-    quiet.redis.fill(2)
+def test_a_full_redis_refuses_a_replay_whole_and_can_be_purged(bare: Stack) -> None:
+    ids = [park(bare, message("probe.mark"), "mail") for _ in range(2)]
+    bare.redis.fill(2)
 
-    answer = services(quiet, "replay", "--all")
+    answer = services(bare, "replay", "--all")
 
     assert answer.code == 1
     assert answer.said["error"].startswith("Redis refuses: ")
     assert answer.said["error"].endswith("nothing was replayed")
     assert "maxmemory" in answer.said["error"]
-    assert list(letters(quiet)) == ids
-    assert quiet.waiting("mail") == 0
-    purged = services(quiet, "purge-dead-letters", "--yes")
+    assert list(letters(bare)) == ids
+    assert bare.waiting("mail") == 0
+    purged = services(bare, "purge-dead-letters", "--yes")
     assert (purged.code, purged.said) == (0, {"purged": 2})
 
 
-def test_a_purge_deletes_all_letters_says_how_many_and_tells_who_has_not_been_told(quiet: Stack) -> None:
+def test_a_purge_deletes_all_letters_says_how_many_and_tells_who_has_not_been_told(bare: Stack) -> None:
     untold = message("probe.mark")
     for one in (untold, b"no task"):
-        park(quiet, one, "mail", told=False)
+        park(bare, one, "mail", told=False)
     for number in range(250):
-        park(quiet, message("probe.mark", number), "mail")
+        park(bare, message("probe.mark", number), "mail")
 
-    answer = services(quiet, "purge-dead-letters", "--yes")
+    answer = services(bare, "purge-dead-letters", "--yes")
 
     assert (answer.code, answer.said) == (0, {"purged": 252})
-    assert reason(quiet.client.AsyncResult(id_of(untold))) == "crashed"
-    with raw(quiet) as client:
+    assert reason(bare.client.AsyncResult(id_of(untold))) == "crashed"
+    with raw(bare) as client:
         assert client.keys("dead_letter*") == [DEAD_LETTERS_NEXT.encode()]
