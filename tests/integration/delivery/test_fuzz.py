@@ -15,24 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kombu import Consumer, Producer, Queue
 
-from services.broker.keys import (
-    BINDINGS,
-    DEAD_LETTER,
-    DEAD_LETTER_KEYS,
-    DEAD_LETTERS,
-    DEAD_LETTERS_UNTOLD,
-    PRIORITY_SEPARATOR,
-    PRIORITY_STEPS,
-    SCHEDULED,
-    SCHEDULED_KEYS,
-    SCHEDULED_MESSAGES,
-    SWEEPS,
-    UNACKED,
-    UNACKED_INDEX,
-    UNACKED_KEYS,
-    UNACKED_STARTED,
-    get_lists,
-)
+from services.broker import keys
 from services.broker.messages import extract_message
 from services.delayed import scheduled
 from services.delayed.rate_limits import Rate
@@ -57,7 +40,7 @@ from tests.support.world import World
 
 pytestmark = pytest.mark.each_redis
 
-RULES = Rules(lease=3600, max_deliveries=1000, visibility_timeout=3600, priority_steps=PRIORITY_STEPS)
+RULES = Rules(lease=3600, max_deliveries=1000, visibility_timeout=3600, priority_steps=keys.PRIORITY_STEPS)
 # Larger than any buffer between here and Redis, and than what one claim takes beside others.
 LARGE = 10_000_000
 # Deeper than Lua's reader follows (1000), and than Python's.
@@ -183,10 +166,10 @@ def send_away(client: Any, tag: str, way: str) -> None:
         settle(client, tag, ENDS[way])
     else:
         if way in COUNTED:
-            client.sadd(UNACKED_STARTED, tag)
+            client.sadd(keys.UNACKED_STARTED, tag)
         end_leases(client, tag)
-    for field in client.zrange(SCHEDULED, 0, -1):
-        client.zadd(SCHEDULED, {field: 1})
+    for field in client.zrange(keys.SCHEDULED, 0, -1):
+        client.zadd(keys.SCHEDULED, {field: 1})
     sweeper.sweep(client, RULES)
 
 
@@ -195,7 +178,7 @@ def check(client: Any, queue: str, message: bytes, way: str) -> None:
     client.flushall()
     client.lpush(queue, message)
     send_away(client, claim(client, queue, RULES.lease).tag, way)
-    lists = [raw for name in get_lists(queue) for raw in client.lrange(name, 0, -1)]
+    lists = [raw for name in keys.get_lists(queue) for raw in client.lrange(name, 0, -1)]
     starts, requeues = read_counts(message)
     too_often = (way in COUNTED and starts >= RULES.max_deliveries) or (
         way == "requeue later" and requeues >= RULES.max_requeues
@@ -206,7 +189,7 @@ def check(client: Any, queue: str, message: bytes, way: str) -> None:
         unchanged = way in ("requeue", "postpone")
         after = message if unchanged else add_counts(message, way in COUNTED, way == "requeue later")
         assert (lists, list_letters(client)) == ([after], [])
-    for key in (*UNACKED_KEYS, *SCHEDULED_KEYS):
+    for key in (*keys.UNACKED_KEYS, *keys.SCHEDULED_KEYS):
         assert not client.exists(key), key
 
 
@@ -222,7 +205,7 @@ def test_a_message_that_waited_for_its_rate_goes_to_stock_workers_with_its_own_b
     for due in (2.0, 3.0):
         wait_for_token(broker.client, due)
         if name in GOOD:
-            marked = json.loads(extract_message(broker.client.hget(SCHEDULED_MESSAGES, "id")))
+            marked = json.loads(extract_message(broker.client.hget(keys.SCHEDULED_MESSAGES, "id")))
             assert marked["rate_limit_token"] == ["a [task]", "1.000000000", "node", due, 1]
         assert sweeper.sweep(broker.client, RULES).promoted == 1
     wait_for_token(broker.client, 4.0)
@@ -264,8 +247,8 @@ PIECES = st.sampled_from([
 ])  # fmt: skip
 MESSAGES = st.binary(max_size=60) | st.lists(PIECES, max_size=12).map(b"".join)
 # Hypothesis tries words of the code as well, and no queue may have the name of a key that is no list.
-OWN_KEYS = {*UNACKED_KEYS, *DEAD_LETTER_KEYS, SWEEPS, *SCHEDULED_KEYS}
-CHARACTERS = st.characters(codec="utf-8", exclude_characters=PRIORITY_SEPARATOR)
+OWN_KEYS = {*keys.UNACKED_KEYS, *keys.DEAD_LETTER_KEYS, keys.SWEEPS, *keys.SCHEDULED_KEYS}
+CHARACTERS = st.characters(codec="utf-8", exclude_characters=keys.PRIORITY_SEPARATOR)
 QUEUE_NAMES = st.text(CHARACTERS, min_size=1, max_size=20).filter(lambda name: name not in OWN_KEYS)
 
 
@@ -290,11 +273,11 @@ def test_a_consumer_gets_what_can_be_read_and_survives_the_rest(broker: Broker) 
     def all_came() -> bool:
         with suppress(TimeoutError):
             inbox.channel.connection.client.drain_events(timeout=0.05)
-        return len(inbox.messages) + int(broker.client.zcard(DEAD_LETTERS)) == len(ALL)
+        return len(inbox.messages) + int(broker.client.zcard(keys.DEAD_LETTERS)) == len(ALL)
 
     wait_until(all_came, 6 * TIMEOUT_SECONDS, "all is delivered or parked", broker.describe, look=0)
     broker.nothing_is_left()
-    assert not broker.client.exists(*get_lists("celery"))
+    assert not broker.client.exists(*keys.get_lists("celery"))
     deep, parked = EITHER["nested deep"], [message for message, _ in list_letters(broker.client)]
     good, bad = ([*GOOD.values()], [*BAD.values(), deep]) if deep in parked else ([*GOOD.values(), deep], BAD.values())
     assert sorted(parked) == sorted(bad)
@@ -388,11 +371,11 @@ def stock_record(message: bytes, exchange: str = "", key: str = "celery") -> byt
 def restore(client: Any, *records: bytes, queue: str = "celery") -> list[Any]:
     """Sweep, when the stock consumers of these records are dead; return what is on the list then."""
     for number, record in enumerate(records):
-        client.hset(UNACKED, f"stock{number}", record)
-        client.zadd(UNACKED_INDEX, {f"stock{number}": number})
-    client.hset(SWEEPS, mapping={"last": client.time()[0], "rest": 0})
+        client.hset(keys.UNACKED, f"stock{number}", record)
+        client.zadd(keys.UNACKED_INDEX, {f"stock{number}": number})
+    client.hset(keys.SWEEPS, mapping={"last": client.time()[0], "rest": 0})
     found = sweeper.sweep(client, RULES)
-    sweeper.requeue_overdue(client, found.stock, PRIORITY_STEPS)
+    sweeper.requeue_overdue(client, found.stock, keys.PRIORITY_STEPS)
     return [json.loads(raw) for raw in client.lrange(queue, 0, -1)]
 
 
@@ -414,7 +397,7 @@ def test_the_messages_of_dead_stock_consumers_are_requeued_whatever_is_in_them_o
 
     assert sorted(one["body"] for one in restored) == [f"{number}" for number in range(len(changes))]
     # The others are left to the program that wrote them.
-    assert broker.client.hlen(UNACKED) == len(no_messages)
+    assert broker.client.hlen(keys.UNACKED) == len(no_messages)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +413,7 @@ def test_the_messages_of_dead_stock_consumers_are_requeued_whatever_is_in_them_o
 def test_a_stock_message_goes_where_its_exchange_says(
     broker: Broker, member: tuple[str, str, str], key: str, queue: str
 ) -> None:
-    broker.client.sadd(f"{BINDINGS}ours", PRIORITY_SEPARATOR.join(member))
+    broker.client.sadd(f"{keys.BINDINGS}ours", keys.PRIORITY_SEPARATOR.join(member))
     assert len(restore(broker.client, stock_record(kombus(), "ours", key), queue=queue)) == 1
 
 
@@ -509,12 +492,12 @@ def test_a_worker_survives_every_message_and_leaves_none_unacknowledged(world: W
 
     def all_done() -> bool:
         assert worker.process.count("ready") <= 1, worker.process.log()[-20_000:]
-        return not client.exists("celery", UNACKED)
+        return not client.exists("celery", keys.UNACKED)
 
     world.wait_until(all_done, 3 * TIMEOUT_SECONDS, "nothing is left")
     assert worker.process.count("nrecoverable") == 0
-    numbers = [int(number) for number in client.zrange(DEAD_LETTERS, 0, -1)]
-    parked = [client.hmget(f"{DEAD_LETTER}{number}", "message", "queue", "reason") for number in numbers]
+    numbers = [int(number) for number in client.zrange(keys.DEAD_LETTERS, 0, -1)]
+    parked = [client.hmget(f"{keys.DEAD_LETTER}{number}", "message", "queue", "reason") for number in numbers]
     undecodable = [message for message, *rest in parked if rest == [b"celery", b"undecodable"]]
     assert [message for message in (*BAD.values(), *NO_TASKS) if message not in undecodable] == []
-    world.wait_until(lambda: not client.exists(DEAD_LETTERS_UNTOLD), TIMEOUT_SECONDS, "nobody is left to tell")
+    world.wait_until(lambda: not client.exists(keys.DEAD_LETTERS_UNTOLD), TIMEOUT_SECONDS, "nobody is left to tell")

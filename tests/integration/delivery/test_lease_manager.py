@@ -11,19 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from services.broker import messages
-from services.broker.keys import (
-    DEAD_LETTERS,
-    DEAD_LETTERS_NEXT,
-    PRIORITY_STEPS,
-    SCHEDULED,
-    SCHEDULED_MESSAGES,
-    SWEEPS,
-    UNACKED,
-    UNACKED_LEASES,
-    UNACKED_STARTED,
-    get_scheduled_fields,
-)
+from services.broker import keys, messages
 from services.delivery import ack_buffer, lease_manager, registry, sweeper
 from services.delivery.claim import ClaimedMessage
 from services.delivery.connection import Connection
@@ -38,7 +26,7 @@ pytestmark = pytest.mark.each_redis
 
 # Renewed each second, and still there when a busy machine has stopped for two.
 LEASE = 3
-RULES = Rules(LEASE, max_deliveries=2, visibility_timeout=3600, priority_steps=PRIORITY_STEPS)
+RULES = Rules(LEASE, max_deliveries=2, visibility_timeout=3600, priority_steps=keys.PRIORITY_STEPS)
 
 
 class Claimer:
@@ -76,10 +64,10 @@ class Claimer:
 
     def wait_renewed(self, one: ClaimedMessage) -> None:
         """Wait until the lease of `one` has been renewed twice."""
-        ends = {self.client.zscore(UNACKED_LEASES, one.tag)}
+        ends = {self.client.zscore(keys.UNACKED_LEASES, one.tag)}
 
         def renewed() -> bool:
-            ends.add(self.client.zscore(UNACKED_LEASES, one.tag))
+            ends.add(self.client.zscore(keys.UNACKED_LEASES, one.tag))
             return len(ends) > 2
 
         self.wait_until(renewed, "a lease is renewed, and again")
@@ -87,7 +75,7 @@ class Claimer:
     def wait_started(self, *claimed: ClaimedMessage) -> None:
         """Wait until these are marked as started, and nothing else is."""
         tags = {one.tag.encode() for one in claimed}
-        self.wait_until(lambda: self.client.smembers(UNACKED_STARTED) == tags, "their starts are marked")
+        self.wait_until(lambda: self.client.smembers(keys.UNACKED_STARTED) == tags, "their starts are marked")
 
 
 @pytest.fixture
@@ -106,7 +94,7 @@ def test_an_end_that_redis_refuses_is_sent_again_and_until_then_its_lease_is_ren
 ) -> None:
     # Its last delivery.
     one, refused = claimer.take(), claimer.take(message=b'{"delivery_count":2,"body":1}')
-    for key in (DEAD_LETTERS_NEXT, SCHEDULED):
+    for key in (keys.DEAD_LETTERS_NEXT, keys.SCHEDULED):
         claimer.client.set(key, "neither a number nor a sorted set")
     ENDS[end](claimer.deliveries, refused.tag)
 
@@ -114,11 +102,11 @@ def test_an_end_that_redis_refuses_is_sent_again_and_until_then_its_lease_is_ren
     claimer.wait_renewed(one)
     acked = claimer.take()
     claimer.deliveries.ack(acked.tag)
-    claimer.wait_until(lambda: not claimer.client.hexists(UNACKED, acked.tag), "acknowledgements go on as well")
-    assert claimer.client.hexists(UNACKED, refused.tag), claimer.describe()
+    claimer.wait_until(lambda: not claimer.client.hexists(keys.UNACKED, acked.tag), "acknowledgements go on as well")
+    assert claimer.client.hexists(keys.UNACKED, refused.tag), claimer.describe()
 
-    claimer.client.delete(DEAD_LETTERS_NEXT, SCHEDULED)
-    claimer.wait_until(lambda: not claimer.client.hexists(UNACKED, refused.tag), "what was refused is sent again")
+    claimer.client.delete(keys.DEAD_LETTERS_NEXT, keys.SCHEDULED)
+    claimer.wait_until(lambda: not claimer.client.hexists(keys.UNACKED, refused.tag), "what was refused is sent again")
     if end != "requeue later":
         claimer.wait_until(lambda: claimer.letters, "it is reported")
         assert set(claimer.letters) == {1}
@@ -133,7 +121,7 @@ def test_a_full_redis_takes_renewals_acknowledgements_and_requeues(claimer: Clai
     claimer.deliveries.requeue([requeued.tag])
 
     claimer.wait_until(lambda: claimer.client.lrange("celery", 0, -1) == [requeued.message], "one is requeued")
-    claimer.wait_until(lambda: not claimer.client.exists(UNACKED), "the other one is acknowledged")
+    claimer.wait_until(lambda: not claimer.client.exists(keys.UNACKED), "the other one is acknowledged")
 
 
 def test_leases_are_renewed_when_redis_has_no_room_for_another_connection(claimer: Claimer) -> None:
@@ -185,7 +173,7 @@ def test_a_start_in_the_same_process_acknowledges_what_has_ended_before(
     monkeypatch.setattr(ack_buffer, "LONGEST_SECONDS", TIMEOUT_SECONDS * 100)
     claimer = Claimer(broker, lease=TIMEOUT_SECONDS * 100)
     # The last step of the lease manager's first turn, before which it has opened the connection for marks.
-    claimer.wait_until(lambda: claimer.client.exists(SWEEPS), "the lease manager has swept")
+    claimer.wait_until(lambda: claimer.client.exists(keys.SWEEPS), "the lease manager has swept")
     ended, elsewhere, next_one = claimer.take(), claimer.take(), claimer.take()
     claimer.client.script_flush()
     for one in (ended, elsewhere):
@@ -194,7 +182,7 @@ def test_a_start_in_the_same_process_acknowledges_what_has_ended_before(
 
     assert claimer.deliveries.start(next_one.tag, here=True)
 
-    claimer.wait_until(lambda: claimer.client.hkeys(UNACKED) == [next_one.tag.encode()], "the others are acknowledged")
+    claimer.wait_until(lambda: claimer.client.hkeys(keys.UNACKED) == [next_one.tag.encode()], "the others have ended")
     claimer.wait_started(next_one)
     assert not claimer.deliveries.is_idle, "it has been acknowledged for good"
     claimer.close()
@@ -213,7 +201,7 @@ def test_starts_are_marked_with_renewals_where_redis_refuses_silence(broker: Bro
 def test_a_task_id_that_utf8_cannot_spell_ends_nothing(claimer: Claimer) -> None:
     one, late = claimer.take(), claimer.take()
     claimer.deliveries.postpone(late.tag, time.time() + 3600, "half a pair: \ud800")
-    claimer.wait_until(lambda: claimer.client.hkeys(SCHEDULED_MESSAGES) == [b"half a pair: \\ud800"], "it waits")
+    claimer.wait_until(lambda: claimer.client.hkeys(keys.SCHEDULED_MESSAGES) == [b"half a pair: \\ud800"], "it waits")
     claimer.wait_renewed(one)
 
 
@@ -249,7 +237,7 @@ def test_dead_letters_whose_report_fails_are_reported_again(broker: Broker) -> N
 def test_a_mark_that_came_too_late_is_swept_away(claimer: Claimer) -> None:
     """Marks and acknowledgements travel over two connections, and an acknowledgement may come first."""
     one = claimer.take()
-    claimer.client.sadd(UNACKED_STARTED, one.tag, *(f"late:{number}" for number in range(300)))
+    claimer.client.sadd(keys.UNACKED_STARTED, one.tag, *(f"late:{number}" for number in range(300)))
     claimer.wait_started(one)
 
 
@@ -289,25 +277,25 @@ def test_consuming_after_the_end_of_a_worker_in_the_same_process_has_a_lease_man
 
 def wait_swept(claimer: Claimer) -> None:
     """Leave a message as a process does that has died before it started its task; wait until it is requeued."""
-    claimer.client.zadd(UNACKED_LEASES, {"gone": 1})
-    claimer.client.hset(UNACKED, "gone", b'[{"body":"gone"},"","celery"]')
+    claimer.client.zadd(keys.UNACKED_LEASES, {"gone": 1})
+    claimer.client.hset(keys.UNACKED, "gone", b'[{"body":"gone"},"","celery"]')
     swept = b'{"delivery_count":1,"body":"gone"}'
     claimer.wait_until(lambda: claimer.client.lrange("celery", 0, -1) == [swept], "it is swept")
 
 
 def test_after_an_outage_no_lease_is_taken_before_all_could_be_renewed(claimer: Claimer) -> None:
-    claimer.client.hset(SWEEPS, mapping={"last": 0, "rest": 0})
+    claimer.client.hset(keys.SWEEPS, mapping={"last": 0, "rest": 0})
     living = claimer.take()
     claimer.deliveries.requeue_claim("nothing", 0)
     wait_swept(claimer)
-    rest, last = (float(claimer.client.hget(SWEEPS, name) or 0) for name in ("rest", "last"))
+    rest, last = (float(claimer.client.hget(keys.SWEEPS, name) or 0) for name in ("rest", "last"))
     assert last >= rest > 0
-    assert claimer.client.hexists(UNACKED, living.tag)
+    assert claimer.client.hexists(keys.UNACKED, living.tag)
 
 
 def test_a_clock_that_was_ahead_and_is_put_back_stops_no_sweep_for_longer_than_a_lease(claimer: Claimer) -> None:
     ahead = claimer.client.time()[0] + 86400
-    claimer.client.hset(SWEEPS, mapping={"last": ahead, "rest": ahead})
+    claimer.client.hset(keys.SWEEPS, mapping={"last": ahead, "rest": ahead})
     wait_swept(claimer)
 
 
@@ -315,9 +303,9 @@ def leave_started(client: Any, *texts: str) -> None:
     """Leave these messages as a worker does that has died while their tasks ran."""
     tags = [f"dead:{number}" for number in range(len(texts))]
     for tag, text in zip(tags, texts, strict=True):
-        client.hset(UNACKED, tag, f'[{text},"","celery"]')
-        client.zadd(UNACKED_LEASES, {tag: 0})
-        client.sadd(UNACKED_STARTED, tag)
+        client.hset(keys.UNACKED, tag, f'[{text},"","celery"]')
+        client.zadd(keys.UNACKED_LEASES, {tag: 0})
+        client.sadd(keys.UNACKED_STARTED, tag)
     # Last: a sweep comes too late half a lease after it.
     end_leases(client, *tags)
 
@@ -329,12 +317,12 @@ def message(count: int, task: str, rest: str = "") -> str:
 def sweep(client: Any, deliveries: int) -> tuple[list[str], dict[str, str], list[tuple[bytes, float]]]:
     """What a sweep requeues, what waits in which field, and until when."""
     # Half of this lease is longer than any machine takes to get here.
-    sweeper.sweep(client, Rules(3600, deliveries, visibility_timeout=3600, priority_steps=PRIORITY_STEPS))
-    waiting = client.hgetall(SCHEDULED_MESSAGES).items()
+    sweeper.sweep(client, Rules(3600, deliveries, visibility_timeout=3600, priority_steps=keys.PRIORITY_STEPS))
+    waiting = client.hgetall(keys.SCHEDULED_MESSAGES).items()
     return (
         [one.decode() for one in client.lrange("celery", 0, -1)],
         {field.decode(): messages.extract_message(record).decode() for field, record in waiting},
-        client.zrange(SCHEDULED, 0, -1, withscores=True),
+        client.zrange(keys.SCHEDULED, 0, -1, withscores=True),
     )
 
 
@@ -348,11 +336,11 @@ def test_tasks_that_died_together_start_one_after_the_other_for_the_last_two_tim
     assert sorted([*requeued, *waiting.values()]) == sorted(again)
     assert len(requeued) == 1
     # So that they can be revoked by the ids of their tasks.
-    names = {name.decode() for task in "abc" for name in get_scheduled_fields(task)}
+    names = {name.decode() for task in "abc" for name in keys.get_scheduled_fields(task)}
     assert waiting.keys() == {field.decode() for field, _ in dues} <= names
     moments = [due for _, due in dues]
     assert [later - sooner for sooner, later in pairwise(moments)] == [pytest.approx(10)] * 2
-    assert broker.client.zcard(DEAD_LETTERS) == 1
+    assert broker.client.zcard(keys.DEAD_LETTERS) == 1
 
 
 def test_a_task_that_dies_later_waits_behind_those_that_died_before_and_none_longer_than_ten_minutes(

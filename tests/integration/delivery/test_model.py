@@ -28,25 +28,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from services.broker import headroom, messages, scripts
-from services.broker.keys import (
-    BINDINGS,
-    DEAD_LETTER,
-    DEAD_LETTERS,
-    DEAD_LETTERS_UNTOLD,
-    PRIORITY_SEPARATOR,
-    PRIORITY_STEPS,
-    PUBLISHED,
-    SCHEDULED,
-    SCHEDULED_MESSAGES,
-    SWEEPS,
-    UNACKED,
-    UNACKED_INDEX,
-    UNACKED_LEASES,
-    UNACKED_STARTED,
-    get_lists,
-    get_scheduled_fields,
-)
+from services.broker import headroom, keys, messages, scripts
 from services.broker.retry import RetryState
 from services.delayed import scheduled
 from services.delivery import sweeper
@@ -62,10 +44,10 @@ pytestmark = pytest.mark.each_redis
 T = TypeVar("T")
 
 # So long that no lease ends by itself during an example.
-RULES = Rules(lease=3600, max_deliveries=4, visibility_timeout=7200, priority_steps=PRIORITY_STEPS, max_requeues=2)
+RULES = Rules(lease=3600, max_deliveries=4, visibility_timeout=7200, priority_steps=keys.PRIORITY_STEPS, max_requeues=2)
 # Names that need care between the quotes of a record.
 QUEUES = ("celery", 'quo"te,d', "schön\\")
-LETTERS = (DEAD_LETTERS, DEAD_LETTERS_UNTOLD)
+LETTERS = (keys.DEAD_LETTERS, keys.DEAD_LETTERS_UNTOLD)
 PROCESSES = PRODUCERS = 3
 LONG_AGO = 100_000
 FILLER_BYTES = 20_000_000
@@ -138,7 +120,7 @@ class Message:
 
     @property
     def list(self) -> str:
-        return self.queue if self.step == 0 else f"{self.queue}{PRIORITY_SEPARATOR}{self.step}"
+        return self.queue if self.step == 0 else f"{self.queue}{keys.PRIORITY_SEPARATOR}{self.step}"
 
     @property
     def starts(self) -> int:
@@ -168,7 +150,7 @@ class LeasesWithReplies(Leases):
     """Leases whose marks get a reply: a test has to know when they are there."""
 
     def mark_started(self, tag: str, acks: Sequence[str] = ()) -> None:
-        self._client.sadd(UNACKED_STARTED, tag)
+        self._client.sadd(keys.UNACKED_STARTED, tag)
 
 
 @dataclass(eq=False, repr=False)
@@ -258,7 +240,7 @@ class Deliveries(RuleBasedStateMachine):
         """Some of what it has claimed and not postponed: that is only requeued, when its channel closes."""
         postponed = {tag for tag, _ in process.pending["postpone"]}
         tags = [tag for tag, started in process.claimed.items() if tag not in postponed and not (unstarted and started)]
-        some = st.lists(st.sampled_from(tags), min_size=1, max_size=4, unique=True) if tags else st.just([])
+        some = st.lists(st.sampled_from(tags), min_size=1, max_size=8, unique=True) if tags else st.just([])
         return data.draw(some, label="tags")
 
     # Publishing.
@@ -281,13 +263,14 @@ class Deliveries(RuleBasedStateMachine):
         if not raw and any(one.raw == b"" for one in self._unfinished()):
             # An empty message bears no mark; one at a time is enough.
             return
-        step = max(step for step in PRIORITY_STEPS if step <= draft.priority) if b'"priority"' in raw else 0
+        step = max(step for step in keys.PRIORITY_STEPS if step <= draft.priority) if b'"priority"' in raw else 0
         message = self.messages[number] = Message(number, raw, draft.queue, step)
         if draft.exchange == "bound":
-            self.client.sadd(BINDINGS + draft.exchange, PRIORITY_SEPARATOR.join((draft.queue, "", draft.queue)))
+            binding = keys.PRIORITY_SEPARATOR.join((draft.queue, "", draft.queue))
+            self.client.sadd(keys.BINDINGS + draft.exchange, binding)
         # A mark for each thread and list, as the channel makes it.
-        keys = [message.list, f"{PUBLISHED}{draft.producer}:{message.list}"]
-        self.tries[draft.producer] = (keys, [raw, f"tag-{number}", 3600])
+        written = [message.list, f"{keys.PUBLISHED}{draft.producer}:{message.list}"]
+        self.tries[draft.producer] = (written, [raw, f"tag-{number}", 3600])
         answers = [self.publish_script(self.client, *self.tries[draft.producer]) for _ in range(draft.times)]
         assert answers == [1, 0][: draft.times]
         self.lists.setdefault(message.list, []).insert(0, message)
@@ -326,7 +309,7 @@ class Deliveries(RuleBasedStateMachine):
 
     def _ask(self, process: Process, queues: list[str], credit: int) -> tuple[Claim, list[Any], list[Message]]:
         asked = Claim(process.claims.next(), credit, tuple(queues), process.deliveries.take_acks(), clock())
-        lists = [get_lists(queue)[step] for step in range(len(PRIORITY_STEPS)) for queue in queues]
+        lists = [keys.get_lists(queue)[step] for step in range(len(keys.PRIORITY_STEPS)) for queue in queues]
         answer = scripts.CLAIM(self.client, *claim_command(asked, lists, RULES.lease))
         assert asked.acks == process.pending.pop("ack", [])
         for tag in asked.acks:
@@ -338,8 +321,8 @@ class Deliveries(RuleBasedStateMachine):
 
     def _next(self, queues: list[str], credit: int) -> Iterator[Message]:
         """What a claim takes: the most urgent first (0 with kombu on Redis), queue after queue, the oldest of each."""
-        for step in range(len(PRIORITY_STEPS)):
-            lists = [self.lists.get(get_lists(queue)[step], []) for queue in queues]
+        for step in range(len(keys.PRIORITY_STEPS)):
+            lists = [self.lists.get(keys.get_lists(queue)[step], []) for queue in queues]
             while any(lists):
                 for waiting in lists:
                     if waiting and credit:
@@ -376,20 +359,12 @@ class Deliveries(RuleBasedStateMachine):
         self.ended.pop(tag, None)
 
     @precondition(lambda self: self._any_claimed())
-    @rule(data=st.data(), way=st.sampled_from(["ack", "requeue"]), sent=MOSTLY)
-    def end(self, data: st.DataObject, way: str, sent: bool) -> None:
-        """A process has run a task, or will not run it."""
-        self._end(data, way, sent)
-
-    @precondition(lambda self: self._any_claimed())
-    @rule(data=st.data(), way=st.sampled_from(["crash", "crash", "reject", *["requeue later"] * 2]), sent=MOSTLY)
-    def fail(self, data: st.DataObject, way: str, sent: bool) -> None:
-        """A child of a process has died, no task of that name is known, or the task asks to be run later."""
-        self._end(data, way, sent)
-
-    def _end(self, data: st.DataObject, way: str, sent: bool) -> None:
+    @rule(data=st.data(), sent=MOSTLY)
+    def end(self, data: st.DataObject, sent: bool) -> None:
+        """A process has run tasks, or will not run them; or a child has died over one, or it asks to be run later."""
         process = self._some_process(data)
         for tag in self._some_tags(data, process):
+            way = self._pick(data, [*ENDS, "crash", "requeue later"], "way")
             ENDS[way](process.deliveries, tag)
             process.drop(tag)
             process.pending[way].append(tag)
@@ -445,21 +420,17 @@ class Deliveries(RuleBasedStateMachine):
         for tag in reversed(pending["requeue"]):
             if message := self._take(tag):
                 self._requeue(message)
-        for tag in pending["crash"]:
-            if message := self._take(tag):
-                self._crash(message)
-        for tag in pending["requeue later"]:
-            if message := self._take(tag):
-                self._requeue_later(message, tag)
-        for tag in pending["reject"]:
-            if message := self._take(tag):
-                self._park(message, UNKNOWN_TASK)
+        ends = {"crash": self._crash, "requeue later": self._requeue_later, "reject": self._reject}
+        for way, end in ends.items():
+            for tag in pending[way]:
+                if message := self._take(tag):
+                    end(message, tag)
         for tag, due in pending["postpone"]:
             if message := self._take(tag):
                 self.scheduled[self._free_name(tag)] = (due, message)
 
     def _free_name(self, tag: str) -> bytes:
-        return next(name for name in (*get_scheduled_fields(TASK), tag.encode()) if name not in self.scheduled)
+        return next(name for name in (*keys.get_scheduled_fields(TASK), tag.encode()) if name not in self.scheduled)
 
     # Leases.
 
@@ -502,15 +473,15 @@ class Deliveries(RuleBasedStateMachine):
         for tag in tags:
             # Each at a time of its own, so that the order in which they are swept is known.
             self.ended[tag] = self._now() - LONG_AGO + next(self.moments)
-            self.client.zadd(UNACKED_LEASES, {tag: self.ended[tag]}, xx=True)
-            self.client.zadd(UNACKED_INDEX, {tag: self.ended[tag]}, xx=True)
+            self.client.zadd(keys.UNACKED_LEASES, {tag: self.ended[tag]}, xx=True)
+            self.client.zadd(keys.UNACKED_INDEX, {tag: self.ended[tag]}, xx=True)
 
     @rule(resting=st.sampled_from([False, False, True]), turn=st.booleans())
     def sweep(self, resting: bool, turn: bool = True) -> None:
         """A process sweeps. `resting`: after an outage, when no lease is taken. `turn`: the next suspect may start."""
         later = self._now() + LONG_AGO
         self.client.hset(
-            SWEEPS, mapping={"last": self._now(), "rest": later if resting else 0, "turn": 0 if turn else later}
+            keys.SWEEPS, mapping={"last": self._now(), "rest": later if resting else 0, "turn": 0 if turn else later}
         )
         found = sweeper.sweep(self.client, RULES)
         parked: list[int] = []
@@ -536,7 +507,7 @@ class Deliveries(RuleBasedStateMachine):
         assert found.dead_letters == parked
         assert sorted(found.unreported) == sorted(self.unreported)
         assert found.stock == overdue
-        assert sweeper.requeue_overdue(self.client, found.stock, PRIORITY_STEPS) == len(overdue)
+        assert sweeper.requeue_overdue(self.client, found.stock, keys.PRIORITY_STEPS) == len(overdue)
         for tag in overdue:
             self._restored(self.stocks.pop(tag))
 
@@ -547,9 +518,9 @@ class Deliveries(RuleBasedStateMachine):
         """
         for message in suspects.values():
             message.add_counts()
-        new: dict[bytes, float] = dict(self.client.zrange(SCHEDULED, 0, -1, withscores=True))
+        new: dict[bytes, float] = dict(self.client.zrange(keys.SCHEDULED, 0, -1, withscores=True))
         new = {name: due for name, due in new.items() if name not in self.scheduled}
-        records = {name: self.client.hget(SCHEDULED_MESSAGES, name) for name in new}
+        records = {name: self.client.hget(keys.SCHEDULED_MESSAGES, name) for name in new}
         at_once = 0
         for tag, message in suspects.items():
             names = [name for name, record in records.items() if record == message.record]
@@ -559,7 +530,7 @@ class Deliveries(RuleBasedStateMachine):
                 continue
             [name] = names
             found = re.search(rb'"id": ?"([^"]*)"', message.raw)
-            fields = get_scheduled_fields(found[1].decode()) if found else ()
+            fields = keys.get_scheduled_fields(found[1].decode()) if found else ()
             taken = [one for one in fields if one in self.scheduled or one in new]
             assert name in fields[: len(taken)] or (name == tag.encode() and len(taken) == len(fields))
             assert 0 < new.pop(name) - self._now() < LONG_AGO
@@ -590,14 +561,14 @@ class Deliveries(RuleBasedStateMachine):
     def report(self, data: st.DataObject, dies: bool) -> None:
         """A process takes dead letters to report the failure of their tasks, and does; or dies before."""
         numbers = self._some_letters(data)
-        taken = scripts.TAKE_UNREPORTED(self.client, LETTERS[1:], [DEAD_LETTER, 3600, *numbers])
+        taken = scripts.TAKE_UNREPORTED(self.client, LETTERS[1:], [keys.DEAD_LETTER, 3600, *numbers])
         mine = [number for number in numbers if number in self.unreported - self.reporting]
         assert [(int(number), raw) for number, raw in zip(taken[::4], taken[1::4], strict=True)] == [
             (number, self.dead[number][2]) for number in mine
         ]
         self.reporting |= set(mine)
         for number in mine if not dies else []:
-            self.client.srem(DEAD_LETTERS_UNTOLD, number)
+            self.client.srem(keys.DEAD_LETTERS_UNTOLD, number)
             self._forget_report(number)
 
     @precondition(lambda self: self.dead)
@@ -605,7 +576,7 @@ class Deliveries(RuleBasedStateMachine):
     def purge_letters(self, data: st.DataObject) -> None:
         numbers = self._some_letters(data)
         reported = [number for number in numbers if number in self.dead.keys() - self.unreported]
-        assert scripts.PURGE_LETTERS(self.client, LETTERS, [DEAD_LETTER, *numbers]) == len(reported)
+        assert scripts.PURGE_LETTERS(self.client, LETTERS, [keys.DEAD_LETTER, *numbers]) == len(reported)
         for number in reported:
             self.finished.add(self.dead.pop(number)[0].number)
 
@@ -613,18 +584,20 @@ class Deliveries(RuleBasedStateMachine):
         self.unreported.discard(number)
         self.reporting.discard(number)
 
+    def _delete_scheduled(self, names: list[bytes]) -> None:
+        self.finished |= {self.scheduled.pop(name)[1].number for name in names}
+
     @precondition(lambda self: self.scheduled)
     @rule()
     def revoke(self) -> None:
         """All copies of a task that wait for their time, however many there were before."""
         records = scheduled.find_records(self.client, [TASK])
-        named = [name for name in get_scheduled_fields(TASK) if name in self.scheduled]
+        named = [name for name in keys.get_scheduled_fields(TASK) if name in self.scheduled]
         assert {name: messages.extract_message(record) for name, record in records.items()} == {
             name: self.scheduled[name][1].raw for name in named
         }
-        assert scheduled.delete(self.client, list(get_scheduled_fields(TASK))) == set(named)
-        for name in named:
-            self.finished.add(self.scheduled.pop(name)[1].number)
+        assert scheduled.delete(self.client, list(keys.get_scheduled_fields(TASK))) == set(named)
+        self._delete_scheduled(named)
 
     @precondition(lambda self: self.scheduled)
     @rule(queue=st.sampled_from(QUEUES))
@@ -634,8 +607,7 @@ class Deliveries(RuleBasedStateMachine):
             message.raw for _, message in sorted((self.scheduled[name] for name in named), key=lambda one: one[0])
         ]
         assert scheduled.purge(self.client, queue) == (len(named), set())
-        for name in named:
-            self.finished.add(self.scheduled.pop(name)[1].number)
+        self._delete_scheduled(named)
 
     @precondition(lambda self: self.scheduled or self.ended)
     @rule()
@@ -649,12 +621,11 @@ class Deliveries(RuleBasedStateMachine):
             self.lists.setdefault(message.list, []).insert(0, message)
         self.scheduled.clear()
         for tag in ended:
-            started = tag in self.started
-            left = self._take(tag)
-            assert left
+            started, found = tag in self.started, self._take(tag)
+            assert found
             if started:
-                left.add_counts()
-            self._requeue(left)
+                found.add_counts()
+            self._requeue(found)
         assert moved.leased == len(self.unacked)
 
     # Stock consumers.
@@ -662,12 +633,12 @@ class Deliveries(RuleBasedStateMachine):
     @rule(queue=st.sampled_from(QUEUES))
     def stock_takes(self, queue: str) -> None:
         """kombu's own consumer takes a message, if it is one that it can read."""
-        waiting = [self.lists[name] for name in get_lists(queue) if self.lists.get(name)]
+        waiting = [self.lists[name] for name in keys.get_lists(queue) if self.lists.get(name)]
         if not waiting or not is_kombus(waiting[0][-1].raw):
             return
         message = waiting[0].pop()
         handle = self.stock.basic_get(queue)
-        record: Any = self.client.hget(UNACKED, handle.delivery_tag)
+        record: Any = self.client.hget(keys.UNACKED, handle.delivery_tag)
         assert json.loads(record)[0] == json.loads(message.raw)
         self.stocks[handle.delivery_tag] = Stock(message, handle, record)
 
@@ -680,7 +651,7 @@ class Deliveries(RuleBasedStateMachine):
             # Now it is the last one; an older record of the same message would not be there any more.
             self.stocks[tag].dead = True
             self.stocks[tag] = self.stocks.pop(tag)
-            self.client.zadd(UNACKED_INDEX, {tag: self._now() - LONG_AGO + next(self.moments)})
+            self.client.zadd(keys.UNACKED_INDEX, {tag: self._now() - LONG_AGO + next(self.moments)})
         else:
             one = self.stocks.pop(tag)
             one.handle.ack()
@@ -716,12 +687,15 @@ class Deliveries(RuleBasedStateMachine):
     def _requeue(self, message: Message) -> None:
         self.lists.setdefault(message.list, []).append(message)
 
-    def _crash(self, message: Message) -> list[int]:
+    def _crash(self, message: Message, _: str = "") -> list[int]:
         if message.starts >= RULES.max_deliveries:
             return [self._park(message, "crashed")]
         message.add_counts()
         self._requeue(message)
         return []
+
+    def _reject(self, message: Message, _: str) -> None:
+        self._park(message, UNKNOWN_TASK)
 
     def _requeue_later(self, message: Message, tag: str) -> None:
         if message.requeues >= RULES.max_requeues:
@@ -730,14 +704,14 @@ class Deliveries(RuleBasedStateMachine):
         before = message.requeues
         message.add_counts(0, 1)
         name = self._free_name(tag)
-        waits = self.client.zscore(SCHEDULED, name) - self._now()
+        waits = self.client.zscore(keys.SCHEDULED, name) - self._now()
         assert 0 < 0.1 * 2**before - waits < LONG_AGO
         self.scheduled[name] = (self._fix(name, message), message)
 
     def _fix(self, name: bytes, message: Message) -> float:
         """Let a message that would be due soon be due yesterday or tomorrow; return when."""
         due = self._now() + (LONG_AGO if message.number % 2 else -LONG_AGO) + next(self.moments)
-        self.client.zadd(SCHEDULED, {name: due}, xx=True)
+        self.client.zadd(keys.SCHEDULED, {name: due}, xx=True)
         return due
 
     def _park(self, message: Message, reason: str) -> int:
@@ -786,20 +760,20 @@ class Deliveries(RuleBasedStateMachine):
 
     def _read(self) -> dict[str, Any]:
         """All that is in Redis, in two round trips."""
-        names = [name for queue in QUEUES for name in get_lists(queue)]
+        names = [name for queue in QUEUES for name in keys.get_lists(queue)]
         with self.client.pipeline(transaction=False) as pipe:
-            for key in (UNACKED, SCHEDULED_MESSAGES):
+            for key in (keys.UNACKED, keys.SCHEDULED_MESSAGES):
                 pipe.hgetall(key)
-            for key in (UNACKED_INDEX, UNACKED_LEASES, DEAD_LETTERS):
+            for key in (keys.UNACKED_INDEX, keys.UNACKED_LEASES, keys.DEAD_LETTERS):
                 pipe.zrange(key, 0, -1)
-            pipe.zrange(SCHEDULED, 0, -1, withscores=True)
-            for key in (UNACKED_STARTED, DEAD_LETTERS_UNTOLD):
+            pipe.zrange(keys.SCHEDULED, 0, -1, withscores=True)
+            for key in (keys.UNACKED_STARTED, keys.DEAD_LETTERS_UNTOLD):
                 pipe.smembers(key)
             for name in names:
                 pipe.lrange(name, 0, -1)
             unacked, messages, index, leases, letters, dues, started, unreported, *lists = pipe.execute()
             for number in letters:
-                pipe.hmget(f"{DEAD_LETTER}{int(number)}", "reason", "message", "queue", "deliveries")
+                pipe.hmget(f"{keys.DEAD_LETTER}{int(number)}", "reason", "message", "queue", "deliveries")
             fields = pipe.execute() if letters else []
         return {
             "unacked": unacked,
@@ -815,14 +789,7 @@ class Deliveries(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if "processes" in self.__dict__:
-            note("\n".join(self._describe()))
-
-    def _describe(self) -> Iterator[str]:
-        """The state of the world, for the report of a failed example."""
-        yield f"{self._read()}"
-        yield f"{SWEEPS}: {self.client.hgetall(SWEEPS)}"
-        for process in self.processes:
-            yield f"{process}"
+            note(f"{self._read()}\n{keys.SWEEPS}: {self.client.hgetall(keys.SWEEPS)}\n{self.processes}")
 
 
 class DeliveriesOfAFullRedis(Deliveries):

@@ -21,16 +21,7 @@ from kombu.exceptions import InconsistencyError
 
 from config import load
 from config.celery import build_celery_configuration
-from services.broker import scripts
-from services.broker.keys import (
-    DEAD_LETTERS,
-    PRIORITY_STEPS,
-    SWEEPS,
-    UNACKED,
-    UNACKED_KEYS,
-    UNACKED_STARTED,
-)
-from services.broker.keys import EXPIRES as EXPIRES_KEY
+from services.broker import keys, scripts
 from services.broker.outages import Outage
 from services.control.mailbox import Mailbox
 from services.delivery import claim, sweeper
@@ -137,7 +128,7 @@ def test_closing_requeues_what_is_unacknowledged_in_its_old_order(broker: Broker
     broker.nothing_is_left()
     assert broker.waiting("one") == [*"bcdef"]
     # Nothing expires in a queue that does not.
-    assert (broker.client.pttl("one"), broker.client.exists(f"{EXPIRES_KEY}one")) == (-1, 0)
+    assert (broker.client.pttl("one"), broker.client.exists(f"{keys.EXPIRES}one")) == (-1, 0)
 
 
 def test_a_connection_that_is_closed_leaves_its_event_loop(broker: Broker) -> None:
@@ -314,15 +305,15 @@ def postpone(broker: Broker, inbox: Inbox) -> None:
 def replay(broker: Broker, inbox: Inbox) -> None:
     """Make a dead letter of its message, and replay it."""
     inbox.messages[0].reject()
-    broker.wait_until(lambda: broker.client.zcard(DEAD_LETTERS) == 1, "it is parked")
+    broker.wait_until(lambda: broker.client.zcard(keys.DEAD_LETTERS) == 1, "it is parked")
     assert replay_letters(broker.client, 1) == [1]
 
 
 def requeue_stock(broker: Broker, inbox: Inbox) -> None:
     """Requeue its message as that of a dead stock consumer."""
     [tag] = inbox.channel.deliveries._deliveries
-    record = broker.client.hget(UNACKED, tag)
-    assert scripts.REQUEUE_STOCK(broker.client, UNACKED_KEYS, [tag, record, "fleeting", "a"]) == 1
+    record = broker.client.hget(keys.UNACKED, tag)
+    assert scripts.REQUEUE_STOCK(broker.client, keys.UNACKED_KEYS, [tag, record, "fleeting", "a"]) == 1
 
 
 WAYS_BACK: dict[str, Callable[[Broker, Inbox], object]] = {
@@ -359,7 +350,7 @@ def test_a_queue_that_expires_no_more_keeps_what_comes_back_to_it(broker: Broker
     expiring(broker, "a").channel.connection.client.close()
     broker.wait_until(lambda: broker.client.exists("fleeting"), "it is requeued")
     broker.client.delete("fleeting")
-    assert broker.client.exists(f"{EXPIRES_KEY}fleeting")
+    assert broker.client.exists(f"{keys.EXPIRES}fleeting")
 
     inbox = Inbox(broker.connect().channel(), "fleeting", prefetch=1, ack=False)
     broker.send("fleeting", "b")
@@ -467,7 +458,7 @@ def test_an_idle_consumer_sends_nothing_and_a_message_wakes_it_whatever_its_queu
     queues = [f"queue{number}" for number in range(5)]
     listener = Listener(broker.connect(), *queues)
     producer = Producer(broker.connect().channel())
-    sent = [f"{queue} {priority}" for queue in queues[:3] for priority in PRIORITY_STEPS]
+    sent = [f"{queue} {priority}" for queue in queues[:3] for priority in keys.PRIORITY_STEPS]
     with listener.running():
         broker.wait_idle(1)
         before = broker.commands()
@@ -568,8 +559,8 @@ def test_the_first_start_over_a_new_connection_is_marked(broker: Broker) -> None
             assert deliveries.hand_to_pool(tag)
             assert deliveries.start(tag)
             tags.add(tag.encode())
-            broker.wait_until(lambda: broker.client.smembers(UNACKED_STARTED) == tags, "its start is marked")
-        broker.wait_until(lambda: broker.client.exists(SWEEPS), "leases were swept")
+            broker.wait_until(lambda: broker.client.smembers(keys.UNACKED_STARTED) == tags, "its start is marked")
+        broker.wait_until(lambda: broker.client.exists(keys.SWEEPS), "leases were swept")
         broker.client.client_kill_filter(_type="normal", skipme=True)
     deliveries.requeue_all()
     broker.nothing_is_left()
