@@ -379,9 +379,7 @@ def restore(client: Any, *records: bytes, queue: str = "celery") -> list[Any]:
     return [json.loads(raw) for raw in client.lrange(queue, 0, -1)]
 
 
-def test_the_messages_of_dead_stock_consumers_are_requeued_whatever_is_in_them_or_lies_beside_them(
-    broker: Broker,
-) -> None:
+def test_all_messages_of_dead_stock_consumers_are_requeued_whatever_is_in_them(broker: Broker) -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"headers": None},

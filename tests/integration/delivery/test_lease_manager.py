@@ -89,9 +89,7 @@ def claimer(broker: Broker) -> Iterator[Claimer]:
 
 
 @pytest.mark.parametrize("end", ["crash", "requeue later", "reject"])
-def test_an_end_that_redis_refuses_is_sent_again_and_until_then_its_lease_is_renewed_and_all_else_goes_on(
-    claimer: Claimer, end: str
-) -> None:
+def test_what_redis_refuses_is_sent_again_under_its_lease_and_holds_up_nothing(claimer: Claimer, end: str) -> None:
     # Its last delivery.
     one, refused = claimer.take(), claimer.take(message=b'{"delivery_count":2,"body":1}')
     for key in (keys.DEAD_LETTERS_NEXT, keys.SCHEDULED):
@@ -166,9 +164,7 @@ def test_a_start_is_marked_again_after_redis_has_closed_that_connection(claimer:
     claimer.wait_started(first, second)
 
 
-def test_a_start_in_the_same_process_acknowledges_what_has_ended_before(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_start_in_the_same_process_sends_the_acks_before_it(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     # Within this test, neither the buffer's time nor a renewal sends acknowledgements.
     monkeypatch.setattr(ack_buffer, "LONGEST_SECONDS", TIMEOUT_SECONDS * 100)
     claimer = Claimer(broker, lease=TIMEOUT_SECONDS * 100)
@@ -241,9 +237,7 @@ def test_a_mark_that_came_too_late_is_swept_away(claimer: Claimer) -> None:
     claimer.wait_started(one)
 
 
-def test_the_lease_manager_waits_without_haste_for_an_acknowledgement_that_is_under_way(
-    claimer: Claimer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_waits_without_haste_for_an_ack_that_is_under_way(claimer: Claimer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_manager, "CLOSE_SECONDS", 1.0)
     under_way: list[str] = []
     while not under_way:
@@ -258,7 +252,7 @@ def test_the_lease_manager_waits_without_haste_for_an_acknowledgement_that_is_un
     claimer.wait_until(lambda: claimer.deliveries.is_idle, "it is acknowledged in the end")
 
 
-def test_consuming_after_the_end_of_a_worker_in_the_same_process_has_a_lease_manager_again(
+def test_a_second_worker_in_a_process_has_a_lease_manager_again(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Test suites start one worker after the other; each closes the lease managers of its process at its end."""
@@ -343,9 +337,7 @@ def test_tasks_that_died_together_start_one_after_the_other_for_the_last_two_tim
     assert broker.client.zcard(keys.DEAD_LETTERS) == 1
 
 
-def test_a_task_that_dies_later_waits_behind_those_that_died_before_and_none_longer_than_ten_minutes(
-    broker: Broker,
-) -> None:
+def test_a_task_that_dies_later_waits_behind_the_others_for_ten_minutes_at_most(broker: Broker) -> None:
     for task in "abc":
         leave_started(broker.client, message(1, task))
         requeued, waiting, dues = sweep(broker.client, deliveries=2)

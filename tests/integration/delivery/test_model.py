@@ -850,9 +850,7 @@ def test_a_message_is_never_in_zero_places_or_in_two(server: RedisServer, exampl
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_a_full_redis_refuses_nothing_of_what_empties_it(
-    server: RedisServer, examples: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_redis_can_be_emptied(server: RedisServer, examples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # For the commands of the test itself.
     monkeypatch.setattr(RetryState, "in_worker", True)
     DeliveriesOfAFullRedis.client = headroom.Client(port=server.port, socket_timeout=10, max_connections=1_000_000)

@@ -157,9 +157,7 @@ def test_each_node_has_a_rate_of_its_own(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("faster", [False, True], ids=["with the same rate", "with another rate"])
-def test_what_waits_for_a_node_that_was_killed_has_the_rate_of_the_one_that_is_started_instead(
-    stack: Stack, faster: bool
-) -> None:
+def test_what_waits_for_a_node_that_was_killed_has_the_rate_of_its_successor(stack: Stack, faster: bool) -> None:
     first = start(stack).ready()
     send_seldom(stack, 6)
     wait_scheduled(stack, 5)

@@ -355,9 +355,7 @@ def stock_worker(stack: Stack) -> Node:
     return Node(stack.world, process, environment)
 
 
-def test_the_way_back_to_stock_workers_is_refused_while_stalks_live_and_leads_nowhere_when_nothing_waits(
-    bare: Stack,
-) -> None:
+def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(bare: Stack) -> None:
     worker = start(bare).ready()
     far = later(bare, "far")
     wait_scheduled(bare, 1)

@@ -86,9 +86,7 @@ def test_a_channel_holds_no_more_than_its_prefetch_count(broker: Broker) -> None
     assert len(second.messages) == 5
 
 
-def test_consumers_of_a_channel_get_the_messages_of_their_queues_the_most_urgent_first_and_in_turn(
-    broker: Broker,
-) -> None:
+def test_consumers_of_a_channel_get_the_most_urgent_first_and_their_queues_in_turn(broker: Broker) -> None:
     channel = broker.connect().channel()
     for priority in (9, 5, 0):
         for queue in ("one", "two"):
@@ -389,7 +387,7 @@ def test_a_publish_whose_answer_is_lost_is_enqueued_once(broker: Broker, proxy: 
 
 
 @pytest.mark.parametrize("exchange", ["", "ours"])
-def test_a_publish_whose_connection_is_cut_as_its_queue_is_declared_comes_once(
+def test_a_publish_that_is_cut_off_as_its_queue_is_declared_comes_once(
     broker: Broker, proxy: Proxy, exchange: str
 ) -> None:
     connection = broker.connect(f"redis://127.0.0.1:{proxy.port}/0")
@@ -597,9 +595,7 @@ def test_a_consumer_waits_for_a_redis_that_lets_it_claim_nothing(broker: Broker,
     assert len(outage_log) == 2
 
 
-def test_a_consumer_that_finds_nothing_in_a_full_redis_waits_for_it_no_longer(
-    broker: Broker, outage_log: list[str]
-) -> None:
+def test_a_consumer_that_finds_nothing_in_a_full_redis_waits_no_longer(broker: Broker, outage_log: list[str]) -> None:
     broker.send("one", "a")
     broker.client.config_set("maxmemory", 1)
     inbox = Inbox(broker.connect().channel(), "one")

@@ -132,9 +132,7 @@ def sign(stack: Stack, task: str, *arguments: object, **options: Any) -> Any:
 # What becomes a dead letter, and who is told.
 
 
-def test_a_task_that_no_worker_knows_is_kept_and_its_sender_and_any_client_are_told(
-    stack: Stack, tmp_path: Path
-) -> None:
+def test_a_task_that_no_worker_knows_is_kept_and_its_sender_is_told(stack: Stack, tmp_path: Path) -> None:
     errback = sign(stack, "probe.mark", "errback").set(immutable=True)
 
     sent = stack.send("nobody.knows", 4, 3, link_error=errback)
@@ -309,9 +307,7 @@ def test_a_task_that_has_failed_for_good_is_kept_with_its_own_error(
 
 
 @pytest.mark.parametrize("queue", ["none", "full"])
-def test_where_it_is_switched_off_or_there_are_too_many_only_what_nobody_can_run_is_kept(
-    stack: Stack, queue: str
-) -> None:
+def test_where_it_is_switched_off_or_full_only_what_nobody_can_run_is_kept(stack: Stack, queue: str) -> None:
     failed = [stack.send(f"probe.{task}", f"{task}-{queue}", queue=queue) for task in ("fail", "reject")]
     assert [type(failure(one)).__name__ for one in failed] == ["ValueError", "Reject"]
 
@@ -443,9 +439,7 @@ def test_one_letter_is_shown_with_its_arguments_or_byte_by_byte(bare: Stack) -> 
         ("purge-dead-letters", 2, "this deletes all dead letters, and nobody can be asked: run 'make purge-dead"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence_and_nothing_is_done(
-    bare: Stack, command: str, code: int, error: str
-) -> None:
+def test_what_cannot_be_done_is_one_sentence(bare: Stack, command: str, code: int, error: str) -> None:
     number = park(bare, message("probe.mark"), "mail")
 
     done = bare.world.answer(["-m", "services", *command.split()], bare.environment(), TIMEOUT_SECONDS)

@@ -62,9 +62,7 @@ def test_a_task_fails_once_with_its_error_and_its_hook_is_called(stack: Stack, p
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_task_that_exits_in_a_hook_fails_once_and_one_that_is_called_like_a_function_raises(
-    stack: Stack, pool: str
-) -> None:
+def test_a_task_that_exits_in_a_hook_fails_once_and_one_that_is_called_raises(stack: Stack, pool: str) -> None:
     meta = wait_failed(stack, stack.send("odd_tasks.end_in_hook", f"{pool}-before", queue=pool))
     calls = stack.send("odd_tasks.call_inside", f"{pool}-calls", queue=pool)
 

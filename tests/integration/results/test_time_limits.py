@@ -167,9 +167,7 @@ def test_an_operators_limit_takes_effect_and_is_taken_back(stack: Stack, task: s
         ("prefork", {"soft": "5"}, "must be a number of seconds above 0"),
     ],
 )
-def test_a_limit_that_cannot_take_effect_is_refused(
-    stack: Stack, queue: str, limits: dict[str, Any], reason: str
-) -> None:
+def test_a_limit_without_effect_is_refused(stack: Stack, queue: str, limits: dict[str, Any], reason: str) -> None:
     answer = change(stack, queue, task="quick", **limits)
 
     assert reason in answer["error"]

@@ -138,9 +138,7 @@ def finished(shared_world: World) -> dict[str, Stopped]:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_running_task_finishes_and_the_worker_leaves_then_and_puts_the_next_one_back(
-    finished: dict[str, Stopped], pool: str
-) -> None:
+def test_a_running_task_finishes_and_the_next_one_goes_back(finished: dict[str, Stopped], pool: str) -> None:
     one = finished[pool]
 
     assert one.running.get(timeout=TIMEOUT_SECONDS) == one.label("running")
@@ -177,9 +175,7 @@ def overrun(shared_world: World) -> dict[str, Stopped]:
 
 
 @pytest.mark.parametrize("case", OVERRUNS)
-def test_a_task_that_still_runs_goes_back_to_its_queue_at_once_and_one_that_ended_in_time_does_not(
-    overrun: dict[str, Stopped], case: str
-) -> None:
+def test_a_task_that_still_runs_goes_back_to_its_queue_at_once(overrun: dict[str, Stopped], case: str) -> None:
     one = overrun[case]
     (_, pid, began), *more = one.stack.world.notes("start", one.label("endless"))
 
@@ -245,9 +241,7 @@ STOPS_OF: dict[str, Callable[[Stack], Any]] = {
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 @pytest.mark.parametrize("stop", STOPS_OF)
-def test_whoever_stops_a_node_what_overruns_goes_back_to_its_queue(
-    world: World, tmp_path: Path, pool: str, stop: str
-) -> None:
+def test_what_overruns_goes_back_whoever_stops_the_node(world: World, tmp_path: Path, pool: str, stop: str) -> None:
     world.checkout = odd_checkout(tmp_path / "code")
     stack = stopping(world, SOFT_SHUTDOWN, CELERY_IMPORTS="probe,odd_tasks")
     worker = stack.celery(f"worker --pool={pool} --concurrency=2 --hostname=node0@%h --loglevel=info").ready()
