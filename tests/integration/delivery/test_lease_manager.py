@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count, pairwise
 from typing import Any
 
@@ -252,19 +253,25 @@ def test_it_waits_without_haste_for_an_ack_that_is_under_way(claimer: Claimer, m
     claimer.wait_until(lambda: claimer.deliveries.is_idle, "it is acknowledged in the end")
 
 
-def test_a_second_worker_in_a_process_has_a_lease_manager_again(
+def test_a_simple_queue_works_again_after_its_lease_manager_was_closed(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Test suites start one worker after the other; each closes the lease managers of its process at its end."""
     # Without those that other tests have left in this process, whose Redis is gone.
     monkeypatch.setattr(registry, "_entries", {})
-    for body in ("first", "second"):
+    for _ in range(2):
         with Connection(broker.server.url(), transport_options={"lease": LEASE}) as connection:
             with connection.SimpleQueue("simple") as queue:
-                queue.put(body)
-                message = queue.get(timeout=TIMEOUT_SECONDS)
-                assert message.payload == body
-                message.ack()
+                for number in (1, 2):
+                    queue.put({"n": number})
+                assert queue.qsize() == 2
+                for number in (1, 2):
+                    message = queue.get(timeout=TIMEOUT_SECONDS)
+                    assert message.payload == {"n": number}
+                    message.ack()
+                for get in (partial(queue.get, timeout=0.1), queue.get_nowait):
+                    with pytest.raises(queue.Empty):
+                        get()
             broker.nothing_is_left()
             assert registry.close()
 

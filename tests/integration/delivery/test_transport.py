@@ -176,22 +176,6 @@ def test_basic_get_claims_one_message(broker: Broker) -> None:
     assert channel.basic_get("one") is None
 
 
-def test_a_simple_queue_works(broker: Broker) -> None:
-    with broker.connect().SimpleQueue("simple") as queue:
-        queue.put({"n": 1})
-        queue.put({"n": 2})
-        assert queue.qsize() == 2
-        for number in (1, 2):
-            message = queue.get(timeout=TIMEOUT_SECONDS)
-            assert message.payload == {"n": number}
-            message.ack()
-        with pytest.raises(queue.Empty):
-            queue.get(timeout=0.1)
-        with pytest.raises(queue.Empty):
-            queue.get_nowait()
-    broker.nothing_is_left()
-
-
 @pytest.mark.parametrize("no_ack", [False, True])
 def test_a_message_for_a_cancelled_consumer_stays_in_its_queue(broker: Broker, no_ack: bool) -> None:
     channel = broker.connect().channel()
