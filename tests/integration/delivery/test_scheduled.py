@@ -173,19 +173,6 @@ def test_what_is_due_starts_in_its_turn_and_not_before(bare: Stack, pool: str) -
     assert scheduled(bare) == 1
 
 
-def test_a_due_task_starts_although_every_place_of_its_first_worker_is_taken(stack: Stack) -> None:
-    other = start(stack, name="other", queues="other")
-    other.says("other@.* ready")
-    beside = later(stack, "beside", queue="other")
-    wait_scheduled(stack, 1)
-    other.process.end()
-
-    make_due(stack, beside)
-
-    # Its own worker is gone; any other puts it back, and a new one of its queue runs it.
-    stack.world.wait_until(lambda: waiting(stack, "other"), TIMEOUT_SECONDS, "it is back in its queue")
-
-
 def test_a_restart_of_everything_loses_none_and_doubles_none(bare: Stack) -> None:
     first = bare.worker().ready()
     labels = [f"survivor-{number}" for number in range(20)]
@@ -205,12 +192,11 @@ def test_a_restart_of_everything_loses_none_and_doubles_none(bare: Stack) -> Non
 # Remote control.
 
 
-def test_inspect_shows_what_waits_in_redis_the_next_one_first(stack: Stack) -> None:
+def test_a_node_shows_what_waits_for_its_queues_and_puts_back_what_is_due_of_others(stack: Stack) -> None:
     sent_at = time()
     near, far = later(stack, "near", HOUR), later(stack, "far", 2 * HOUR)
-    later(stack, "of-others", queue="nobody")
-    wait_scheduled(stack, 2)
-    start(stack, name="nobody", queues="nobody").says("nobody@.* ready")
+    of_other = later(stack, "of-other", queue="other")
+    other = start(stack, name="other", queues="other").says("other@.* ready")
     wait_scheduled(stack, 3)
 
     (found,) = stack.client.control.inspect([NODE], timeout=TIMEOUT_SECONDS).scheduled().values()
@@ -219,6 +205,10 @@ def test_inspect_shows_what_waits_in_redis_the_next_one_first(stack: Stack) -> N
     one = found[0]
     assert abs(datetime.fromisoformat(one["eta"]).timestamp() - sent_at - HOUR) < TIMEOUT_SECONDS
     assert (one["request"]["name"], one["request"]["args"], one["request"]["kwargs"]) == ("probe.mark", ["near"], {})
+    other.process.end()
+    make_due(stack, of_other)
+    # A new worker of its queue would run it.
+    stack.world.wait_until(lambda: waiting(stack, "other"), TIMEOUT_SECONDS, "it is back in its queue")
 
 
 @pytest.mark.slow
@@ -271,17 +261,18 @@ def test_a_revoked_task_leaves_redis_at_once_and_one_worker_says_so(bare: Stack)
     assert other.state == "PENDING"
 
 
-def test_a_revoked_task_stays_so_when_all_workers_are_started_again(bare: Stack) -> None:
+def test_a_revoked_task_stays_so_before_it_arrives_and_when_all_workers_are_started_again(bare: Stack) -> None:
     worker = listening(bare)
-    sent = [later(bare, "revoked") for _ in range(10)]
+    early = str(uuid4())
+    bare.client.control.revoke(early, reply=True, timeout=TIMEOUT_SECONDS, limit=1)
+    sent = [later(bare, "revoked", task_id=early), *(later(bare, "revoked") for _ in range(10))]
     # As it comes: some wait in Redis already, some are on their way there, some have not arrived.
-    for one in sent:
+    for one in sent[1:]:
         one.revoke()
     bare.world.wait_until(lambda: all(one.state == "REVOKED" for one in sent), TIMEOUT_SECONDS, "all say REVOKED")
     # In the order in which a task passes through them.
-    bare.world.wait_until(
-        lambda: bare.waiting() + bare.unacked() + scheduled(bare) == 0, TIMEOUT_SECONDS, "nothing is left"
-    )
+    messages = lambda: bare.waiting() + bare.unacked() + scheduled(bare)  # noqa: E731
+    bare.world.wait_until(lambda: messages() == 0, TIMEOUT_SECONDS, "nothing waits")
     worker.process.end()
 
     start(bare).ready()
@@ -289,18 +280,6 @@ def test_a_revoked_task_stays_so_when_all_workers_are_started_again(bare: Stack)
     bare.world.holds_for(
         lambda: not bare.world.started("revoked") and not scheduled(bare), 2 * LEASE, "none runs or waits again"
     )
-
-
-def test_a_task_that_is_revoked_before_it_arrives_is_not_put_away(bare: Stack) -> None:
-    listening(bare)
-    task_id = str(uuid4())
-    bare.client.control.revoke(task_id, reply=True, timeout=TIMEOUT_SECONDS, limit=1)
-
-    sent = later(bare, "too-late", task_id=task_id)
-
-    bare.world.wait_until(lambda: sent.state == "REVOKED", TIMEOUT_SECONDS, "it says REVOKED")
-    bare.world.wait_until(lambda: bare.waiting() + bare.unacked() == 0, TIMEOUT_SECONDS, "nothing is left")
-    assert scheduled(bare) == 0
 
 
 def test_a_chord_errs_whose_part_is_revoked_while_it_waits(stack: Stack) -> None:

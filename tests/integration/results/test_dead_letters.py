@@ -19,13 +19,7 @@ import pytest
 import redis
 from celery import chain, chord, group
 
-from services.broker.keys import (
-    DEAD_LETTER,
-    DEAD_LETTERS,
-    DEAD_LETTERS_NEXT,
-    DEAD_LETTERS_UNTOLD,
-    get_lists,
-)
+from services.broker import keys
 from services.dead_letters import DeadLetter
 from tests.integration.commands.test_call import services
 from tests.integration.delivery.commands import build_task
@@ -58,16 +52,11 @@ def stack(shared_world: World) -> Stack:
     return stack
 
 
-def raw(stack: Stack) -> redis.Redis:
-    """A client that shows bytes as they are."""
-    return redis.Redis(port=stack.redis.port, password=stack.redis.password, socket_timeout=10)
-
-
 def letters(stack: Stack) -> dict[int, dict[str, bytes]]:
     """Every dead letter."""
-    with raw(stack) as client:
-        ids = [int(number) for number in client.zrange(DEAD_LETTERS, 0, -1)]
-        found = {number: client.hgetall(f"{DEAD_LETTER}{number}") for number in ids}
+    with redis.Redis(port=stack.redis.port, password=stack.redis.password) as client:
+        ids = [int(number) for number in client.zrange(keys.DEAD_LETTERS, 0, -1)]
+        found = {number: client.hgetall(f"{keys.DEAD_LETTER}{number}") for number in ids}
     return {number: {name.decode(): value for name, value in one.items()} for number, one in found.items()}
 
 
@@ -93,22 +82,20 @@ def id_of(raw_message: bytes) -> str:
 
 def park(stack: Stack, raw_message: bytes, queue: str, *, told: bool = True) -> int:
     """Write a dead letter as lua/dead_letter.lua does."""
-    with raw(stack) as client:
-        number = int(client.incr(DEAD_LETTERS_NEXT))
-        fields = {"message": raw_message, "queue": queue, "reason": "crashed", "detail": "a test"}
-        client.hset(f"{DEAD_LETTER}{number}", mapping={**fields, "deliveries": 5, "parked_at": "1700000000.5"})
-        client.zadd(DEAD_LETTERS, {str(number): number})
-        if not told:
-            client.sadd(DEAD_LETTERS_UNTOLD, number)
+    client = stack.redis.client()
+    number = int(client.incr(keys.DEAD_LETTERS_NEXT))
+    fields = {"message": raw_message, "queue": queue, "reason": "crashed", "detail": "a test"}
+    client.hset(f"{keys.DEAD_LETTER}{number}", mapping={**fields, "deliveries": 5, "parked_at": "1700000000.5"})
+    client.zadd(keys.DEAD_LETTERS, {str(number): number})
+    if not told:
+        client.sadd(keys.DEAD_LETTERS_UNTOLD, number)
     return number
 
 
 def wait_told(stack: Stack, *numbers: int) -> None:
     """Wait until nobody is left who has to be told of these dead letters."""
-    with raw(stack) as client:
-        stack.world.wait_until(
-            lambda: not any(client.smismember(DEAD_LETTERS_UNTOLD, numbers)), SWEEP_SECONDS, f"{numbers} are told"
-        )
+    untold = lambda: stack.redis.client().smismember(keys.DEAD_LETTERS_UNTOLD, numbers)  # noqa: E731
+    stack.world.wait_until(lambda: not any(untold()), SWEEP_SECONDS, f"{numbers} are told")
 
 
 def failure(result: Any) -> BaseException:
@@ -185,20 +172,18 @@ UNDECODABLE_BODIES: dict[str, Callable[[], bytes]] = {
 def test_a_message_that_is_no_task_is_kept_unchanged_and_whoever_listens_hears_of_it(stack: Stack) -> None:
     # What is no message at all is in tests/integration/delivery/test_fuzz.py.
     whole = message("probe.mark", uuid4().hex, headers={})
-    with raw(stack) as client:
-        client.lpush("celery", whole)
-        letter_number, letter = letter_with(stack, whole)
+    stack.redis.client().lpush("celery", whole)
+    number, letter = letter_with(stack, whole)
 
-        assert (letter["message"], letter["reason"], letter["queue"]) == (whole, b"undecodable", b"celery")
-        stack.world.wait_until(lambda: stack.world.notes("rejected"), TIMEOUT_SECONDS, "it is heard of")
-        wait_told(stack, letter_number)
+    assert (letter["message"], letter["reason"], letter["queue"]) == (whole, b"undecodable", b"celery")
+    stack.world.wait_until(lambda: stack.world.notes("rejected"), TIMEOUT_SECONDS, "it is heard of")
+    wait_told(stack, number)
 
 
 @pytest.mark.parametrize("kind", UNDECODABLE_BODIES)
 def test_a_task_whose_body_cannot_be_decoded_is_kept_and_its_sender_is_told(stack: Stack, kind: str) -> None:
     garbage = UNDECODABLE_BODIES[kind]()
-    with raw(stack) as client:
-        client.lpush("celery", garbage)
+    stack.redis.client().lpush("celery", garbage)
 
     assert reason(stack.client.AsyncResult(id_of(garbage))) == "undecodable"
     letter = letter_with(stack, id_of(garbage).encode())[1]
@@ -516,12 +501,12 @@ def test_a_replay_leaves_each_message_as_its_sender_wrote_it_beside_one_that_doe
     assert (answer.code, answer.said["replayed"]) == (1, ids)
     assert answer.said["error"].startswith("there is no dead letter 99")
     assert letters(bare) == {}
-    with raw(bare) as client:
-        first, *_, third, fourth = get_lists("mail")
+    with redis.Redis(port=bare.redis.port, password=bare.redis.password) as client:
+        first, *_, third, fourth = keys.get_lists("mail")
         assert client.lrange(third, 0, -1) == [plain]
         # As new arrivals, in the order in which they were parked.
         assert client.lrange(first, 0, -1) == [never_counted, b"{no JSON"]
-        assert client.exists(fourth, DEAD_LETTERS, DEAD_LETTERS_UNTOLD) == 0
+        assert client.exists(fourth, keys.DEAD_LETTERS, keys.DEAD_LETTERS_UNTOLD) == 0
 
 
 def test_a_full_redis_refuses_a_replay_whole_and_can_be_purged(bare: Stack) -> None:
@@ -551,5 +536,4 @@ def test_a_purge_deletes_all_letters_says_how_many_and_tells_who_has_not_been_to
 
     assert (answer.code, answer.said) == (0, {"purged": 252})
     assert reason(bare.client.AsyncResult(id_of(untold))) == "crashed"
-    with raw(bare) as client:
-        assert client.keys("dead_letter*") == [DEAD_LETTERS_NEXT.encode()]
+    assert bare.redis.client().keys("dead_letter*") == [keys.DEAD_LETTERS_NEXT]
