@@ -31,7 +31,6 @@ ENDS: dict[str, Callable[[UnackedDeliveries, str], None]] = {
     "requeue later": lambda deliveries, tag: deliveries.requeue_later(tag, TASK),
     "reject": lambda deliveries, tag: deliveries.reject(tag, UNKNOWN_TASK, "no such task"),
 }
-STEPS = scripts.as_json(PRIORITY_STEPS)
 # The counts that stand first in a message.
 COUNTS = re.compile(
     rb'\s*\{\s*"delivery_count"\s*:\s*(\d+)\s*(?:,\s*"requeue_count"\s*:\s*(\d+)\s*(?=[,}]))?(?:,\s*|(?=\}))'
@@ -59,8 +58,8 @@ def list_letters(client: Any) -> list[tuple[bytes, bytes]]:
 
 def replay_letters(client: Any, *numbers: int) -> list[int]:
     """Put these dead letters back into their queues; return the numbers of those that were there."""
-    keys = [DEAD_LETTERS, DEAD_LETTERS_UNTOLD]
-    return [int(number) for number in scripts.REPLAY(client, keys, [STEPS, DEAD_LETTER, *numbers])]
+    keys, steps = [DEAD_LETTERS, DEAD_LETTERS_UNTOLD], scripts.as_json(PRIORITY_STEPS)
+    return [int(number) for number in scripts.REPLAY(client, keys, [steps, DEAD_LETTER, *numbers])]
 
 
 def read_counts(message: bytes) -> tuple[int, int]:

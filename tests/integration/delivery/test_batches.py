@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import command_line
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS
 from tests.support.world import Stack, World
@@ -84,38 +83,3 @@ def test_a_batch_of_messages_that_need_no_acknowledgement_runs(cut: Stack) -> No
     for number in range(2):
         cut.world.wait_started(f"free-{number}")
     assert "is left out of its batch" not in node.process.log()
-
-
-@pytest.fixture(scope="module")
-def stopped(odd_world: World) -> Stack:
-    """Nodes of each pool that were told to stop in the middle of a batch that does not end, with half of another."""
-    stack = odd_world.stack(CELERY_IMPORTS="probe,odd_tasks", WORKER_SOFT_SHUTDOWN="1")
-    for pool in POOLS:
-        stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool, WORKER_PREFETCH_MULTIPLIER="4")
-    for pool, node in zip(POOLS, stack.nodes, strict=True):
-        node.ready()
-        # Waits for its second half, also in the solo pool, which reads nothing while it runs a batch.
-        stack.send("odd_tasks.in_kept_batches", f"{pool}-kept", "ends", queue=pool)
-        odd_world.wait_until(lambda: unacked(stack, pool), TIMEOUT_SECONDS, "it is kept")  # noqa: B023
-        for number in range(2):
-            stack.send("odd_tasks.in_batches", f"{pool}-{number}", "hold", queue=pool)
-    for pool, node in zip(POOLS, stack.nodes, strict=True):
-        odd_world.wait_started(f"{pool}-0-batch")
-        node.process.terminate()
-    return stack
-
-
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_batch_that_still_runs_at_a_stop_goes_back_and_counts_as_nothing(stopped: Stack, pool: str) -> None:
-    node = stopped.nodes[POOLS.index(pool)]
-
-    assert node.exits(TIMEOUT_SECONDS) == 0
-
-    messages = [json.loads(text) for text in stopped.redis.client().lrange(pool, 0, -1)]
-    labels = sorted(message["headers"]["argsrepr"].split("'")[1] for message in messages)
-    assert labels == [f"{pool}-0", f"{pool}-1", f"{pool}-kept"]
-    assert [message for message in messages if "delivery_count" in message] == []
-    assert node.process.count("2 tasks still ran in batches and go back to their queues") == 1
-    # Nobody goes on with it beside its second start.
-    [(_, pid, _)] = stopped.world.notes("start", f"{pool}-0-batch")
-    assert command_line(pid) == ""

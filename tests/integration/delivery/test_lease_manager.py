@@ -195,13 +195,6 @@ def test_starts_are_marked_with_renewals_where_redis_refuses_silence(broker: Bro
     claimer.close()
 
 
-def test_a_task_id_that_utf8_cannot_spell_ends_nothing(claimer: Claimer) -> None:
-    one, late = claimer.take(), claimer.take()
-    claimer.deliveries.postpone(late.tag, time.time() + 3600, "half a pair: \ud800")
-    claimer.wait_until(lambda: claimer.client.hkeys(keys.SCHEDULED_MESSAGES) == [b"half a pair: \\ud800"], "it waits")
-    claimer.wait_renewed(one)
-
-
 def test_without_redis_a_task_starts_while_its_lease_is_fresh_and_not_when_that_is_almost_over() -> None:
     # Nobody listens on port 1.
     deliveries = UnackedDeliveries(RULES, Leases(redis.Redis(port=1), LEASE))

@@ -75,16 +75,13 @@ def reconnect(stack: Stack, times: int) -> None:
     for _ in range(times):
         before = listeners(stack.redis)
         cut(stack.redis)
-        stack.world.wait_until(
-            lambda: listeners(stack.redis) - before,  # noqa: B023
-            TIMEOUT_SECONDS,
-            "the node is connected again",
-        )
+        connected = lambda: listeners(stack.redis) - before  # noqa: E731, B023
+        stack.world.wait_until(connected, TIMEOUT_SECONDS, "the node is connected again")
 
 
 def census(stack: Stack) -> dict[str, int]:
     """Count the objects of a node, when it has run a task and replied to a command."""
-    label = f"task {len(stack.world.notes('end'))}".replace(" ", "-")
+    label = f"task-{len(stack.world.notes('end'))}"
     wait_idle(stack)
     stack.send("probe.mark", label, ignore_result=True)
     stack.world.wait_until(lambda: stack.world.ended(label), START_SECONDS, f"{label} ends")

@@ -12,6 +12,7 @@ from celery import Signature, chord
 
 from services.broker.keys import RATE_LIMIT, SCHEDULED, UNACKED
 from tests.integration.results.test_dead_letters import letter_with
+from tests.support.processes import command_line
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS, start_workers, wait_acknowledged, wait_running
 from tests.support.world import Node, Stack, World
@@ -159,18 +160,35 @@ def test_a_task_whose_worker_died_before_it_was_started_is_redelivered_and_not_c
     assert read_delivery(behind) == (True, 1)
 
 
+# What a worker has got when it stops, the first task of which has ended, by the label of what runs then.
+BEFORE_STOP: dict[str, list[tuple[str, ...]]] = {
+    "runs": [
+        ("odd_tasks.seldom", "ended"),
+        ("odd_tasks.seldom", "rated"),
+        ("probe.hold", "runs"),
+        ("odd_tasks.tell", "last"),
+    ],
+    # Half a batch, and one that runs.
+    "0-batch": [
+        ("odd_tasks.in_kept_batches", "kept", "ends"),
+        ("odd_tasks.in_batches", "0", "hold"),
+        ("odd_tasks.in_batches", "1", "hold"),
+    ],
+}
+
+
 @pytest.mark.parametrize("pool", POOLS)
-def test_what_is_requeued_at_a_stop_is_neither_redelivered_nor_counted(stack: Stack, pool: str) -> None:
-    """What ran, what waits for its rate, and what lay behind them."""
-    queue = f"stops-{pool}"
+@pytest.mark.parametrize("running", BEFORE_STOP)
+def test_what_is_requeued_at_a_stop_is_neither_redelivered_nor_counted(stack: Stack, pool: str, running: str) -> None:
+    queue = f"{running}-{pool}"
     # As if no node of this name had run it: nodes of the same name share their rate.
     stack.redis.client().delete(f"{RATE_LIMIT}odd_tasks.seldom")
-    for task, label in (("odd_tasks.seldom", "ran"), ("odd_tasks.seldom", "rated"), ("probe.hold", "runs")):
-        stack.send(task, f"{queue}-{label}", queue=queue)
-    behind = stack.send("odd_tasks.tell", f"{queue}-behind", queue=queue)
+    sent = {
+        label: stack.send(task, f"{queue}-{label}", *more, queue=queue) for task, label, *more in BEFORE_STOP[running]
+    }
     settings = {"WORKER_POOL": pool, "WORKER_QUEUES": queue, "WORKER_PREFETCH_MULTIPLIER": "4"}
     worker = stack.worker(WORKER_SOFT_SHUTDOWN="1", **settings)
-    stack.world.wait_started(f"{queue}-runs")
+    stack.world.wait_started(f"{queue}-{running}")
     stack.world.wait_until(lambda: stack.waiting(queue) == 0, TIMEOUT_SECONDS, "the worker has got all")
 
     worker.process.terminate()
@@ -178,11 +196,17 @@ def test_what_is_requeued_at_a_stop_is_neither_redelivered_nor_counted(stack: St
 
     messages = [json.loads(raw) for raw in stack.redis.client().lrange(queue, 0, -1)]
     labels = sorted(message["headers"]["argsrepr"].split("'")[1] for message in messages)
-    assert labels == [f"{queue}-{label}" for label in ("behind", "rated", "runs")]
+    assert labels == sorted(f"{queue}-{label}" for label in sent if label != "ended")
     assert [message for message in messages if "delivery_count" in message] == []
+    # Nobody goes on with it beside its second start.
+    [(_, pid, _)] = stack.world.notes("start", f"{queue}-{running}")
+    assert command_line(pid) == ""
+    if running == "0-batch":
+        assert worker.process.count("2 tasks still ran in batches and go back to their queues") == 1
+        return
     stack.world.release(f"{queue}-runs")
     stack.worker(**settings)
-    assert read_delivery(behind) == (False, 1)
+    assert read_delivery(sent["last"]) == (False, 1)
 
 
 @pytest.mark.parametrize("pool", POOLS)

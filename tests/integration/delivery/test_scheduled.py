@@ -21,8 +21,8 @@ from services.broker.messages import extract_message
 from services.delayed.scheduled import MAX_LISTED, MAX_LISTED_BYTES
 from tests.integration.commands.test_call import services
 from tests.integration.results.test_dead_letters import events
+from tests.integration.worker.test_worker import node_process
 from tests.support.fork_server import LIBRARIES_ONLY
-from tests.support.processes import children, command_line
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS
 from tests.support.world import Node, Stack, World
@@ -43,11 +43,17 @@ NODE = f"node0@{os.uname().nodename}"
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World) -> Stack:
-    """A worker that runs one task at a time."""
+def shared_stack(shared_world: World) -> Stack:
     stack = shared_world.stack(WORKER_LEASE=str(LEASE))
     stack.worker().ready()
     return stack
+
+
+@pytest.fixture
+def stack(shared_stack: Stack) -> Stack:
+    """A worker that runs one task at a time; nothing is scheduled."""
+    shared_stack.redis.client().delete(SCHEDULED, SCHEDULED_MESSAGES)
+    return shared_stack
 
 
 @pytest.fixture
@@ -118,18 +124,9 @@ def waiting(stack: Stack, queue: str = "celery") -> list[str]:
         return [json.loads(text)["headers"]["id"] for key in get_lists(queue) for text in client.lrange(key, 0, -1)]
 
 
-@pytest.fixture(autouse=True)
-def nothing_scheduled(request: pytest.FixtureRequest) -> None:
-    """Tests that share a worker count what is there."""
-    if "stack" in request.fixturenames:
-        with request.getfixturevalue("stack").redis.client() as client:
-            client.delete(SCHEDULED, SCHEDULED_MESSAGES)
-
-
 def memory(worker: Node) -> int:
     """Resident bytes of a worker's Celery node, its children not counted."""
-    (node,) = (pid for pid in children(worker.process.pid) if "--hostname=node0@" in command_line(pid))
-    pages = int(Path(f"/proc/{node}/statm").read_text().split()[1])
+    pages = int(Path(f"/proc/{node_process(worker, 'node0')}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -56,11 +55,6 @@ def workers(stack: Stack) -> dict[str, Node]:
     return start_workers(stack, len(ENDS))
 
 
-def logs_each_end(node: Node) -> bool:
-    """Whether its log has as many ends of waits as beginnings."""
-    return node.process.count(WAITS) == node.process.count(GOES_ON)
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_result_that_redis_does_not_take_is_stored_later(
     stack: Stack, results: RedisServer, workers: dict[str, Node], fault: str
@@ -88,10 +82,10 @@ def test_a_result_that_redis_does_not_take_is_stored_later(
     wait_acknowledged(stack)
     labels = (*sent, *again, body)
     assert [stack.world.started(label) for label in labels] == [1] * len(labels)
-    for worker in workers.values():
-        # A line when it begins, one when it is over, and no traceback of it; they pass through Supervisor's pipe.
-        stack.world.wait_until(partial(logs_each_end, worker), TIMEOUT_SECONDS, "each wait is over in the log too")
-        assert worker.process.count(r"redis\.exceptions") == 0
+    # A line when it begins, one when it is over, and no traceback of it; they pass through Supervisor's pipe.
+    waits = lambda: [one.process.count(WAITS) - one.process.count(GOES_ON) for one in workers.values()]  # noqa: E731
+    stack.world.wait_until(lambda: not any(waits()), TIMEOUT_SECONDS, "each wait is over in the log too")
+    assert [worker.process.count(r"redis\.exceptions") for worker in workers.values()] == [0, 0, 0]
 
 
 def test_a_part_whose_process_dies_before_its_chord_has_counted_it_runs_again(

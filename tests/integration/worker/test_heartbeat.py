@@ -12,8 +12,8 @@ from time import monotonic, time
 import pytest
 
 from services.supervisor.heartbeat_file import OLDEST_SECONDS, READY, STARTING, STUCK, TICKING, WAITING
+from tests.integration.worker.test_worker import node_process
 from tests.support.checkout import ROOT, odd_checkout
-from tests.support.processes import children, command_line
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import Node, Stack, World
 
@@ -55,8 +55,7 @@ class Watched:
     @property
     def node(self) -> int:
         """The node's process; 0 while it has none."""
-        pids = children(self.worker.process.pid)
-        return next((pid for pid in pids if "--hostname=node0@" in command_line(pid)), 0)
+        return node_process(self.worker, "node0")
 
     def look(self) -> None:
         path = self.worker.heartbeat()
