@@ -1,8 +1,11 @@
-"""What a worker asks of Redis, step by step and without a transport; and what stands in a message afterwards."""
+"""What a worker asks of Redis, step by step and without a transport; and what stands in a message."""
 
 from __future__ import annotations
 
+import json
 import re
+from base64 import b64encode
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -17,9 +20,17 @@ from services.broker.keys import (
     get_lists,
 )
 from services.delivery.claim import Claim, ClaimedMessage, claim_command, parse_reply
-from services.delivery.unacked import clock
+from services.delivery.unacked import UNKNOWN_TASK, UnackedDeliveries, clock
 
-STEPS = scripts.as_json(PRIORITY_STEPS)
+# How a process ends a delivery, by the kind of update that this makes. The id of its task has half a character in it.
+TASK = "half: \ud800"
+ENDS: dict[str, Callable[[UnackedDeliveries, str], None]] = {
+    "ack": lambda deliveries, tag: deliveries.ack(tag),
+    "requeue": lambda deliveries, tag: deliveries.requeue([tag]),
+    "crash": lambda deliveries, tag: deliveries.record_crash(tag, "signal 9"),
+    "requeue later": lambda deliveries, tag: deliveries.requeue_later(tag, TASK),
+    "reject": lambda deliveries, tag: deliveries.reject(tag, UNKNOWN_TASK, "no such task"),
+}
 # The counts that stand first in a message.
 COUNTS = re.compile(
     rb'\s*\{\s*"delivery_count"\s*:\s*(\d+)\s*(?:,\s*"requeue_count"\s*:\s*(\d+)\s*(?=[,}]))?(?:,\s*|(?=\}))'
@@ -47,8 +58,8 @@ def list_letters(client: Any) -> list[tuple[bytes, bytes]]:
 
 def replay_letters(client: Any, *numbers: int) -> list[int]:
     """Put these dead letters back into their queues; return the numbers of those that were there."""
-    keys = [DEAD_LETTERS, DEAD_LETTERS_UNTOLD]
-    return [int(number) for number in scripts.REPLAY(client, keys, [STEPS, DEAD_LETTER, *numbers])]
+    keys, steps = [DEAD_LETTERS, DEAD_LETTERS_UNTOLD], scripts.as_json(PRIORITY_STEPS)
+    return [int(number) for number in scripts.REPLAY(client, keys, [steps, DEAD_LETTER, *numbers])]
 
 
 def read_counts(message: bytes) -> tuple[int, int]:
@@ -68,3 +79,22 @@ def add_counts(message: bytes, starts: int, requeues: int = 0) -> bytes:
         counts += b',"requeue_count":%d' % (asked + requeues)
     rest = message[opened.end() :]
     return counts + (b"" if re.match(rb"\s*\}", rest) else b",") + rest
+
+
+def build_task(body: Any = ((4, 3), {}, {}), properties: Any = None, count: int = 0, **headers: Any) -> bytes:
+    """A message as Celery writes it, except for what is given."""
+    task, task_id = "services.tasks.arithmetic.add", uuid4().hex
+    plain = {"task": task, "id": task_id, "retries": 0, "eta": None, "expires": None, "timelimit": [None, None]}
+    fields = {
+        **({"delivery_count": count} if count else {}),
+        "body": b64encode(json.dumps(body).encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {**plain, "lang": "py", **headers},
+        "properties": {
+            "body_encoding": "base64",
+            "delivery_info": {"exchange": "", "routing_key": "celery"},
+            **(properties or {}),
+        },
+    }
+    return json.dumps(fields).encode()

@@ -8,26 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.support.checkout import odd_checkout
-from tests.support.processes import command_line
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.workers import POOLS
 from tests.support.world import Stack, World
 
-PATIENCE = 120
-POOLS = ("prefork", "threads", "solo")
 # By where they keep what is not in a batch yet: with the connection, or beyond it.
 KINDS = ("in_batches", "in_kept_batches")
 
 
 @pytest.fixture(scope="module")
-def checked_out(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
-    shared_world.checkout = odd_checkout(tmp_path_factory.mktemp("batches") / "code")
-    return shared_world
-
-
-@pytest.fixture(scope="module")
-def cut(checked_out: World) -> Stack:
+def cut(odd_world: World) -> Stack:
     """Nodes of each pool with half a batch of each kind, which have been cut off, and have connected again."""
-    stack = checked_out.stack(CELERY_IMPORTS="probe,odd_tasks")
+    stack = odd_world.stack(CELERY_IMPORTS="probe,odd_tasks")
     client = stack.redis.client()
     for pool in POOLS:
         stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool, WORKER_PREFETCH_MULTIPLIER="4")
@@ -39,27 +31,27 @@ def cut(checked_out: World) -> Stack:
         stack.send("probe.mark", f"{pool}-behind", queue=pool)
     # What is unacknowledged in Redis may still be on its way to the node; what ran behind it shows that it is there.
     for pool in POOLS:
-        checked_out.wait_until(lambda: checked_out.ended(f"{pool}-behind"), PATIENCE, "its node has both")  # noqa: B023
+        odd_world.wait_until(lambda: odd_world.ended(f"{pool}-behind"), TIMEOUT_SECONDS, "its node has both")  # noqa: B023
     half = len(POOLS) * len(KINDS)
-    checked_out.wait_until(lambda: stack.unacked() == half, PATIENCE, "each has half a batch")
+    odd_world.wait_until(lambda: stack.unacked() == half, TIMEOUT_SECONDS, "each has half a batch")
     before = set(client.hkeys("unacked"))
 
     for kind in ("normal", "pubsub"):
         client.client_kill_filter(_type=kind, skipme=True)
 
     def again() -> bool:
-        now = {pool: held(stack, pool) for pool in POOLS}
+        now = {pool: unacked(stack, pool) for pool in POOLS}
         # The other kind is whole, and ends: what is no delivery any more, and the same as it came again.
         return not before & {tag for tags in now.values() for tag in tags} and all(
             list(tags.values()) == [f"{pool}-in_batches-first"] for pool, tags in now.items()
         )
 
-    checked_out.wait_until(again, PATIENCE, "each has been given it again")
+    odd_world.wait_until(again, TIMEOUT_SECONDS, "each has been given it again")
     return stack
 
 
-def held(stack: Stack, queue: str) -> dict[str, str]:
-    """The tags and labels of a queue's messages that its node holds."""
+def unacked(stack: Stack, queue: str) -> dict[str, str]:
+    """The tags and labels of a queue's unacknowledged messages."""
     found: Any = stack.redis.client().hgetall("unacked")
     messages = {tag: json.loads(text) for tag, text in found.items()}
     return {
@@ -71,15 +63,13 @@ def held(stack: Stack, queue: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_message_that_was_kept_for_its_batch_when_the_connection_broke_runs_once(cut: Stack, pool: str) -> None:
+    # Of the one that came twice, the delivery runs that is unacknowledged now.
+    assert cut.world.started(f"{pool}-in_kept_batches-first") == 1
+
     cut.send("odd_tasks.in_batches", f"{pool}-second", "ends", queue=pool)
 
-    cut.world.wait_until(lambda: not held(cut, pool), PATIENCE, "the batch is acknowledged")
+    cut.world.wait_until(lambda: not unacked(cut, pool), TIMEOUT_SECONDS, "the batch is acknowledged")
     assert [cut.world.started(f"{pool}-{label}") for label in ("in_batches-first", "second")] == [1, 1]
-
-
-@pytest.mark.parametrize("pool", POOLS)
-def test_of_a_message_that_came_twice_the_delivery_that_is_held_runs(cut: Stack, pool: str) -> None:
-    assert cut.world.started(f"{pool}-in_kept_batches-first") == 1
 
 
 def test_a_batch_of_messages_that_need_no_acknowledgement_runs(cut: Stack) -> None:
@@ -93,38 +83,3 @@ def test_a_batch_of_messages_that_need_no_acknowledgement_runs(cut: Stack) -> No
     for number in range(2):
         cut.world.wait_started(f"free-{number}")
     assert "is left out of its batch" not in node.process.log()
-
-
-@pytest.fixture(scope="module")
-def stopped(checked_out: World) -> Stack:
-    """Nodes of each pool that were told to stop in the middle of a batch that does not end, with half of another."""
-    stack = checked_out.stack(CELERY_IMPORTS="probe,odd_tasks", WORKER_SOFT_SHUTDOWN="1")
-    for pool in POOLS:
-        stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool, WORKER_PREFETCH_MULTIPLIER="4")
-    for pool, node in zip(POOLS, stack.nodes, strict=True):
-        node.ready()
-        # Waits for its second half, also in the solo pool, which reads nothing while it runs a batch.
-        stack.send("odd_tasks.in_kept_batches", f"{pool}-kept", "ends", queue=pool)
-        checked_out.wait_until(lambda: held(stack, pool), PATIENCE, "it is kept")  # noqa: B023
-        for number in range(2):
-            stack.send("odd_tasks.in_batches", f"{pool}-{number}", "hold", queue=pool)
-    for pool, node in zip(POOLS, stack.nodes, strict=True):
-        checked_out.wait_started(f"{pool}-0-batch")
-        node.process.terminate()
-    return stack
-
-
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_batch_that_still_runs_at_a_stop_goes_back_and_counts_as_nothing(stopped: Stack, pool: str) -> None:
-    node = stopped.nodes[POOLS.index(pool)]
-
-    assert node.exits(PATIENCE) == 0
-
-    messages = [json.loads(text) for text in stopped.redis.client().lrange(pool, 0, -1)]
-    labels = sorted(message["headers"]["argsrepr"].split("'")[1] for message in messages)
-    assert labels == [f"{pool}-0", f"{pool}-1", f"{pool}-kept"]
-    assert [message for message in messages if "delivery_count" in message] == []
-    assert node.process.count("2 tasks still ran in batches and go back to their queues") == 1
-    # Nobody goes on with it beside its second start.
-    [(_, pid, _)] = stopped.world.notes("start", f"{pool}-0-batch")
-    assert command_line(pid) == ""

@@ -22,8 +22,6 @@ from tests.support.world import Node, Stack, World
 # A node on a busy machine renews it all the same.
 LEASE = 6
 CHILDREN = 2
-# Longer than any test waits.
-ENDLESS = 600
 NOT_STARTED = r"WARNING .*probe\.mark\[\S+\] is not started: its lease ran out before a child got to it"
 
 
@@ -68,7 +66,9 @@ def freeze_children(stack: Stack, node: Node) -> tuple[list[int], Any]:
     """Stop the children of a node and give one of them a task. Returns the children and the result."""
     world = stack.world
     node.says(r"frozen@\S+ ready\.", TIMEOUT_SECONDS * 2)
-    wait_children_up(stack)
+    # The parent gives nothing to a child that has not reported that it is up.
+    world.release(*fill_children(stack, "up"))
+    wait_acknowledged(stack)
     found = children(node.process.pid)
     assert len(found) == CHILDREN, world.describe()
     send_signal(found, signal.SIGSTOP)
@@ -78,31 +78,21 @@ def freeze_children(stack: Stack, node: Node) -> tuple[list[int], Any]:
     return found, result
 
 
-def wait_children_up(stack: Stack) -> None:
-    """Wait until each child has run something: the parent gives nothing to one that has not reported that it is up."""
-    labels = [f"up-{number}" for number in range(CHILDREN)]
+def fill_children(stack: Stack, name: str) -> list[str]:
+    """Wait until as many tasks run at a time as there are children; return their labels."""
+    labels = [f"{name}-{number}" for number in range(CHILDREN)]
     for label in labels:
         stack.send("probe.hold", label)
     wait_running(stack, labels)
-    stack.world.release(*labels)
-    wait_acknowledged(stack)
+    return labels
 
 
 def check_all_children_work(stack: Stack) -> None:
-    """Wait until as many tasks run at a time as there are children."""
-    labels = [f"beside-{number}" for number in range(CHILDREN)]
-    for label in labels:
-        stack.send("probe.rest", label, ENDLESS)
-    wait_running(stack, labels)
+    fill_children(stack, "beside")
     stack.world.wait_until(lambda: stack.unacked() == CHILDREN, TIMEOUT_SECONDS, "only these are unacknowledged")
     inspect = stack.client.control.inspect([f"frozen@{os.uname().nodename}"], timeout=TIMEOUT_SECONDS)
     # The node hears of a start a moment after the task has written it down.
     stack.world.wait_until(lambda: not any(inspect.reserved().values()), TIMEOUT_SECONDS, "none waits for a child")
-
-
-def lease_is_over(stack: Stack) -> bool:
-    seconds, microseconds = stack.redis.client().time()
-    return lease_end(stack) < int(seconds) + int(microseconds) / 1e6
 
 
 def lease_end(stack: Stack) -> float:
@@ -146,7 +136,8 @@ def test_a_task_that_no_other_node_has_taken_is_requeued_and_runs(stack: Stack, 
     world = stack.world
     frozen, result = freeze_children(stack, node)
     node.process.signal(signal.SIGSTOP)
-    world.wait_until(lambda: lease_is_over(stack), TIMEOUT_SECONDS, "its lease runs out, with no other node to sweep")
+    ended: Any = lambda: lease_end(stack) < stack.redis.client().time()[0]  # noqa: E731
+    world.wait_until(ended, TIMEOUT_SECONDS, "its lease runs out, with no other node to sweep")
 
     send_signal(frozen, signal.SIGCONT)
     world.holds_for(lambda: not world.started("piped"), LEASE / 2, "the child does not start it")

@@ -17,18 +17,18 @@ from services.broker.headroom import Client
 from services.broker.keys import RATE_LIMIT, SCHEDULED
 from services.delayed import rate_limits
 from services.delayed.rate_limits import Delay, Rate
-from tests.integration.delivery.test_scheduled import PATIENCE, start, wait_scheduled
+from tests.integration.delivery.test_scheduled import start, wait_scheduled
 from tests.support.checkout import odd_checkout
-from tests.support.redis.server import RedisServer
-from tests.support.world import Node, Stack, World
+from tests.support.redis.broker import Broker
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.workers import POOLS
+from tests.support.world import Stack, World
 
-POOLS = ("prefork", "threads", "solo")
 MOSTLY_ONE = ("prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "solo")))
 HOUR = 3600
 # How exactly Redis keeps a time: a microsecond, and what adding up costs.
 EXACT = 1e-3
 SELDOM = f"{RATE_LIMIT}odd_tasks.seldom"
-FASTER = "import odd_tasks\n\nodd_tasks.seldom.rate_limit = '1/m'\n"
 
 
 @pytest.fixture
@@ -45,12 +45,7 @@ def began(stack: Stack, label: str = "seldom-0") -> float:
 
 
 def limit_rate(stack: Stack, task: str, rate: object) -> None:
-    assert stack.client.control.rate_limit(task, rate, reply=True, timeout=PATIENCE, limit=1)
-
-
-def kill(node: Node) -> None:
-    node.process.signal(signal.SIGKILL)
-    node.exits(PATIENCE)
+    assert stack.client.control.rate_limit(task, rate, reply=True, timeout=TIMEOUT_SECONDS, limit=1)
 
 
 def send_seldom(stack: Stack, count: int, **options: Any) -> dict[str, Any]:
@@ -76,7 +71,7 @@ def in_order(stack: Stack) -> list[str]:
 
 def no_place_is_taken(stack: Stack) -> None:
     # In the order in which a task passes through them.
-    stack.world.wait_until(lambda: stack.waiting() == stack.unacked() == 0, PATIENCE, "nobody holds any")
+    stack.world.wait_until(lambda: stack.waiting() == stack.unacked() == 0, TIMEOUT_SECONDS, "none is unacknowledged")
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -121,11 +116,11 @@ def test_inspect_shows_what_waits_for_its_rate_with_its_time(stack: Stack) -> No
     # Until its time, the first one waits in the node's timer, and is told of as well.
     stack.world.wait_started("seldom-0")
 
-    def told() -> Any:
+    def list_scheduled() -> Any:
         answers = stack.client.control.broadcast("scheduled", reply=True, timeout=2, limit=1)
         return [one for answer in answers for listed in answer.values() for one in listed]
 
-    [one] = stack.world.wait_until(told, PATIENCE, "the node tells of it")
+    [one] = stack.world.wait_until(list_scheduled, TIMEOUT_SECONDS, "the node tells of it")
     assert (one["request"]["id"], one["request"]["name"]) == (sent["seldom-1"].id, "odd_tasks.seldom")
     # Not that of its own, which has passed, but that of its token.
     eta = datetime.fromisoformat(one["eta"]).astimezone(UTC).timestamp()
@@ -154,47 +149,36 @@ def test_each_node_has_a_rate_of_its_own(stack: Stack) -> None:
         stack.send("odd_tasks.seldom", f"seldom-{len(in_order(stack))}")
         return len(in_order(stack)) == 2
 
-    stack.world.wait_until(both, PATIENCE, "each node starts one")
+    stack.world.wait_until(both, TIMEOUT_SECONDS, "each node starts one")
     send_seldom(stack, 20)
     no_place_is_taken(stack)
     assert len(in_order(stack)) == 2
     assert len(stack.redis.client().hgetall(SELDOM)) == 2
 
 
-def test_a_node_that_starts_with_another_rate_brings_back_what_waits_for_the_old_one(stack: Stack) -> None:
-    first = start(stack).ready()
-    send_seldom(stack, 4)
-    wait_scheduled(stack, 3)
-    kill(first)
-
-    modules = stack.world.path("modules")
-    modules.mkdir()
-    (modules / "faster.py").write_text(FASTER)
-    more = {"CELERY_IMPORTS": "probe,odd_tasks,faster", "PYTHONPATH": str(modules)}
-    start(stack, **more).ready()
-
-    stack.world.wait_started("seldom-1")
-    wait_scheduled(stack, 2)
-    check_apart(stack, 60)
-    assert in_order(stack) == ["seldom-0", "seldom-1"]
-
-
-def test_what_waits_for_a_node_that_was_killed_has_the_rate_of_the_one_that_is_started_instead(stack: Stack) -> None:
+@pytest.mark.parametrize("faster", [False, True], ids=["with the same rate", "with another rate"])
+def test_what_waits_for_a_node_that_was_killed_has_the_rate_of_its_successor(stack: Stack, faster: bool) -> None:
     first = start(stack).ready()
     send_seldom(stack, 6)
     wait_scheduled(stack, 5)
-    kill(first)
+    first.process.signal(signal.SIGKILL)
+    first.exits(TIMEOUT_SECONDS)
 
-    start(stack, name="node1").ready()
+    if faster:
+        stack.world.checkout.write("faster.py", "import odd_tasks\n\nodd_tasks.seldom.rate_limit = '1/m'\n")
+        start(stack, CELERY_IMPORTS="probe,odd_tasks,faster").ready()
+    else:
+        start(stack, name="node1").ready()
 
+    apart = 60 if faster else HOUR
     stack.world.wait_started("seldom-1")
     wait_scheduled(stack, 4)
     no_place_is_taken(stack)
-    check_apart(stack, HOUR)
+    check_apart(stack, apart)
     # With one that comes now it is the same.
     stack.send("odd_tasks.seldom", "seldom-6")
     wait_scheduled(stack, 5)
-    check_apart(stack, HOUR)
+    check_apart(stack, apart)
     assert in_order(stack) == ["seldom-0", "seldom-1"]
 
 
@@ -204,7 +188,7 @@ def test_a_node_that_stops_leaves_what_waits_to_others_and_starts_no_more_when_i
     wait_scheduled(stack, 3)
 
     node.process.terminate()
-    assert node.exits(PATIENCE) == 0
+    assert node.exits(TIMEOUT_SECONDS) == 0
 
     raws: Any = stack.redis.client().lrange("celery", 0, -1)
     assert [json.loads(raw)["headers"]["id"] for raw in reversed(raws)] == [one.id for one in list(sent.values())[1:]]
@@ -215,31 +199,25 @@ def test_a_node_that_stops_leaves_what_waits_to_others_and_starts_no_more_when_i
     assert in_order(stack) == ["seldom-0"]
 
 
-def test_a_purge_frees_the_tokens_of_what_it_deletes(stack: Stack) -> None:
+def test_the_tokens_of_what_is_purged_or_expires_are_free_again(stack: Stack) -> None:
     stack.worker(WORKER_POOL="threads", WORKER_QUEUES="celery,other").ready()
     send_seldom(stack, 5)
     wait_scheduled(stack, 4)
     kept = stack.send("odd_tasks.seldom", "seldom-kept", queue="other")
     wait_scheduled(stack, 5)
 
-    assert stack.celery("purge -f -Q celery").exits(PATIENCE) == 0
+    assert stack.celery("purge -f -Q celery").exits(TIMEOUT_SECONDS) == 0
 
-    stack.world.wait_until(lambda: list(dues(stack)) == [kept.id], PATIENCE, "the one of the other queue waits alone")
+    stack.world.wait_until(lambda: list(dues(stack)) == [kept.id], TIMEOUT_SECONDS, "the other queue's waits alone")
     assert dues(stack)[kept.id] <= began(stack) + HOUR
+
+    expires = stack.send("odd_tasks.seldom", "seldom-expires", expires=3)
+    after = stack.send("odd_tasks.seldom", "seldom-after")
+    stack.world.wait_until(lambda: expires.state == "REVOKED", TIMEOUT_SECONDS, "it has expired")
+    wait_scheduled(stack, 2)
+    # It was discarded only then, and has taken none.
+    assert dues(stack)[after.id] <= began(stack) + 2 * HOUR
     assert in_order(stack) == ["seldom-0"]
-
-
-def test_a_task_that_expires_before_its_token_comes_is_discarded_then_and_takes_none(stack: Stack) -> None:
-    stack.worker(WORKER_POOL="threads").ready()
-    stack.send("odd_tasks.seldom", "seldom-0")
-    stack.world.wait_started("seldom-0")
-
-    expires = stack.send("odd_tasks.seldom", "seldom-1", expires=3)
-    after = stack.send("odd_tasks.seldom", "seldom-2")
-
-    stack.world.wait_until(lambda: expires.state == "REVOKED", PATIENCE, "it has expired")
-    wait_scheduled(stack, 1)
-    assert dues(stack)[after.id] <= began(stack) + HOUR
 
 
 @pytest.mark.parametrize("pool", MOSTLY_ONE)
@@ -248,7 +226,7 @@ def test_an_eta_and_a_rate_are_both_kept(stack: Stack, pool: str) -> None:
     sent = [stack.send("odd_tasks.seldom", f"seldom-{number}", countdown=2) for number in range(2)]
     stack.worker(WORKER_POOL=pool)
 
-    stack.world.wait_until(lambda: in_order(stack), PATIENCE, "one of them starts")
+    stack.world.wait_until(lambda: in_order(stack), TIMEOUT_SECONDS, "one of them starts")
     [label] = in_order(stack)
     assert began(stack, label) > moment + 2 - EXACT
     wait_scheduled(stack, 1)
@@ -293,7 +271,7 @@ def test_a_token_that_redis_refuses_keeps_neither_the_node_nor_others_and_the_ta
 def test_a_batch_has_no_rate_as_with_celery(stack: Stack) -> None:
     stack.worker(WORKER_POOL="threads", WORKER_PREFETCH_MULTIPLIER="4").ready()
     # It says so a moment before it listens, and to nothing else: it has no gossip.
-    stack.world.wait_until(stack.redis.client().pubsub_numpat, PATIENCE, "the node hears commands")
+    stack.world.wait_until(stack.redis.client().pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
     limit_rate(stack, "odd_tasks.in_batches", "1/h")
     labels = [f"batch-{number}" for number in range(4)]
     for label in labels:
@@ -305,16 +283,9 @@ def test_a_batch_has_no_rate_as_with_celery(stack: Stack) -> None:
 # --- Tokens
 
 
-@pytest.fixture(scope="module")
-def server(shared_world: World) -> RedisServer:
-    return shared_world.redis("")
-
-
 @pytest.fixture
-def client(server: RedisServer) -> Any:
-    client = Client(port=server.port)
-    client.flushall()
-    return client
+def client(broker: Broker) -> Any:
+    return Client(port=broker.server.port)
 
 
 NODE = Rate.per_second("a task", 1 / HOUR, "node")
@@ -327,11 +298,17 @@ def take(client: Any, rate: Rate = NODE, token: Any = None, *, earliest: float =
 
 def waits(delay: Delay | None, seconds: float) -> bool:
     """Whether it waits for so long, or as much less as a slow machine has needed since."""
-    return delay is not None and seconds - PATIENCE < delay.due - time() <= seconds
+    return delay is not None and seconds - TIMEOUT_SECONDS < delay.due - time() <= seconds
 
 
 @pytest.mark.each_redis
 def test_a_token_that_was_waited_for_is_good_once_from_its_time_on(client: Any) -> None:
+    late = [*NODE_TOKEN, time() - 2 * HOUR, 1]
+    assert take(client, token=late) is None
+    # Whoever comes later than others that have started meanwhile takes another token.
+    assert waits(take(client, token=late), HOUR)
+    assert waits(take(client, token=late), 2 * HOUR)
+    client.delete(f"{RATE_LIMIT}a task")
     assert take(client) is None
     # It comes back at its time.
     assert take(client, token=[*NODE_TOKEN, time(), 1]) is None
@@ -349,14 +326,6 @@ def test_a_token_that_was_waited_for_is_good_once_from_its_time_on(client: Any) 
         client.delete(f"{RATE_LIMIT}a task")
         assert take(client) is None
         assert waits(take(client, token=other), HOUR), other
-
-
-@pytest.mark.each_redis
-def test_who_comes_late_starts_if_nobody_has_started_since_and_else_takes_another_token(client: Any) -> None:
-    late = [*NODE_TOKEN, time() - 2 * HOUR, 1]
-    assert take(client, token=late) is None
-    assert waits(take(client, token=late), HOUR)
-    assert waits(take(client, token=late), 2 * HOUR)
 
 
 @pytest.mark.each_redis
@@ -386,7 +355,7 @@ def test_nodes_with_different_rates_take_turns_until_one_settles_it(client: Any)
 
 
 @pytest.mark.each_redis
-def test_a_rate_is_forgotten_with_its_last_token(client: Any) -> None:
+def test_a_rate_is_forgotten_with_its_last_token_however_fast_it_is(client: Any) -> None:
     key = f"{RATE_LIMIT}a task"
     for rate in (Rate.per_second("a task", 10_000, "fast"), NODE, NODE):
         take(client, rate)
@@ -394,11 +363,7 @@ def test_a_rate_is_forgotten_with_its_last_token(client: Any) -> None:
     take(client, Rate.per_second("a task", 1, "third"))
     assert sorted(client.hgetall(key)) == [b"node", b"third"]
     assert HOUR < client.ttl(key) <= 2 * HOUR
-
-
-@pytest.mark.each_redis
-def test_a_very_fast_rate_has_a_token_that_can_be_read(client: Any) -> None:
     rate = Rate.per_second("a task", 1e6, "node")
+    assert json.loads(rate._format_token(1.0, 3)) == ["a task", rate.interval, "node", 1.0, 3]
     assert rate.interval == "0.000001000"
-    assert json.loads(rate._format_token(1.0, 3)) == ["a task", "0.000001000", "node", 1.0, 3]
     assert scripts.TOKEN(client, [b"k"], [rate.node, rate.interval, 0, 0, 0]) == [b"", 1]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -17,7 +18,6 @@ from redis.exceptions import RedisError
 
 from services.control.mailbox import Mailbox
 from services.delivery.connection import Connection
-from tests.support.ports import free_port
 from tests.support.redis.broker import OPTIONS, Broker, Inbox
 from tests.support.redis.proxy import Proxy
 from tests.support.redis.server import RedisServer
@@ -75,16 +75,13 @@ def reconnect(stack: Stack, times: int) -> None:
     for _ in range(times):
         before = listeners(stack.redis)
         cut(stack.redis)
-        stack.world.wait_until(
-            lambda: listeners(stack.redis) - before,  # noqa: B023
-            TIMEOUT_SECONDS,
-            "the node is connected again",
-        )
+        connected = lambda: listeners(stack.redis) - before  # noqa: E731, B023
+        stack.world.wait_until(connected, TIMEOUT_SECONDS, "the node is connected again")
 
 
 def census(stack: Stack) -> dict[str, int]:
     """Count the objects of a node, when it has run a task and replied to a command."""
-    label = f"task {len(stack.world.notes('end'))}".replace(" ", "-")
+    label = f"task-{len(stack.world.notes('end'))}"
     wait_idle(stack)
     stack.send("probe.mark", label, ignore_result=True)
     stack.world.wait_until(lambda: stack.world.ended(label), START_SECONDS, f"{label} ends")
@@ -119,14 +116,12 @@ def test_a_node_keeps_nothing_of_a_connection_that_was_cut(stack: Stack, times: 
 # --- Clients of kombu, without Celery
 
 
-@pytest.fixture
-def broker(redis_server: Callable[..., RedisServer]) -> Iterator[Broker]:
-    broker = Broker(redis_server(""))
-    # pytest keeps what is logged, and with an error all objects of its frames.
+@pytest.fixture(autouse=True)
+def no_logs() -> Iterator[None]:
+    """pytest keeps what is logged, and with an error all objects of its frames."""
     logging.disable()
-    yield broker
+    yield
     logging.disable(logging.NOTSET)
-    broker.close()
 
 
 def count_objects() -> dict[str, int]:
@@ -136,110 +131,85 @@ def count_objects() -> dict[str, int]:
     return {**kinds, "file descriptors": len([*Path("/proc/self/fd").iterdir()])}
 
 
-def publish(broker: Broker) -> Callable[[], None]:
+EVERYBODY = Exchange("everybody", "fanout")
+
+
+def publish(broker: Broker, connection: Any) -> None:
     """A producer whose connection is cut before each message."""
-    producer = Producer(broker.connect().channel())
-
-    def again() -> None:
-        cut(broker.server)
-        producer.publish("a", routing_key="one", retry=True, retry_policy={"max_retries": 3, "interval_start": 0})
-
-    return again
+    producer = Producer(connection.default_channel)
+    cut(broker.server)
+    producer.publish("a", routing_key="one", retry=True, retry_policy={"max_retries": 3, "interval_start": 0})
 
 
-def consume(broker: Broker) -> Callable[[], None]:
+def consume(broker: Broker, _: Any) -> None:
     """A consumer that connects again for each message, as kombu's does when its connection was cut."""
-
-    def again() -> None:
-        connection = Connection(broker.server.url(), transport_options=OPTIONS)
-        inbox = Inbox(connection.channel(), "one", prefetch=1)
-        broker.send("one", "a")
-        inbox.drain(1, broker)
-        cut(broker.server)
-        with suppress(OSError, RedisError):
-            connection.drain_events(timeout=0.01)
-        connection.collect()
-
-    return again
+    connection = Connection(broker.server.url(), transport_options=OPTIONS)
+    inbox = Inbox(connection.channel(), "one", prefetch=1)
+    broker.send("one", "a")
+    inbox.drain(1, broker)
+    cut(broker.server)
+    with suppress(OSError, RedisError):
+        connection.drain_events(timeout=0.01)
+    connection.collect()
 
 
-def listen(broker: Broker) -> Callable[[], None]:
+def listen(channel: Any) -> None:
+    """Begin to consume from a broadcast, over a queue of its own."""
+    Consumer(channel, [Queue(uuid4().hex, EVERYBODY, auto_delete=True)], no_ack=True).consume()
+    with suppress(socket.timeout):
+        channel.connection.client.drain_events(timeout=0.01)
+
+
+def come_and_go(_: Broker, connection: Any) -> None:
     """Consumers of a queue and of a broadcast that come and go on one connection."""
-    connection = broker.connect()
-
-    def again() -> None:
-        with connection.channel() as channel:
-            everybody = Exchange("everybody", "fanout")
-            Inbox(channel, "one")
-            Consumer(channel, [Queue(uuid4().hex, everybody, auto_delete=True)], no_ack=True).consume()
-            with suppress(socket.timeout):
-                connection.drain_events(timeout=0.01)
-
-    return again
+    with connection.channel() as channel:
+        Inbox(channel, "one")
+        listen(channel)
 
 
-def ask(broker: Broker) -> Callable[[], None]:
+def ask(_: Broker, connection: Any) -> None:
     """Commands to which no node replies."""
-    mailbox = Mailbox("everybody", "fanout")
-    connection = broker.connect()
-
-    def again() -> None:
-        assert mailbox(connection).multi_call("ping", timeout=0.01) == []
-        channel = connection.default_channel
-        assert not channel.state.exchanges["reply.everybody.pidbox"]["table"]
-        assert not channel._expires
-
-    return again
+    assert Mailbox("everybody", "fanout")(connection).multi_call("ping", timeout=0.01) == []
+    channel = connection.default_channel
+    assert not channel.state.exchanges["reply.everybody.pidbox"]["table"]
+    assert not channel._expires
 
 
-def look_at(broker: Broker) -> Callable[[], None]:
+def look_at(broker: Broker, _: Any) -> None:
     """Connections that are made for their type only."""
-
-    def again() -> None:
-        with Connection(broker.server.url()) as connection:
-            assert connection.transport.driver_type == "redis"
-
-    return again
+    with Connection(broker.server.url()) as connection:
+        assert connection.transport.driver_type == "redis"
 
 
-def fail(broker: Broker) -> Callable[[], None]:
+# Nobody listens on port 1.
+AWAY = Connection("redis://127.0.0.1:1/0")
+
+
+def fail(_: Broker, __: Any) -> None:
     """Connections to a Redis that is away."""
-    url = f"redis://127.0.0.1:{free_port()}/0"
-    kept = Connection(url)
-
-    def again() -> None:
-        for connection in (kept, Connection(url)):
-            with suppress(OSError, RedisError):
-                connection.transport.establish_connection()
-        # Of which kombu has 65535.
-        assert not kept.transport._used_channel_ids
-
-    return again
+    for connection in (AWAY, Connection(AWAY.as_uri())):
+        with suppress(OSError, RedisError):
+            connection.transport.establish_connection()
+    # Of which kombu has 65535.
+    assert not AWAY.transport._used_channel_ids
 
 
-def lose(broker: Broker) -> Callable[[], None]:
+def lose(broker: Broker, _: Any) -> None:
     """Consumers of a broadcast whose Redis goes away, and is not there to delete their queue."""
-
-    def again() -> None:
-        proxy = Proxy(broker.server.port)
-        connection = Connection(f"redis://127.0.0.1:{proxy.port}/0", transport_options=OPTIONS)
-        queue = Queue(uuid4().hex, Exchange("everybody", "fanout"), auto_delete=True)
-        Consumer(connection.channel(), [queue], no_ack=True).consume()
-        with suppress(socket.timeout):
-            connection.drain_events(timeout=0.01)
-        proxy.close()
-        connection.close()
-
-    return again
+    proxy = Proxy(broker.server.port)
+    connection = Connection(f"redis://127.0.0.1:{proxy.port}/0", transport_options=OPTIONS)
+    listen(connection.channel())
+    proxy.close()
+    connection.close()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("use", [publish, consume, listen, ask, look_at, fail, lose])
-def test_a_client_keeps_nothing_of_what_has_ended(broker: Broker, use: Callable[[Broker], Callable[[], None]]) -> None:
-    again = use(broker)
+@pytest.mark.parametrize("use", [publish, consume, come_and_go, ask, look_at, fail, lose])
+def test_a_client_keeps_nothing_of_what_has_ended(broker: Broker, use: Callable[[Broker, Any], None]) -> None:
+    connection = broker.connect()
     for _ in range(WARM_UP):
-        again()
+        use(broker, connection)
     before = count_objects()
     for _ in range(CLIENT_RECONNECTS):
-        again()
+        use(broker, connection)
     assert grown(before, count_objects(), CLIENT_RECONNECTS // 2) == {}

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from celery import Signature, chord
 
-from services.broker.keys import DEAD_LETTER, DEAD_LETTERS, RATE_LIMIT, SCHEDULED, UNACKED
-from tests.support.checkout import odd_checkout
+from services.broker.keys import RATE_LIMIT, SCHEDULED, UNACKED
+from tests.integration.results.test_dead_letters import letter_with
+from tests.support.processes import command_line
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS, start_workers, wait_acknowledged, wait_running
-from tests.support.world import Stack, World
+from tests.support.world import Node, Stack, World
 
 # Where a task kills its node, it has to wait until it may start alone, half a minute in all.
 MORTAL = ("prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "solo")))
@@ -23,10 +24,9 @@ LEASE = 6
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+def stack(odd_world: World) -> Stack:
     """A worker of each pool, on the queue of its name."""
-    shared_world.checkout = odd_checkout(tmp_path_factory.mktemp("requeues") / "code")
-    stack = shared_world.stack(
+    stack = odd_world.stack(
         CELERY_IMPORTS="probe,odd_tasks",
         WORKER_MAX_DELIVERIES=str(DELIVERIES),
         WORKER_MAX_REQUEUES=str(REQUEUES),
@@ -36,24 +36,20 @@ def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stac
     return stack
 
 
-def letter_of(stack: Stack, text: str) -> dict[str, str]:
-    """Wait for the dead letter whose message has this in it."""
-
-    def found() -> dict[str, str] | None:
-        client: Any = stack.redis.client()
-        letters = [client.hgetall(f"{DEAD_LETTER}{number}") for number in client.zrange(DEAD_LETTERS, 0, -1)]
-        return next((letter for letter in letters if text in letter["message"]), None)
-
-    return stack.world.wait_until(found, TIMEOUT_SECONDS, f"a dead letter with {text}")
+def wait_parked(stack: Stack, text: str, reason: str, deliveries: int) -> str:
+    """Wait for the dead letter whose message has this in it; return its detail."""
+    _, letter = letter_with(stack, text.encode())
+    assert (letter["reason"], letter["deliveries"]) == (reason.encode(), b"%d" % deliveries)
+    return letter["detail"].decode()
 
 
 def read_delivery(sent: Any) -> tuple[bool, int]:
-    """What odd_tasks.tell was told of its delivery: whether it is redelivered, and its delivery_count."""
+    """Whether odd_tasks.tell was redelivered, and its delivery_count."""
     found = sent.get(timeout=TIMEOUT_SECONDS)
     return found["redelivered"], found["delivery_count"]
 
 
-def places(stack: Stack, queue: str, task_id: str) -> tuple[bool, int, int]:
+def find_task(stack: Stack, queue: str, task_id: str) -> tuple[bool, int, int]:
     """Whether a task is scheduled, how many messages are unacknowledged, and how many a queue has: at one moment.
 
     One after the other, all three miss a task that is on its way from one to the next, or back.
@@ -72,22 +68,15 @@ def wait_nothing_left(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_task_that_waits_to_be_redelivered_runs_twice(stack: Stack, pool: str) -> None:
-    label = f"until-{pool}"
+@pytest.mark.parametrize("times", [1, REQUEUES])
+def test_a_requeued_task_comes_back_later_and_later_and_knows_how_often(stack: Stack, pool: str, times: int) -> None:
+    label = f"asks-{times}-{pool}"
 
-    # The first time it is not redelivered; what it returns is its delivery_count.
-    assert stack.send("odd_tasks.until_redelivered", label, queue=pool).get(timeout=TIMEOUT_SECONDS) == 2
-    assert stack.world.started(label) == 2
+    told = stack.send("odd_tasks.requeue", label, times, queue=pool).get(timeout=TIMEOUT_SECONDS)
 
-
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_requeued_task_comes_back_later_and_later_and_knows_how_often(stack: Stack, pool: str) -> None:
-    label = f"asks-{pool}"
-
-    seen = stack.send("odd_tasks.requeue", label, REQUEUES, queue=pool).get(timeout=TIMEOUT_SECONDS)
-
-    assert seen == {"delivery_count": REQUEUES + 1, "requeue_count": REQUEUES, "redelivered": True}
+    assert told == {"delivery_count": times + 1, "requeue_count": times, "redelivered": True}
     starts = [at for _, _, at in stack.world.notes("start", label)]
+    assert len(starts) == times + 1
     for number, (before, after) in enumerate(pairwise(starts)):
         assert after - before >= 0.1 * 2**number
 
@@ -98,8 +87,7 @@ def test_a_task_that_is_requeued_too_often_becomes_a_dead_letter(stack: Stack, p
 
     result = stack.send("odd_tasks.requeue", label, 1000, queue=pool)
 
-    letter = letter_of(stack, result.id)
-    assert (letter["reason"], letter["deliveries"]) == ("requeued", str(REQUEUES + 1))
+    wait_parked(stack, result.id, "requeued", REQUEUES + 1)
     stack.world.wait_until(lambda: result.state == "FAILURE", TIMEOUT_SECONDS, "it fails")
     assert stack.world.started(label) == REQUEUES + 1
 
@@ -109,16 +97,18 @@ def test_a_requeued_task_waits_in_redis_and_is_shown_as_redelivered(stack: Stack
     node = stack.worker(WORKER_POOL="threads", WORKER_QUEUES="waits", WORKER_MAX_REQUEUES="100").ready()
     asks = stack.send("odd_tasks.requeue", "waits", 1000, queue="waits")
 
-    def shown() -> dict[str, Any] | None:
+    def find_shown() -> dict[str, Any] | None:
         answers = stack.client.control.broadcast("scheduled", reply=True, timeout=1)
         found = (one["request"] for answer in answers for scheduled in answer.values() for one in scheduled)
         return next((one for one in found if one["id"] == asks.id), None)
 
     # Each time it waits for longer.
-    one = stack.world.wait_until(shown, TIMEOUT_SECONDS, "a node shows it")
+    one = stack.world.wait_until(find_shown, TIMEOUT_SECONDS, "a node shows it")
     assert one["delivery_info"]["redelivered"]
     stack.world.wait_until(
-        lambda: places(stack, "waits", asks.id) == (True, 0, 0), TIMEOUT_SECONDS, "it waits in Redis and nowhere else"
+        lambda: find_task(stack, "waits", asks.id) == (True, 0, 0),
+        TIMEOUT_SECONDS,
+        "it waits in Redis alone",
     )
     stack.client.control.revoke(asks.id)
     node.process.terminate()
@@ -127,9 +117,7 @@ def test_a_requeued_task_waits_in_redis_and_is_shown_as_redelivered(stack: Stack
 def test_a_task_that_is_to_run_again_after_its_time_limit_ends_as_a_dead_letter(stack: Stack) -> None:
     result = stack.send("odd_tasks.timed_out_again", "limit", queue="prefork")
 
-    letter = letter_of(stack, result.id)
-    assert (letter["reason"], letter["deliveries"]) == ("crashed", str(DELIVERIES))
-    assert "hard time limit" in letter["detail"]
+    assert "hard time limit" in wait_parked(stack, result.id, "crashed", DELIVERIES)
     assert stack.world.started("limit") == DELIVERIES
 
 
@@ -172,18 +160,35 @@ def test_a_task_whose_worker_died_before_it_was_started_is_redelivered_and_not_c
     assert read_delivery(behind) == (True, 1)
 
 
+# What a worker has got when it stops, the first task of which has ended, by the label of what runs then.
+BEFORE_STOP: dict[str, list[tuple[str, ...]]] = {
+    "runs": [
+        ("odd_tasks.seldom", "ended"),
+        ("odd_tasks.seldom", "rated"),
+        ("probe.hold", "runs"),
+        ("odd_tasks.tell", "last"),
+    ],
+    # Half a batch, and one that runs.
+    "0-batch": [
+        ("odd_tasks.in_kept_batches", "kept", "ends"),
+        ("odd_tasks.in_batches", "0", "hold"),
+        ("odd_tasks.in_batches", "1", "hold"),
+    ],
+}
+
+
 @pytest.mark.parametrize("pool", POOLS)
-def test_what_is_requeued_at_a_stop_is_neither_redelivered_nor_counted(stack: Stack, pool: str) -> None:
-    """What ran, what waits for its rate, and what lay behind them."""
-    queue = f"stops-{pool}"
+@pytest.mark.parametrize("running", BEFORE_STOP)
+def test_what_is_requeued_at_a_stop_is_neither_redelivered_nor_counted(stack: Stack, pool: str, running: str) -> None:
+    queue = f"{running}-{pool}"
     # As if no node of this name had run it: nodes of the same name share their rate.
     stack.redis.client().delete(f"{RATE_LIMIT}odd_tasks.seldom")
-    for task, label in (("odd_tasks.seldom", "ran"), ("odd_tasks.seldom", "rated"), ("probe.hold", "runs")):
-        stack.send(task, f"{queue}-{label}", queue=queue)
-    behind = stack.send("odd_tasks.tell", f"{queue}-behind", queue=queue)
+    sent = {
+        label: stack.send(task, f"{queue}-{label}", *more, queue=queue) for task, label, *more in BEFORE_STOP[running]
+    }
     settings = {"WORKER_POOL": pool, "WORKER_QUEUES": queue, "WORKER_PREFETCH_MULTIPLIER": "4"}
     worker = stack.worker(WORKER_SOFT_SHUTDOWN="1", **settings)
-    stack.world.wait_started(f"{queue}-runs")
+    stack.world.wait_started(f"{queue}-{running}")
     stack.world.wait_until(lambda: stack.waiting(queue) == 0, TIMEOUT_SECONDS, "the worker has got all")
 
     worker.process.terminate()
@@ -191,11 +196,17 @@ def test_what_is_requeued_at_a_stop_is_neither_redelivered_nor_counted(stack: St
 
     messages = [json.loads(raw) for raw in stack.redis.client().lrange(queue, 0, -1)]
     labels = sorted(message["headers"]["argsrepr"].split("'")[1] for message in messages)
-    assert labels == [f"{queue}-{label}" for label in ("behind", "rated", "runs")]
+    assert labels == sorted(f"{queue}-{label}" for label in sent if label != "ended")
     assert [message for message in messages if "delivery_count" in message] == []
+    # Nobody goes on with it beside its second start.
+    [(_, pid, _)] = stack.world.notes("start", f"{queue}-{running}")
+    assert command_line(pid) == ""
+    if running == "0-batch":
+        assert worker.process.count("2 tasks still ran in batches and go back to their queues") == 1
+        return
     stack.world.release(f"{queue}-runs")
     stack.worker(**settings)
-    assert read_delivery(behind) == (False, 1)
+    assert read_delivery(sent["last"]) == (False, 1)
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -210,37 +221,33 @@ def test_a_task_that_waits_for_its_time_or_its_rate_is_not_redelivered(stack: St
 # Batches: each on a node of its own, which one of them kills.
 
 
-def send_batch(stack: Stack, queue: str, how: str) -> list[str]:
-    """Send the two messages of a batch; return their labels."""
+def send_batch(stack: Stack, pool: str, how: str) -> tuple[Node, list[str]]:
+    """Start a worker and send it the two messages of a batch; return their labels too."""
+    queue = f"batch-{how}-{pool}"
+    worker = stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue, WORKER_PREFETCH_MULTIPLIER="2")
     labels = [f"{queue}-{number}" for number in range(2)]
     for label in labels:
         stack.send("odd_tasks.in_batches", label, how, queue=queue)
-    return labels
+    return worker, labels
 
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_batch_that_exits_is_acknowledged(stack: Stack, pool: str) -> None:
-    queue = f"batch-exits-{pool}"
-    worker = stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue, WORKER_PREFETCH_MULTIPLIER="2").ready()
-
-    labels = send_batch(stack, queue, "exit")
+    worker, labels = send_batch(stack, pool, "exit")
 
     wait_running(stack, labels)
     wait_acknowledged(stack)
     worker.says("a batch of 2 tasks ended with an error").says("SystemExit: in a batch")
     assert [stack.world.started(label) for label in labels] == [1, 1]
-    assert stack.waiting(queue) == 0
+    assert stack.waiting(f"batch-exit-{pool}") == 0
 
 
 @pytest.mark.parametrize("pool", MORTAL)
 def test_a_batch_that_kills_its_process_ends_as_dead_letters(stack: Stack, pool: str) -> None:
-    queue = f"batch-kills-{pool}"
-    stack.worker(WORKER_POOL=pool, WORKER_QUEUES=queue, WORKER_PREFETCH_MULTIPLIER="2")
-
-    labels = send_batch(stack, queue, "kill")
+    _, labels = send_batch(stack, pool, "kill")
 
     for label in labels:
-        assert letter_of(stack, label)["reason"] == "crashed"
+        wait_parked(stack, label, "crashed", DELIVERIES)
 
 
 @pytest.mark.parametrize("pool", MORTAL)
@@ -257,7 +264,7 @@ def test_where_tasks_are_deduplicated_a_chord_is_completed_and_an_old_id_runs_ag
     once = stack.send("odd_tasks.die_when_stored", f"{queue}-once", queue=queue)
     stack.world.wait_started(f"{queue}-once")
     # Between its two deliveries it may have to wait until it may start alone.
-    acknowledged = lambda: places(stack, queue, once.id) == (False, 0, 0)  # noqa: E731
+    acknowledged = lambda: find_task(stack, queue, once.id) == (False, 0, 0)  # noqa: E731
     stack.world.wait_until(acknowledged, TIMEOUT_SECONDS, "it is acknowledged")
     assert (once.state, stack.world.started(f"{queue}-once")) == ("SUCCESS", 1)
 

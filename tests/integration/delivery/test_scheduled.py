@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
@@ -22,11 +21,12 @@ from services.broker.messages import extract_message
 from services.delayed.scheduled import MAX_LISTED, MAX_LISTED_BYTES
 from tests.integration.commands.test_call import services
 from tests.integration.results.test_dead_letters import events
+from tests.integration.worker.test_worker import node_process
 from tests.support.fork_server import LIBRARIES_ONLY
-from tests.support.processes import children, command_line
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.workers import POOLS
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 120
 LEASE = 3
 HOUR = 3600
 # Ten thousand take half a minute.
@@ -43,15 +43,21 @@ NODE = f"node0@{os.uname().nodename}"
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World) -> Stack:
-    """A worker that runs one task at a time."""
+def shared_stack(shared_world: World) -> Stack:
     stack = shared_world.stack(WORKER_LEASE=str(LEASE))
     stack.worker().ready()
     return stack
 
 
 @pytest.fixture
-def quiet(world: World) -> Stack:
+def stack(shared_stack: Stack) -> Stack:
+    """A worker that runs one task at a time; nothing is scheduled."""
+    shared_stack.redis.client().delete(SCHEDULED, SCHEDULED_MESSAGES)
+    return shared_stack
+
+
+@pytest.fixture
+def bare(world: World) -> Stack:
     """A Redis without workers."""
     return world.stack(WORKER_LEASE=str(LEASE))
 
@@ -66,7 +72,7 @@ def scheduled(stack: Stack) -> int:
     return int(kept)
 
 
-def wait_scheduled(stack: Stack, count: int, timeout: float = PATIENCE) -> None:
+def wait_scheduled(stack: Stack, count: int, timeout: float = TIMEOUT_SECONDS) -> None:
     stack.world.wait_until(lambda: scheduled(stack) == count, timeout, f"{count} tasks wait in Redis")
 
 
@@ -118,18 +124,9 @@ def waiting(stack: Stack, queue: str = "celery") -> list[str]:
         return [json.loads(text)["headers"]["id"] for key in get_lists(queue) for text in client.lrange(key, 0, -1)]
 
 
-@pytest.fixture(autouse=True)
-def nothing_scheduled(request: pytest.FixtureRequest) -> None:
-    """Tests that share a worker count what is there."""
-    if "stack" in request.fixturenames:
-        with request.getfixturevalue("stack").redis.client() as client:
-            client.delete(SCHEDULED, SCHEDULED_MESSAGES)
-
-
 def memory(worker: Node) -> int:
     """Resident bytes of a worker's Celery node, its children not counted."""
-    (node,) = (pid for pid in children(worker.process.pid) if "--hostname=node0@" in command_line(pid))
-    pages = int(Path(f"/proc/{node}/statm").read_text().split()[1])
+    pages = int(Path(f"/proc/{node_process(worker, 'node0')}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -146,7 +143,7 @@ def test_many_of_them_are_in_nobodys_memory_and_in_nobodys_way(stack: Stack, man
     wait_scheduled(stack, many + 1, MANY_SECONDS)
 
     stack.world.wait_started(f"between-{many}")
-    stack.world.wait_until(lambda: stack.waiting() + stack.unacked() == 0, PATIENCE, "nobody holds any")
+    stack.world.wait_until(lambda: stack.waiting() + stack.unacked() == 0, TIMEOUT_SECONDS, "nobody holds any")
     assert stack.world.started(f"between-{many}") == 1
     assert memory(stack.nodes[0]) - before < GROWTH_BYTES
     stack.send("probe.mark", f"at-once-{many}")
@@ -154,91 +151,61 @@ def test_many_of_them_are_in_nobodys_memory_and_in_nobodys_way(stack: Stack, man
     assert services(stack, "status").said["scheduled"] == many + 1
 
 
-def check_turns(stack: Stack, pool: str) -> None:
-    sent = {f"{pool}-{number}": later(stack, f"{pool}-{number}") for number in range(10)}
-    later(stack, "far")
-    wait_scheduled(stack, len(sent) + 1)
+@pytest.mark.parametrize("pool", POOLS)
+def test_what_is_due_starts_in_its_turn_and_not_before(bare: Stack, pool: str) -> None:
+    start(bare, pool).ready()
+    sent = {f"due-{number}": later(bare, f"due-{number}") for number in range(10)}
+    later(bare, "far")
+    wait_scheduled(bare, len(sent) + 1)
 
-    moment = make_due(stack, *sent.values(), seconds=SOON_SECONDS)
+    moment = make_due(bare, *sent.values(), seconds=SOON_SECONDS)
 
     for label in sent:
-        stack.world.wait_started(label)
-        ((_, _, began),) = stack.world.notes("start", label)
+        bare.world.wait_started(label)
+        ((_, _, began),) = bare.world.notes("start", label)
         assert began > moment - EARLY_SECONDS
     # The next one of those that are due is always the one that has been due for longest.
-    started = [label for label, _, _ in stack.world.notes("start") if label in sent]
-    assert started == list(sent)
+    assert [label for label, _, _ in bare.world.notes("start")] == list(sent)
     # What is not due has not come along.
-    assert scheduled(stack) == 1
+    assert scheduled(bare) == 1
 
 
-def test_what_is_due_starts_in_its_turn_and_not_before(stack: Stack) -> None:
-    check_turns(stack, "prefork")
-
-
-@pytest.mark.parametrize("pool", ["threads", "solo"])
-def test_what_is_due_starts_in_its_turn_in_other_pools_too(quiet: Stack, pool: str) -> None:
-    start(quiet, pool).ready()
-    check_turns(quiet, pool)
-
-
-def test_a_due_task_starts_although_every_place_of_its_first_worker_is_taken(stack: Stack) -> None:
-    other = start(stack, name="other", queues="other")
-    other.says("other@.* ready")
-    beside = later(stack, "beside", queue="other")
-    wait_scheduled(stack, 1)
-    other.process.end()
-
-    make_due(stack, beside)
-
-    # Its own worker is gone; any other puts it back, and a new one of its queue runs it.
-    stack.world.wait_until(lambda: waiting(stack, "other"), PATIENCE, "it is back in its queue")
-
-
-def test_a_restart_of_everything_loses_none_and_doubles_none(quiet: Stack) -> None:
-    first = quiet.worker().ready()
+def test_a_restart_of_everything_loses_none_and_doubles_none(bare: Stack) -> None:
+    first = bare.worker().ready()
     labels = [f"survivor-{number}" for number in range(20)]
-    sent = [later(quiet, label) for label in labels]
-    wait_scheduled(quiet, len(labels))
+    sent = [later(bare, label) for label in labels]
+    wait_scheduled(bare, len(labels))
     first.process.end()
-    quiet.redis.kill()
-    quiet.redis.start()
-    make_due(quiet, *sent)
+    bare.redis.kill()
+    bare.redis.start()
+    make_due(bare, *sent)
 
-    quiet.worker().ready()
+    bare.worker().ready()
 
-    quiet.world.wait_until(lambda: all(map(quiet.world.started, labels)), PATIENCE, "all run")
-    assert [quiet.world.started(label) for label in labels] == [1] * len(labels)
-
-
-def test_one_task_can_wait_twice(stack: Stack) -> None:
-    task_id = str(uuid4())
-    for number in range(3):
-        later(stack, f"twin-{number}", task_id=task_id)
-    wait_scheduled(stack, 3)
-
-    stack.client.control.revoke(task_id)
-
-    wait_scheduled(stack, 0)
+    bare.world.wait_until(lambda: all(map(bare.world.started, labels)), TIMEOUT_SECONDS, "all run")
+    assert [bare.world.started(label) for label in labels] == [1] * len(labels)
 
 
 # Remote control.
 
 
-def test_inspect_shows_what_waits_in_redis_the_next_one_first(stack: Stack) -> None:
+def test_a_node_shows_what_waits_for_its_queues_and_puts_back_what_is_due_of_others(stack: Stack) -> None:
     sent_at = time()
     near, far = later(stack, "near", HOUR), later(stack, "far", 2 * HOUR)
-    later(stack, "of-others", queue="nobody")
-    wait_scheduled(stack, 2)
-    start(stack, name="nobody", queues="nobody").says("nobody@.* ready")
+    of_other = later(stack, "of-other", queue="other")
+    other = start(stack, name="other", queues="other").says("other@.* ready")
     wait_scheduled(stack, 3)
 
-    (found,) = stack.client.control.inspect([NODE], timeout=PATIENCE).scheduled().values()
+    (found,) = stack.client.control.inspect([NODE], timeout=TIMEOUT_SECONDS).scheduled().values()
 
     assert [one["request"]["id"] for one in found] == [near.id, far.id]
     one = found[0]
-    assert abs(datetime.fromisoformat(one["eta"]).timestamp() - sent_at - HOUR) < PATIENCE
+    assert abs(datetime.fromisoformat(one["eta"]).timestamp() - sent_at - HOUR) < TIMEOUT_SECONDS
     assert (one["request"]["name"], one["request"]["args"], one["request"]["kwargs"]) == ("probe.mark", ["near"], {})
+    other.process.end()
+    make_due(stack, of_other)
+    # A new worker of its queue would run it.
+    stack.world.wait_until(lambda: waiting(stack, "other"), TIMEOUT_SECONDS, "it is back in its queue")
 
 
 @pytest.mark.slow
@@ -247,7 +214,7 @@ def test_inspect_shows_as_many_as_somebody_reads(stack: Stack) -> None:
         later(stack, f"one-of-many-{number}")
     wait_scheduled(stack, 1010, MANY_SECONDS)
 
-    (found,) = stack.client.control.inspect([NODE], timeout=PATIENCE).scheduled().values()
+    (found,) = stack.client.control.inspect([NODE], timeout=TIMEOUT_SECONDS).scheduled().values()
 
     # Whichever comes first: a thousand, or the message with which there is a megabyte.
     with redis.Redis(port=stack.redis.port, password=stack.redis.password) as client:
@@ -256,68 +223,60 @@ def test_inspect_shows_as_many_as_somebody_reads(stack: Stack) -> None:
     assert len(found) == min(MAX_LISTED, sum(bytes_before < MAX_LISTED_BYTES for bytes_before in [0, *together[:-1]]))
 
 
-def test_query_task_finds_what_waits_in_redis(stack: Stack) -> None:
-    sent = later(stack, "asked-for")
-    wait_scheduled(stack, 1)
+def test_what_waits_in_redis_is_found_and_revoked_by_its_id_however_often_it_waits(stack: Stack) -> None:
+    task_id = str(uuid4())
+    for number in range(3):
+        later(stack, f"triplet-{number}", task_id=task_id)
+    wait_scheduled(stack, 3)
 
-    answers = stack.client.control.inspect([NODE], timeout=PATIENCE).query_task(sent.id)
+    answers = stack.client.control.inspect([NODE], timeout=TIMEOUT_SECONDS).query_task(task_id)
 
-    assert answers[NODE][sent.id][0] == "scheduled"
+    assert answers[NODE][task_id][0] == "scheduled"
+    stack.client.control.revoke(task_id)
+    wait_scheduled(stack, 0)
 
 
-def test_a_revoked_task_leaves_redis_at_once_and_one_worker_says_so(quiet: Stack) -> None:
-    for name in ("one", "two", "three"):
-        start(quiet, name=name)
-    for node, name in zip(quiet.nodes, ("one", "two", "three"), strict=True):
+def test_a_revoked_task_leaves_redis_at_once_and_one_worker_says_so(bare: Stack) -> None:
+    names = ("one", "two", "three")
+    for node, name in [(start(bare, name=name), name) for name in names]:
         node.says(f"{name}@.* ready")
-    sent, other = later(quiet, "revoked"), later(quiet, "kept")
-    wait_scheduled(quiet, 2)
+    sent, other = later(bare, "revoked"), later(bare, "kept")
+    wait_scheduled(bare, 2)
 
-    with events(quiet) as seen:
+    with events(bare) as heard:
         sent.revoke()
-        wait_scheduled(quiet, 1)
-        quiet.world.wait_until(lambda: sent.state == "REVOKED", PATIENCE, "it says REVOKED")
+        wait_scheduled(bare, 1)
+        bare.world.wait_until(lambda: sent.state == "REVOKED", TIMEOUT_SECONDS, "it says REVOKED")
         # An event of every worker that is later than any of the revocation.
-        enough = len(seen)
-        quiet.world.wait_until(
-            lambda: len({event["hostname"] for event in seen[enough:]}) == 3, PATIENCE, "a sign of life of each"
+        enough = len(heard)
+        bare.world.wait_until(
+            lambda: len({event["hostname"] for event in heard[enough:]}) == 3, TIMEOUT_SECONDS, "a sign of life of each"
         )
-        revoked = [event["uuid"] for event in seen if event["type"] == "task-revoked"]
+        revoked = [event["uuid"] for event in heard if event["type"] == "task-revoked"]
 
     assert revoked == [sent.id]
     assert other.state == "PENDING"
 
 
-def test_a_revoked_task_stays_so_when_all_workers_are_started_again(quiet: Stack) -> None:
-    worker = listening(quiet)
-    sent = [later(quiet, "revoked") for _ in range(10)]
+def test_a_revoked_task_stays_so_before_it_arrives_and_when_all_workers_are_started_again(bare: Stack) -> None:
+    worker = listening(bare)
+    early = str(uuid4())
+    bare.client.control.revoke(early, reply=True, timeout=TIMEOUT_SECONDS, limit=1)
+    sent = [later(bare, "revoked", task_id=early), *(later(bare, "revoked") for _ in range(10))]
     # As it comes: some wait in Redis already, some are on their way there, some have not arrived.
-    for one in sent:
+    for one in sent[1:]:
         one.revoke()
-    quiet.world.wait_until(lambda: all(one.state == "REVOKED" for one in sent), PATIENCE, "all say REVOKED")
+    bare.world.wait_until(lambda: all(one.state == "REVOKED" for one in sent), TIMEOUT_SECONDS, "all say REVOKED")
     # In the order in which a task passes through them.
-    quiet.world.wait_until(
-        lambda: quiet.waiting() + quiet.unacked() + scheduled(quiet) == 0, PATIENCE, "nothing is left"
-    )
+    messages = lambda: bare.waiting() + bare.unacked() + scheduled(bare)  # noqa: E731
+    bare.world.wait_until(lambda: messages() == 0, TIMEOUT_SECONDS, "nothing waits")
     worker.process.end()
 
-    start(quiet).ready()
+    start(bare).ready()
 
-    quiet.world.holds_for(
-        lambda: not quiet.world.started("revoked") and not scheduled(quiet), 2 * LEASE, "none runs or waits again"
+    bare.world.holds_for(
+        lambda: not bare.world.started("revoked") and not scheduled(bare), 2 * LEASE, "none runs or waits again"
     )
-
-
-def test_a_task_that_is_revoked_before_it_arrives_is_not_put_away(quiet: Stack) -> None:
-    listening(quiet)
-    task_id = str(uuid4())
-    quiet.client.control.revoke(task_id, reply=True, timeout=PATIENCE, limit=1)
-
-    sent = later(quiet, "too-late", task_id=task_id)
-
-    quiet.world.wait_until(lambda: sent.state == "REVOKED", PATIENCE, "it says REVOKED")
-    quiet.world.wait_until(lambda: quiet.waiting() + quiet.unacked() == 0, PATIENCE, "nothing is left")
-    assert scheduled(quiet) == 0
 
 
 def test_a_chord_errs_whose_part_is_revoked_while_it_waits(stack: Stack) -> None:
@@ -328,7 +287,7 @@ def test_a_chord_errs_whose_part_is_revoked_while_it_waits(stack: Stack) -> None
     stack.client.control.revoke([part.id for part in sent.parent.results])
 
     body = stack.client.AsyncResult(sent.id)
-    stack.world.wait_until(lambda: body.state == "FAILURE", PATIENCE, "its body fails")
+    stack.world.wait_until(lambda: body.state == "FAILURE", TIMEOUT_SECONDS, "its body fails")
     # They are marked as revoked first, and then taken out.
     wait_scheduled(stack, 0)
 
@@ -336,23 +295,23 @@ def test_a_chord_errs_whose_part_is_revoked_while_it_waits(stack: Stack) -> None
 # Purge.
 
 
-def test_purging_a_queue_takes_what_waits_for_its_time_along(quiet: Stack) -> None:
-    worker = start(quiet, name="node0", queues="mail,other").ready()
+def test_purging_a_queue_takes_what_waits_for_its_time_along(bare: Stack) -> None:
+    worker = start(bare, name="node0", queues="mail,other").ready()
     for number in range(1200):
-        later(quiet, f"purged-{number}", queue="mail")
-    kept = later(quiet, "kept", queue="other", ignore_result=False)
-    wait_scheduled(quiet, 1201, MANY_SECONDS)
+        later(bare, f"purged-{number}", queue="mail")
+    kept = later(bare, "kept", queue="other", ignore_result=False)
+    wait_scheduled(bare, 1201, MANY_SECONDS)
     worker.process.end()
-    quiet.send("probe.mark", "purged", queue="mail")
+    bare.send("probe.mark", "purged", queue="mail")
 
-    purge = quiet.celery("purge --force --queues mail")
+    purge = bare.celery("purge --force --queues mail")
 
-    assert purge.exits(PATIENCE) == 0
+    assert purge.exits(TIMEOUT_SECONDS) == 0
     purge.says("Purged 1201 messages")
-    assert quiet.waiting("mail") == 0
-    make_due(quiet, kept)
-    start(quiet, name="node0", queues="mail,other")
-    assert kept.get(timeout=PATIENCE) == "kept"
+    assert bare.waiting("mail") == 0
+    make_due(bare, kept)
+    start(bare, name="node0", queues="mail,other")
+    assert kept.get(timeout=TIMEOUT_SECONDS) == "kept"
 
 
 # The way back.
@@ -372,36 +331,42 @@ def stock_worker(stack: Stack) -> Node:
     return Node(stack.world, process, environment)
 
 
-def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(quiet: Stack) -> None:
-    start(quiet).ready()
-    later(quiet, "far")
-    wait_scheduled(quiet, 1)
+def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(bare: Stack) -> None:
+    worker = start(bare).ready()
+    far = later(bare, "far")
+    wait_scheduled(bare, 1)
 
-    answer = services(quiet, "to-plain")
+    refused = services(bare, "to-plain")
 
-    assert answer.code == 1
+    assert refused.code == 1
     stop = "stop Stalk's workers first, with 'make scale WORKERS=0' for instance"
-    assert answer.said["error"] == f"{NODE} would take it in again: {stop}"
-    assert scheduled(quiet) == 1
+    assert refused.said["error"] == f"{NODE} would take it in again: {stop}"
+    assert scheduled(bare) == 1
+    far.revoke()
+    wait_scheduled(bare, 0)
+    worker.process.terminate()
+    assert worker.exits(TIMEOUT_SECONDS) == 0
+    answer = services(bare, "to-plain")
+    assert (answer.code, answer.said) == (0, {"scheduled": 0, "restored": 0})
 
 
-def test_stock_workers_go_on_with_all_that_was_left(quiet: Stack) -> None:
-    worker = quiet.celery("worker --loglevel=info --pool=threads --concurrency=2 --hostname=node0@%h").ready()
-    quiet.send("probe.hold", "cut-off")
-    quiet.world.wait_started("cut-off")
-    soon, urgent = later(quiet, "soon"), later(quiet, "urgent", HOUR, priority=9)
-    far = [later(quiet, f"far-{number}", HOUR + number) for number in range(3)]
-    wait_scheduled(quiet, 5)
+def test_stock_workers_go_on_with_all_that_was_left(bare: Stack) -> None:
+    worker = bare.celery("worker --loglevel=info --pool=threads --concurrency=2 --hostname=node0@%h").ready()
+    bare.send("probe.hold", "cut-off")
+    bare.world.wait_started("cut-off")
+    soon, urgent = later(bare, "soon"), later(bare, "urgent", HOUR, priority=9)
+    far = [later(bare, f"far-{number}", HOUR + number) for number in range(3)]
+    wait_scheduled(bare, 5)
     worker.process.end()
-    make_due(quiet, soon)
-    client: Any = quiet.redis.client()
+    make_due(bare, soon)
+    client: Any = bare.redis.client()
     (held,) = client.zrange(UNACKED_LEASES, 0, -1)
     # A lease that runs out when the test wants it.
     client.zadd(UNACKED_LEASES, {held: time() + HOUR})
-    early = services(quiet, "to-plain")
+    early = services(bare, "to-plain")
     client.zadd(UNACKED_LEASES, {held: time()})
 
-    late = services(quiet, "to-plain")
+    late = services(bare, "to-plain")
 
     # What waits for its time need not wait for the lease of the dead.
     assert (early.code, early.said["scheduled"], early.said["restored"]) == (1, 5, 0)
@@ -409,19 +374,9 @@ def test_stock_workers_go_on_with_all_that_was_left(quiet: Stack) -> None:
     assert (late.code, late.said) == (0, {"scheduled": 0, "restored": 1})
     assert client.exists(SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES) == 0
     # The right end is taken first: what was cut off, then what is due first.
-    assert waiting(quiet)[:-2] == [one.id for one in (*far[::-1], soon)][: len(waiting(quiet)) - 2]
-    assert urgent.id in waiting(quiet)
-    quiet.world.release("cut-off")
-    stock_worker(quiet)
-    quiet.world.wait_until(lambda: quiet.world.started("cut-off") == 2, PATIENCE, "a stock worker runs it again")
-    quiet.world.wait_until(lambda: quiet.world.ended("soon") == 1, PATIENCE, "and what is due")
-
-
-def test_a_worker_that_was_stopped_leaves_nothing_that_has_to_be_brought_back(quiet: Stack) -> None:
-    worker = start(quiet).ready()
-    worker.process.signal(signal.SIGTERM)
-    assert worker.exits(PATIENCE) == 0
-
-    answer = services(quiet, "to-plain")
-
-    assert (answer.code, answer.said) == (0, {"scheduled": 0, "restored": 0})
+    assert waiting(bare)[:-2] == [one.id for one in (*far[::-1], soon)][: len(waiting(bare)) - 2]
+    assert urgent.id in waiting(bare)
+    bare.world.release("cut-off")
+    stock_worker(bare)
+    bare.world.wait_until(lambda: bare.world.started("cut-off") == 2, TIMEOUT_SECONDS, "a stock worker runs it again")
+    bare.world.wait_until(lambda: bare.world.ended("soon") == 1, TIMEOUT_SECONDS, "and what is due")

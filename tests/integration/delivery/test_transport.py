@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -20,16 +20,7 @@ from kombu.exceptions import InconsistencyError
 
 from config import load
 from config.celery import build_celery_configuration
-from services.broker import scripts
-from services.broker.keys import (
-    DEAD_LETTERS,
-    PRIORITY_STEPS,
-    SWEEPS,
-    UNACKED,
-    UNACKED_KEYS,
-    UNACKED_STARTED,
-)
-from services.broker.keys import EXPIRES as EXPIRES_KEY
+from services.broker import keys, scripts
 from services.broker.outages import Outage
 from services.control.mailbox import Mailbox
 from services.delivery import claim, sweeper
@@ -50,12 +41,6 @@ pytestmark = pytest.mark.each_redis
 def no_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let consumers look by themselves only after a test's time: until then only notifications wake them."""
     monkeypatch.setattr(claim, "LOOK_SECONDS", TIMEOUT_SECONDS * 100)
-
-
-@pytest.fixture(scope="module")
-def server(shared_world: World) -> RedisServer:
-    # A test kills it, and expects everything to be there again.
-    return shared_world.redis("", lines=["appendfsync always"])
 
 
 @pytest.fixture
@@ -85,12 +70,8 @@ def test_a_channel_holds_no_more_than_its_prefetch_count(broker: Broker) -> None
     first.drain(3, broker)
     second.drain(5, broker)
     second.stays_at(5)
-    assert (len(first.messages), broker.count_unacked(), broker.client.llen("one"), broker.client.llen("two")) == (
-        3,
-        8,
-        7,
-        5,
-    )
+    assert (len(first.messages), broker.count_unacked()) == (3, 8)
+    assert [broker.client.llen(name) for name in ("one", "two")] == [7, 5]
 
     first.messages[0].ack()
     first.drain(4, broker)
@@ -98,25 +79,16 @@ def test_a_channel_holds_no_more_than_its_prefetch_count(broker: Broker) -> None
     assert len(second.messages) == 5
 
 
-def test_several_consumers_on_a_channel_get_the_messages_of_their_queues(broker: Broker) -> None:
+def test_consumers_of_a_channel_get_the_most_urgent_first_and_their_queues_in_turn(broker: Broker) -> None:
     channel = broker.connect().channel()
-    one, both = Inbox(channel, "one"), Inbox(channel, "two", "three")
-    for number in range(5):
-        for queue in ("one", "two", "three"):
-            broker.send(queue, f"{queue} {number}")
-    both.drain(10, broker)
-    one.drain(5, broker)
-    assert one.bodies == [f"one {number}" for number in range(5)]
-    assert sorted(both.bodies) == sorted(f"{queue} {number}" for queue in ("two", "three") for number in range(5))
-    broker.nothing_is_left()
-
-
-def test_the_most_urgent_come_first_and_queues_take_turns(broker: Broker) -> None:
     for priority in (9, 5, 0):
         for queue in ("one", "two"):
             broker.send(queue, *(f"{priority} {queue} {number}" for number in range(3)), priority=priority)
-    inbox = Inbox(broker.connect().channel(), "one", "two", prefetch=4)
+    broker.send("three", *range(5))
+    other, inbox = Inbox(channel, "three"), Inbox(channel, "one", "two", prefetch=4)
     bodies = inbox.drain(18, broker)
+    assert other.drain(5, broker) == list(range(5))
+    broker.nothing_is_left()
     assert [body[0] for body in bodies] == ["0"] * 6 + ["5"] * 6 + ["9"] * 6
     for urgency in "059":
         for name in ("one", "two"):
@@ -137,17 +109,6 @@ def test_recover_requeues_what_is_not_acknowledged(broker: Broker) -> None:
     assert broker.count_unacked() == 3
 
 
-def test_a_rejected_message_is_requeued_or_becomes_a_dead_letter(broker: Broker) -> None:
-    inbox = Inbox(broker.connect().channel(), "one", prefetch=1, ack=False)
-    broker.send("one", "a")
-    inbox.drain(1, broker)
-    inbox.messages[-1].requeue()
-    assert inbox.drain(2, broker) == ["a", "a"]
-    inbox.messages[-1].reject()
-    broker.wait_until(lambda: broker.client.zcard(DEAD_LETTERS) == 1, "it is parked")
-    broker.nothing_is_left()
-
-
 def test_closing_requeues_what_is_unacknowledged_in_its_old_order(broker: Broker) -> None:
     connection = broker.connect()
     inbox = Inbox(connection.channel(), "one", prefetch=4, ack=False)
@@ -158,7 +119,7 @@ def test_closing_requeues_what_is_unacknowledged_in_its_old_order(broker: Broker
     broker.nothing_is_left()
     assert broker.waiting("one") == [*"bcdef"]
     # Nothing expires in a queue that does not.
-    assert (broker.client.pttl("one"), broker.client.exists(f"{EXPIRES_KEY}one")) == (-1, 0)
+    assert (broker.client.pttl("one"), broker.client.exists(f"{keys.EXPIRES}one")) == (-1, 0)
 
 
 def test_a_connection_that_is_closed_leaves_its_event_loop(broker: Broker) -> None:
@@ -208,37 +169,6 @@ def test_basic_get_claims_one_message(broker: Broker) -> None:
     assert channel.basic_get("one") is None
 
 
-def test_a_simple_queue_works(broker: Broker) -> None:
-    with broker.connect().SimpleQueue("simple") as queue:
-        queue.put({"n": 1})
-        queue.put({"n": 2})
-        assert queue.qsize() == 2
-        for number in (1, 2):
-            message = queue.get(timeout=TIMEOUT_SECONDS)
-            assert message.payload == {"n": number}
-            message.ack()
-        with pytest.raises(queue.Empty):
-            queue.get(timeout=0.1)
-        with pytest.raises(queue.Empty):
-            queue.get_nowait()
-    broker.nothing_is_left()
-
-
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside one that acknowledges"])
-def test_a_queue_without_acknowledgements_works(broker: Broker, beside: bool) -> None:
-    channel = broker.connect().channel()
-    if beside:
-        other = Inbox(channel, "two")
-    inbox = Inbox(channel, "one", no_ack=True, ack=False)
-    broker.send("one", *"abc")
-    assert inbox.drain(3, broker) == [*"abc"]
-    if beside:
-        broker.send("two", "d")
-        assert other.drain(1, broker) == ["d"]
-    broker.nothing_is_left()
-    assert not broker.client.exists("one")
-
-
 @pytest.mark.parametrize("no_ack", [False, True])
 def test_a_message_for_a_cancelled_consumer_stays_in_its_queue(broker: Broker, no_ack: bool) -> None:
     channel = broker.connect().channel()
@@ -273,20 +203,31 @@ def test_an_acknowledgement_in_another_thread_makes_room_at_once(broker: Broker)
     for inbox in inboxes:
         inbox.drain(1, broker)
 
+    with draining(*inboxes, timeout=None, enough=2):
+        holds_for(lambda: all(len(inbox.messages) == 1 for inbox in inboxes), 0.2, "both wait", broker.describe)
+        for inbox in inboxes:
+            inbox.messages[0].ack()
+        broker.wait_until(lambda: all(len(inbox.messages) == 2 for inbox in inboxes), "both get their second message")
+
+
+@contextmanager
+def draining(*inboxes: Inbox, timeout: float | None = 0.5, enough: int = sys.maxsize) -> Iterator[None]:
+    """Drain each of these in a thread of its own, which ends with so many messages, or when `timeout` has passed."""
+    ended = threading.Event()
+
     def drain(inbox: Inbox) -> None:
-        while len(inbox.messages) < 2:
+        while not ended.is_set() and len(inbox.messages) < enough:
             with suppress(socket.timeout):
-                inbox.channel.connection.client.drain_events()
+                inbox.channel.connection.client.drain_events(timeout=timeout)
 
     threads = [threading.Thread(target=drain, args=(inbox,), daemon=True) for inbox in inboxes]
     for thread in threads:
         thread.start()
-    holds_for(lambda: all(thread.is_alive() for thread in threads), 0.2, "both wait", broker.describe)
-    for inbox in inboxes:
-        inbox.messages[0].ack()
+    yield
+    ended.set()
     for thread in threads:
         thread.join(TIMEOUT_SECONDS)
-    assert not any(thread.is_alive() for thread in threads), broker.describe()
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_a_message_that_another_process_took_while_this_one_stood_still_is_not_delivered(broker: Broker) -> None:
@@ -318,15 +259,12 @@ def sweep(broker: Broker, inbox: Inbox) -> None:
 EXPIRES = 600
 
 
-def expiring(broker: Broker, *bodies: Any, consumed: bool = True) -> Inbox:
-    """A consumer of a queue that expires, which has claimed all that was sent there. `consumed`: it has declared it."""
+def expiring(broker: Broker, consumed: bool = True) -> Inbox:
+    """A consumer of a queue that expires, which has claimed a message. `consumed`: it has declared the queue."""
     channel = broker.connect().channel()
-    queue = Queue("fleeting", expires=EXPIRES)
-    producer = Producer(channel)
-    for body in bodies:
-        producer.publish(body, routing_key="fleeting", declare=[queue])
+    Producer(channel).publish("a", routing_key="fleeting", declare=[Queue("fleeting", expires=EXPIRES)])
     inbox = Inbox(channel if consumed else broker.connect().channel(), "fleeting", ack=False)
-    inbox.drain(len(bodies), broker)
+    inbox.drain(1, broker)
     assert not broker.client.exists("fleeting")
     return inbox
 
@@ -339,15 +277,15 @@ def postpone(broker: Broker, inbox: Inbox) -> None:
 def replay(broker: Broker, inbox: Inbox) -> None:
     """Make a dead letter of its message, and replay it."""
     inbox.messages[0].reject()
-    broker.wait_until(lambda: broker.client.zcard(DEAD_LETTERS) == 1, "it is parked")
+    broker.wait_until(lambda: broker.client.zcard(keys.DEAD_LETTERS) == 1, "it is parked")
     assert replay_letters(broker.client, 1) == [1]
 
 
 def requeue_stock(broker: Broker, inbox: Inbox) -> None:
     """Requeue its message as that of a dead stock consumer."""
     [tag] = inbox.channel.deliveries._deliveries
-    record = broker.client.hget(UNACKED, tag)
-    assert scripts.REQUEUE_STOCK(broker.client, UNACKED_KEYS, [tag, record, "fleeting", "a"]) == 1
+    record = broker.client.hget(keys.UNACKED, tag)
+    assert scripts.REQUEUE_STOCK(broker.client, keys.UNACKED_KEYS, [tag, record, "fleeting", "a"]) == 1
 
 
 WAYS_BACK: dict[str, Callable[[Broker, Inbox], object]] = {
@@ -364,7 +302,7 @@ WAYS_BACK: dict[str, Callable[[Broker, Inbox], object]] = {
 @pytest.mark.parametrize("consumed", [True, False], ids=["declared by its consumer", "declared by its producer"])
 @pytest.mark.parametrize("way", WAYS_BACK)
 def test_a_queue_that_expires_does_so_with_what_comes_back_to_it(broker: Broker, way: str, consumed: bool) -> None:
-    inbox = expiring(broker, "a", consumed=consumed)
+    inbox = expiring(broker, consumed)
     WAYS_BACK[way](broker, inbox)
     broker.wait_until(lambda: broker.client.exists("fleeting"), "it is requeued")
     assert 0 < broker.client.pttl("fleeting") <= EXPIRES * 1000, broker.describe()
@@ -381,10 +319,10 @@ def test_a_reply_to_a_client_that_is_gone_expires(broker: Broker) -> None:
 
 
 def test_a_queue_that_expires_no_more_keeps_what_comes_back_to_it(broker: Broker) -> None:
-    expiring(broker, "a").channel.connection.client.close()
+    expiring(broker).channel.connection.client.close()
     broker.wait_until(lambda: broker.client.exists("fleeting"), "it is requeued")
     broker.client.delete("fleeting")
-    assert broker.client.exists(f"{EXPIRES_KEY}fleeting")
+    assert broker.client.exists(f"{keys.EXPIRES}fleeting")
 
     inbox = Inbox(broker.connect().channel(), "fleeting", prefetch=1, ack=False)
     broker.send("fleeting", "b")
@@ -423,7 +361,7 @@ def test_a_publish_whose_answer_is_lost_is_enqueued_once(broker: Broker, proxy: 
 
 
 @pytest.mark.parametrize("exchange", ["", "ours"])
-def test_a_publish_whose_connection_is_cut_as_its_queue_is_declared_comes_once(
+def test_a_publish_that_is_cut_off_as_its_queue_is_declared_comes_once(
     broker: Broker, proxy: Proxy, exchange: str
 ) -> None:
     connection = broker.connect(f"redis://127.0.0.1:{proxy.port}/0")
@@ -457,20 +395,17 @@ def test_a_message_that_is_sent_on_with_its_own_properties_is_another_message(br
     inbox.stays_at(3, 0.2)
 
 
-def test_a_publish_reaches_every_queue_that_is_bound(broker: Broker) -> None:
+def test_a_publish_reaches_every_queue_that_is_bound_and_fails_where_none_is(broker: Broker) -> None:
     channel = broker.connect().channel()
+    with pytest.raises(InconsistencyError):
+        Producer(channel).publish("a", exchange="nowhere", routing_key="key")
+    assert not broker.client.keys("*")
+
     exchange = Exchange("ours", "direct")
     for name in ("one", "two"):
         Queue(name, exchange, routing_key="key")(channel).declare()
     Producer(channel).publish("a", exchange=exchange, routing_key="key")
     assert [broker.waiting(name) for name in ("one", "two")] == [["a"], ["a"]]
-
-
-def test_a_publish_to_an_exchange_without_a_binding_fails(broker: Broker) -> None:
-    producer = Producer(broker.connect().channel())
-    with pytest.raises(InconsistencyError):
-        producer.publish("a", exchange="nowhere", routing_key="key")
-    assert not broker.client.keys("*")
 
 
 # --- Waiting
@@ -491,24 +426,18 @@ def test_a_channel_that_has_received_replies_claims_at_once(broker: Broker) -> N
 
 
 @pytest.mark.usefixtures("no_looks")
-def test_an_idle_consumer_sends_nothing_between_its_looks(broker: Broker) -> None:
-    listener = Listener(broker.connect(), *(f"queue{number}" for number in range(5)))
+def test_an_idle_consumer_sends_nothing_and_a_message_wakes_it_whatever_its_queue_and_priority(broker: Broker) -> None:
+    queues = [f"queue{number}" for number in range(5)]
+    listener = Listener(broker.connect(), *queues)
+    producer = Producer(broker.connect().channel())
+    sent = [f"{queue} {priority}" for queue in queues[:3] for priority in keys.PRIORITY_STEPS]
     with listener.running():
         broker.wait_idle(1)
         before = broker.commands()
         # For what must not happen.
         time.sleep(QUIET)
-        sent = broker.commands() - before
-    assert set(sent) == {"info"}, sent
-
-
-@pytest.mark.usefixtures("no_looks")
-def test_a_message_wakes_an_idle_consumer_whatever_its_queue_and_priority(broker: Broker) -> None:
-    queues = [f"queue{number}" for number in range(3)]
-    listener = Listener(broker.connect(), *queues)
-    producer = Producer(broker.connect().channel())
-    sent = [f"{queue} {priority}" for queue in queues for priority in PRIORITY_STEPS]
-    with listener.running():
+        commands = broker.commands() - before
+        assert set(commands) == {"info"}, commands
         for number, body in enumerate(sent):
             broker.wait_idle(1)
             queue, priority = body.split()
@@ -520,34 +449,16 @@ def test_a_message_wakes_an_idle_consumer_whatever_its_queue_and_priority(broker
 @pytest.mark.usefixtures("no_looks")
 def test_idle_consumers_are_woken_once_for_a_message(broker: Broker) -> None:
     consumers, messages = 20, 10
-    connections = [broker.connect() for _ in range(consumers)]
-    inboxes = [Inbox(connection.channel(), "one", prefetch=1) for connection in connections]
-    stop = threading.Event()
-
-    def drain(connection: Any) -> None:
-        while not stop.is_set():
-            with suppress(socket.timeout):
-                connection.drain_events(timeout=0.5)
-
-    threads = [threading.Thread(target=drain, args=(connection,), daemon=True) for connection in connections]
-    for thread in threads:
-        thread.start()
+    inboxes = [Inbox(broker.connect().channel(), "one", prefetch=1) for _ in range(consumers)]
     producer = Producer(broker.connect().channel())
-    broker.wait_idle(consumers)
-    before = broker.commands()
-    for number in range(messages):
-        producer.publish("a", routing_key="one")
-        wait_until(
-            lambda: sum(len(inbox.messages) for inbox in inboxes) > number,  # noqa: B023
-            TIMEOUT_SECONDS,
-            "it arrives",
-            broker.describe,
-        )
+    with draining(*inboxes):
         broker.wait_idle(consumers)
-    sent = broker.commands() - before
-    stop.set()
-    for thread in threads:
-        thread.join(TIMEOUT_SECONDS)
+        before = broker.commands()
+        for number in range(messages):
+            producer.publish("a", routing_key="one")
+            broker.wait_until(lambda: sum(len(inbox.messages) for inbox in inboxes) > number, "it arrives")  # noqa: B023
+            broker.wait_idle(consumers)
+        sent = broker.commands() - before
     # Each message changes its list when it comes and when it is taken; a consumer that looked in between looks again.
     assert sent["exists"] <= 2 * messages * (consumers + 1), sent
 
@@ -568,17 +479,36 @@ def test_a_busy_consumer_keeps_its_connection(broker: Broker) -> None:
 # --- Faults
 
 
-def test_consuming_goes_on_when_a_waiting_connection_is_killed(broker: Broker) -> None:
-    listener = Listener(broker.connect(), "one")
+def close_waiting_connection(broker: Broker, _: Proxy) -> None:
+    broker.wait_until(lambda: tracked(broker), "it waits")
+    for client in tracked(broker):
+        broker.client.client_kill_filter(_id=client)
+
+
+def drop_reply(word: bytes) -> Callable[[Broker, Proxy], Callable[[], None]]:
+    return lambda _, proxy: proxy.drop_reply(has_word(word)).wait
+
+
+FAULTS: dict[str, Callable[[Broker, Proxy], Callable[[], None] | None]] = {
+    "its waiting connection is closed": close_waiting_connection,
+    "the answer to its claim is lost": drop_reply(b"EVALSHA"),
+    "the answer to its look is lost": drop_reply(b"EXISTS"),
+    "Redis has forgotten all scripts": lambda broker, _: broker.client.script_flush() and None,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_consuming_goes_on_and_loses_nothing_when(broker: Broker, proxy: Proxy, fault: str) -> None:
+    listener = Listener(broker.connect(f"redis://127.0.0.1:{proxy.port}/0"), "one")
     with listener.running():
         for number in range(5):
-            broker.wait_until(lambda: tracked(broker), "it waits")
-            for client in tracked(broker):
-                broker.client.client_kill_filter(_id=client)
+            wait_happened = FAULTS[fault](broker, proxy)
             broker.send("one", number)
-            broker.wait_until(lambda: len(listener.bodies) == number + 1, "it arrives")  # noqa: B023
-    assert listener.bodies == list(range(5))
+            if wait_happened:
+                wait_happened()
+            broker.wait_until(lambda: number in listener.bodies, "it arrives")  # noqa: B023
     broker.nothing_is_left()
+    assert listener.bodies == list(range(5))
 
 
 def tracked(broker: Broker) -> list[str]:
@@ -601,37 +531,11 @@ def test_the_first_start_over_a_new_connection_is_marked(broker: Broker) -> None
             assert deliveries.hand_to_pool(tag)
             assert deliveries.start(tag)
             tags.add(tag.encode())
-            broker.wait_until(lambda: broker.client.smembers(UNACKED_STARTED) == tags, "its start is marked")
-        broker.wait_until(lambda: broker.client.exists(SWEEPS), "leases were swept")
+            broker.wait_until(lambda: broker.client.smembers(keys.UNACKED_STARTED) == tags, "its start is marked")
+        broker.wait_until(lambda: broker.client.exists(keys.SWEEPS), "leases were swept")
         broker.client.client_kill_filter(_type="normal", skipme=True)
     deliveries.requeue_all()
     broker.nothing_is_left()
-
-
-@pytest.mark.parametrize("word", [b"EVALSHA", b"EXISTS"])
-def test_a_claim_whose_answer_is_lost_loses_nothing(broker: Broker, proxy: Proxy, word: bytes) -> None:
-    listener = Listener(broker.connect(f"redis://127.0.0.1:{proxy.port}/0"), "one")
-    with listener.running():
-        for number in range(5):
-            trap = proxy.drop_reply(has_word(word))
-            broker.send("one", number)
-            trap.wait()
-            broker.wait_until(lambda: number in listener.bodies, "it arrives")  # noqa: B023
-    broker.nothing_is_left()
-    assert listener.bodies == list(range(5))
-
-
-def test_scripts_that_redis_has_forgotten_are_sent_again(broker: Broker) -> None:
-    listener = Listener(broker.connect(), "one")
-    producer = Producer(broker.connect().channel())
-    with listener.running():
-        for number in range(20):
-            broker.client.script_flush()
-            producer.publish(number, routing_key="one")
-        broker.wait_until(lambda: len(listener.bodies) == 20, "all arrive")
-        broker.client.script_flush()
-    broker.nothing_is_left()
-    assert listener.bodies == list(range(20))
 
 
 def test_a_full_redis_loses_nothing_and_consuming_goes_on_when_there_is_room(broker: Broker) -> None:
@@ -665,9 +569,7 @@ def test_a_consumer_waits_for_a_redis_that_lets_it_claim_nothing(broker: Broker,
     assert len(outage_log) == 2
 
 
-def test_a_consumer_that_finds_nothing_in_a_full_redis_waits_for_it_no_longer(
-    broker: Broker, outage_log: list[str]
-) -> None:
+def test_a_consumer_that_finds_nothing_in_a_full_redis_waits_no_longer(broker: Broker, outage_log: list[str]) -> None:
     broker.send("one", "a")
     broker.client.config_set("maxmemory", 1)
     inbox = Inbox(broker.connect().channel(), "one")
@@ -693,24 +595,10 @@ def test_a_consumer_without_a_timeout_goes_on_when_a_full_redis_has_room_again(b
     broker.send("one", "a")
     broker.client.config_set("maxmemory", 1)
     inbox = Inbox(broker.connect().channel(), "one")
-    thread = threading.Thread(target=inbox.channel.connection.client.drain_events, daemon=True)
-    thread.start()
-    holds_for(lambda: not inbox.messages, 0.5, "nothing is claimed", broker.describe)
-    broker.client.config_set("maxmemory", 0)
-    broker.wait_until(lambda: inbox.messages, "it arrives")
-
-
-def test_consuming_goes_on_after_redis_was_killed(broker: Broker) -> None:
-    broker.send("one", *range(20))
-    listener = Listener(broker.connect(), "one", pause=0.02)
-    with listener.running():
-        broker.wait_until(lambda: len(listener.bodies) >= 3, "some arrive")
-        broker.server.kill()
-        broker.server.start()
-        broker.wait_until(lambda: len(listener.bodies) >= 20, "the rest arrives")
-        broker.nothing_is_left()
-    # One whose claim got no answer goes back, and comes after the one that was claimed meanwhile.
-    assert sorted(listener.bodies) == list(range(20))
+    with draining(inbox, timeout=None, enough=1):
+        holds_for(lambda: not inbox.messages, 0.5, "nothing is claimed", broker.describe)
+        broker.client.config_set("maxmemory", 0)
+        broker.wait_until(lambda: inbox.messages, "it arrives")
 
 
 @pytest.mark.parametrize("timeout", [0.5, None], ids=["with a timeout", "without end"])
@@ -719,26 +607,16 @@ def test_a_redis_that_refuses_tracking_is_asked_now_and_then(broker: Broker, tim
     allowed = ("+@all", "-client", "+client|reply")
     broker.client.execute_command("ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", *allowed)
     inbox = Inbox(broker.connect(broker.server.url(0, "word", "plain")).channel(), "one")
-    stop = threading.Event()
-
-    def drain() -> None:
-        while not stop.is_set():
-            with suppress(socket.timeout):
-                inbox.channel.connection.client.drain_events(timeout=timeout)
-
-    thread = threading.Thread(target=drain, daemon=True)
-    thread.start()
-    for number in range(3):
-        broker.send("one", number)
-        broker.wait_until(lambda: len(inbox.messages) == number + 1, "it arrives")  # noqa: B023
-    before, began = broker.commands(), time.monotonic()
-    # For what must not happen.
-    time.sleep(QUIET)
-    asked, seconds = (broker.commands() - before)["evalsha"], time.monotonic() - began
-    stop.set()
-    # So that the thread looks whether it is to stop.
-    broker.send("one", "the last")
-    thread.join(TIMEOUT_SECONDS)
+    with draining(inbox, timeout=timeout, enough=4):
+        for number in range(3):
+            broker.send("one", number)
+            broker.wait_until(lambda: len(inbox.messages) == number + 1, "it arrives")  # noqa: B023
+        before, began = broker.commands(), time.monotonic()
+        # For what must not happen.
+        time.sleep(QUIET)
+        asked, seconds = (broker.commands() - before)["evalsha"], time.monotonic() - began
+        # So that the thread has enough.
+        broker.send("one", "the last")
     # A second look, of the lease manager, and one that was under way.
     assert asked <= 2 * seconds / claim.LOOK_UNTRACKED_SECONDS + 2, "it asks without rest"
 
@@ -763,13 +641,12 @@ def test_messages_travel_with_every_form_of_url(world: World, form: str) -> None
     with Connection(settings["broker_url"], transport_options=settings["broker_transport_options"]) as connection:
         assert type(connection.transport).__module__ == "services.delivery.transport"
         producer, inbox = Producer(connection.channel()), Inbox(connection.channel(), name, prefetch=2)
-        broker = Broker(server)
-        broker.client = server.client()
         for number in range(5):
             producer.publish(number, routing_key=name)
+        broker = Broker(server)
+        broker.client = server.client()
         assert inbox.drain(5, broker) == list(range(5))
-        kept = connection.channel()
-        producer.publish("back", routing_key=name)
         inbox.consumer.cancel()
-        assert kept.basic_get(name).payload == "back"
+        producer.publish("back", routing_key=name)
+        assert inbox.channel.basic_get(name).payload == "back"
     broker.wait_until(lambda: server.client().llen(name) == 1, "it is requeued")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 from uuid import uuid4
 
@@ -18,27 +19,22 @@ import pytest
 import redis
 from celery import chain, chord, group
 
-from services.broker.keys import (
-    DEAD_LETTER,
-    DEAD_LETTERS,
-    DEAD_LETTERS_NEXT,
-    DEAD_LETTERS_UNTOLD,
-    get_lists,
-)
+from services.broker import keys
 from services.dead_letters import DeadLetter
 from tests.integration.commands.test_call import services
+from tests.integration.delivery.commands import build_task
 from tests.support.checkout import Checkout
 from tests.support.processes import children
+from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import Stack, World
 
 pytestmark = pytest.mark.each_redis
 
-PATIENCE = 120
 LEASE = 6
 DELIVERIES = 2
 NOBODY = "nobody-listens"
 # A letter that is told by the sweep of another process waits for the next one.
-SWEEP_SECONDS = LEASE + PATIENCE
+SWEEP_SECONDS = LEASE + TIMEOUT_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +52,11 @@ def stack(shared_world: World) -> Stack:
     return stack
 
 
-def raw(stack: Stack) -> redis.Redis:
-    """A client that shows bytes as they are."""
-    return redis.Redis(port=stack.redis.port, password=stack.redis.password, socket_timeout=10)
-
-
 def letters(stack: Stack) -> dict[int, dict[str, bytes]]:
     """Every dead letter."""
-    with raw(stack) as client:
-        ids = [int(number) for number in client.zrange(DEAD_LETTERS, 0, -1)]
-        found = {number: client.hgetall(f"{DEAD_LETTER}{number}") for number in ids}
+    with redis.Redis(port=stack.redis.port, password=stack.redis.password) as client:
+        ids = [int(number) for number in client.zrange(keys.DEAD_LETTERS, 0, -1)]
+        found = {number: client.hgetall(f"{keys.DEAD_LETTER}{number}") for number in ids}
     return {number: {name.decode(): value for name, value in one.items()} for number, one in found.items()}
 
 
@@ -75,33 +66,14 @@ def letter_with(stack: Stack, text: bytes) -> tuple[int, dict[str, bytes]]:
     def found() -> tuple[int, dict[str, bytes]] | None:
         return next(((number, one) for number, one in letters(stack).items() if text in one["message"]), None)
 
-    return stack.world.wait_until(found, PATIENCE, f"a dead letter with {text!r} in it")
+    return stack.world.wait_until(found, TIMEOUT_SECONDS, f"a dead letter with {text!r} in it")
 
 
 def message(task: str, *arguments: object, **changes: object) -> bytes:
     """A message as Celery writes it; `changes` are made to its outermost object."""
-    task_id = str(uuid4())
-    body = json.dumps([arguments, {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
-    whole = {
-        "body": base64.b64encode(body.encode()).decode(),
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": {"lang": "py", "task": task, "id": task_id, "argsrepr": repr(arguments), "kwargsrepr": "{}"},
-        "properties": {
-            "correlation_id": task_id,
-            "delivery_info": {"exchange": "", "routing_key": "celery"},
-            "delivery_mode": 2,
-            "delivery_tag": str(uuid4()),
-            "body_encoding": "base64",
-        },
-    }
-    return json.dumps(whole | changes).encode()
-
-
-def fill(stack: Stack) -> None:
-    """Allow its Redis half of the memory that it uses: how much an empty one needs differs between versions."""
-    used = int(stack.redis.client().info("memory")["used_memory"])
-    stack.redis.ask("CONFIG", "SET", "maxmemory", str(used // 2))
+    options = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    built = build_task([arguments, {}, options], task=task, argsrepr=repr(arguments), kwargsrepr="{}")
+    return json.dumps(json.loads(built) | changes).encode()
 
 
 def id_of(raw_message: bytes) -> str:
@@ -110,20 +82,26 @@ def id_of(raw_message: bytes) -> str:
 
 def park(stack: Stack, raw_message: bytes, queue: str, *, told: bool = True) -> int:
     """Write a dead letter as lua/dead_letter.lua does."""
-    with raw(stack) as client:
-        number = int(client.incr(DEAD_LETTERS_NEXT))
-        fields = {"message": raw_message, "queue": queue, "reason": "crashed", "detail": "a test"}
-        client.hset(f"{DEAD_LETTER}{number}", mapping={**fields, "deliveries": 5, "parked_at": "1700000000.5"})
-        client.zadd(DEAD_LETTERS, {str(number): number})
-        if not told:
-            client.sadd(DEAD_LETTERS_UNTOLD, number)
+    client = stack.redis.client()
+    number = int(client.incr(keys.DEAD_LETTERS_NEXT))
+    fields = {"message": raw_message, "queue": queue, "reason": "crashed", "detail": "a test"}
+    client.hset(f"{keys.DEAD_LETTER}{number}", mapping={**fields, "deliveries": 5, "parked_at": "1700000000.5"})
+    client.zadd(keys.DEAD_LETTERS, {str(number): number})
+    if not told:
+        client.sadd(keys.DEAD_LETTERS_UNTOLD, number)
     return number
+
+
+def wait_told(stack: Stack, *numbers: int) -> None:
+    """Wait until nobody is left who has to be told of these dead letters."""
+    untold = lambda: stack.redis.client().smismember(keys.DEAD_LETTERS_UNTOLD, numbers)  # noqa: E731
+    stack.world.wait_until(lambda: not any(untold()), SWEEP_SECONDS, f"{numbers} are told")
 
 
 def failure(result: Any) -> BaseException:
     """What `get` raises; the test fails when it waits in vain."""
     with pytest.raises(Exception) as caught:
-        result.get(timeout=PATIENCE)
+        result.get(timeout=TIMEOUT_SECONDS)
     return caught.value
 
 
@@ -141,33 +119,29 @@ def sign(stack: Stack, task: str, *arguments: object, **options: Any) -> Any:
 # What becomes a dead letter, and who is told.
 
 
-def test_a_task_that_no_worker_knows_is_kept_and_its_sender_is_told(stack: Stack) -> None:
-    sent = stack.send("nobody.knows", 4, 3)
+def test_a_task_that_no_worker_knows_is_kept_and_its_sender_is_told(stack: Stack, tmp_path: Path) -> None:
+    errback = sign(stack, "probe.mark", "errback").set(immutable=True)
+
+    sent = stack.send("nobody.knows", 4, 3, link_error=errback)
 
     assert reason(sent) == "unknown-task"
     number, letter = letter_with(stack, sent.id.encode())
     assert sent.result.args == ("unknown-task", letter["detail"].decode(), number)
     assert (letter["queue"], letter["deliveries"]) == (b"celery", b"1")
-
-
-def test_a_client_without_stalk_gets_the_reason_too(stack: Stack, tmp_path: Path) -> None:
-    sent = stack.send("nobody.knows")
-    failure(sent)
+    stack.world.wait_started("errback")
     program = (
         "import sys; from celery import Celery; app = Celery(backend=sys.argv[1])\n"
         "try: app.AsyncResult(sys.argv[2]).get(timeout=100)\n"
         "except Exception as error: print(type(error).__module__, type(error).__name__, error.args[0])"
     )
-
     done = subprocess.run(
         [sys.executable, "-c", program, stack.redis.url(1), sent.id],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT_SECONDS,
         check=True,
     )
-
     assert done.stdout.split() == ["celery.exceptions", "DeadLetter", "unknown-task"]
 
 
@@ -181,74 +155,42 @@ def test_a_result_becomes_a_dead_letter_also_when_the_version_before_has_stored_
     assert (error.reason, str(error)) == ("crashed", "crashed: it died (dead letter 7)")
 
 
-PICKLED = base64.b64encode(b"\x80\x04N.").decode()
-UNDECODABLE: dict[str, Callable[[], bytes]] = {
-    "empty": lambda: b"",
-    "not JSON": lambda: b"{no JSON " + uuid4().hex.encode(),
-    "not UTF-8": lambda: b"\xff\xfe\x00" + uuid4().bytes,
-    "10 MB": lambda: uuid4().hex.encode() * (10 * 2**20 // 32),
-    "nested too deep": lambda: b"[" * 100_000 + b"]" * 100_000,
-    "a number": lambda: b"7",
-    "a list": lambda: b'[1, {"a": 1.0e+400}]',
-    "no properties": lambda: b'{"headers": {}}',
-    "properties of another kind": lambda: b'{"properties": []}',
-    "no delivery info": lambda: b'{"properties": {}}',
-    "headers of another kind": lambda: message("probe.mark", headers=[]),
-    "no task in it": lambda: message("probe.mark", headers={}),
-    "a name that is no text": lambda: message("probe.mark", headers={"task": 7, "id": "x"}),
-}
+# Makes a directory when it is unpickled.
+UNPICKLED = Path(gettempdir()) / uuid4().hex
+PICKLED = base64.b64encode(b"cos\nmkdir\n(S'%s'\ntR." % bytes(UNPICKLED)).decode()
+IS_PICKLED = {"content-type": "application/x-python-serialize", "content-encoding": "binary"}
 UNDECODABLE_BODIES: dict[str, Callable[[], bytes]] = {
     "not base64": lambda: message("probe.mark", body="%"),
     "not JSON": lambda: message("probe.mark", body=base64.b64encode(b"[4, ").decode()),
     "of another shape": lambda: message("probe.mark", body=base64.b64encode(b"[[], {}]").decode()),
     "arguments of another kind": lambda: message("probe.mark", body=base64.b64encode(b"[7, {}, {}]").decode()),
-    "a pickle": lambda: message("probe.mark", body=PICKLED, **{"content-type": "application/x-python-serialize"}),
+    "a pickle": lambda: message("probe.mark", body=PICKLED, **IS_PICKLED),
     "of an unknown kind": lambda: message("probe.mark", **{"content-type": "application/x-nobody-knows"}),
 }
 
 
-@pytest.mark.parametrize("kind", UNDECODABLE)
-def test_bytes_that_are_no_task_are_kept_unchanged(stack: Stack, kind: str) -> None:
-    garbage = UNDECODABLE[kind]()
-    before = set(letters(stack))
-    with raw(stack) as client:
-        client.lpush("celery", garbage)
+def test_a_message_that_is_no_task_is_kept_unchanged_and_whoever_listens_hears_of_it(stack: Stack) -> None:
+    # What is no message at all is in tests/integration/delivery/test_fuzz.py.
+    whole = message("probe.mark", uuid4().hex, headers={})
+    stack.redis.client().lpush("celery", whole)
+    number, letter = letter_with(stack, whole)
 
-    (number,) = stack.world.wait_until(lambda: set(letters(stack)) - before, PATIENCE, "a dead letter")
-
-    letter = letters(stack)[number]
-    assert (letter["message"], letter["reason"], letter["queue"]) == (garbage, b"undecodable", b"celery")
-    with raw(stack) as client:
-        stack.world.wait_until(
-            lambda: not client.sismember(DEAD_LETTERS_UNTOLD, str(number)), PATIENCE, "nobody is left to tell"
-        )
-    assert stack.send("probe.mark", "after-garbage").get(timeout=PATIENCE) == "after-garbage"
-
-
-def test_whoever_listens_for_rejected_messages_hears_of_one_that_is_no_task(stack: Stack) -> None:
-    before = len(stack.world.notes("rejected"))
-    with raw(stack) as client:
-        client.lpush("celery", UNDECODABLE["no task in it"]())
-    stack.world.wait_until(lambda: len(stack.world.notes("rejected")) > before, PATIENCE, "it is heard of")
+    assert (letter["message"], letter["reason"], letter["queue"]) == (whole, b"undecodable", b"celery")
+    stack.world.wait_until(lambda: stack.world.notes("rejected"), TIMEOUT_SECONDS, "it is heard of")
+    wait_told(stack, number)
 
 
 @pytest.mark.parametrize("kind", UNDECODABLE_BODIES)
 def test_a_task_whose_body_cannot_be_decoded_is_kept_and_its_sender_is_told(stack: Stack, kind: str) -> None:
     garbage = UNDECODABLE_BODIES[kind]()
-    with raw(stack) as client:
-        client.lpush("celery", garbage)
+    stack.redis.client().lpush("celery", garbage)
 
     assert reason(stack.client.AsyncResult(id_of(garbage))) == "undecodable"
-    assert letter_with(stack, id_of(garbage).encode())[1]["message"] == garbage
-    assert stack.send("probe.mark", "after-body").get(timeout=PATIENCE) == "after-body"
-
-
-def test_a_task_that_kills_its_process_ends_after_the_allowed_deliveries(stack: Stack) -> None:
-    sent = stack.send("probe.die", "poison")
-
-    assert reason(sent) == "crashed"
-    assert stack.world.started("poison") == DELIVERIES
-    assert letter_with(stack, sent.id.encode())[1]["deliveries"] == str(DELIVERIES).encode()
+    letter = letter_with(stack, id_of(garbage).encode())[1]
+    assert letter["message"] == garbage
+    assert (b"ContentDisallowed" in letter["detail"]) == (kind in ("a pickle", "of an unknown kind")), letter["detail"]
+    assert not UNPICKLED.exists()
+    assert stack.send("probe.mark", "after-body").get(timeout=TIMEOUT_SECONDS) == "after-body"
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
@@ -257,13 +199,13 @@ def test_a_task_that_kills_its_whole_node_ends_after_the_allowed_deliveries(worl
     sent = stack.send("probe.die", "poison")
     for time in range(DELIVERIES):
         node = stack.celery(f"worker --pool={pool} --hostname=node{time}@%h")
-        node.exits(PATIENCE)
+        node.exits(TIMEOUT_SECONDS)
 
     stack.celery(f"worker --pool={pool} --hostname=last@%h")
 
     assert reason(sent) == "crashed"
     assert world.started("poison") == DELIVERIES
-    assert stack.send("probe.mark", "after").get(timeout=PATIENCE) == "after"
+    assert stack.send("probe.mark", "after").get(timeout=TIMEOUT_SECONDS) == "after"
 
 
 # Celery makes the children that are missing each five seconds (celery 5.7).
@@ -303,12 +245,12 @@ def test_no_child_is_made_while_a_dead_letter_is_told_and_holds_locks(world: Wor
     world.release("telling")
 
     assert reason(poison) == "crashed"
-    world.wait_until(lambda: len(children(node.process.pid)) == 2, PATIENCE, "there are two children")
+    world.wait_until(lambda: len(children(node.process.pid)) == 2, TIMEOUT_SECONDS, "there are two children")
     held = {label: stack.send("probe.hold", label) for label in ("one", "two")}
     for label in held:
         world.wait_started(label)
         world.release(label)
-    assert [result.get(timeout=PATIENCE) for result in held.values()] == list(held)
+    assert [result.get(timeout=TIMEOUT_SECONDS) for result in held.values()] == list(held)
 
 
 def test_a_chord_a_chain_and_a_group_err_with_the_task_they_wait_for(stack: Stack) -> None:
@@ -330,117 +272,85 @@ def test_a_chord_a_chain_and_a_group_err_with_the_task_they_wait_for(stack: Stac
     assert stack.world.started("body") == 0
 
 
-def test_an_errback_runs(stack: Stack) -> None:
-    errback = sign(stack, "probe.mark", "errback").set(immutable=True)
+@pytest.mark.parametrize(
+    ("task", "error", "kept", "starts"),
+    [
+        ("fail", "ValueError", (b"retries-exhausted", b"ValueError('as it always does')"), 2),
+        ("reject", "Reject", (b"rejected", b"rejected by its task"), 1),
+    ],
+    ids=["its last retry has failed", "it rejects itself"],
+)
+def test_a_task_that_has_failed_for_good_is_kept_with_its_own_error(
+    stack: Stack, task: str, error: str, kept: tuple[bytes, bytes], starts: int
+) -> None:
+    sent = stack.send(f"probe.{task}", f"{task}-kept")
 
-    stack.send("nobody.knows", link_error=errback)
-
-    stack.world.wait_started("errback")
-
-
-def test_a_task_whose_last_retry_failed_is_kept_with_its_own_error(stack: Stack) -> None:
-    sent = stack.send("probe.fail", "retried")
-
-    assert isinstance(failure(sent), ValueError)
+    assert type(failure(sent)).__name__ == error
     _, letter = letter_with(stack, sent.id.encode())
-    assert (letter["reason"], letter["detail"]) == (b"retries-exhausted", b"ValueError('as it always does')")
-    assert stack.world.started("retried") == 2
+    assert (letter["reason"], letter["detail"]) == kept
+    assert stack.world.started(f"{task}-kept") == starts
 
 
-def test_a_task_that_rejects_itself_is_kept(stack: Stack) -> None:
-    sent = stack.send("probe.reject", "rejected")
+@pytest.mark.parametrize("queue", ["none", "full"])
+def test_where_it_is_switched_off_or_full_only_what_nobody_can_run_is_kept(stack: Stack, queue: str) -> None:
+    failed = [stack.send(f"probe.{task}", f"{task}-{queue}", queue=queue) for task in ("fail", "reject")]
+    assert [type(failure(one)).__name__ for one in failed] == ["ValueError", "Reject"]
 
-    assert type(failure(sent)).__name__ == "Reject"
-    assert letter_with(stack, sent.id.encode())[1]["reason"] == b"rejected"
+    # It came last.
+    assert reason(stack.send("nobody.knows", queue=queue)) == "unknown-task"
 
-
-def test_failed_and_rejected_tasks_are_not_kept_where_that_is_switched_off(stack: Stack) -> None:
-    failed, rejected = (stack.send(f"probe.{task}", task, queue="none") for task in ("fail", "reject"))
-    failure(failed)
-    failure(rejected)
-
-    # Those that nobody can run are kept in any case, and this one came last.
-    unknown = stack.send("nobody.knows", queue="none")
-
-    assert reason(unknown) == "unknown-task"
-    texts = b"".join(letter["message"] for letter in letters(stack).values())
-    assert failed.id.encode() not in texts
-    assert rejected.id.encode() not in texts
+    kept = b"".join(letter["message"] for letter in letters(stack).values())
+    assert [one for one in failed if one.id.encode() in kept] == []
+    if queue == "full":
+        stack.nodes[2].says("not kept, because there are 1 .WORKER_DEAD_LETTERS_MAX.: retries-exhausted: ValueError")
+    stack.world.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "all are acknowledged")
 
 
-def test_with_too_many_dead_letters_a_failed_task_is_not_kept_and_the_log_says_so(stack: Stack) -> None:
-    failed = stack.send("probe.fail", "one-too-many", queue="full")
-    assert isinstance(failure(failed), ValueError)
-    unknown = stack.send("nobody.knows", queue="full")
-
-    assert reason(unknown) == "unknown-task"
-    stack.nodes[2].says("not kept, because there are 1 .WORKER_DEAD_LETTERS_MAX.: retries-exhausted: ValueError")
-    assert failed.id.encode() not in b"".join(letter["message"] for letter in letters(stack).values())
-    stack.world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "both are acknowledged")
+def with_options(**options: object) -> bytes:
+    """A message that no worker knows a task for, with these options of Celery's."""
+    body = base64.b64encode(json.dumps([[], {}, options]).encode()).decode()
+    return message("nobody.knows", body=body)
 
 
-def test_a_task_is_told_by_another_worker_when_the_one_that_parked_it_has_died(stack: Stack) -> None:
-    forgotten = message("nobody.knows")
-    number = park(stack, forgotten, NOBODY, told=False)
-
-    assert stack.client.AsyncResult(id_of(forgotten)).get(timeout=SWEEP_SECONDS, propagate=False).args[2] == number
-    with raw(stack) as client:
-        stack.world.wait_until(
-            lambda: not client.sismember(DEAD_LETTERS_UNTOLD, str(number)), PATIENCE, "it is not told again"
-        )
-
-
-def test_a_task_of_which_another_copy_has_succeeded_stays_a_success(stack: Stack) -> None:
-    errback = sign(stack, "probe.mark", "errback-of-copy").set(immutable=True)
-    body = base64.b64encode(json.dumps([[], {}, {"errbacks": [errback]}]).encode()).decode()
-    copy = message("probe.mark", body=body)
+def test_the_sender_is_told_by_another_worker_when_the_one_that_parked_the_task_has_died(stack: Stack) -> None:
+    """However odd the options of another one are; a task of which another copy has succeeded stays a success."""
+    odd, plain = with_options(errbacks=7, chord=7, chain=7), message("nobody.knows")
+    copy = with_options(errbacks=[sign(stack, "probe.mark", "errback-of-copy").set(immutable=True)])
     stack.client.backend.store_result(id_of(copy), "done", "SUCCESS")
 
-    number = park(stack, copy, NOBODY, told=False)
+    numbers = [park(stack, one, NOBODY, told=False) for one in (odd, copy, plain)]
 
-    with raw(stack) as client:
-        stack.world.wait_until(
-            lambda: not client.sismember(DEAD_LETTERS_UNTOLD, str(number)), SWEEP_SECONDS, "it is done with"
-        )
+    for one, number in ((odd, numbers[0]), (plain, numbers[2])):
+        error = stack.client.AsyncResult(id_of(one)).get(timeout=SWEEP_SECONDS, propagate=False)
+        assert (error.args[0], error.args[2]) == ("crashed", number)
+    wait_told(stack, *numbers)
     assert stack.client.AsyncResult(id_of(copy)).state == "SUCCESS"
     assert stack.world.started("errback-of-copy") == 0
-
-
-def test_options_of_which_nothing_can_be_made_do_not_keep_others_from_being_told(stack: Stack) -> None:
-    body = base64.b64encode(json.dumps([[], {}, {"errbacks": 7, "chord": 7, "chain": 7}]).encode()).decode()
-    odd = message("nobody.knows", body=body)
-    park(stack, odd, NOBODY, told=False)
-    last = message("nobody.knows")
-    park(stack, last, NOBODY, told=False)
-
-    for one in (odd, last):
-        error = stack.client.AsyncResult(id_of(one)).get(timeout=SWEEP_SECONDS, propagate=False)
-        assert error.args[0] == "crashed"
 
 
 @contextmanager
 def events(stack: Stack) -> Iterator[list[dict[str, Any]]]:
     """The events of tasks, as Flower gets them."""
-    seen: list[dict[str, Any]] = []
+    heard: list[dict[str, Any]] = []
     with stack.client.connection_for_read() as connection:
-        receiver = stack.client.events.Receiver(connection, handlers={"*": seen.append})
+        receiver = stack.client.events.Receiver(connection, handlers={"*": heard.append})
         thread = threading.Thread(target=receiver.capture, kwargs={"timeout": None, "wakeup": False}, daemon=True)
         thread.start()
         # It hears heartbeats once it listens.
-        stack.world.wait_until(lambda: seen, PATIENCE, "the first event")
-        yield seen
+        stack.world.wait_until(lambda: heard, TIMEOUT_SECONDS, "the first event")
+        yield heard
         receiver.should_stop = True
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT_SECONDS)
         assert not thread.is_alive()
 
 
 def test_flower_is_told_once(stack: Stack) -> None:
-    with events(stack) as seen:
+    with events(stack) as heard:
         sent = stack.send("nobody.knows")
         failure(sent)
         failed = stack.world.wait_until(
-            lambda: [event for event in seen if event["type"] == "task-failed" and event["uuid"] == sent.id],
-            PATIENCE,
+            lambda: [event for event in heard if event["type"] == "task-failed" and event["uuid"] == sent.id],
+            TIMEOUT_SECONDS,
             "the event",
         )
 
@@ -453,54 +363,50 @@ def test_flower_is_told_once(stack: Stack) -> None:
 
 
 @pytest.fixture
-def quiet(world: World) -> Stack:
+def bare(world: World) -> Stack:
     """A Redis without workers."""
     return world.stack()
 
 
-def test_the_latest_letters_are_listed_newest_last_and_the_rest_is_counted(quiet: Stack) -> None:
-    ids = [park(quiet, message("probe.mark", number), "mail") for number in range(25)]
+def test_many_letters_are_replayed_and_listed_newest_last_by_twenty_with_a_count_of_the_rest(bare: Stack) -> None:
+    ids = [park(bare, message("probe.mark", number), "mail") for number in range(250)]
 
-    latest, everything = (services(quiet, "dead-letters", *more) for more in ([], ["--all"]))
+    latest, everything = (services(bare, "dead-letters", *more) for more in ([], ["--all"]))
 
     assert (latest.code, everything.code) == (0, 0)
-    assert [one["id"] for one in latest.said["dead_letters"]] == ids[5:]
-    assert latest.said["more"] == 5
+    assert [one["id"] for one in latest.said["dead_letters"]] == ids[-20:]
+    assert latest.said["more"] == 230
     assert [one["id"] for one in everything.said["dead_letters"]] == ids
     assert everything.said["more"] == 0
     shown = latest.said["dead_letters"][0]
     assert datetime.fromisoformat(shown.pop("when")).timestamp() == 1700000000
     assert shown == {
-        "id": ids[5],
+        "id": ids[-20],
         "reason": "crashed",
         "task": "probe.mark",
-        "task_id": id_of(letters(quiet)[ids[5]]["message"]),
+        "task_id": id_of(letters(bare)[ids[-20]]["message"]),
         "queue": "mail",
         "deliveries": 5,
         "detail": "a test",
     }
+    assert services(bare, "replay", "--all").said == {"replayed": ids}
+    assert bare.waiting("mail") == 250
 
 
-def test_one_letter_is_shown_with_its_arguments(quiet: Stack) -> None:
-    number = park(quiet, message("probe.mark", "x", {"y": [1.5]}), "mail")
+def test_one_letter_is_shown_with_its_arguments_or_byte_by_byte(bare: Stack) -> None:
+    number = park(bare, message("probe.mark", "x", {"y": [1.5]}), "mail")
 
-    answer = services(quiet, "dead-letters", str(number))
+    broken = park(bare, b'{"caf\xc3\xa9\xff": \x1b[31m', "mail")
 
-    assert answer.code == 0
+    answer, of_broken = (services(bare, "dead-letters", str(one)) for one in (number, broken))
+
+    assert (answer.code, of_broken.code) == (0, 0)
     assert (answer.said["args"], answer.said["kwargs"]) == (["x", {"y": [1.5]}], {})
     assert answer.said["headers"]["argsrepr"] == "('x', {'y': [1.5]})"
     assert "message" not in answer.said
-
-
-def test_a_letter_that_cannot_be_decoded_is_shown_byte_by_byte(quiet: Stack) -> None:
-    number = park(quiet, b'{"caf\xc3\xa9\xff": \x1b[31m', "mail")
-
-    answer = services(quiet, "dead-letters", str(number))
-
-    assert answer.code == 0
-    assert (answer.said["task"], answer.said["args"]) == (None, None)
-    assert answer.said["message"] == r'{"caf\xe9\\xff": \x1b[31m'
-    assert answer.said["problem"].startswith("not a message")
+    assert (of_broken.said["task"], of_broken.said["args"]) == (None, None)
+    assert of_broken.said["message"] == r'{"caf\xe9\\xff": \x1b[31m'
+    assert of_broken.said["problem"].startswith("not a message")
 
 
 @pytest.mark.parametrize(
@@ -518,24 +424,22 @@ def test_a_letter_that_cannot_be_decoded_is_shown_byte_by_byte(quiet: Stack) -> 
         ("purge-dead-letters", 2, "this deletes all dead letters, and nobody can be asked: run 'make purge-dead"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence_and_nothing_is_done(
-    quiet: Stack, command: str, code: int, error: str
-) -> None:
-    number = park(quiet, message("probe.mark"), "mail")
+def test_what_cannot_be_done_is_one_sentence(bare: Stack, command: str, code: int, error: str) -> None:
+    number = park(bare, message("probe.mark"), "mail")
 
-    done = quiet.world.answer(["-m", "services", *command.split()], quiet.environment(), PATIENCE)
+    done = bare.world.answer(["-m", "services", *command.split()], bare.environment(), TIMEOUT_SECONDS)
 
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith(f"error: {error}")
     assert done.stderr.count("\n") == 1
-    assert list(letters(quiet)) == [number]
+    assert list(letters(bare)) == [number]
 
 
 @pytest.mark.parametrize("command", ["status", "dead-letters", "dead-letters 1", "replay --all", "to-plain"])
-def test_a_redis_that_is_away_is_said_with_exit_code_1(quiet: Stack, command: str) -> None:
-    quiet.redis.stop()
+def test_a_redis_that_is_away_is_said_with_exit_code_1(bare: Stack, command: str) -> None:
+    bare.redis.stop()
 
-    answer = services(quiet, *command.split())
+    answer = services(bare, *command.split())
 
     assert answer.code == 1
     assert answer.said["error"].startswith("Redis refuses: " if "replay" in command else "Redis does not answer: ")
@@ -545,130 +449,91 @@ def test_a_redis_that_is_away_is_said_with_exit_code_1(quiet: Stack, command: st
 # Replay.
 
 
-def test_a_replayed_task_runs_and_its_failure_becomes_a_success(stack: Stack) -> None:
+def test_a_task_that_kills_its_process_ends_after_the_allowed_deliveries_and_is_replayed(stack: Stack) -> None:
     cure = stack.world.path("cure")
     sent = stack.send("probe.die", "cured", str(cure))
     assert reason(sent) == "crashed"
-    number, _ = letter_with(stack, sent.id.encode())
+    assert stack.world.started("cured") == DELIVERIES
+    number, letter = letter_with(stack, sent.id.encode())
+    assert letter["deliveries"] == str(DELIVERIES).encode()
     cure.touch()
 
     answer = services(stack, "replay", str(number))
 
     assert (answer.code, answer.said) == (0, {"replayed": [number]})
-    stack.world.wait_until(lambda: stack.client.AsyncResult(sent.id).state == "SUCCESS", PATIENCE, "it succeeds")
+    stack.world.wait_until(lambda: stack.client.AsyncResult(sent.id).state == "SUCCESS", TIMEOUT_SECONDS, "it succeeds")
     assert number not in letters(stack)
     # Not counted from where it was: it had used up its deliveries.
     assert stack.nodes[0].process.count(rf"{sent.id}\]: delivery") == DELIVERIES - 1
 
 
-def test_the_later_links_of_a_chain_run_after_its_replay(stack: Stack) -> None:
+def test_after_its_replay_the_later_links_of_a_chain_run_and_a_chord_stays_failed(stack: Stack) -> None:
     cure = stack.world.path("cure")
-    first, second = sign(stack, "probe.die", "first-link", str(cure)), sign(stack, "probe.mark", "second-link")
-    sent = chain(first, second.set(immutable=True), app=stack.client)()
-    assert reason(sent) == "crashed"
+    link, part = (sign(stack, "probe.die", label, str(cure)) for label in ("first-link", "part"))
+    chained = chain(link, sign(stack, "probe.mark", "second-link").set(immutable=True), app=stack.client)()
+    merged = chord([part, sign(stack, "probe.mark", "other")], app=stack.client)(sign(stack, "probe.mark", "body"))
+    assert reason(chained) == "crashed"
+    failure(merged)
     cure.touch()
 
-    services(stack, "replay", str(letter_with(stack, sent.parent.id.encode())[0]))
+    replayed = [chained.parent, merged.parent.results[0]]
+    services(stack, "replay", *(str(letter_with(stack, one.id.encode())[0]) for one in replayed))
 
-    stack.world.wait_until(lambda: stack.client.AsyncResult(sent.id).state == "SUCCESS", PATIENCE, "the chain ends")
+    def state(one: Any) -> str:
+        """What is stored of it; the result itself knows of the end before."""
+        return str(stack.client.AsyncResult(one.id).state)
 
-
-def test_a_chord_whose_part_is_replayed_stays_failed(stack: Stack) -> None:
-    cure = stack.world.path("cure")
-    parts = [sign(stack, "probe.die", "part", str(cure)), sign(stack, "probe.mark", "other-part")]
-    sent = chord(parts, app=stack.client)(sign(stack, "probe.mark", "replayed-body"))
-    failure(sent)
-    part = sent.parent.results[0]
-    cure.touch()
-
-    services(stack, "replay", str(letter_with(stack, part.id.encode())[0]))
-
-    stack.world.wait_until(lambda: stack.client.AsyncResult(part.id).state == "SUCCESS", PATIENCE, "the part succeeds")
-    assert stack.client.AsyncResult(sent.id).state == "FAILURE"
-    assert stack.world.started("replayed-body") == 0
+    succeed = (*replayed, chained)
+    stack.world.wait_until(lambda: {*map(state, succeed)} == {"SUCCESS"}, TIMEOUT_SECONDS, "all of them succeed")
+    assert state(merged) == "FAILURE"
+    assert stack.world.started("body") == 0
 
 
-def test_a_replay_leaves_the_message_as_its_sender_wrote_it(quiet: Stack) -> None:
+def test_a_replay_leaves_each_message_as_its_sender_wrote_it_beside_one_that_does_not_exist(bare: Stack) -> None:
     plain = b'{"properties": {"priority": 6}, "odd": 1.0e+5, "e": {}, "n": [ ]}'
     counted = b'{"delivery_count":5,' + plain[1:]
     no_json = b'{"delivery_count":5,no JSON'
     never_counted = b"\xff no JSON \x00"
-    for one in (counted, no_json, never_counted):
-        park(quiet, one, "mail")
+    ids = [park(bare, one, "mail") for one in (counted, no_json, never_counted)]
 
-    answer = services(quiet, "replay", "--all")
+    answer = services(bare, "replay", "99", *map(str, ids))
 
-    assert answer.code == 0
-    assert letters(quiet) == {}
-    with raw(quiet) as client:
-        first, *_, third, fourth = get_lists("mail")
+    assert (answer.code, answer.said["replayed"]) == (1, ids)
+    assert answer.said["error"].startswith("there is no dead letter 99")
+    assert letters(bare) == {}
+    with redis.Redis(port=bare.redis.port, password=bare.redis.password) as client:
+        first, *_, third, fourth = keys.get_lists("mail")
         assert client.lrange(third, 0, -1) == [plain]
         # As new arrivals, in the order in which they were parked.
         assert client.lrange(first, 0, -1) == [never_counted, b"{no JSON"]
-        assert client.exists(fourth, DEAD_LETTERS, DEAD_LETTERS_UNTOLD) == 0
+        assert client.exists(fourth, keys.DEAD_LETTERS, keys.DEAD_LETTERS_UNTOLD) == 0
 
 
-def test_a_replay_of_many_replays_all_of_them(quiet: Stack) -> None:
-    ids = [park(quiet, message("probe.mark", number), "mail") for number in range(250)]
+def test_a_full_redis_refuses_a_replay_whole_and_can_be_purged(bare: Stack) -> None:
+    ids = [park(bare, message("probe.mark"), "mail") for _ in range(2)]
+    bare.redis.fill(2)
 
-    answer = services(quiet, "replay", "--all")
-
-    assert answer.said == {"replayed": ids}
-    assert quiet.waiting("mail") == 250
-
-
-def test_letters_that_exist_are_replayed_beside_one_that_does_not(quiet: Stack) -> None:
-    number = park(quiet, message("probe.mark"), "mail")
-
-    answer = services(quiet, "replay", "99", str(number))
-
-    assert (answer.code, answer.said["replayed"]) == (1, [number])
-    assert answer.said["error"].startswith("there is no dead letter 99")
-
-
-def test_a_full_redis_refuses_a_replay_whole(quiet: Stack) -> None:
-    ids = [park(quiet, message("probe.mark"), "mail") for _ in range(2)]
-    fill(quiet)
-
-    answer = services(quiet, "replay", "--all")
+    answer = services(bare, "replay", "--all")
 
     assert answer.code == 1
     assert answer.said["error"].startswith("Redis refuses: ")
     assert answer.said["error"].endswith("nothing was replayed")
     assert "maxmemory" in answer.said["error"]
-    assert list(letters(quiet)) == ids
-    assert quiet.waiting("mail") == 0
+    assert list(letters(bare)) == ids
+    assert bare.waiting("mail") == 0
+    purged = services(bare, "purge-dead-letters", "--yes")
+    assert (purged.code, purged.said) == (0, {"purged": 2})
 
 
-# Purge.
-
-
-def test_a_purge_deletes_all_letters_and_says_how_many(quiet: Stack) -> None:
-    for number in range(250):
-        park(quiet, message("probe.mark", number), "mail")
-
-    answer = services(quiet, "purge-dead-letters", "--yes")
-
-    assert (answer.code, answer.said) == (0, {"purged": 250})
-    with raw(quiet) as client:
-        assert client.keys("dead_letter*") == [DEAD_LETTERS_NEXT.encode()]
-
-
-def test_a_purge_tells_tasks_that_have_not_been_told(quiet: Stack) -> None:
+def test_a_purge_deletes_all_letters_says_how_many_and_tells_who_has_not_been_told(bare: Stack) -> None:
     untold = message("probe.mark")
-    park(quiet, untold, "mail", told=False)
-    park(quiet, b"no task", "mail", told=False)
+    for one in (untold, b"no task"):
+        park(bare, one, "mail", told=False)
+    for number in range(250):
+        park(bare, message("probe.mark", number), "mail")
 
-    answer = services(quiet, "purge-dead-letters", "--yes")
+    answer = services(bare, "purge-dead-letters", "--yes")
 
-    assert (answer.code, answer.said) == (0, {"purged": 2})
-    assert reason(quiet.client.AsyncResult(id_of(untold))) == "crashed"
-
-
-def test_a_full_redis_can_be_purged(quiet: Stack) -> None:
-    park(quiet, message("probe.mark"), "mail")
-    fill(quiet)
-
-    answer = services(quiet, "purge-dead-letters", "--yes")
-
-    assert (answer.code, answer.said) == (0, {"purged": 1})
+    assert (answer.code, answer.said) == (0, {"purged": 252})
+    assert reason(bare.client.AsyncResult(id_of(untold))) == "crashed"
+    assert bare.redis.client().keys("dead_letter*") == [keys.DEAD_LETTERS_NEXT]

@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -56,13 +55,8 @@ def workers(stack: Stack) -> dict[str, Node]:
     return start_workers(stack, len(ENDS))
 
 
-def logs_each_end(node: Node) -> bool:
-    """Whether its log has as many ends of waits as beginnings."""
-    return node.process.count(WAITS) == node.process.count(GOES_ON)
-
-
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_result_that_redis_does_not_take_is_stored_later_and_its_task_runs_once(
+def test_a_result_that_redis_does_not_take_is_stored_later(
     stack: Stack, results: RedisServer, workers: dict[str, Node], fault: str
 ) -> None:
     """What returns is counted in its chord as well, whose body runs once."""
@@ -88,10 +82,10 @@ def test_a_result_that_redis_does_not_take_is_stored_later_and_its_task_runs_onc
     wait_acknowledged(stack)
     labels = (*sent, *again, body)
     assert [stack.world.started(label) for label in labels] == [1] * len(labels)
-    for worker in workers.values():
-        # A line when it begins, one when it is over, and no traceback of it; they pass through Supervisor's pipe.
-        stack.world.wait_until(partial(logs_each_end, worker), TIMEOUT_SECONDS, "each wait is over in the log too")
-        assert worker.process.count(r"redis\.exceptions") == 0
+    # A line when it begins, one when it is over, and no traceback of it; they pass through Supervisor's pipe.
+    waits = lambda: [one.process.count(WAITS) - one.process.count(GOES_ON) for one in workers.values()]  # noqa: E731
+    stack.world.wait_until(lambda: not any(waits()), TIMEOUT_SECONDS, "each wait is over in the log too")
+    assert [worker.process.count(r"redis\.exceptions") for worker in workers.values()] == [0, 0, 0]
 
 
 def test_a_part_whose_process_dies_before_its_chord_has_counted_it_runs_again(
@@ -149,34 +143,31 @@ def dispatch(results: RedisServer) -> Iterator[Dispatch]:
     before.set_current()
 
 
-BODIES: dict[str, Callable[[Any], Any]] = {
-    "a task": lambda one: one,
-    "a group": lambda one: group(one, one),
-    "a chain": lambda one: chain(one, one),
-    "a chord": lambda one: chord([one, one], one),
-    "a group of chords": lambda one: group(chord([one, one], one), chord([one, one], one)),
+# The form of a body, and how many messages it is when it is sent once, and when it is made anew: another chord then,
+# which has to come to its end.
+BODIES: dict[str, tuple[Callable[[Any], Any], int, int]] = {
+    "a task": (lambda one: one, 1, 1),
+    "a group": (lambda one: group(one, one), 2, 2),
+    "a chain": (lambda one: chain(one, one), 1, 1),
+    "a chord": (lambda one: chord([one, one], one), 2, 2),
+    "a group of chords": (lambda one: group(chord([one, one], one), chord([one, one], one)), 4, 8),
 }
 
 
-@pytest.mark.parametrize(
-    ("form", "first", "both"),
-    # A chord that is made anew is another one, which has to come to its end.
-    [("a task", 1, 1), ("a group", 2, 2), ("a chain", 1, 1), ("a chord", 2, 2), ("a group of chords", 4, 8)],
-)
-def test_the_body_of_a_chord_is_enqueued_once_when_its_sender_dies_before_the_chord_is_deleted(
-    dispatch: Dispatch, form: str, first: int, both: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("form", BODIES)
+def test_the_body_of_a_chord_is_enqueued_once_though_its_sender_dies_before_the_chord_is_deleted(
+    dispatch: Dispatch, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = dispatch.send(chord([dispatch.sign("part")], BODIES[form](dispatch.sign("body")), app=dispatch.app))
+    make, first, both = BODIES[form]
+    part = dispatch.send(chord([dispatch.sign("part")], make(dispatch.sign("body")), app=dispatch.app))
     with monkeypatch.context() as patch:
         patch.setattr(dispatch.app.backend, "_chord_cleanup_script", die)
         with pytest.raises(Died):
             dispatch.end(part)
     assert dispatch.count_bodies() == first
 
-    assert dispatch.end(part) == both
-
-    # Now the chord is deleted, and a part that ends once more sends nothing.
-    assert dispatch.end(part) == both
+    # The second time the chord is deleted, and a part that ends once more sends nothing.
+    assert [dispatch.end(part) for _ in range(2)] == [both, both]
     assert dispatch.redis.client(1).keys(f"*{part.group}*") == [f"celery-taskset-meta-{part.group}.c"]
 
 
@@ -193,9 +184,8 @@ def test_a_chord_is_counted_while_scripts_are_flushed(dispatch: Dispatch) -> Non
     enough = threading.Event()
 
     def flush() -> None:
-        client = dispatch.redis.client()
         while not enough.is_set():
-            client.script_flush()
+            dispatch.redis.client().script_flush()
 
     flushing = threading.Thread(target=flush)
     flushing.start()
@@ -210,9 +200,7 @@ def test_a_chord_is_counted_while_scripts_are_flushed(dispatch: Dispatch) -> Non
 @pytest.mark.parametrize(
     ("script", "claimed"), [(stock.CHORD_PART_RETURN_LUA, 0), (chord_deduplication.CHORD_PART_SCRIPT, 1)]
 )
-def test_a_part_that_is_run_again_may_send_the_body_of_its_chord(
-    results: RedisServer, script: str, claimed: int
-) -> None:
+def test_a_part_that_runs_again_may_send_the_body_of_its_chord(results: RedisServer, script: str, claimed: int) -> None:
     """By our script; by Celery's own, nobody may when the worker that had the right to is dead."""
     client, group = results.client(1), f"celery-taskset-meta-{uuid4()}"
     part = client.register_script(script)
@@ -226,8 +214,9 @@ def test_a_part_that_is_run_again_may_send_the_body_of_its_chord(
 
 
 @pytest.mark.parametrize("kind", ["object", "megabytes"])
+@pytest.mark.usefixtures("workers")
 def test_a_result_that_can_never_be_stored_is_a_failure_with_the_reason(
-    stack: Stack, results: RedisServer, workers: dict[str, Node], kind: str
+    stack: Stack, results: RedisServer, kind: str
 ) -> None:
     results.ask("CONFIG", "SET", "proto-max-bulk-len", "1mb")
     sent = {pool: stack.send("probe.deliver", f"{kind}-{pool}", kind, queue=pool) for pool in POOLS}
@@ -240,19 +229,19 @@ def test_a_result_that_can_never_be_stored_is_a_failure_with_the_reason(
     assert [stack.world.started(f"{kind}-{pool}") for pool in POOLS] == [1, 1, 1]
 
 
-def test_a_task_whose_failure_cannot_be_stored_either_runs_once(
-    stack: Stack, results: RedisServer, workers: dict[str, Node]
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_whose_failure_cannot_be_stored_runs_once(
+    stack: Stack, results: RedisServer, workers: dict[str, Node], pool: str
 ) -> None:
-    for pool in POOLS:
-        # Nothing is ever stored under a key that holds something else.
-        results.client(1).rpush(f"celery-task-meta-spoilt-{pool}", "a list")
-        stack.send("probe.mark", f"spoilt-{pool}", queue=pool, task_id=f"spoilt-{pool}")
+    label = f"spoilt-{pool}"
+    # Nothing is ever stored under a key that holds something else.
+    results.client(1).rpush(f"celery-task-meta-{label}", "a list")
 
-    for pool in POOLS:
-        workers[pool].says(rf"results: FAILURE of spoilt-{pool} can never be stored", TIMEOUT_SECONDS)
+    stack.send("probe.mark", label, queue=pool, task_id=label)
 
+    workers[pool].says(rf"results: FAILURE of {label} can never be stored", TIMEOUT_SECONDS)
     wait_acknowledged(stack)
-    assert [stack.world.started(f"spoilt-{pool}") for pool in POOLS] == [1, 1, 1]
+    assert stack.world.started(label) == 1
 
 
 def test_a_stop_requeues_tasks_whose_results_are_not_stored_yet(stack: Stack, results: RedisServer) -> None:
@@ -326,17 +315,15 @@ def test_what_the_main_process_of_a_prefork_node_stores_is_stored_later_too(stac
     assert errors == {"limited": "TimeLimitExceeded", "lost": "WorkerLostError"}
 
 
-LATER_TRIES = {"SUCCESS": "done", "FAILURE": ValueError("in vain"), "REVOKED": TaskRevokedError("not any more")}
-
-
-@pytest.mark.parametrize("state", LATER_TRIES)
+@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "REVOKED"])
 def test_a_retry_is_not_stored_over_the_end_of_a_later_try(stack: Stack, state: str) -> None:
     """The message of the retry is sent before its state is stored; a quick worker has ended the retry by then."""
     backend, task_id = create_app(load(stack.environment())).backend, uuid4().hex
+    error = TaskRevokedError("not any more") if state == "REVOKED" else ValueError("in vain")
 
     def store(state: str, retries: int) -> str:
         request = Context(id=task_id, retries=retries)
-        backend.store_result(task_id, LATER_TRIES.get(state, ValueError("once more")), state, request=request)
+        backend.store_result(task_id, "done" if state == "SUCCESS" else error, state, request=request)
         return str(backend.get_state(task_id))
 
     assert store("RETRY", 0) == "RETRY"

@@ -8,19 +8,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-from typing import Any
 
 import pytest
 from celery import chain, chord
 
-from tests.integration.results.outages import (
-    FAULTS,
-    OUTAGE_SECONDS,
-    WAITS,
-    break_redis,
-    repair_redis,
-    sign,
-)
+from tests.integration.results.outages import FAULTS, OUTAGE_SECONDS, WAITS, break_redis, repair_redis, sign
 from tests.support.redis.server import RedisServer
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS, release, start_workers, wait_acknowledged, wait_running
@@ -33,19 +25,16 @@ KINDS = {"link": 1, "callback": 1, "callbacks": 2, "body": 1, "other": 1, "retry
 
 def send(stack: Stack, kind: str, label: str, pool: str) -> None:
     """Send a task to a pool that sends something, to the queue of its label, when it is released."""
-    task = sign(stack, "end", label, "returns", queue=pool)
+    task = sign(stack, "end", label, "retries" if kind == "retry" else "returns", queue=pool)
     late = sign(stack, "collect", f"{label}-late", queue=label)
     if kind == "link":
         chain(task, late, app=stack.client).apply_async()
-    elif kind == "callback":
-        task.apply_async(link=late)
-    elif kind == "callbacks":
-        task.apply_async(link=[late, late.clone()])
     elif kind == "body":
         chord([task], app=stack.client)(late)
+    elif kind == "other":
+        sign(stack, "pass_on", label, label, queue=pool).apply_async()
     else:
-        how = {"retry": ("end", label, "retries"), "other": ("pass_on", label, label)}[kind]
-        sign(stack, *how, queue=pool).apply_async()
+        task.apply_async(link={"retry": [], "callback": late, "callbacks": [late, late.clone()]}[kind])
 
 
 @pytest.fixture(scope="module")
@@ -156,18 +145,14 @@ def test_a_cold_stop_while_the_body_of_a_chord_waits_fails_no_chord(stack: Stack
     assert list_failures(results) == []
 
 
-def read_all(results: RedisServer, pattern: str) -> list[str]:
-    """The values of all keys like this."""
-    client = results.client(1)
-    return [str(client.get(key)) for key in client.scan_iter(match=pattern, count=1000)]
-
-
 def count_open_chords(results: RedisServer) -> int:
     """How many chords of two parts are not complete."""
-    return read_all(results, "celery-taskset-meta-*.s").count("2")
+    client = results.client(1)
+    return [client.get(key) for key in client.scan_iter("celery-taskset-meta-*.s", count=1000)].count("2")
 
 
-def list_failures(results: RedisServer) -> list[dict[str, Any]]:
+def list_failures(results: RedisServer) -> list[str]:
     """The results that say of a task that it has failed."""
-    found = map(json.loads, read_all(results, "celery-task-meta-*"))
-    return [one for one in found if one["status"] == "FAILURE"]
+    client = results.client(1)
+    found = (str(client.get(key)) for key in client.scan_iter("celery-task-meta-*", count=1000))
+    return [one for one in found if json.loads(one)["status"] == "FAILURE"]

@@ -1,12 +1,12 @@
-"""Tasks on real workers: the shipped examples, tasks of the user's own, and what is not let in."""
+"""Tasks on real workers: the shipped examples, and tasks that end with all kinds of errors, once and in every pool."""
 
 from __future__ import annotations
 
-import base64
-import json
-import pickle
+import asyncio
+import os
+import signal
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
 
 import pytest
 from celery.exceptions import ChordError
@@ -14,20 +14,97 @@ from celery.exceptions import ChordError
 from services.supervisor.proc_stat import read_stat
 from services.worker.memory import CHILD_OOM_SCORE_ADJ, LARGEST_OOM_SCORE_ADJ, OOM_SCORE_ADJ
 from tests.support.waiting import TIMEOUT_SECONDS
-from tests.support.workers import POOLS
+from tests.support.workers import POOLS, start_workers, wait_acknowledged
 from tests.support.world import Stack, World
+
+# How it ends → the class and the message that clients, logs and pages have to show.
+ERRORS = {
+    "exit": ("SystemExit", "no more"),
+    "exit-0": ("SystemExit", "0"),
+    "interrupt": ("KeyboardInterrupt", "pressed"),
+    "cancelled": ("CancelledError", "by a loop"),
+    "own": ("OwnError", "something"),
+    "spoken": ("SpokenError", "code 7"),
+    "generator": ("GeneratorExit", "closed"),
+    "memory": ("MemoryError", "too much"),
+    "value": ("ValueError", "plain"),
+}
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World) -> Stack:
-    """A worker for each pool, listening on the queue of its name; prefork's also takes the default queue."""
-    stack = shared_world.stack()
-    workers = [
-        stack.worker(WORKER_POOL=pool, WORKER_QUEUES=f"{pool},celery" if pool == "prefork" else pool) for pool in POOLS
-    ]
-    for worker in workers:
-        worker.ready()
+def stack(odd_world: World) -> Stack:
+    """A worker of each pool, on the queue of its name, and one for the default queue."""
+    stack = odd_world.stack(CELERY_IMPORTS="probe,odd_tasks", CELERY_TASK_TIME_LIMIT="600")
+    start_workers(stack)
+    stack.worker().ready()
     return stack
+
+
+def wait_failed(stack: Stack, result: Any) -> dict[str, Any]:
+    """Wait until a task has failed; return what is stored of it."""
+    stack.world.wait_until(lambda: result.state == "FAILURE", TIMEOUT_SECONDS, f"{result.id} fails")
+    meta: dict[str, Any] = stack.client.backend._get_task_meta_for(result.id)
+    return meta
+
+
+@pytest.mark.parametrize("how", ERRORS)
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_fails_once_with_its_error_and_its_hook_is_called(stack: Stack, pool: str, how: str) -> None:
+    label = f"{pool}-{how}"
+    name, text = ERRORS[how]
+
+    result = stack.send("odd_tasks.end_hooked", label, how, queue=pool)
+
+    meta = wait_failed(stack, result)
+    assert type(meta["result"]).__name__ == name
+    # A client gets the error itself, where Python has it.
+    assert how != "cancelled" or isinstance(meta["result"], asyncio.CancelledError)
+    assert text in str(meta["result"])
+    assert "in end_hooked" in meta["traceback"]
+    stack.nodes[POOLS.index(pool)].says(rf"odd_tasks\.end_hooked\[{result.id}\] raised unexpected: {name}\(")
+    # What was sent after it runs on the same node: nothing has ended with it.
+    assert stack.send("probe.mark", f"{label}-after", queue=pool).get(timeout=TIMEOUT_SECONDS) == f"{label}-after"
+    assert (stack.world.started(label), len(stack.world.notes(f"hook-{name}", label))) == (1, 1)
+    wait_acknowledged(stack)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_that_exits_in_a_hook_fails_once_and_one_that_is_called_raises(stack: Stack, pool: str) -> None:
+    meta = wait_failed(stack, stack.send("odd_tasks.end_in_hook", f"{pool}-before", queue=pool))
+    calls = stack.send("odd_tasks.call_inside", f"{pool}-calls", queue=pool)
+
+    assert (type(meta["result"]).__name__, str(meta["result"])) == ("SystemExit", "before it began")
+    assert calls.get(timeout=TIMEOUT_SECONDS) == "exit no more"
+    assert stack.world.started(f"{pool}-before") == 1
+
+
+@pytest.mark.parametrize("how", ["shutdown", "terminate"])
+def test_a_task_that_stops_its_node_fails_and_stops_no_other(stack: Stack, how: str) -> None:
+    """If it were requeued, it would stop the next node that runs it."""
+    wait_acknowledged(stack)
+    nodes, sent = [], []
+    for pool in POOLS:
+        queue = f"{how}-{pool}"
+        nodes.append(stack.celery(f"worker -P {pool} -Q {queue} -n {queue}@%h -c 1 -l info"))
+        sent.append(stack.send("odd_tasks.end_with", queue, how, queue=queue))
+    for node, result in zip(nodes, sent, strict=True):
+        assert type(wait_failed(stack, result)["result"]).__name__ == f"Worker{how.capitalize()}"
+        node.exits(TIMEOUT_SECONDS)
+    assert [stack.world.started(f"{how}-{pool}") for pool in POOLS] == [1, 1, 1]
+    assert (stack.unacked(), [stack.waiting(f"{how}-{pool}") for pool in POOLS]) == (0, [0, 0, 0])
+
+
+def test_a_task_whose_child_process_is_terminated_runs_again(stack: Stack) -> None:
+    """The signal raises SystemExit in the task; that is the end of a process, and counts."""
+    result = stack.send("probe.hold", "left", queue="prefork")
+    stack.world.wait_started("left")
+    [(_, child, _)] = stack.world.notes("start", "left")
+
+    os.kill(child, signal.SIGTERM)
+
+    stack.world.wait_until(lambda: stack.world.started("left") == 2, TIMEOUT_SECONDS, "it is started again")
+    stack.world.release("left")
+    assert result.get(timeout=TIMEOUT_SECONDS) == "left"
 
 
 @pytest.mark.skipif(not OOM_SCORE_ADJ.exists(), reason="only Linux chooses by this number what to kill")
@@ -48,27 +125,19 @@ def oom_score_adj(process: int) -> int:
     return int(Path(f"/proc/{process}/oom_score_adj").read_text())
 
 
-@pytest.mark.parametrize(
-    ("documents", "counts"),
-    [
-        ([], {}),
-        (["one document"], {"document": 1, "one": 1}),
-        (["to be or not", "to be", "or"], {"be": 2, "or": 2, "to": 2, "not": 1}),
-    ],
-)
-def test_a_workflow_counts_words_in_parallel_and_merges_them(
-    stack: Stack, documents: list[str], counts: dict[str, int]
-) -> None:
-    result = stack.send("services.tasks.words.count_words", documents)
+WORDS = {"one document": {"document": 1, "one": 1}, "to be or not, to be, or": {"be": 2, "or": 2, "to": 2, "not": 1}}
 
-    assert result.get(timeout=TIMEOUT_SECONDS) == counts
+
+@pytest.mark.parametrize("text", ["", *WORDS])
+def test_a_workflow_counts_words_in_parallel_and_merges_them(stack: Stack, text: str) -> None:
+    result = stack.send("services.tasks.words.count_words", text.split(", ") if text else [])
+
+    assert result.get(timeout=TIMEOUT_SECONDS) == WORDS.get(text, {})
 
 
 def test_a_workflow_fails_with_a_document_that_cannot_be_counted(stack: Stack) -> None:
-    result = stack.send("services.tasks.words.count_words", ["fine", None])
-
     with pytest.raises(ChordError):
-        result.get(timeout=TIMEOUT_SECONDS)
+        stack.send("services.tasks.words.count_words", ["fine", None]).get(timeout=TIMEOUT_SECONDS)
 
 
 def test_a_long_task_reports_its_progress(stack: Stack) -> None:
@@ -83,47 +152,3 @@ def test_a_long_task_reports_its_progress(stack: Stack) -> None:
     assert 0 < info["done"] < rounds
     stack.client.control.revoke(result.id, terminate=True)
     stack.world.wait_until(lambda: result.state == "REVOKED", TIMEOUT_SECONDS, "the long task is ended")
-
-
-def test_a_module_named_by_celery_imports_is_found(stack: Stack) -> None:
-    assert stack.send("probe.mark", "own").get(timeout=TIMEOUT_SECONDS) == "own"
-
-
-def test_a_pickled_message_is_refused_and_never_unpickled(stack: Stack, tmp_path: Path) -> None:
-    trap = tmp_path / "unpickled"
-    arguments = pickle.dumps(((Trap(trap),), {}, {}))
-    stack.redis.client().lpush("celery", message("probe.mark", arguments))
-
-    # The worker of the default queue, which goes on.
-    stack.nodes[0].says("ContentDisallowed")
-    assert stack.send("probe.mark", "after the pickle").get(timeout=TIMEOUT_SECONDS) == "after the pickle"
-    assert not trap.exists()
-
-
-class Trap:
-    """An object that creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __reduce__(self) -> tuple[object, tuple[Path, str]]:
-        return Path.write_text, (self._path, "unpickled")
-
-
-def message(task: str, body: bytes) -> str:
-    """A message as kombu would write it for a producer that pickles."""
-    identity = str(uuid4())
-    return json.dumps(
-        {
-            "body": base64.b64encode(body).decode(),
-            "content-encoding": "binary",
-            "content-type": "application/x-python-serialize",
-            "headers": {"lang": "py", "task": task, "id": identity, "root_id": identity},
-            "properties": {
-                "correlation_id": identity,
-                "delivery_info": {"exchange": "", "routing_key": "celery"},
-                "body_encoding": "base64",
-                "delivery_tag": str(uuid4()),
-            },
-        }
-    )

@@ -5,14 +5,12 @@ from __future__ import annotations
 import http.client
 import os
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
 from celery.exceptions import TimeLimitExceeded
 
-from tests.support.checkout import odd_checkout
 from tests.support.ports import free_port
 from tests.support.served_flower import LOGIN, Answer, basic
 from tests.support.waiting import TIMEOUT_SECONDS
@@ -28,10 +26,9 @@ READY = r"\S+@\S+ ready\."
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+def stack(odd_world: World) -> Stack:
     """A node of each pool, on the queue of its name and with that name."""
-    shared_world.checkout = odd_checkout(tmp_path_factory.mktemp("limits") / "code")
-    stack = shared_world.stack(
+    stack = odd_world.stack(
         CELERY_IMPORTS="probe,odd_tasks",
         CELERY_TASK_SOFT_TIME_LIMIT=str(SOFT),
         CELERY_TASK_TIME_LIMIT=str(HARD),
@@ -84,16 +81,16 @@ def sent(stack: Stack) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_limit_that_was_given_comes(stack: Stack, sent: dict[str, Any], case: str) -> None:
-    (task, _, said), label, result = CASES[case], case.replace(" ", "-"), sent[case]
+    (task, _, log), label, result = CASES[case], case.replace(" ", "-"), sent[case]
 
-    if said.startswith("Soft"):
+    if log.startswith("Soft"):
         result.get(timeout=TIMEOUT_SECONDS)
         assert soft_limits(stack, label) == 1
     else:
         with pytest.raises(TimeLimitExceeded):
             result.get(timeout=TIMEOUT_SECONDS)
         assert soft_limits(stack, label) == 0
-    stack.nodes[0].says(rf"{re.escape(said)} exceeded for odd_tasks\.{task}\[{result.id}\]")
+    stack.nodes[0].says(rf"{re.escape(log)} exceeded for odd_tasks\.{task}\[{result.id}\]")
     assert stack.world.started(label) == 1
 
 
@@ -101,38 +98,17 @@ def test_the_limit_that_was_given_comes(stack: Stack, sent: dict[str, Any], case
 LONGER: dict[str, dict[str, Any]] = {"hard_alone": {}, "soft_beyond": {}, "limitless": {"time_limit": 7200}}
 
 
-@pytest.fixture(scope="module")
-def longer(stack: Stack) -> dict[str, Any]:
-    """All of them, side by side, when the limits of all tasks have come and gone."""
+def test_a_task_with_a_longer_limit_runs_on_after_that_of_all_tasks(stack: Stack) -> None:
     running = {task: send(stack, task, f"long-{task}", **limits) for task, limits in LONGER.items()}
     for task in running:
         stack.world.wait_started(f"long-{task}")
     # It starts after them, so that its limits come after the same limits would have come to them.
     with pytest.raises(TimeLimitExceeded):
         send(stack, "stubborn", "measure", soft_time_limit=SOFT, time_limit=HARD).get(timeout=TIMEOUT_SECONDS)
-    return running
 
-
-@pytest.mark.parametrize("task", LONGER)
-def test_a_task_with_a_longer_limit_runs_on_after_that_of_all_tasks(
-    stack: Stack, longer: dict[str, Any], task: str
-) -> None:
-    assert soft_limits(stack, f"long-{task}") == 0
-    assert longer[task].state == "PENDING"
-    assert stack.world.started(f"long-{task}") == 1
-
-
-def test_a_task_with_a_limit_of_its_own_can_be_called(stack: Stack) -> None:
-    """By a program that has its code: a worker, beat, Flower."""
-    call = (
-        "from services.app import app; app.loader.import_default_modules(); "
-        "print([app.tasks['odd_tasks.' + name].apply_async((name,), queue='unread').id and 'sent' "
-        "for name in ('hard_alone', 'soft_beyond', 'quick')])"
-    )
-
-    answer = stack.world.answer(["-c", call], stack.environment(), TIMEOUT_SECONDS)
-
-    assert answer.stdout.strip() == "['sent', 'sent', 'sent']", answer.stderr
+    for task, result in running.items():
+        assert (soft_limits(stack, f"long-{task}"), stack.world.started(f"long-{task}")) == (0, 1), task
+        assert result.state == "PENDING", task
 
 
 @pytest.mark.parametrize("pool", IN_PROCESS)
@@ -178,9 +154,7 @@ def test_an_operators_limit_takes_effect_and_is_taken_back(stack: Stack, task: s
         ("prefork", {"soft": "5"}, "must be a number of seconds above 0"),
     ],
 )
-def test_a_limit_that_cannot_take_effect_is_refused(
-    stack: Stack, queue: str, limits: dict[str, Any], reason: str
-) -> None:
+def test_a_limit_without_effect_is_refused(stack: Stack, queue: str, limits: dict[str, Any], reason: str) -> None:
     answer = change(stack, queue, task="quick", **limits)
 
     assert reason in answer["error"]
@@ -203,11 +177,7 @@ def test_limits_on_the_command_line_are_those_of_all_tasks(stack: Stack) -> None
     assert soft_limits(stack, "by-hand") == 0
 
 
-Ask = Callable[..., Answer]
-
-
-@pytest.fixture(scope="module")
-def ask_flower(stack: Stack) -> Ask:
+def test_a_limit_that_is_set_in_flower_takes_effect_or_is_refused_and_one_of_its_own_can_be_sent(stack: Stack) -> None:
     """Flower as it is launched, which knows the stack's nodes and tasks."""
     port, database = free_port(), stack.world.path("flower.db")
     command = f"-m services.launch flower --address 127.0.0.1 --port {port} --database {database}"
@@ -224,33 +194,27 @@ def ask_flower(stack: Stack) -> Ask:
             return bool(set(map(node_name, POOLS)) <= ask("/api/workers", "GET").json.keys())
         return False
 
-    stack.world.wait_until(knows_all, TIMEOUT_SECONDS, "Flower knows the nodes")
-    return ask
-
-
-def test_a_limit_that_is_set_in_flower_takes_effect_or_is_refused(stack: Stack, ask_flower: Ask) -> None:
-    def press(pool: str, limits: str, said: str) -> Answer:
+    def press(pool: str, limits: str, text: str) -> Answer:
         """Ask until the node replies: Flower waits for a second, in which a node on a busy machine does not."""
         path = f"/api/task/timeout/odd_tasks.quick?workername={node_name(pool)}&{limits}"
 
         def pressed() -> Answer | None:
-            answer = ask_flower(path)
-            return answer if said in answer.text else None
+            answer = ask(path)
+            return answer if text in answer.text else None
 
-        return stack.world.wait_until(pressed, TIMEOUT_SECONDS, f"the {pool} node says {said!r}")
+        return stack.world.wait_until(pressed, TIMEOUT_SECONDS, f"the {pool} node says {text!r}")
 
+    stack.world.wait_until(knows_all, TIMEOUT_SECONDS, "Flower knows the nodes")
     accepted = press("prefork", "soft=2&hard=3", "time limits set successfully")
     not_enforced = press("threads", "soft=2&hard=3", "not enforced in this pool")
     reversed_ = press("prefork", "soft=3&hard=2", "must be below the hard one")
+    sent = {
+        name: ask(f"/api/task/async-apply/odd_tasks.{name}", body=f'{{"args": ["from-flower"], "queue": "{queue}"}}')
+        for name, queue in {"hard_alone": "unread", "soft_beyond": "unread", "quick": "prefork"}.items()
+    }
 
     assert (accepted.status, accepted.json) == (200, {"message": "time limits set successfully"})
     assert [answer.status for answer in (not_enforced, reversed_)] == [403, 403]
-
-
-def test_flower_sends_a_task_that_has_a_limit_of_its_own(stack: Stack, ask_flower: Ask) -> None:
-    body = '{"args": ["from-flower"], "queue": "prefork"}'
-
-    answer = ask_flower("/api/task/async-apply/odd_tasks.quick", body=body)
-
-    assert answer.status == 200, answer.text
+    assert {name: answer.status for name, answer in sent.items()} == dict.fromkeys(sent, 200)
+    assert stack.waiting("unread") == 2
     stack.world.wait_started("from-flower")

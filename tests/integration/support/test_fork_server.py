@@ -14,9 +14,9 @@ import pytest
 from tests.support.checkout import Checkout
 from tests.support.fork_server import LIBRARIES_ONLY, Forked
 from tests.support.processes import Process, command_line
+from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import World
 
-PATIENCE = 120
 # Says all that a program can learn about itself; then waits, fails, becomes another program, or ends with a code.
 TELL = """
 import json, os, signal, sys, time
@@ -53,56 +53,50 @@ sys.exit(int(word) if word.isdigit() else word)
 """
 
 
-@pytest.fixture(params=["forked", "executed"])
-def run(request: pytest.FixtureRequest, world: World, own_checkout: Checkout) -> Callable[[str], Process]:
-    """`python -m tell WORD`, by the fork server or by an interpreter of its own."""
+@pytest.fixture
+def run(world: World, own_checkout: Checkout) -> Callable[[str], tuple[Process, Process]]:
+    """`python -m tell WORD`, by the fork server and by an interpreter of its own."""
     own_checkout.write("tell.py", TELL)
-    own_checkout.fork_server = LIBRARIES_ONLY if request.param == "forked" else None
     world.checkout = own_checkout
+    environment = {"PATH": os.environ["PATH"], "TZ": "Asia/Kolkata", "PYTHONUNBUFFERED": "1"}
 
-    def start(word: str) -> Process:
-        process = world.python(
-            "tell", f"-m tell {word}", {"PATH": os.environ["PATH"], "TZ": "Asia/Kolkata", "PYTHONUNBUFFERED": "1"}
-        )
-        assert isinstance(process._popen, Forked) is (request.param == "forked")
-        return process
+    def start(word: str) -> tuple[Process, Process]:
+        own_checkout.fork_server = LIBRARIES_ONLY
+        forked = world.python("tell", f"-m tell {word}", environment)
+        own_checkout.fork_server = None
+        executed = world.python("tell", f"-m tell {word}", environment)
+        assert [isinstance(process._popen, Forked) for process in (forked, executed)] == [True, False]
+        return forked, executed
 
     return start
 
 
-def said(process: Process) -> list[dict[str, Any]]:
+def read_told(process: Process) -> list[dict[str, Any]]:
     """What it has told of itself, once as each program that it was."""
     return [json.loads(line) for line in process.log().splitlines() if line.startswith("{")]
 
 
-def test_it_finds_all_as_a_new_interpreter_does(run: Callable[[str], Process], world: World) -> None:
-    process = run("7")
+@pytest.mark.parametrize(
+    ("word", "code"), [("7", 7), ("fail", 1), ("sorry", 1), ("become", 4)], ids=["ends", "fails", "says why", "becomes"]
+)
+def test_it_finds_all_and_ends_as_in_a_new_interpreter(
+    run: Callable[[str], tuple[Process, Process]], word: str, code: int
+) -> None:
+    forked, executed = run(word)
 
-    assert process.wait(PATIENCE) == 7
-    (told,) = said(process)
-    assert told == {
-        "argv": ["7"],
-        "main": "__main__",
-        "directory": str(world.checkout.path),
-        "path": str(world.checkout.path),
-        "environment": {"PATH": os.environ["PATH"], "TZ": "Asia/Kolkata", "PYTHONUNBUFFERED": "1"},
-        "own session": True,
-        "zone": "IST",
-        "open": [0, 1, 2],
-        "input": "/dev/null",
-        "blocked": 0,
-        "signals": told["signals"],
-    }
-    ignored = {number for number, handler in enumerate(told["signals"], 1) if "SIG_IGN" in handler or handler == "1"}
-    assert {signal.SIGPIPE} <= ignored <= {signal.SIGPIPE, signal.SIGXFSZ}
-    assert "default_int_handler" in told["signals"][signal.SIGINT - 1]
+    assert [process.wait(TIMEOUT_SECONDS) for process in (forked, executed)] == [code, code]
+    assert read_told(forked) == read_told(executed)
+    assert forked.log().splitlines()[-1] == executed.log().splitlines()[-1]
+    first, *others = read_told(forked)
+    assert (first["argv"], first["zone"], first["open"]) == ([word], "IST", [0, 1, 2])
+    assert [(other["argv"], other["environment"]) for other in others] == [(["4"], {"ONLY": "this"})] * (code == 4)
 
 
 def test_code_on_a_command_line_finds_all_as_a_new_interpreter_does(world: World, own_checkout: Checkout) -> None:
     answers = []
     for fork_server in (LIBRARIES_ONLY, None):
         own_checkout.fork_server = fork_server
-        answers.append(world.answer(["-c", TELL, "7"], {"PATH": os.environ["PATH"]}, PATIENCE, own_checkout))
+        answers.append(world.answer(["-c", TELL, "7"], {"PATH": os.environ["PATH"]}, TIMEOUT_SECONDS, own_checkout))
 
     forked, executed = (json.loads(answer.stdout) for answer in answers)
     assert [answer.returncode for answer in answers] == [7, 7]
@@ -110,34 +104,14 @@ def test_code_on_a_command_line_finds_all_as_a_new_interpreter_does(world: World
     assert forked == executed | {"path": str(own_checkout.path)}
 
 
-def test_others_find_it_by_its_command_line_and_its_environment(run: Callable[[str], Process], world: World) -> None:
-    process = run("wait")
-    world.wait_until(lambda: said(process), PATIENCE, "it runs")
+def test_others_find_it_by_its_command_line_and_its_environment(
+    run: Callable[[str], tuple[Process, Process]], world: World
+) -> None:
+    for process in run("wait"):
+        world.wait_until(lambda: read_told(process), TIMEOUT_SECONDS, "it runs")  # noqa: B023
 
-    assert command_line(process.pid) == f"{sys.executable} -m tell wait"
-    assert process.family() == [process.pid]
-    assert process.alive
-    process.end()
-    assert (process.code, process.family()) == (-signal.SIGKILL, [])
-
-
-def test_what_it_dies_of_is_seen(run: Callable[[str], Process]) -> None:
-    failing, speaking = run("fail"), run("sorry")
-
-    assert (failing.wait(PATIENCE), speaking.wait(PATIENCE)) == (1, 1)
-    assert failing.log().splitlines()[-1] == "ValueError: on purpose"
-    assert speaking.log().splitlines()[-1] == "sorry"
-
-
-def test_it_becomes_another_program_with_nothing_of_the_first(run: Callable[[str], Process]) -> None:
-    process = run("become")
-
-    assert process.wait(PATIENCE) == 4
-    first, second = said(process)
-    assert (second["argv"], second["environment"]) == (["4"], {"ONLY": "this"})
-    kept = ("main", "directory", "path", "own session", "open", "input", "blocked")
-    assert [second[name] for name in kept] == [first[name] for name in kept]
-    assert second["zone"] == "UTC"
-    # What was caught is at its default again, and what was ignored is ignored.
-    assert second["signals"][signal.SIGTERM - 1] == first["signals"][signal.SIGTERM - 1]
-    assert second["signals"][signal.SIGUSR1 - 1] == first["signals"][signal.SIGPIPE - 1]
+        assert command_line(process.pid) == f"{sys.executable} -m tell wait"
+        assert process.family() == [process.pid]
+        assert process.alive
+        process.end()
+        assert (process.code, process.family()) == (-signal.SIGKILL, [])

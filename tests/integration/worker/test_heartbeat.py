@@ -12,11 +12,11 @@ from time import monotonic, time
 import pytest
 
 from services.supervisor.heartbeat_file import OLDEST_SECONDS, READY, STARTING, STUCK, TICKING, WAITING
-from tests.support.checkout import ROOT, Checkout, odd_checkout
-from tests.support.processes import children, command_line
+from tests.integration.worker.test_worker import node_process
+from tests.support.checkout import ROOT, odd_checkout
+from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 120
 # The shipped lower bound is 45 s, because a reconnect pauses up to 30 s. It is tried again 2, 6, 12, 20 and 30 s after
 # it was cut off: an outage of 18 s, and of 27 s on a machine that is late, is followed by a pause of 10 s at most. And
 # a dozen processes that start at the same time take a while to the first turn of their loops.
@@ -43,7 +43,7 @@ def hang(**_):
 
 
 @dataclass
-class Patient:
+class Watched:
     """A node and what was seen of it during the trouble."""
 
     stack: Stack
@@ -55,8 +55,7 @@ class Patient:
     @property
     def node(self) -> int:
         """The node's process; 0 while it has none."""
-        pids = children(self.worker.process.pid)
-        return next((pid for pid in pids if "--hostname=node0@" in command_line(pid)), 0)
+        return node_process(self.worker, "node0")
 
     def look(self) -> None:
         path = self.worker.heartbeat()
@@ -65,10 +64,14 @@ class Patient:
 
 
 @pytest.fixture(scope="module")
-def patients(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Patient]:
+def nodes(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Watched]:
     """Nodes in trouble of every kind, all at the same time, and what became of them."""
     world = shared_world
-    world.checkout = patient_code(tmp_path_factory.mktemp("heartbeat") / "code")
+    # With a shorter time-out than it allows, and with a module that hangs a node.
+    world.checkout = odd_checkout(tmp_path_factory.mktemp("heartbeat") / "code")
+    world.checkout.replace("config/settings.py", "ge=45", "ge=1")
+    world.checkout.replace("docker/supervisor/worker.conf", "startsecs=5", "startsecs=2")
+    world.checkout.write("hanging.py", HANGING)
     well, killed, frozen = world.stack(), world.stack(), world.stack()
     settings = {"WORKER_HEARTBEAT_TIMEOUT": str(TIMEOUT)}
     hanging = {"CELERY_IMPORTS": "probe,hanging", "HUNG_BEFORE": str(world.directory / "hung")}
@@ -87,16 +90,16 @@ def patients(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> d
         "redis-frozen": (frozen, {"WORKER_POOL": "threads"}),
     }
     found = {
-        kind: Patient(stack, stack.worker(WORKER_QUEUES=kind, **settings, **more))
+        kind: Watched(stack, stack.worker(WORKER_QUEUES=kind, **settings, **more))
         for kind, (stack, more) in kinds.items()
     }
-    for kind, patient in found.items():
+    for kind, watched in found.items():
         if kind != "hanging":
-            patient.worker.ready()
-        patient.worker.says("entered RUNNING")
+            watched.worker.ready()
+        watched.worker.says("entered RUNNING")
         # Supervisor says so after a while, whatever the node has come to.
-        world.wait_until(patient.worker.heartbeat().exists, PATIENCE, f"{kind} has a heartbeat")
-        patient.pid = patient.node
+        world.wait_until(watched.worker.heartbeat().exists, TIMEOUT_SECONDS, f"{kind} has a heartbeat")
+        watched.pid = watched.node
     well.send("probe.burn", "solo-at-work", OUTAGE, queue="solo-at-work")
     well.send("probe.grip", "in-c-code", OUTAGE + 4, queue="in-c-code")
     for label in ("solo-in-a-batch", "solo-in-a-batch-too"):
@@ -110,58 +113,50 @@ def patients(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> d
     end = monotonic() + OUTAGE
 
     def over() -> bool:
-        for patient in found.values():
-            patient.look()
+        for watched in found.values():
+            watched.look()
         # A node finds out that Redis does not answer when its loop has stood still for a while.
         waits = "waiting" in found["redis-frozen"].words
         return monotonic() > end and waits and all(len(found[kind].beats) >= BEATS for kind in BEATING)
 
-    world.wait_until(over, PATIENCE, "the outage is over, and all hearts have beaten in it")
+    world.wait_until(over, TIMEOUT_SECONDS, "the outage is over, and all hearts have beaten in it")
     world.release("solo-in-a-batch-batch")
     killed.redis.start()
     frozen.redis.thaw()
     return found
 
 
-def patient_code(directory: Path) -> Checkout:
-    """The code with a shorter time-out than it allows, and with a module that hangs a node."""
-    checkout = odd_checkout(directory)
-    checkout.replace("config/settings.py", "ge=45", "ge=1")
-    checkout.replace("docker/supervisor/worker.conf", "startsecs=5", "startsecs=2")
-    checkout.write("hanging.py", HANGING)
-    return checkout
-
-
 # That their hearts have beaten, and that the one whose Redis was frozen has said that it waits, the fixture waits for.
 @pytest.mark.parametrize("kind", [*BEATING, "in-c-code"])
-def test_a_node_that_is_alive_is_not_restarted_and_works_on(patients: dict[str, Patient], kind: str) -> None:
-    patient = patients[kind]
-    assert kind not in BEATING or "stuck" not in patient.words
+def test_a_node_that_is_alive_is_not_restarted_and_works_on(nodes: dict[str, Watched], kind: str) -> None:
+    assert kind not in BEATING or "stuck" not in nodes[kind].words
 
-    result = patient.stack.send("probe.mark", f"{kind}-afterwards", queue=kind)
+    check_works(nodes[kind], kind)
 
-    assert result.get(timeout=PATIENCE) == f"{kind}-afterwards"
-    assert patient.node == patient.pid
-    assert patient.worker.process.count("watchdog: killing") == 0
+    assert nodes[kind].node == nodes[kind].pid
+    assert nodes[kind].worker.process.count("watchdog: killing") == 0
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"), [("stopped", "no heartbeat for"), ("hanging", "its main loop stands still")]
 )
-def test_a_node_that_stands_still_is_killed_and_replaced(patients: dict[str, Patient], kind: str, reason: str) -> None:
-    patient = patients[kind]
-    patient.worker.says(f"watchdog: killing node0 .*{reason}", PATIENCE)
+def test_a_node_that_stands_still_is_killed_and_replaced(nodes: dict[str, Watched], kind: str, reason: str) -> None:
+    worker = nodes[kind].worker.says(f"watchdog: killing node0 .*{reason}", TIMEOUT_SECONDS)
 
-    result = patient.stack.send("probe.mark", f"{kind}-afterwards", queue=kind)
+    check_works(nodes[kind], kind)
 
-    assert result.get(timeout=PATIENCE) == f"{kind}-afterwards"
     # Once: the replacement does not inherit the blame.
-    assert patient.worker.process.count("watchdog: killing") == 1
-    assert patient.worker.process.count("spawned: 'node0'") == 2
+    assert worker.process.count("watchdog: killing") == 1
+    assert worker.process.count("spawned: 'node0'") == 2
+
+
+def check_works(watched: Watched, queue: str) -> None:
+    result = watched.stack.send("probe.mark", f"{queue}-afterwards", queue=queue)
+    assert result.get(timeout=TIMEOUT_SECONDS) == f"{queue}-afterwards"
 
 
 @pytest.mark.parametrize(
-    ("files", "count", "healthy", "said"),
+    ("files", "count", "healthy", "output"),
     [
         ({"node0": (READY, 0)}, 1, True, "1 of 1 alive"),
         ({"node0": (WAITING, OLDEST_SECONDS)}, 1, True, "1 of 1 alive"),
@@ -176,7 +171,7 @@ def test_a_node_that_stands_still_is_killed_and_replaced(patients: dict[str, Pat
     ],
 )
 def test_the_health_check_reads_heartbeats(
-    tmp_path: Path, files: dict[str, tuple[str, int]], count: int, healthy: bool, said: str
+    tmp_path: Path, files: dict[str, tuple[str, int]], count: int, healthy: bool, output: str
 ) -> None:
     now = int(time())
     # No second passes while it looks.
@@ -192,10 +187,10 @@ def test_the_health_check_reads_heartbeats(
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "STALK_RUN_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
 
     assert (check.returncode == 0) is healthy
-    assert said in check.stdout
+    assert output in check.stdout
     assert check.stderr == ""

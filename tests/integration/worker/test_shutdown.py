@@ -15,9 +15,10 @@ import pytest
 from services.broker.keys import SCHEDULED_MESSAGES, UNACKED
 from tests.support.checkout import odd_checkout
 from tests.support.processes import command_line
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.workers import POOLS
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 120
 SOFT_SHUTDOWN = 2
 # Time for a busy machine to end a task after a worker has been told to stop.
 OVERRUN_SECONDS = 10
@@ -26,7 +27,6 @@ HOUR = 3600
 ENDLESS = 600
 # A node says so when TERM has reached it.
 STOPS = "Warm shutdown"
-POOLS = ("prefork", "threads", "solo")
 # A program that runs two workers, one after the other, and then ends with a code of its own.
 WENT_ON = 7
 INSIDE = f"""
@@ -42,9 +42,9 @@ for label, seconds in (("first", 0), ("second", int(sys.argv[1]))):
     worker = Thread(target=app.Worker(pool="threads", concurrency=1, hostname="inside@h", quiet=True).start)
     worker.start()
     result = app.send_task("probe.rest", [label, seconds])
-    result.get(timeout={PATIENCE}, disable_sync_subtasks=False)
+    result.get(timeout={TIMEOUT_SECONDS}, disable_sync_subtasks=False)
     state.should_stop = 0
-    worker.join({PATIENCE})
+    worker.join({TIMEOUT_SECONDS})
 sys.exit({WENT_ON})
 """
 # Case → pool, and the task that overruns.
@@ -76,31 +76,26 @@ class Stopped:
     def postpone(self) -> None:
         """Make the worker put off a task for later."""
         self.send("mark", "eta", countdown=HOUR)
-        self.stack.world.wait_until(lambda: self.scheduled() == 1, PATIENCE, f"{self.queue}: the ETA task is put off")
+        self.stack.world.wait_until(lambda: self.count(SCHEDULED_MESSAGES) == 1, TIMEOUT_SECONDS, "it is put off")
 
-    def scheduled(self) -> int:
-        """Messages of its queue that wait in Redis until they are due."""
-        return self._of_queue(SCHEDULED_MESSAGES)
-
-    def held(self) -> int:
-        """Messages of its queue that the worker holds."""
-        return self._of_queue(UNACKED)
-
-    def _of_queue(self, key: str) -> int:
+    def count(self, key: str) -> int:
+        """Messages of its queue that are unacknowledged, or scheduled."""
         messages = [json.loads(text) for text in self.stack.redis.client().hvals(key)]
         return sum(1 for _, _, routing_key in messages if routing_key == self.queue)
+
+    def check(self, *waiting: str) -> None:
+        """All is as after a stop: only these tasks wait in its queue, and what was put off."""
+        assert self.code == 0
+        assert self.waiting() == [*waiting]
+        assert (self.count(UNACKED), self.count(SCHEDULED_MESSAGES)) == (0, 1)
 
     def waiting(self) -> list[str]:
         """What the tasks that wait in its queue are called."""
         return sorted(text.removeprefix(f"('{self.queue}-").partition("'")[0] for text in texts(self.stack, self.queue))
 
-    def release(self, what: str) -> None:
-        """Let a task end that is held."""
-        self.stack.world.release(self.label(what))
-
     def leave(self) -> None:
         """Wait until the worker has left."""
-        self.code, self.left = self.worker.exits(PATIENCE), time()
+        self.code, self.left = self.worker.exits(TIMEOUT_SECONDS), time()
 
 
 def texts(stack: Stack, queue: str) -> list[str]:
@@ -136,29 +131,19 @@ def finished(shared_world: World) -> dict[str, Stopped]:
     for pool, one in found.items():
         # From then on nothing more begins there. The main thread of a solo node runs the task, and looks after it.
         one.worker.says("received SIGTERM", times=2).says(STOPS if pool == "solo" else "Stopping Pool")
-        one.release("running")
+        shared_world.release(one.label("running"))
     for one in found.values():
         one.leave()
     return found
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_running_task_finishes_and_the_worker_leaves_when_it_has(finished: dict[str, Stopped], pool: str) -> None:
+def test_a_running_task_finishes_and_the_next_one_goes_back(finished: dict[str, Stopped], pool: str) -> None:
     one = finished[pool]
 
-    assert one.running.get(timeout=PATIENCE) == one.label("running")
-    assert len(one.stack.world.notes("end", one.label("running"))) == 1
-    assert one.code == 0
-
-
-@pytest.mark.parametrize("pool", POOLS)
-def test_tasks_that_wait_in_a_worker_are_back_on_their_queue_after_a_stop(
-    finished: dict[str, Stopped], pool: str
-) -> None:
-    one = finished[pool]
-
-    assert one.waiting() == ["next"]
-    assert (one.held(), one.scheduled()) == (0, 1)
+    assert one.running.get(timeout=TIMEOUT_SECONDS) == one.label("running")
+    assert one.stack.world.ended(one.label("running")) == 1
+    one.check("next")
     assert one.stack.world.started(one.label("next")) == 0
 
 
@@ -183,7 +168,7 @@ def overrun(shared_world: World) -> dict[str, Stopped]:
             shared_world.wait_started(one.label("short"))
         one.worker.process.terminate()
         one.worker.says(STOPS)
-        one.release("short")
+        shared_world.release(one.label("short"))
     for one in found.values():
         one.leave()
     return found
@@ -194,22 +179,12 @@ def test_a_task_that_still_runs_goes_back_to_its_queue_at_once(overrun: dict[str
     one = overrun[case]
     (_, pid, began), *more = one.stack.world.notes("start", one.label("endless"))
 
-    assert one.waiting() == ["endless"]
-    assert (one.held(), one.scheduled()) == (0, 1)
+    one.check("endless")
     assert more == []
-    assert one.code == 0
     assert one.left - began > OVERRUN_SECONDS
     # Nobody goes on with it beside its second start.
     assert command_line(pid) == ""
-
-
-@pytest.mark.parametrize("case", ["prefork", "threads"])
-def test_a_task_that_ended_during_the_stop_does_not_run_again(overrun: dict[str, Stopped], case: str) -> None:
-    one = overrun[case]
-
-    assert one.stack.world.ended(one.label("short")) == 1
-    assert "short" not in one.waiting()
-    assert one.held() == 0
+    assert one.stack.world.ended(one.label("short")) == (0 if OVERRUNS[case][0] == "solo" else 1)
 
 
 def test_the_next_worker_runs_what_was_handed_back(overrun: dict[str, Stopped]) -> None:
@@ -220,7 +195,9 @@ def test_the_next_worker_runs_what_was_handed_back(overrun: dict[str, Stopped]) 
     worker = stack.worker(WORKER_POOL="threads", WORKER_CONCURRENCY=str(len(queues)), WORKER_QUEUES=",".join(queues))
 
     stack.world.wait_until(
-        lambda: [stack.world.started(label) for label in labels] == [2] * len(labels), PATIENCE, "each runs again"
+        lambda: [stack.world.started(label) for label in labels] == [2] * len(labels),
+        TIMEOUT_SECONDS,
+        "each runs again",
     )
     worker.process.end()
 
@@ -243,42 +220,38 @@ def test_a_task_that_arrives_during_a_stop_is_not_lost(world: World, pool: str) 
         worker.says("Canceling task consumer|goes back to its queue")
     stack.send("probe.mark", "late")
 
-    assert worker.exits(PATIENCE) == 0
+    assert worker.exits(TIMEOUT_SECONDS) == 0
     assert sorted(texts(stack, "celery")) == [f"('endless', {ENDLESS})", "('late',)"]
     assert stack.unacked() == 0
 
 
-def told(stack: Stack) -> None:
+def tell(stack: Stack) -> None:
     """By remote control, as Flower does; it is answered."""
-    [answer] = stack.client.control.broadcast("shutdown", reply=True, limit=1, timeout=PATIENCE)
-    assert all("ok" in said for said in answer.values())
+    [answer] = stack.client.control.broadcast("shutdown", reply=True, limit=1, timeout=TIMEOUT_SECONDS)
+    assert all("ok" in reply for reply in answer.values())
 
 
-def hung_up(stack: Stack) -> None:
-    """By HUP, as somebody does who wants it to begin anew."""
-    stack.nodes[0].process.signal(signal.SIGHUP)
-
-
-def asked_by_a_task(stack: Stack) -> None:
-    """By a task that raises WorkerShutdown."""
-    stack.send("odd_tasks.end_with", "last", "shutdown")
+# HUP comes from somebody who wants the node to begin anew; the task raises WorkerShutdown.
+STOPS_OF: dict[str, Callable[[Stack], Any]] = {
+    "remote control": tell,
+    "HUP": lambda stack: stack.nodes[0].process.signal(signal.SIGHUP),
+    "a task": lambda stack: stack.send("odd_tasks.end_with", "last", "shutdown"),
+}
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-@pytest.mark.parametrize("stop", [told, hung_up, asked_by_a_task])
-def test_whoever_stops_a_node_what_overruns_goes_back_to_its_queue(
-    world: World, tmp_path: Path, pool: str, stop: Callable[[Stack], None]
-) -> None:
+@pytest.mark.parametrize("stop", STOPS_OF)
+def test_what_overruns_goes_back_whoever_stops_the_node(world: World, tmp_path: Path, pool: str, stop: str) -> None:
     world.checkout = odd_checkout(tmp_path / "code")
     stack = stopping(world, SOFT_SHUTDOWN, CELERY_IMPORTS="probe,odd_tasks")
     worker = stack.celery(f"worker --pool={pool} --concurrency=2 --hostname=node0@%h --loglevel=info").ready()
     client = stack.redis.client()
-    world.wait_until(client.pubsub_numpat, PATIENCE, "the node hears commands")
+    world.wait_until(client.pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
     stack.send("probe.rest", "endless", ENDLESS)
     world.wait_started("endless")
-    stop(stack)
+    STOPS_OF[stop](stack)
 
-    assert worker.exits(PATIENCE) == 0
+    assert worker.exits(TIMEOUT_SECONDS) == 0
     assert texts(stack, "celery") == [f"('endless', {ENDLESS})"]
     assert stack.unacked() == 0
 
@@ -287,7 +260,7 @@ def test_a_program_goes_on_after_a_worker_that_it_had_inside(world: World) -> No
     """As tests have one. The next worker's task is running when the time of the first one's tasks is over."""
     stack = stopping(world, SOFT_SHUTDOWN)
 
-    done = world.answer(["-c", INSIDE, str(2 * SOFT_SHUTDOWN)], stack.environment(), PATIENCE)
+    done = world.answer(["-c", INSIDE, str(2 * SOFT_SHUTDOWN)], stack.environment(), TIMEOUT_SECONDS)
 
     assert done.returncode == WENT_ON, done.stdout + done.stderr
     assert stack.world.ended("second") == 1

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 
 import pytest
 
 from tests.support.checkout import Checkout
 from tests.support.processes import children, command_line
+from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import READY_LINE, Node, Stack, World
 
-PATIENCE = 120
 NODES = ("node0", "node1")
 # It takes so long only when one of them has not heard the question, a moment after it said that it is ready.
 ANSWER_SECONDS = 20
@@ -48,23 +47,15 @@ def names(stack: Stack) -> list[str]:
     return sorted(name for answer in answers for name in answer)
 
 
-def is_replaced(stack: Stack, name: str, pid: int, ready: int) -> None:
-    """Wait until a node has another process than this, one more has said that it is ready, and both answer."""
-    worker = stack.nodes[0]
-    stack.world.wait_until(lambda: node_process(worker, name) not in (0, pid), PATIENCE, f"{name} has a new process")
-    worker.ready(ready + 1)
-    stack.world.wait_until(lambda: len(names(stack)) == 2, PATIENCE, "both nodes answer")
+def wait_answers(stack: Stack) -> None:
+    expected = [f"{node}@{os.uname().nodename}" for node in NODES]
+    stack.world.wait_until(lambda: names(stack) == expected, TIMEOUT_SECONDS, "both nodes answer to their names")
 
 
-def test_each_node_has_a_name_of_its_own(stack: Stack) -> None:
-    host = os.uname().nodename
-
-    stack.world.wait_until(
-        lambda: names(stack) == [f"{node}@{host}" for node in NODES], PATIENCE, "both nodes answer to their names"
-    )
+def test_each_node_has_a_heartbeat_of_its_own(stack: Stack) -> None:
     stack.world.wait_until(
         lambda: [stack.nodes[0].heartbeat(node).read_text() for node in NODES] == ["ready\n", "ready\n"],
-        PATIENCE,
+        TIMEOUT_SECONDS,
         "each node's own heartbeat says ready",
     )
 
@@ -73,25 +64,19 @@ def test_a_task_that_is_not_safe_from_the_death_of_its_worker_is_named(stack: St
     stack.nodes[0].says(r"WARNING .*probe\.hasty has acks_late=False")
 
 
-def test_a_node_that_is_killed_is_started_again(stack: Stack) -> None:
-    worker = stack.nodes[0]
-    killed, ready = node_process(worker, "node0"), worker.process.count(READY_LINE)
-
-    os.kill(killed, signal.SIGKILL)
-
-    is_replaced(stack, "node0", killed, ready)
-
-
 def test_a_node_that_exits_with_0_is_started_again(stack: Stack) -> None:
     worker = stack.nodes[0]
-    # To a node that does not hear yet, the command is lost.
-    stack.world.wait_until(lambda: len(names(stack)) == 2, PATIENCE, "both nodes hear commands")
-    left, ready = node_process(worker, "node1"), worker.process.count(READY_LINE)
+    # To a node that does not hear yet, a command is lost.
+    wait_answers(stack)
+    ended, ready = node_process(worker, "node1"), worker.process.count(READY_LINE)
 
     stack.client.control.shutdown(destination=[f"node1@{os.uname().nodename}"])
 
     worker.says(r"exited: node1 \(exit status 0; expected\)")
-    is_replaced(stack, "node1", left, ready)
+    replaced = lambda: node_process(worker, "node1") not in (0, ended)  # noqa: E731
+    stack.world.wait_until(replaced, TIMEOUT_SECONDS, "it has a new process")
+    worker.ready(ready + 1)
+    wait_answers(stack)
 
 
 @pytest.mark.parametrize("module", ["broken", "broken_late"])
@@ -99,6 +84,6 @@ def test_a_node_that_cannot_start_ends_the_worker_with_a_code(broken: dict[str, 
     """At once, or only when it has run for longer than Supervisor waits."""
     worker = broken[module]
 
-    assert worker.exits(PATIENCE) == 1
+    assert worker.exits(TIMEOUT_SECONDS) == 1
     assert worker.process.count("RuntimeError: broken on purpose") >= 3
     assert worker.process.count("node0 could not be started") == 1
