@@ -22,10 +22,11 @@ from tests.integration.commands.test_call import services
 from tests.support.application import create_app
 from tests.support.checkout import Checkout
 from tests.support.documents import block
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.workers import stop
 from tests.support.world import Stack, World
 from tests.unit.services.test_summer_time import expected
 
-TIMEOUT = 120
 OFF = "report-free-space=off"
 IMPORTS = """
 from datetime import timedelta
@@ -41,6 +42,7 @@ INTERVAL = {"__type__": "interval", "every": 1.0, "relative": False}
 FIELDS = ("minute", "hour", "day_of_week", "day_of_month", "month_of_year")
 EACH_MINUTE = {"__type__": "crontab"} | dict.fromkeys(FIELDS, "*")
 NEVER_RUN = '{"last_run_at": null}'
+LONG_AGO = {"__type__": "datetime", "year": 2026, "month": 1, "day": 1, "hour": 0, "minute": 0, "timezone": "UTC"}
 NO_ZONE = '{"last_run_at": {"__type__": "datetime", "year": 2026, "month": 1, "day": 1, "timezone": "Mars"}}'
 
 
@@ -49,15 +51,18 @@ def definition(name: str, **fields: Any) -> bytes:
     return json.dumps(given | fields).encode()
 
 
-def shell(stack: Stack, code: str, **more: str) -> subprocess.CompletedProcess[str]:
+def run(stack: Stack, code: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run `code` in a process that has the application, as in `make shell`."""
-    return stack.world.answer(["-c", IMPORTS + code], stack.environment(**more), TIMEOUT)
+    return stack.world.answer(["-c", IMPORTS + code], stack.environment(**more), TIMEOUT_SECONDS)
 
 
-def do(stack: Stack, code: str, **more: str) -> str:
-    done = shell(stack, code, **more)
+def do(stack: Stack, code: str) -> None:
+    done = run(stack, code)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+
+
+def assert_refused(stack: Stack, code: str, reason: str, **more: str) -> None:
+    assert run(stack, code, **more).stderr.splitlines()[-1] == f"ValueError: {reason}"
 
 
 def sent(stack: Stack, task: str = "no.such.task") -> list[Any]:
@@ -70,7 +75,7 @@ def sent(stack: Stack, task: str = "no.such.task") -> list[Any]:
 def sends(stack: Stack, word: str = "", times: int = 1, task: str = "no.such.task") -> None:
     """Wait until so many of these have been sent."""
     what = f"beat sends {word} {times} times"
-    stack.world.wait_until(lambda: sent(stack, task).count(word) >= times, TIMEOUT, what)
+    stack.world.wait_until(lambda: sent(stack, task).count(word) >= times, TIMEOUT_SECONDS, what)
 
 
 def dump(stack: Stack) -> dict[str, Any]:
@@ -120,14 +125,13 @@ def test_an_entry_survives_a_restart_and_a_deploy(world: World, own_checkout: Ch
     beat = stack.beat()
     do(stack, EACH_SECOND.format(word="kept", enabled=True))
     sends(stack, "kept")
-    beat.process.terminate()
-    assert beat.exits(TIMEOUT) == 0
+    assert stop(beat) == 0
     before = sent(stack).count("kept")
     # A release whose code has another entry, and lacks the one it had.
     own_checkout.replace("services/schedule.py", '"report-free-space": {', '"another": {')
     world.checkout = own_checkout
 
-    beat = stack.beat(BEAT_SCHEDULE="another=1")
+    stack.beat(BEAT_SCHEDULE="another=1")
 
     sends(stack, "kept", before + 2)
     sends(stack, "", 2, "services.tasks.disk.report_free_space")
@@ -142,8 +146,7 @@ def test_what_the_code_had_and_somebody_saves_now_stays(world: World, own_checko
     own_checkout.replace("services/schedule.py", '"report-free-space": {', '"another": {')
     world.checkout = own_checkout
     do(stack, "Entry('report-free-space', 'no.such.task', 1, args=['mine'], app=app).save()")
-    stack.nodes[0].process.terminate()
-    stack.nodes[0].exits(TIMEOUT)
+    stop(stack.nodes[0])
 
     stack.beat()
 
@@ -154,18 +157,16 @@ def test_what_the_code_had_and_somebody_saves_now_stays(world: World, own_checko
 def test_the_name_of_an_entry_of_the_code_is_refused_and_nothing_is_written(world: World, schedule: str) -> None:
     stack = world.stack(BEAT_SCHEDULE=schedule)
     stack.beat().says("beat: ticking")
-    stack.nodes[0].process.terminate()
-    stack.nodes[0].exits(TIMEOUT)
+    stop(stack.nodes[0])
     before = dump(stack)
 
-    one = "Entry('report-free-space', 'no.such.task', 1, app=app)"
-    saved, deleted = (shell(stack, f"{one}.{method}()", BEAT_SCHEDULE=schedule) for method in ("save", "delete"))
-
-    for refused in (saved, deleted):
-        assert refused.stderr.splitlines()[-1] == (
-            "ValueError: the entry 'report-free-space' is one of the code: give yours another name, or change that one "
-            "in services/schedule.py or with BEAT_SCHEDULE"
+    for method in ("save", "delete"):
+        code = f"Entry('report-free-space', 'no.such.task', 1, app=app).{method}()"
+        reason = (
+            "the entry 'report-free-space' is one of the code: give yours another name, or change that one in "
+            "services/schedule.py or with BEAT_SCHEDULE"
         )
+        assert_refused(stack, code, reason, BEAT_SCHEDULE=schedule)
     assert dump(stack) == before
 
 
@@ -189,50 +190,58 @@ def test_an_entry_that_a_module_of_tasks_adds_is_one_of_the_code(world: World, o
     stack.beat().says("beat: ticking")
 
     for method in ("save", "delete"):
-        refused = shell(stack, f"Entry('say-hello', 'no.such.task', 1, app=app).{method}()")
-        assert refused.stderr.splitlines()[-1] == (
-            "ValueError: the entry 'say-hello' is one of the code: give yours another name, or change that one where "
+        reason = (
+            "the entry 'say-hello' is one of the code: give yours another name, or change that one where "
             "add_periodic_task is called"
         )
+        assert_refused(stack, f"Entry('say-hello', 'no.such.task', 1, app=app).{method}()", reason)
 
     (row,) = (row for row in services(stack, "schedule").said["schedule"] if row["name"] == "say-hello")
     assert (row["source"], row["task"]) == ("code", "periodic.say")
     assert stack.redis.client().smembers("redbeat::statics") == {"say-hello"}
 
 
-@pytest.mark.parametrize("name", ["lock", ":schedule", ":statics"])
-def test_the_name_of_a_key_of_beats_own_is_refused(stack: Stack, name: str) -> None:
-    refused = shell(stack, f"Entry({name!r}, 'no.such.task', 1, app=app).save()")
+EMPTY_FIELD = (
+    "the crontab <crontab: * [] * * * (m/h/dM/MY/d)> has an empty field: name a minute, an hour and a day of the week"
+)
 
-    said = f"ValueError: beat needs the key of an entry that is named {name!r}: give it another name"
-    assert refused.stderr.splitlines()[-1] == said
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "reason"),
+    [
+        *(
+            (name, "1", f"beat needs the key of an entry that is named {name!r}: give it another name")
+            for name in ("lock", ":schedule", ":statics")
+        ),
+        ("empty", "crontab(hour=[])", EMPTY_FIELD),
+    ],
+)
+def test_an_entry_that_beat_could_not_read_is_refused(stack: Stack, name: str, schedule: str, reason: str) -> None:
+    assert_refused(stack, f"Entry({name!r}, 'no.such.task', {schedule}, app=app).save()", reason)
+
+    assert not stack.redis.client().exists("redbeat:empty")
     assert word(stack.nodes[0]) == "ticking"
 
 
-def test_an_entry_that_is_saved_again_is_due_by_its_last_run(stack: Stack) -> None:
+def test_an_entry_that_is_saved_again_is_due_by_its_last_run_and_one_that_is_switched_on_sends_nothing_missed(
+    stack: Stack,
+) -> None:
     # An application may save it at each start; with RedBeat it would never run if that came more often than an hour.
-    code = "Entry('hourly', 'no.such.task', 3600, args=['hourly'], app=app).save()"
-    do(stack, code)
-    long_ago = {"__type__": "datetime", "year": 2026, "month": 1, "day": 1, "hour": 0, "minute": 0, "timezone": "UTC"}
-    stack.redis.client().hset("redbeat:hourly", "meta", json.dumps({"last_run_at": long_ago, "total_run_count": 7}))
-
-    do(stack, code)
-
-    sends(stack, "hourly")
-    assert json.loads(str(stack.redis.client().hget("redbeat:hourly", "meta")))["total_run_count"] == 8
-    ticks(stack.nodes[0], 1)
-    assert sent(stack).count("hourly") == 1
-
-
-def test_an_entry_that_is_switched_on_again_sends_nothing_of_what_it_missed(stack: Stack) -> None:
-    code = "Entry('weekly', 'no.such.task', 604800, args=['weekly'], enabled={}, app=app).save()"
+    code = (
+        "Entry('hourly', 'no.such.task', 3600, args=['hourly'], app=app).save()\n"
+        "Entry('weekly', 'no.such.task', 604800, args=['weekly'], enabled={}, app=app).save()"
+    )
+    client = stack.redis.client()
     do(stack, code.format(False))
-    long_ago = {"__type__": "datetime", "year": 2026, "month": 1, "day": 1, "hour": 0, "minute": 0, "timezone": "UTC"}
-    stack.redis.client().hset("redbeat:weekly", "meta", json.dumps({"last_run_at": long_ago}))
+    for name in ("hourly", "weekly"):
+        client.hset(f"redbeat:{name}", "meta", json.dumps({"last_run_at": LONG_AGO, "total_run_count": 7}))
 
     do(stack, code.format(True))
 
+    sends(stack, "hourly")
+    assert json.loads(str(client.hget("redbeat:hourly", "meta")))["total_run_count"] == 8
     ticks(stack.nodes[0], 2)
+    assert sent(stack).count("hourly") == 1
     assert "weekly" not in sent(stack)
 
 
@@ -261,16 +270,6 @@ def test_an_entry_of_an_earlier_release_is_sent_when_it_is_due(world: World) -> 
     stack.beat()
 
     sends(stack, "old")
-
-
-def test_a_crontab_with_an_empty_field_is_refused(stack: Stack) -> None:
-    refused = shell(stack, "Entry('empty', 'no.such.task', crontab(hour=[]), app=app).save()")
-
-    assert refused.stderr.splitlines()[-1] == (
-        "ValueError: the crontab <crontab: * [] * * * (m/h/dM/MY/d)> has an empty field: name a minute, an hour and a "
-        "day of the week"
-    )
-    assert not stack.redis.client().exists("redbeat:empty")
 
 
 # Definitions that cannot be decoded, or sent.
@@ -311,8 +310,7 @@ def test_a_broken_entry_is_reported_and_keeps_no_other(world: World) -> None:
     assert set(client.zrange("redbeat::schedule", 0, -1)) == {*keys, "redbeat:one"}
 
     # A beat that starts with them reads all entries.
-    beat.process.terminate()
-    beat.exits(TIMEOUT)
+    stop(beat)
     before = sent(stack).count("good")
     other = stack.beat()
     sends(stack, "good", before + 2)
@@ -344,20 +342,15 @@ def test_what_is_changed_between_a_look_and_a_send_is_not_sent_as_it_was(
         do(stack, EACH_SECOND.format(word="old", enabled=True))
         stack.beat()
     for change, code in CHANGES.items():
-        world.wait_until((tmp_path / f"{change} frozen").exists, TIMEOUT, "it stands still")
+        world.wait_until((tmp_path / f"{change} frozen").exists, TIMEOUT_SECONDS, "it stands still")
         do(stacks[change], code)
         (tmp_path / f"{change} go on").touch()
 
     # One tick in which they find that out, and one that begins after it.
     for stack in stacks.values():
         stack.nodes[0].says("beat: ticking")
-        # The log line comes before the heartbeat.
-        world.wait_until(stack.nodes[0].heartbeat("beat").exists, TIMEOUT, "it ticks")
-    for _ in range(2):
-        paths = [stack.nodes[0].heartbeat("beat") for stack in stacks.values()]
-        before = [path.stat().st_mtime_ns for path in paths]
-        for path, touched in zip(paths, before, strict=True):
-            world.wait_until(lambda p=path, t=touched: p.stat().st_mtime_ns > t, TIMEOUT, "it ticks")  # type: ignore[misc]
+    for stack in stacks.values():
+        ticks(stack.nodes[0], 2)
     for stack in stacks.values():
         assert set(sent(stack)) <= {"new"}
     client = stacks["changed"].redis.client()
@@ -407,21 +400,16 @@ def test_all_entries_are_listed_beside_those_of_the_code(world: World, own_check
     assert rows["broken"]["problem"].startswith("JSONDecodeError")
 
 
-def test_a_schedule_cannot_be_listed_without_redis(world: World) -> None:
-    stack = world.stack()
-    stack.redis.kill()
+def test_a_schedule_that_cannot_be_listed_is_an_error_with_the_reason(stack: Stack, world: World) -> None:
+    answer = services(stack, "schedule", CELERY_IMPORTS="no_such_module")
+    reason = "the tasks cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"
+    assert (answer.code, answer.said) == (1, {"error": reason})
 
-    answer = services(stack, "schedule")
-
+    without = world.stack()
+    without.redis.kill()
+    answer = services(without, "schedule")
     assert answer.code == 1
     assert answer.said["error"].startswith("Redis does not answer")
-
-
-def test_a_schedule_cannot_be_listed_where_a_module_of_tasks_cannot_be_imported(stack: Stack) -> None:
-    answer = services(stack, "schedule", CELERY_IMPORTS="no_such_module")
-
-    said = "the tasks cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"
-    assert (answer.code, answer.said) == (1, {"error": said})
 
 
 def test_the_document_says_it_as_it_is(stack: Stack) -> None:

@@ -29,10 +29,9 @@ from tests.integration.broker.test_urls import MASTER, start_sentinel
 from tests.support.ports import free_port
 from tests.support.processes import command_line
 from tests.support.redis.server import RedisServer
+from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import World
 
-# For several processes that try again every few seconds.
-PATIENCE = 120
 ADD = "services.tasks.arithmetic.add"
 # What URLs, shells, JSON, HTML or log lines write in ways of their own stands between two words that none of them does.
 AWKWARD = "@$:/#%?&;'\" é"
@@ -146,23 +145,24 @@ class Talk:
         """Let commands speak, whether they succeed or not, and everybody's own program."""
         begun = [self.stack.python(command) for command in (*commands, f"-c {shlex.quote(PRODUCER)}")]
         for command in begun:
-            command.exits(PATIENCE)
+            command.exits(TIMEOUT_SECONDS)
 
     def ask_node(self) -> None:
         """Keep what a node answers to every question that there is."""
         more: dict[str, Any] = {"conf": {"with_defaults": True}, "query_task": {"ids": ["none"]}}
         questions = {name for name, about in Panel.meta.items() if about.type == "inspect"}
         for name in sorted(questions - ELSEWHERE):
-            told = self.stack.client.control.broadcast(name, more.get(name), reply=True, timeout=PATIENCE, limit=1)
-            assert told, f"nobody has answered {name}"
-            self.answers[f"inspect {name}"] = json.dumps(told)
+            options = {"reply": True, "timeout": TIMEOUT_SECONDS, "limit": 1}
+            answers = self.stack.client.control.broadcast(name, more.get(name), **options)
+            assert answers, f"nobody has answered {name}"
+            self.answers[f"inspect {name}"] = json.dumps(answers)
 
     def page(self, path: str) -> str:
         """What Flower shows."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
         request.add_header("Authorization", f"Basic {SIGNS[-1]}")
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
                 return str(response.headers) + unescape(response.read().decode())
         except urllib.error.HTTPError as error:
             return str(error.headers) + error.read().decode()
@@ -173,12 +173,15 @@ class Talk:
         """Keep pages of every kind."""
 
         def whole() -> str | None:
-            told = self.page("/api/workers")
-            return told if '"stats"' in told and '"conf"' in told else None
+            workers = self.page("/api/workers")
+            return workers if '"stats"' in workers and '"conf"' in workers else None
 
-        told = self.world.wait_until(whole, PATIENCE, "Flower knows all about the node")
-        (node,) = re.findall(r'"(node0@[^"]+)": {', told)
-        for path in (*PAGES, f"/worker/{node}"):
+        workers = self.world.wait_until(whole, TIMEOUT_SECONDS, "Flower knows all about the node")
+        (node,) = re.findall(r'"(node0@[^"]+)": {', workers)
+        self.works()
+        known = lambda: re.findall(r'"uuid": "([^"]+)"', self.page("/api/tasks"))  # noqa: E731
+        tasks = self.world.wait_until(known, TIMEOUT_SECONDS, "Flower knows tasks")
+        for path in (*PAGES, f"/worker/{node}", *(f"/task/{task}" for task in tasks)):
             self.answers[f"page {path}"] = self.page(path)
 
     def trouble(self) -> None:
@@ -187,8 +190,8 @@ class Talk:
             self.stack.redis.ask("ACL", "SETUSER", user, "resetpass", ">another")
             self.stack.redis.ask("CLIENT", "KILL", "USER", user)
         for node in (self.worker, self.beat, self.flower):
-            node.says("invalid username-password pair|AuthenticationError", PATIENCE)
-        assert self.stack.worker().exits(PATIENCE) == 3
+            node.says("invalid username-password pair|AuthenticationError")
+        assert self.stack.worker().exits(TIMEOUT_SECONDS) == 3
         self.hear(*TROUBLED)
         self.stack.redis.kill()
         if self.sentinel:
@@ -200,7 +203,7 @@ class Talk:
 
     def works(self) -> None:
         """Wait for a task's result."""
-        assert self.stack.send(ADD, 4, 3).get(timeout=PATIENCE) == 7
+        assert self.stack.send(ADD, 4, 3).get(timeout=TIMEOUT_SECONDS) == 7
 
     def places(self) -> dict[str, str]:
         """Everything that may hold no secret: answers, files that somebody wrote, and what `ps` shows."""
@@ -242,7 +245,7 @@ def test_no_secret_is_shown_anywhere(world: World, form: str) -> None:
     talk.worker.ready()
     talk.works()
     for task in ("probe.fail", "nowhere"):
-        assert talk.stack.send(task, "once").get(timeout=PATIENCE, propagate=False)
+        assert talk.stack.send(task, "once").get(timeout=TIMEOUT_SECONDS, propagate=False)
 
     talk.hear(*COMMANDS)
     talk.ask_node()
@@ -252,7 +255,7 @@ def test_no_secret_is_shown_anywhere(world: World, form: str) -> None:
     talk.works()
     for node in (talk.worker, talk.beat, talk.flower, talk.events):
         node.process.terminate()
-        node.exits(PATIENCE)
+        node.exits(TIMEOUT_SECONDS)
 
     found = {place: where for place, text in (before | talk.places()).items() if (where := shown(text))}
     assert not found
@@ -266,7 +269,7 @@ def test_a_server_that_repeats_what_it_does_not_know_repeats_no_password(world: 
 
     worker, producer = stack.worker(), stack.python(f"-c {shlex.quote(PRODUCER)}")
 
-    assert (worker.exits(PATIENCE), producer.exits(PATIENCE)) == (3, 0)
+    assert (worker.exits(TIMEOUT_SECONDS), producer.exits(TIMEOUT_SECONDS)) == (3, 0)
     assert worker.process.count("it does not know HELLO, with which clients log in") == 1
     assert producer.process.count("ResponseError: unknown command .HELLO.$") == 3
     assert not shown(worker.process.log() + producer.process.log())

@@ -15,10 +15,10 @@ from click import Group
 
 from services.commands.celery_cli import NEEDS, REFUSED
 from tests.support.application import create_app  # noqa: F401 - registers Stalk's own methods
+from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import PASSWORD, Stack, World
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "operations.md"
-PATIENCE = 120
 # Celery waits for one second for the answers of nodes; Stalk only until they are there.
 ANSWER_SECONDS = 60
 TASK = "probe.mark"
@@ -65,6 +65,7 @@ OTHERS = {"worker", "beat", "multi", "events", "result", "control shutdown"}
 # What is typed → what the sentence names.
 MISTAKES = {
     "control rate_limit": "task_name, rate_limit is missing: it takes <task_name>",
+    "control revoke_by_stamped_headers owner": "a stamped header is written name=value, not 'owner'",
     "control add_consumer": "queue is missing: it takes <queue>",
     "control pool_grow much": "n is 'much', not int",
     "control autoscale a b": "max is 'a', not int",
@@ -89,11 +90,11 @@ def stack(shared_world: World) -> Stack:
     stack = shared_world.stack()
     stack.celery("worker --pool=prefork --concurrency=1 --hostname=node0@%h --loglevel=info --task-events").ready()
     client = stack.redis.client()
-    shared_world.wait_until(client.pubsub_numpat, PATIENCE, "the node hears commands")
+    shared_world.wait_until(client.pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
     # Its child takes longer on a busy machine, and what comes before that would be seen as reserved.
     stack.send(TASK, "first")
     shared_world.wait_started("first")
-    shared_world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "it has ended")
+    shared_world.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "it has ended")
     return stack
 
 
@@ -103,7 +104,7 @@ def run(stack: Stack, typed: str, *, code: int = 0) -> str:
     if not code and words[0] in ("inspect", "control", "status"):
         words.insert(1, f"--timeout={ANSWER_SECONDS}")
     command = ["-m", "celery", "--no-color", "-A", "services.app", *words]
-    done = stack.world.answer(command, stack.environment(), PATIENCE)
+    done = stack.world.answer(command, stack.environment(), TIMEOUT_SECONDS)
     assert done.returncode == code, f"celery {typed}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stdout + done.stderr
     assert PASSWORD not in done.stdout + done.stderr
@@ -165,7 +166,7 @@ def test_a_command_works(stack: Stack, typed: str) -> None:
 
     if typed == "graph workers":
         # It has Celery's second, and no option for more.
-        stack.world.wait_until(works, PATIENCE, "the node answers in time")
+        stack.world.wait_until(works, TIMEOUT_SECONDS, "the node answers in time")
     else:
         assert works()
 
@@ -203,7 +204,7 @@ def multi_with(executable: str) -> list[str]:
 
 
 def test_multi_says_that_it_starts_nothing_whose_path_has_a_space(stack: Stack) -> None:
-    done = stack.world.answer([*multi_with("/a stalk/python"), "start", "1"], stack.environment(), PATIENCE)
+    done = stack.world.answer([*multi_with("/a stalk/python"), "start", "1"], stack.environment(), TIMEOUT_SECONDS)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: celery multi: it cannot start /a stalk/python, whose path has a space: ")
     assert done.stderr.count("\n") == 1
@@ -220,7 +221,7 @@ def test_nodes_of_multi_have_a_heartbeat_and_end_when_they_are_told_to(stack: St
     executable = str(environments / "bin" / "python")
 
     def multi(*arguments: str) -> None:
-        done = stack.world.answer([*multi_with(executable), *arguments, *options], environment, PATIENCE)
+        done = stack.world.answer([*multi_with(executable), *arguments, *options], environment, TIMEOUT_SECONDS)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def running() -> set[str]:
@@ -229,9 +230,11 @@ def test_nodes_of_multi_have_a_heartbeat_and_end_when_they_are_told_to(stack: St
     multi("start", *names)
     beats = [Path(environment["STALK_RUN_DIR"]) / f"{one}.heartbeat" for one in names]
     stack.world.wait_until(
-        lambda: all(beat.exists() and beat.read_text() == "ready\n" for beat in beats), PATIENCE, "both are ready"
+        lambda: all(beat.exists() and beat.read_text() == "ready\n" for beat in beats),
+        TIMEOUT_SECONDS,
+        "both are ready",
     )
     assert "running tasks finish" in run(stack, f"control shutdown -d {names[0]}@{host}")
-    stack.world.wait_until(lambda: running() == {names[1]}, PATIENCE, f"{names[0]} has ended")
+    stack.world.wait_until(lambda: running() == {names[1]}, TIMEOUT_SECONDS, f"{names[0]} has ended")
     multi("stopwait", names[1])
     assert running() == set()

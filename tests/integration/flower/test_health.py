@@ -9,15 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from services.flower.health import LivenessProbe, get_local_host
+from tests.integration.flower.conftest import Serve
 from tests.support.ports import free_port
 from tests.support.redis.server import RedisServer
-from tests.support.served_flower import (
-    REDIS_PASSWORD,
-    TIMEOUT,
-    ServedFlower,
-    send_events,
-)
-from tests.support.world import World
+from tests.support.served_flower import TIMEOUT, send_events
 
 
 @pytest.mark.parametrize(
@@ -28,13 +23,12 @@ from tests.support.world import World
 def test_health_follows_redis_and_the_heartbeat_does_not(
     fault: Callable[[RedisServer], None],
     end: Callable[[RedisServer], None],
-    world: World,
-    serve: Callable[..., ServedFlower],
+    own_redis: RedisServer,
+    serve: Serve,
 ) -> None:
-    redis = world.redis(REDIS_PASSWORD)
-    served = serve(redis, FLOWER_URL_PREFIX="/flower").ready()
-    served.wait_for_task(send_events(redis.url())[0])
-    fault(redis)
+    served = serve(own_redis, FLOWER_URL_PREFIX="/flower").ready()
+    served.wait_for_task(send_events(own_redis.url())[0])
+    fault(own_redis)
     served.until(lambda: served.health() == 503, TIMEOUT, "the health check says that Redis is away")
     answer = served.ask("/healthcheck", login=None)
     assert answer.text.count("\n") == 1
@@ -43,29 +37,27 @@ def test_health_follows_redis_and_the_heartbeat_does_not(
     away = time.time()
     served.until(lambda: served.heartbeat.stat().st_mtime > away, TIMEOUT, "the heartbeat goes on")
     assert served.health() == 503
-    end(redis)
+    end(own_redis)
     served.until(lambda: served.health() == 200, TIMEOUT, "the health check says that Redis is back")
-    served.until(lambda: send_events(redis.url())[0] in served.tasks(), TIMEOUT, "events arrive again")
+    served.until(lambda: send_events(own_redis.url())[0] in served.tasks(), TIMEOUT, "events arrive again")
     assert "Traceback" not in served.process.log()
 
 
 def test_flower_that_starts_before_redis_is_unhealthy_until_redis_is_there(
-    world: World, serve: Callable[..., ServedFlower]
+    own_redis: RedisServer, serve: Serve
 ) -> None:
-    redis = world.redis(REDIS_PASSWORD)
-    redis.kill()
-    served = serve(redis)
+    own_redis.kill()
+    served = serve(own_redis)
     served.until(lambda: served.health() == 503, TIMEOUT, "Flower answers without Redis")
     served.until(served.heartbeat.exists, TIMEOUT, "there is a heartbeat without Redis")
-    redis.start()
-    served.ready().wait_for_task(send_events(redis.url())[0])
+    own_redis.start()
+    served.ready().wait_for_task(send_events(own_redis.url())[0])
 
 
-def test_the_health_check_is_cheap(world: World, serve: Callable[..., ServedFlower]) -> None:
+def test_the_health_check_is_cheap(own_redis: RedisServer, serve: Serve) -> None:
     """It uses the connection that receives events."""
-    redis = world.redis(REDIS_PASSWORD)
-    served = serve(redis).ready()
-    client = redis.client()
+    served = serve(own_redis).ready()
+    client = own_redis.client()
     before = client.info("stats")["total_connections_received"]
     for _ in range(200):
         served.healthy()

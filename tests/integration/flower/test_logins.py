@@ -6,12 +6,13 @@ import base64
 import http.client
 import re
 import socket
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 from flower import urls
 from tornado.web import RequestHandler
 
+from tests.integration.flower.conftest import Serve
 from tests.support.redis.server import RedisServer
 from tests.support.served_flower import (
     FORM,
@@ -81,13 +82,15 @@ def test_each_login_with_a_comma_a_colon_and_an_umlaut_opens_every_page(
     assert flower.ask(path, login=login).status == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/healthcheck", "/metrics", "/flower", "/favicon.ico", "/nowhere"])
-def test_paths_outside_the_prefix_need_the_login_too(flower: ServedFlower, path: str) -> None:
-    assert flower.ask(path, login=None, prefix="").status == 401
-
-
-def test_options_of_the_whole_server_need_the_login(flower: ServedFlower) -> None:
-    assert flower.ask("*", "OPTIONS", login=None, prefix="").status == 401
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("GET", path) for path in ("/", "/healthcheck", "/metrics", "/flower", "/favicon.ico", "/nowhere")),
+        ("OPTIONS", "*"),
+    ],
+)
+def test_paths_outside_the_prefix_need_the_login_too(flower: ServedFlower, method: str, path: str) -> None:
+    assert flower.ask(path, method, login=None, prefix="").status == 401
 
 
 @pytest.mark.parametrize(
@@ -107,23 +110,30 @@ def test_the_health_check_is_free(flower: ServedFlower) -> None:
     assert flower.ask("/healthcheck", "POST", login=None).status in (403, 405)
 
 
-def test_another_site_cannot_press_buttons_with_the_browsers_login(flower: ServedFlower, worker: str) -> None:
-    path = f"/api/worker/shutdown/{worker}"
-    assert flower.ask(path, "POST", headers={"Sec-Fetch-Site": "cross-site"}).status == 403
-    assert flower.ask(path, "POST", headers={"Origin": "https://evil.example.com"}).status == 403
+@pytest.mark.parametrize("proxy", [False, True], ids=["browser's", "proxy's"])
+def test_another_site_cannot_press_buttons_with_somebodys_login(flower: ServedFlower, worker: str, proxy: bool) -> None:
+    options: dict[str, Any] = {"login": None, "source": PROXY} if proxy else {}
+    for signs in (
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://evil.example"},
+    ):
+        headers = {**(LOGGED_IN_BY_PROXY if proxy else {}), **signs}
+        answer = flower.ask(f"/api/worker/shutdown/{worker}", "POST", headers=headers, **options)
+        assert (answer.status, answer.text.endswith("request forbidden")) == (403, True), signs
 
 
 def test_flower_listens_on_every_address(flower: ServedFlower) -> None:
     flower.healthy(host="127.0.0.2")
 
 
-def test_flower_refuses_to_start_without_a_login(serve: Callable[..., ServedFlower]) -> None:
-    said = serve(None, FLOWER_BASIC_AUTH="").refused()
-    assert said.startswith("FLOWER_BASIC_AUTH is not set: ")
-    assert said.count("\n") == 1
+def test_flower_refuses_to_start_without_a_login(serve: Serve) -> None:
+    output = serve(None, FLOWER_BASIC_AUTH="").refused()
+    assert output.startswith("FLOWER_BASIC_AUTH is not set: ")
+    assert output.count("\n") == 1
 
 
-def test_flower_says_which_port_is_taken(serve: Callable[..., ServedFlower]) -> None:
+def test_flower_says_which_port_is_taken(serve: Serve) -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))  # noqa: S104 - as Flower does
         taken.listen()
@@ -261,14 +271,3 @@ def test_a_header_that_is_there_twice_is_refused(flower: ServedFlower) -> None:
     connection.close()
     assert answer.status == 400
     assert answer.text == "Remote-User is there 2 times: have the proxy replace what clients send.\n"
-
-
-def test_another_site_cannot_press_buttons_with_the_proxys_login(flower: ServedFlower) -> None:
-    for signs in (
-        {"Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "same-site"},
-        {"Origin": "https://evil.example"},
-    ):
-        headers = {**LOGGED_IN_BY_PROXY, **signs}
-        answer = flower.ask("/api/worker/shutdown/x", "POST", login=None, headers=headers, source=PROXY)
-        assert (answer.status, answer.text.endswith("request forbidden")) == (403, True), signs
