@@ -52,21 +52,13 @@ def gaps(times: list[float]) -> list[float]:
     return [after - before for before, after in pairwise(times)]
 
 
-def sends(stack: Stack, more: int = 1, period: int = 1) -> list[float]:
+def wait_sent(stack: Stack, more: int = 1, period: int = 1) -> list[float]:
     """Wait until `more` tasks have been sent; when."""
     before = len(sent(stack.redis))
     stack.world.wait_until(
         lambda: len(sent(stack.redis)) >= before + more, TIMEOUT_SECONDS, f"beat sends {more} more tasks"
     )
     return sent(stack.redis, period)[before:]
-
-
-def make_due(stack: Stack) -> None:
-    """Make beat's entry one that has never run, which is due at once."""
-    client = stack.redis.client()
-    stack.world.wait_until(lambda: client.exists(ENTRY), TIMEOUT_SECONDS, "beat has written its schedule")
-    client.hset(ENTRY, "meta", '{"last_run_at": null}')
-    client.zadd("redbeat::schedule", {ENTRY: 0})
 
 
 def ticks(beat: Node, times: int) -> None:
@@ -90,7 +82,7 @@ def long_socket_timeout(world: World, own_checkout: Checkout) -> Checkout:
     return own_checkout
 
 
-def word(beat: Node) -> str:
+def state(beat: Node) -> str:
     """The state in a beat's heartbeat file."""
     path = beat.heartbeat("beat")
     return path.read_text().strip() if path.exists() else ""
@@ -173,11 +165,11 @@ def failover(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> F
     stack = shared_world.stack(BEAT_SCHEDULE=SCHEDULE)
     beats = [stack.beat(), stack.beat()]
     shared_world.wait_until(
-        lambda: {word(beat) for beat in beats} == {"ticking", "standby"}, TIMEOUT_SECONDS, "one ticks, one stands by"
+        lambda: {state(beat) for beat in beats} == {"ticking", "standby"}, TIMEOUT_SECONDS, "one ticks, one stands by"
     )
-    holder, standby = sorted(beats, key=word, reverse=True)
-    times = sends(stack, WATCHED)
-    assert (word(holder), word(standby)) == ("ticking", "standby")
+    holder, standby = sorted(beats, key=state, reverse=True)
+    times = wait_sent(stack, WATCHED)
+    assert (state(holder), state(standby)) == ("ticking", "standby")
     holder.process.signal(signal.SIGKILL)
     return Failover(stack, standby, len(times))
 
@@ -187,15 +179,15 @@ def stack(shared_world: World) -> Stack:
     """One beat, for several faults one after another."""
     stack = shared_world.stack(BEAT_SCHEDULE=SCHEDULE)
     stack.beat()
-    sends(stack)
+    wait_sent(stack)
     return stack
 
 
 def assert_goes_on(stack: Stack) -> None:
-    sends(stack, 3)
+    wait_sent(stack, 3)
     assert_once(stack)
     assert stack.nodes[0].process.alive
-    assert word(stack.nodes[0]) == "ticking"
+    assert state(stack.nodes[0]) == "ticking"
 
 
 def test_beat_survives_a_redis_that_is_emptied_and_one_that_goes_away(stack: Stack) -> None:
@@ -206,7 +198,7 @@ def test_beat_survives_a_redis_that_is_emptied_and_one_that_goes_away(stack: Sta
     assert stack.redis.client().exists(ENTRY) == 1
 
     stack.redis.kill()
-    world.wait_until(lambda: word(beat) == "waiting", TIMEOUT_SECONDS, "beat says that it waits")
+    world.wait_until(lambda: state(beat) == "waiting", TIMEOUT_SECONDS, "beat says that it waits")
     ticks(beat, 1)
     stack.redis.start()
     assert_goes_on(stack)
@@ -220,7 +212,7 @@ def test_a_beat_that_stops_gives_its_lock_away_and_the_next_removes_what_is_swit
 
     assert client.exists("redbeat:lock") == 0
     off = stack.beat(BEAT_SCHEDULE="report-free-space=off")
-    stack.world.wait_until(lambda: word(off) == "ticking", TIMEOUT_SECONDS, "the next beat ticks")
+    stack.world.wait_until(lambda: state(off) == "ticking", TIMEOUT_SECONDS, "the next beat ticks")
     assert client.exists(ENTRY) == 0
 
 
@@ -231,8 +223,8 @@ def test_a_schedule_that_could_not_be_written_is_written_later(world: World) -> 
 
     stack.redis.ask("ACL", "SETUSER", "default", "~*")
 
-    sends(stack, 2)
-    assert word(beat) == "ticking"
+    wait_sent(stack, 2)
+    assert state(beat) == "ticking"
 
 
 @pytest.mark.usefixtures("long_socket_timeout")
@@ -240,14 +232,14 @@ def test_a_worker_with_beat_inside_sends_the_schedule_and_doubles_nobody(world: 
     stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
     # With another queue, so that what beat sends stays in the default queue and can be counted.
     worker = stack.celery("worker --beat --queues=other --hostname=node0@%h --loglevel=info").ready()
-    sends(stack)
+    wait_sent(stack)
     beat = stack.beat()
-    world.wait_until(lambda: word(beat) == "standby", TIMEOUT_SECONDS, "the second beat stands by")
+    world.wait_until(lambda: state(beat) == "standby", TIMEOUT_SECONDS, "the second beat stands by")
 
-    sends(stack, WATCHED)
+    wait_sent(stack, WATCHED)
 
     assert_once(stack)
-    assert word(worker) == "ticking"
+    assert state(worker) == "ticking"
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -258,7 +250,7 @@ def test_a_run_that_could_not_be_sent_is_sent_late_and_once(faulty: dict[str, Fa
         lambda: len(one.sent()[1]) >= 2, TIMEOUT_SECONDS, "the late run and the next one are sent"
     )
 
-    said = [int(seconds) for seconds in one.beat.process.matches(r"report-free-space was sent late by (\d+) s")]
+    delays = [int(seconds) for seconds in one.beat.process.matches(r"report-free-space was sent late by (\d+) s")]
     before, since = one.sent()
     late, following = since[:2]
     assert one.waiting in (0, len(before))
@@ -267,8 +259,8 @@ def test_a_run_that_could_not_be_sent_is_sent_late_and_once(faulty: dict[str, Fa
     assert following - late > PERIOD_SECONDS / 2
     assert_once(one.stack)
     # The delay that is logged is about right, and only late runs are logged; a busy machine may have more of them.
-    assert any(MENDED_SECONDS - 1 <= seconds <= late - before[-1] - PERIOD_SECONDS + 1 for seconds in said)
-    assert len(said) <= sum(gap > PERIOD_SECONDS + LATE_SECONDS for gap in gaps([*before, *since]))
+    assert any(MENDED_SECONDS - 1 <= seconds <= late - before[-1] - PERIOD_SECONDS + 1 for seconds in delays)
+    assert len(delays) <= sum(gap > PERIOD_SECONDS + LATE_SECONDS for gap in gaps([*before, *since]))
     assert one.beat.process.count("could not be sent") == 0
     # One line when the outage begins, one when it is over.
     assert [one.beat.process.count(f"beat: {what} ") for what in ("waiting", "goes on after")] == [1, 1]
@@ -295,16 +287,20 @@ def test_a_run_is_neither_lost_nor_doubled_by_a_beat_that_dies_in_the_middle_of_
     world: World, own_checkout: Checkout, tmp_path: Path
 ) -> None:
     world.checkout = own_checkout
-    # After the run that is made due, none is due while the test lasts.
-    schedule = "report-free-space=3600"
     stacks = []
     for when in ("before_task_publish", "after_task_publish"):
         own_checkout.write(f"{when}.py", DYING.format(when=when))
-        stack = world.stack(BEAT_SCHEDULE=schedule, CELERY_IMPORTS=when, DIED_BEFORE=str(tmp_path / when))
+        # After the run that is made due, none is due while the test lasts.
+        options = {"BEAT_SCHEDULE": "report-free-space=3600", "CELERY_IMPORTS": when}
+        stack = world.stack(**options, DIED_BEFORE=str(tmp_path / when))
         stack.beat()
         stacks.append(stack)
     for stack in stacks:
-        make_due(stack)
+        client = stack.redis.client()
+        world.wait_until(lambda: client.exists(ENTRY), TIMEOUT_SECONDS, "the schedule is written")  # noqa: B023
+        # An entry that has never run is due at once.
+        client.hset(ENTRY, "meta", '{"last_run_at": null}')
+        client.zadd("redbeat::schedule", {ENTRY: 0})
     for stack in stacks:
         assert stack.nodes[0].exits(TIMEOUT_SECONDS) == -signal.SIGKILL
         # As after BEAT_LOCK_SECONDS.
@@ -312,7 +308,7 @@ def test_a_run_is_neither_lost_nor_doubled_by_a_beat_that_dies_in_the_middle_of_
         stack.beat()
 
     for stack in stacks:
-        sends(stack, 1 - len(sent(stack.redis)))
+        wait_sent(stack, 1 - len(sent(stack.redis)))
         ticks(stack.nodes[1], 2)
         assert len(sent(stack.redis)) == 1
         assert_once(stack)
@@ -348,27 +344,15 @@ def test_a_beat_that_stood_still_does_not_send_again_what_its_successor_has_sent
     stack.redis.client().delete("redbeat:lock")
     taken_over = time()
     stack.beat()
-    sends(stack)
+    wait_sent(stack)
 
     go_on.touch()
 
     beat.says("beat: standby")
-    sends(stack, 2)
+    wait_sent(stack, 2)
     assert_once(stack)
     # The run that the first beat was sending was not sent.
     assert min(sent(stack.redis)) > taken_over
-
-
-@pytest.mark.usefixtures("long_socket_timeout")
-def test_beat_needs_no_redis_for_results(world: World) -> None:
-    results = world.redis()
-    stack = world.stack(world.redis(), BEAT_SCHEDULE=SCHEDULE, CELERY_RESULT_BACKEND=results.url(1, password=""))
-    stack.beat()
-    sends(stack)
-
-    results.kill()
-
-    sends(stack, 4)
 
 
 def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, long_socket_timeout: Checkout) -> None:
@@ -378,43 +362,38 @@ def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, long
     stack.redis.ask("ACL", "SETUSER", "default", "resetkeys", "~redbeat:*", "~celery*", "~_kombu.binding*")
     beat = stack.beat()
 
-    sends(stack, 4)
+    wait_sent(stack, 4)
 
     beat.says("beat: waiting for Redis at .* to take other: .*NOPERM", times=1)
 
 
-def test_what_is_sent_to_a_queue_that_expires_expires(world: World, long_socket_timeout: Checkout) -> None:
-    default = "        task_default_queue=DEFAULT_QUEUE,\n"
-    expiring = f"{default}        task_queues=[__import__('kombu').Queue(DEFAULT_QUEUE, expires={TIMEOUT_SECONDS})],\n"
-    long_socket_timeout.replace("services/app.py", default, expiring)
-    stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
-    stack.beat()
-
-    sends(stack, 2)
-
-    assert 0 < stack.redis.client().pttl("celery") <= TIMEOUT_SECONDS * 1000
-
-
-def test_an_entry_that_can_never_be_sent_is_reported_and_keeps_no_other(
+def test_an_entry_is_sent_to_a_queue_that_expires_beside_one_that_never_can_be_and_without_results(
     world: World, long_socket_timeout: Checkout
 ) -> None:
     broken = '    "broken": {"task": "t", "schedule": 1.0, "options": {"serializer": "none"}},'
     long_socket_timeout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{broken}\n")
-    stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
+    default = "        task_default_queue=DEFAULT_QUEUE,\n"
+    expiring = f"{default}        task_queues=[__import__('kombu').Queue(DEFAULT_QUEUE, expires={TIMEOUT_SECONDS})],\n"
+    long_socket_timeout.replace("services/app.py", default, expiring)
+    results = world.redis()
+    stack = world.stack(BEAT_SCHEDULE=SCHEDULE, CELERY_RESULT_BACKEND=results.url(1, password=""))
     beat = stack.beat()
+    wait_sent(stack)
 
-    sends(stack, 4)
+    results.kill()
 
+    wait_sent(stack, 4)
     assert beat.process.count("broken could not be sent") == 1
-    assert word(beat) == "ticking"
+    assert state(beat) == "ticking"
+    assert 0 < stack.redis.client().pttl("celery") <= TIMEOUT_SECONDS * 1000
 
 
 def test_the_standby_takes_over_when_the_beat_with_the_lock_is_killed(failover: Failover) -> None:
     stack = failover.stack
 
-    stack.world.wait_until(lambda: word(failover.standby) == "ticking", TIMEOUT_SECONDS, "the other beat has the lock")
+    stack.world.wait_until(lambda: state(failover.standby) == "ticking", TIMEOUT_SECONDS, "the other beat has the lock")
 
-    sends(stack, 3)
+    wait_sent(stack, 3)
     # Not before the lock of the killed beat has expired.
     assert max(gaps(sent(stack.redis)[failover.sent_before - 1 :])) > BEAT_LOCK_SECONDS / 2
     assert BEAT_LOCK_SECONDS + TICK_SECONDS <= PROMISED_SECONDS

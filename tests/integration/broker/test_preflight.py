@@ -62,9 +62,7 @@ MENDED = {
 
 
 @pytest.mark.parametrize("case", MENDED)
-def test_a_setting_that_is_not_safe_is_named_with_the_command_that_mends_it(
-    world: World, check: Check, case: str
-) -> None:
+def test_an_unsafe_setting_is_named_with_the_command_that_mends_it(world: World, check: Check, case: str) -> None:
     lines, expected, phrases = MENDED[case]
     redis = world.redis(lines=lines)
 
@@ -188,8 +186,7 @@ def start_cluster(world: World, slots: Iterable[object], *users: str) -> RedisSe
     redis = world.redis(lines=["cluster-enabled yes", "cluster-require-full-coverage no", *users])
     if slots:
         redis.ask("CLUSTER", "ADDSLOTS", *map(str, slots))
-        up = lambda: "cluster_state:ok" in str(redis.ask("CLUSTER", "INFO"))  # noqa: E731
-        world.wait_until(up, TIMEOUT_SECONDS, "the cluster is up")
+        world.wait_until(lambda: "cluster_state:ok" in ask(redis, "CLUSTER", "INFO"), TIMEOUT_SECONDS, "it is up")
     return redis
 
 
@@ -197,9 +194,7 @@ def start_cluster(world: World, slots: Iterable[object], *users: str) -> RedisSe
 # The last one's is known by what it says of scripts.
 @pytest.mark.parametrize("may", ["+@all", "+@all -info -cluster", "+@all -config -info -exists"])
 @pytest.mark.parametrize("database", [0, 1])
-def test_a_cluster_is_refused_by_name(
-    world: World, check: Check, slots: Iterable[int], may: str, database: int
-) -> None:
+def test_a_cluster_is_refused(world: World, check: Check, slots: Iterable[int], may: str, database: int) -> None:
     redis = start_cluster(world, slots, f"user managed on >secret ~* &* {may}")
     url = redis.url(database, user="managed", password="secret")
 
@@ -221,9 +216,7 @@ def test_a_cluster_is_refused_for_results_too(world: World, check: Check, user: 
     assert "it is a Redis Cluster" in output
 
 
-def test_a_server_whose_scripts_must_declare_their_keys_is_refused(
-    world: World, check: Check, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_like_dragonfly_is_refused(world: World, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     # Dragonfly's own words cannot be had here; a cluster that has the declared keys alone refuses the same.
     monkeypatch.setattr(preflight, "UNACKED_KEYS", [UNACKED])
     redis = start_cluster(world, [key_slot(UNACKED.encode())], f"{CLOSED} -exists")
@@ -280,7 +273,7 @@ def test_a_master_whose_certificate_is_for_another_address_is_refused_in_words(w
     assert not check(redis, ACCEPTED, **by_sentinel(f"{url}&ssl_check_hostname=false"))
 
 
-def test_results_on_the_brokers_server_are_looked_at_where_tls_differs(
+def test_results_on_the_brokers_server_are_checked_where_tls_differs(
     world: World, check: Check, certificates: Path
 ) -> None:
     redis = world.redis("", certificates=certificates)
@@ -290,9 +283,7 @@ def test_results_on_the_brokers_server_are_looked_at_where_tls_differs(
     assert output.startswith("preflight: error: CELERY_RESULT_BACKEND")
 
 
-def test_a_version_of_tls_that_the_server_does_not_speak_is_refused(
-    world: World, check: Check, certificates: Path
-) -> None:
+def test_a_version_of_tls_that_redis_does_not_speak_is_refused(world: World, check: Check, certificates: Path) -> None:
     redis = world.redis("", certificates=certificates, lines=["tls-protocols TLSv1.2"])
 
     output = check(redis, CELERY_BROKER_URL=f"{redis.url()}&ssl_min_version=TLSv1.3")
@@ -350,26 +341,6 @@ def test_worker_and_beat_exit_with_3_before_anything_starts(world: World, role: 
     assert len(process.process.log().splitlines()) == 1
 
 
-def start_waiting_beat(world: World, redis: RedisServer, reason: str) -> Node:
-    """A beat that waits for this Redis, and says why."""
-    return world.stack(redis).beat().says(rf"preflight: waiting for {describe(redis)}: {reason}")
-
-
-def describe(redis: RedisServer) -> str:
-    return rf"CELERY_BROKER_URL \(redis://:\*\*\*@127.0.0.1:{redis.port}/0\)"
-
-
-def test_a_redis_that_does_not_answer_is_waited_for(world: World) -> None:
-    redis = world.redis()
-    redis.stop()
-    beat = start_waiting_beat(world, redis, ".*refused")
-
-    redis.start()
-
-    beat.says(rf"preflight: goes on after [\d.]+ s of waiting for {describe(redis)}").says("beat: ticking")
-    assert beat.process.count("preflight: waiting") == 1
-
-
 def ask(redis: RedisServer, *command: str) -> str:
     """The answer of Redis, or why there is none."""
     try:
@@ -378,32 +349,42 @@ def ask(redis: RedisServer, *command: str) -> str:
         return str(error)
 
 
-def test_a_redis_that_cannot_write_to_its_disk_is_waited_for(world: World) -> None:
-    redis = world.redis(lines=["save 3600 1"])
+def break_disk(redis: RedisServer) -> None:
     # A file cannot take the place of a directory.
-    obstacle = redis.directory / "dump.rdb"
-    obstacle.mkdir()
+    (redis.directory / "dump.rdb").mkdir()
     redis.ask("BGSAVE")
-    world.wait_until(lambda: "MISCONF" in ask(redis, "PING"), TIMEOUT_SECONDS, "Redis refuses")
-    beat = start_waiting_beat(world, redis, "MISCONF .*")
 
-    obstacle.rmdir()
+
+def mend_disk(redis: RedisServer) -> None:
+    (redis.directory / "dump.rdb").rmdir()
     redis.ask("SAVE")
 
-    beat.says("beat: ticking")
+
+def keep_busy(redis: RedisServer) -> None:
+    threading.Thread(target=ask, args=[redis, "EVAL", "while true do end", "0"]).start()
 
 
-def test_a_redis_that_runs_a_script_for_long_is_waited_for(world: World) -> None:
-    redis = world.redis(lines=["lua-time-limit 1"])
-    script = threading.Thread(target=ask, args=[redis, "EVAL", "while true do end", "0"])
-    script.start()
-    world.wait_until(lambda: "BUSY" in ask(redis, "PING"), TIMEOUT_SECONDS, "Redis refuses")
-    beat = start_waiting_beat(world, redis, "BUSY .*")
+# What Redis says then, how to bring it about and how to end it.
+WAITED_FOR: dict[str, tuple[Callable[[RedisServer], object], Callable[[RedisServer], object]]] = {
+    "refused": (RedisServer.stop, RedisServer.start),
+    "MISCONF": (break_disk, mend_disk),
+    "BUSY": (keep_busy, lambda redis: redis.ask("SCRIPT", "KILL")),
+}
 
-    redis.ask("SCRIPT", "KILL")
 
-    beat.says("beat: ticking")
-    script.join()
+@pytest.mark.parametrize("reason", WAITED_FOR)
+def test_a_redis_that_does_not_answer_or_write_or_is_busy_is_waited_for(world: World, reason: str) -> None:
+    bring_about, end = WAITED_FOR[reason]
+    redis = world.redis(lines=["save 3600 1", "lua-time-limit 1"])
+    bring_about(redis)
+    world.wait_until(lambda: reason in ask(redis, "PING"), TIMEOUT_SECONDS, "Redis refuses")
+    name = rf"CELERY_BROKER_URL \(redis://:\*\*\*@127.0.0.1:{redis.port}/0\)"
+    beat = world.stack(redis).beat().says(rf"preflight: waiting for {name}: .*{reason}")
+
+    end(redis)
+
+    beat.says(rf"preflight: goes on after [\d.]+ s of waiting for {name}").says("beat: ticking")
+    assert beat.process.count("preflight: waiting") == 1
 
 
 def test_waiting_for_redis_ends_when_told_as_process_1_of_a_container(world: World) -> None:

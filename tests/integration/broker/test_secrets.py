@@ -10,11 +10,10 @@ import hashlib
 import json
 import re
 import shlex
-import urllib.error
-import urllib.request
 from base64 import b64encode
 from contextlib import suppress
 from html import unescape
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +28,7 @@ from tests.integration.broker.test_urls import MASTER, start_sentinel
 from tests.support.ports import free_port
 from tests.support.processes import command_line
 from tests.support.redis.server import RedisServer
+from tests.support.served_flower import Answer, basic
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import World
 
@@ -119,7 +119,7 @@ def opened(name: str) -> str:
 
 
 class Talk:
-    """A stack, and all that it has said."""
+    """A stack, and all that it writes."""
 
     def __init__(self, world: World, form: str) -> None:
         self.world = world
@@ -141,8 +141,8 @@ class Talk:
         # What node and Flower have answered; commands have written it down.
         self.answers: dict[str, str] = {}
 
-    def hear(self, *commands: str) -> None:
-        """Let commands speak, whether they succeed or not, and everybody's own program."""
+    def run(self, *commands: str) -> None:
+        """Run commands, whether they succeed or not, and somebody's own program."""
         begun = [self.stack.python(command) for command in (*commands, f"-c {shlex.quote(PRODUCER)}")]
         for command in begun:
             command.exits(TIMEOUT_SECONDS)
@@ -158,29 +158,28 @@ class Talk:
             self.answers[f"inspect {name}"] = json.dumps(answers)
 
     def page(self, path: str) -> str:
-        """What Flower shows."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
-        request.add_header("Authorization", f"Basic {SIGNS[-1]}")
+        """What Flower shows; nothing while it does not listen."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_SECONDS)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-                return str(response.headers) + unescape(response.read().decode())
-        except urllib.error.HTTPError as error:
-            return str(error.headers) + error.read().decode()
+            connection.request("GET", path, headers={"Authorization": basic(login())})
+            answer = Answer(connection.getresponse())
+            return str(answer.headers) + unescape(answer.text)
         except OSError:
             return ""
+        finally:
+            connection.close()
+
+    def find(self, pattern: str, path: str) -> list[str]:
+        """Wait until a page of Flower has this."""
+        return self.world.wait_until(lambda: re.findall(pattern, self.page(path)), TIMEOUT_SECONDS, f"{pattern} there")
 
     def see_flower(self) -> None:
         """Keep pages of every kind."""
-
-        def whole() -> str | None:
-            workers = self.page("/api/workers")
-            return workers if '"stats"' in workers and '"conf"' in workers else None
-
-        workers = self.world.wait_until(whole, TIMEOUT_SECONDS, "Flower knows all about the node")
-        (node,) = re.findall(r'"(node0@[^"]+)": {', workers)
+        for part in ("stats", "conf"):
+            self.find(f'"{part}"', "/api/workers")
+        (node,) = self.find(r'"(node0@[^"]+)": {', "/api/workers")
         self.works()
-        known = lambda: re.findall(r'"uuid": "([^"]+)"', self.page("/api/tasks"))  # noqa: E731
-        tasks = self.world.wait_until(known, TIMEOUT_SECONDS, "Flower knows tasks")
+        tasks = self.find(r'"uuid": "([^"]+)"', "/api/tasks")
         for path in (*PAGES, f"/worker/{node}", *(f"/task/{task}" for task in tasks)):
             self.answers[f"page {path}"] = self.page(path)
 
@@ -192,11 +191,11 @@ class Talk:
         for node in (self.worker, self.beat, self.flower):
             node.says("invalid username-password pair|AuthenticationError")
         assert self.stack.worker().exits(TIMEOUT_SECONDS) == 3
-        self.hear(*TROUBLED)
+        self.run(*TROUBLED)
         self.stack.redis.kill()
         if self.sentinel:
             self.sentinel.stop()
-        self.hear(*TROUBLED)
+        self.run(*TROUBLED)
         if self.sentinel:
             self.sentinel.start()
         self.stack.redis.start()
@@ -208,26 +207,23 @@ class Talk:
     def places(self) -> dict[str, str]:
         """Everything that may hold no secret: answers, files that somebody wrote, and what `ps` shows."""
         files = [path for path in self.world.directory.rglob("*") if path.is_file() and path.name not in MEANT_TO]
-        written = {str(path): text_of(path) for path in files}
+        written = {}
+        for path in files:
+            # A temporary one of Redis may be gone.
+            with suppress(FileNotFoundError):
+                written[str(path)] = path.read_text(errors="replace")
         processes = {f"process {path.name}": command_line(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
         return self.answers | written | processes
 
 
-def text_of(path: Path) -> str:
-    """What is in a file; nothing when it is gone, as a temporary one of Redis."""
-    with suppress(FileNotFoundError):
-        return path.read_bytes().decode(errors="replace")
-    return ""
-
-
 def in_files(settings: dict[str, str], world: World) -> dict[str, str]:
     """The same, each secret in a file of its own."""
-    given: dict[str, str] = {}
+    given = dict.fromkeys(settings, "")
     for name, value in settings.items():
         path = world.path(name) / "secret"
         path.parent.mkdir()
         path.write_text(value)
-        given |= {name: "", f"{name}_FILE": str(path)}
+        given[f"{name}_FILE"] = str(path)
     return given
 
 
@@ -247,7 +243,7 @@ def test_no_secret_is_shown_anywhere(world: World, form: str) -> None:
     for task in ("probe.fail", "nowhere"):
         assert talk.stack.send(task, "once").get(timeout=TIMEOUT_SECONDS, propagate=False)
 
-    talk.hear(*COMMANDS)
+    talk.run(*COMMANDS)
     talk.ask_node()
     talk.see_flower()
     before = talk.places()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +19,9 @@ READY = r"\S+@\S+ ready\."
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+def stack(shared_world: World) -> Stack:
     """A node of each pool that hears broadcasts, with the name of its pool."""
-    stack = stack_in(shared_world, tmp_path_factory.mktemp("broadcasts"))
+    stack = stack_in(shared_world)
     for pool in POOLS:
         start(stack, pool)
     for node in stack.nodes:
@@ -31,8 +30,8 @@ def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stac
     return stack
 
 
-def stack_in(world: World, directory: Path, *redis: RedisServer, **settings: str) -> Stack:
-    world.checkout = odd_checkout(directory / "code")
+def stack_in(world: World, *redis: RedisServer, **settings: str) -> Stack:
+    world.checkout = odd_checkout(world.path("code"))
     return world.stack(*redis, CELERY_IMPORTS="probe,odd_tasks,odd_broadcast", WORKER_LEASE="6", **settings)
 
 
@@ -137,8 +136,8 @@ def test_whoever_broadcasts_what_no_node_hears_is_told(stack: Stack) -> None:
     assert "no node hears what is broadcast to everybody with routing key elsewhere" in answer.stderr
 
 
-def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(world: World, tmp_path: Path) -> None:
-    stack = stack_in(world, tmp_path)
+def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(world: World) -> None:
+    stack = stack_in(world)
     node = start(stack, "prefork").says(READY)
     listens(stack, "prefork")
 
@@ -150,8 +149,8 @@ def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(w
     assert world.started("kills") == 1
 
 
-def test_a_busy_node_hears_a_broadcast_and_rests(world: World, tmp_path: Path) -> None:
-    stack = stack_in(world, tmp_path)
+def test_a_busy_node_hears_a_broadcast_and_rests(world: World) -> None:
+    stack = stack_in(world)
     pools = ("prefork", "threads")
     for pool in pools:
         start(stack, pool, options="-c 1 --prefetch-multiplier=1")
@@ -219,13 +218,12 @@ def test_a_queue_without_acknowledgements_is_run(stack: Stack, pool: str) -> Non
     stop(own)
 
 
-def test_two_stacks_on_one_server_do_not_hear_each_other(world: World, tmp_path: Path) -> None:
+def test_two_stacks_on_one_server_do_not_hear_each_other(world: World) -> None:
     redis = world.redis()
     stacks = []
     for databases in ((0, 1), (2, 3)):
         broker, results = (redis.url(database, password="") for database in databases)
-        urls = {"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": results}
-        stacks.append(stack_in(world, tmp_path / broker[-1], redis, **urls))
+        stacks.append(stack_in(world, redis, CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=results))
         start(stacks[-1], "threads", options="-l debug").says(READY)
         listens(stacks[-1], "threads")
 

@@ -22,13 +22,19 @@ from tests.support.world import Stack, World
 
 # Long enough for a question to be sent, and too short for somebody who sleeps.
 NO_ANSWER_SECONDS = 0.5
+# Nothing else is subscribed to a pattern then.
+ALONE = "--without-gossip"
 ANSWER_SECONDS = 60
 # For what must not happen: a node that has a place takes a task within milliseconds.
 STAYS_SECONDS = 1
 # Where Redis publishes what is broadcast to nodes: database 0, kombu's exchange for commands.
 TOPIC = "/0.celery.pidbox"
-BROKEN = """
+ODD_CONTROL = """
 from celery.worker.control import inspect_command
+from services.delivery import claim
+
+# As if a node that waits for news did not look by itself before every test has given up.
+claim.LOOK_SECONDS = 1_000_000
 
 @inspect_command()
 def answer_what_no_message_can_hold(state):
@@ -39,27 +45,22 @@ def raise_an_error(state):
     raise ValueError("on purpose")
 """
 
-# As if a node that waits for news did not look by itself before every test has given up.
-PATIENT = """
-from services.delivery import claim
-
-claim.LOOK_SECONDS = 1_000_000
-"""
-
 
 @pytest.fixture(params=POOLS)
 def stack(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     """A node of its own, with nobody beside it."""
     modules = tmp_path_factory.mktemp("modules")
-    (modules / "broken.py").write_text(BROKEN)
-    (modules / "patient.py").write_text(PATIENT)
+    (modules / "odd_control.py").write_text(ODD_CONTROL)
     stack = world.stack()
-    settings = {"CELERY_IMPORTS": "probe,broken,patient", "PYTHONPATH": str(modules)}
-    start(stack, request.param, more="--without-gossip", **settings).ready()
-    # It says so a moment before it listens.
-    client = stack.redis.client()
-    world.wait_until(client.pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
+    start(stack, request.param, more=ALONE, CELERY_IMPORTS="probe,odd_control", PYTHONPATH=str(modules))
+    wait_listening(stack)
     return stack
+
+
+def wait_listening(stack: Stack) -> None:
+    """Wait until the node hears commands: it says that it is ready a moment before."""
+    stack.nodes[0].ready()
+    stack.world.wait_until(stack.redis.client().pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def ask_and_leave(mailbox: Mailbox) -> None:
     mailbox._publish("ping", {}, reply_ticket=uuid4().hex)
 
 
-def hears(stack: Stack, what: str = "the next command") -> None:
+def assert_hears(stack: Stack, what: str = "the next command") -> None:
     """The node does what it is told next: it takes tasks from one more queue."""
     [node], queue = stack.nodes, uuid4().hex
     stack.client.control.add_consumer(queue)
@@ -107,15 +108,14 @@ def test_the_first_task_of_a_queue_starts_as_soon_as_a_node_consumes_from_it(sta
 
 def test_an_answer_that_nobody_waits_for_is_dropped_in_silence(stack: Stack) -> None:
     [node] = stack.nodes
-    queue = uuid4().hex
     node.process.signal(signal.SIGSTOP)
     with asking(stack) as mailbox:
         for _ in range(3):
             assert not mailbox.multi_call("ping", timeout=NO_ANSWER_SECONDS)
-    stack.client.control.add_consumer(queue)
+    stack.client.control.add_consumer("next")
     node.process.signal(signal.SIGCONT)
 
-    node.says(f"Started consuming from {queue}")
+    node.says("Started consuming from next")
     assert node.process.count("Traceback| ERROR ") == 0
 
 
@@ -126,7 +126,7 @@ def test_an_answer_to_somebody_who_died_does_not_stay_for_ever(stack: Stack) -> 
         client = stack.redis.client()
         stack.world.wait_until(lambda: client.llen(answers), TIMEOUT_SECONDS, "the node answers")
         assert 0 < client.pttl(answers) <= ANSWER_MILLISECONDS
-    hears(stack)
+    assert_hears(stack)
 
 
 def test_asking_leaves_nothing_behind(stack: Stack) -> None:
@@ -190,19 +190,17 @@ MISTAKES = {
 def test_a_node_hears_the_next_command_after_one_that_is_none(stack: Stack) -> None:
     for mistake, make in MISTAKES.items():
         make(stack)
-        hears(stack, f"the next command after: {mistake}")
+        assert_hears(stack, f"the next command after: {mistake}")
     [node] = stack.nodes
     assert node.process.count("Connected to") == 1
     assert node.process.count("consumer: waiting for") == 0, "it has connected again"
 
 
 def test_whoever_asks_hears_why_there_is_no_answer(stack: Stack) -> None:
-    with asking(stack) as mailbox:
-        for command, reason in (("answer_what_no_message_can_hold", "EncodeError"), ("raise_an_error", "on purpose")):
-            [answer] = mailbox.multi_call(command, limit=1, timeout=ANSWER_SECONDS)
-            [output] = answer.values()
-            assert reason in output["error"]
-            hears(stack)
+    for command, reason in (("answer_what_no_message_can_hold", "EncodeError"), ("raise_an_error", "on purpose")):
+        kind, why = ask(stack, command)
+        assert (kind, reason in why) == ("error", True), why
+        assert_hears(stack)
 
 
 def test_a_node_hears_the_next_command_after_an_answer_that_a_full_redis_refused(stack: Stack) -> None:
@@ -216,7 +214,7 @@ def test_a_node_hears_the_next_command_after_an_answer_that_a_full_redis_refused
         node.process.signal(signal.SIGCONT)
         node.says("Canceling queue celery")
         client.config_set("maxmemory", 0)
-    hears(stack)
+    assert_hears(stack)
 
 
 def ask(stack: Stack, command: str, **arguments: Any) -> tuple[str, str]:
@@ -247,11 +245,9 @@ def runs_at_once(stack: Stack, count: int) -> None:
 
 def knows_of(stack: Stack, running: int) -> None:
     """Wait until the node knows that so many tasks run: it hears of a start after the task has written it down."""
-    inspect = stack.client.control.inspect(timeout=ANSWER_SECONDS, limit=1)
+    inspect: Any = stack.client.control.inspect(timeout=ANSWER_SECONDS, limit=1)
     stack.world.wait_until(
-        lambda: [len(tasks) for tasks in (inspect.active() or {}).values()] == [running],
-        TIMEOUT_SECONDS,
-        "it knows of all",
+        lambda: [*map(len, (inspect.active() or {}).values())] == [running], TIMEOUT_SECONDS, "it knows of all"
     )
 
 
@@ -302,9 +298,8 @@ def test_a_rate_that_would_let_no_task_start_is_refused(stack: Stack) -> None:
 
 def test_an_autoscaling_node_takes_another_range_and_no_other_size(world: World) -> None:
     stack = world.stack()
-    # Without gossip nothing else is subscribed to a pattern.
-    stack.celery("worker --pool=prefork --autoscale=2,1 --hostname=node0@%h --loglevel=info --without-gossip").ready()
-    world.wait_until(stack.redis.client().pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
+    start(stack, "prefork", more=f"--autoscale=2,1 {ALONE}")
+    wait_listening(stack)
     autoscales = "this node autoscales: change its autoscale range instead"
     assert ask(stack, "pool_grow", n=1) == ask(stack, "pool_shrink", n=1) == ("error", autoscales)
     assert ask(stack, "autoscale", max=1, min=2) == ("error", "max=1 min=2 is no range of 1 to 1000 processes")

@@ -39,7 +39,7 @@ def pool(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def hears(stack: Stack, one: Node, name: str = "node0") -> Node:
+def wait_listening(stack: Stack, one: Node, name: str = "node0") -> Node:
     """Wait until a node hears what is broadcast: it says that it is ready a moment before."""
     inspect = stack.client.control.inspect([f"{name}@{os.uname().nodename}"], timeout=1)
     stack.world.wait_until(inspect.ping, TIMEOUT_SECONDS, f"{name} hears")
@@ -53,8 +53,8 @@ def client(stack: Stack, code: str) -> str:
     return done.stderr
 
 
-def revoke(stack: Stack, sent: Any) -> None:
-    client(stack, f"app.control.revoke({sent.id!r})")
+def revoke(stack: Stack, *sent: Any) -> None:
+    client(stack, f"app.control.revoke({[one.id for one in sent]!r})")
 
 
 def hold(stack: Stack, **options: Any) -> Any:
@@ -79,19 +79,25 @@ def never_runs(stack: Stack, *sent: Any) -> None:
 # While no node lives.
 
 
-def test_a_task_that_is_revoked_while_its_only_node_is_stopped_never_runs(stack: Stack, pool: str) -> None:
-    first = start(stack, pool).ready()
+def test_what_is_revoked_while_the_only_node_is_stopped_never_runs_and_waits_no_longer(stack: Stack, pool: str) -> None:
+    client, world = stack.redis.client(), stack.world
+    first = start(stack, pool)
+    later, kept = (stack.send("probe.mark", label, countdown=HOUR) for label in ("victim", "kept"))
+    world.wait_until(lambda: client.zcard(SCHEDULED) == 2, TIMEOUT_SECONDS, "both wait in Redis")
     stop(first)
     victim = stack.send("probe.mark", "victim")
-    revoke(stack, victim)
+    revoke(stack, victim, later)
 
     start(stack, pool)
 
-    never_runs(stack, victim)
-    assert stack.client.control.inspect([NODE], timeout=TIMEOUT_SECONDS).revoked() == {NODE: [victim.id]}
+    world.wait_until(lambda: later.state == "REVOKED", TIMEOUT_SECONDS, "it says REVOKED")
+    never_runs(stack, victim, later)
+    world.wait_until(lambda: client.zrange(SCHEDULED, 0, -1) == [kept.id], TIMEOUT_SECONDS, "only the other one waits")
+    revoked: Any = stack.client.control.inspect([NODE], timeout=TIMEOUT_SECONDS).revoked()
+    assert {*revoked[NODE]} == {victim.id, later.id}
 
 
-def test_what_is_revoked_before_any_node_has_lived_never_runs_and_its_chord_errs_however_it_is_revoked(
+def test_what_is_revoked_before_any_node_has_lived_never_runs_and_its_chord_errs(
     stack: Stack,
 ) -> None:
     ways: dict[str, Callable[[Any], object]] = {
@@ -125,33 +131,13 @@ def test_what_is_revoked_before_any_node_has_lived_never_runs_and_its_chord_errs
     assert not stack.world.started("body")
 
 
-def test_a_task_that_waits_for_its_time_is_taken_out_by_the_first_node_that_comes(stack: Stack, pool: str) -> None:
-    first = start(stack, pool)
-    victim, kept = (stack.send("probe.mark", label, countdown=HOUR) for label in ("victim", "kept"))
-    counted = stack.redis.client()
-    stack.world.wait_until(lambda: counted.zcard(SCHEDULED) == 2, TIMEOUT_SECONDS, "both wait in Redis")
-    stop(first)
-    revoke(stack, victim)
-
-    start(stack, pool)
-
-    stack.world.wait_until(lambda: victim.state == "REVOKED", TIMEOUT_SECONDS, "it says REVOKED")
-    stack.world.wait_until(
-        lambda: counted.zrange(SCHEDULED, 0, -1) == [kept.id], TIMEOUT_SECONDS, "only the other one waits"
-    )
-
-
 @pytest.mark.parametrize("prefetched", [1, 4])
-def test_what_waits_behind_a_running_task_is_known_when_its_turn_comes(
-    stack: Stack, pool: str, prefetched: int
-) -> None:
-    hears(stack, start(stack, pool, more=f"--prefetch-multiplier={prefetched}"))
+def test_what_waits_behind_a_running_task_never_runs(stack: Stack, pool: str, prefetched: int) -> None:
+    wait_listening(stack, start(stack, pool, more=f"--prefetch-multiplier={prefetched}"))
     running = stack.send("probe.end", "held", "retries")
     stack.world.wait_started("held")
     victims = [stack.send("probe.mark", "victim"), stack.send("probe.mark", "victim", countdown=0.5)]
-    ids = [one.id for one in (*victims, running)]
-
-    client(stack, f"app.control.revoke({ids!r})")
+    revoke(stack, *victims, running)
     stack.world.release("held")
 
     never_runs(stack, *victims)
@@ -159,47 +145,37 @@ def test_what_waits_behind_a_running_task_is_known_when_its_turn_comes(
     assert not stack.world.started("held-again")
 
 
-def test_a_revocation_is_one_event(stack: Stack) -> None:
-    hears(stack, start(stack, queues="other", name="other"), "other")
-    victim = stack.send("probe.mark", "victim")
-    with events(stack) as received:
-        revoke(stack, victim)
-        start(stack)
-        never_runs(stack, victim)
-
-        def revoked() -> list[str]:
-            return [event["uuid"] for event in received if event["type"] == "task-revoked"]
-
-        stack.world.wait_until(revoked, TIMEOUT_SECONDS, "the event of it")
-        assert revoked() == [victim.id]
-
-
 # Nodes that die, and nodes that are cut off.
 
 
 @pytest.mark.parametrize("how", ["id", "stamp", "alive"])
-def test_what_a_node_hears_from_a_client_without_this_application_outlives_it(stack: Stack, how: str) -> None:
-    listener = hears(stack, start(stack, queues="other", name="other"), "other")
+def test_what_a_node_hears_from_a_stock_client_outlives_it_and_is_one_event(stack: Stack, how: str) -> None:
+    listener = wait_listening(stack, start(stack, queues="other", name="other"), "other")
     victim = stack.send("probe.mark", "victim", stamped_headers=["owner"], owner="somebody")
-    options = {"reply": True, "timeout": TIMEOUT_SECONDS, "limit": 1}
-    if how == "stamp":
-        answers = stack.client.control.revoke_by_stamped_headers({"owner": "somebody"}, **options)
-    else:
-        answers = stack.client.control.revoke(victim.id, **options)
-    assert "flagged as revoked" in str(answers), answers
-    if how != "alive":
-        listener.process.end()
+    control: Any = stack.client.control
+    with events(stack) as received:
+        command, what = control.revoke, victim.id
+        if how == "stamp":
+            command, what = control.revoke_by_stamped_headers, {"owner": "somebody"}
+        answers = command(what, reply=True, timeout=TIMEOUT_SECONDS, limit=1)
+        assert "flagged as revoked" in str(answers), answers
+        if how != "alive":
+            listener.process.end()
 
-    # Nor does it ask the one that is alive.
-    start(stack, more="--without-mingle --without-gossip" if how == "alive" else "")
+        # Nor does it ask the one that is alive.
+        start(stack, more="--without-mingle --without-gossip" if how == "alive" else "")
 
-    never_runs(stack, victim)
+        never_runs(stack, victim)
+        stack.world.wait_until(lambda: list_revoked(received), TIMEOUT_SECONDS, "the event of it")
+        assert list_revoked(received) == [victim.id]
 
 
-def test_a_task_that_was_running_when_it_was_revoked_does_not_start_again_when_its_node_dies(
-    stack: Stack, pool: str
-) -> None:
-    first = hears(stack, start(stack, pool))
+def list_revoked(received: list[dict[str, Any]]) -> list[str]:
+    return [event["uuid"] for event in received if event["type"] == "task-revoked"]
+
+
+def test_a_revoked_task_that_was_running_does_not_start_again_when_its_node_dies(stack: Stack, pool: str) -> None:
+    first = wait_listening(stack, start(stack, pool))
     victim = hold(stack)
     revoke(stack, victim)
     first.process.end()
@@ -213,7 +189,7 @@ def test_a_task_that_was_running_when_it_was_revoked_does_not_start_again_when_i
 
 @pytest.mark.parametrize("cut", ["pubsub", "all", "none"])
 def test_a_node_that_was_frozen_or_cut_off_when_it_was_told_knows_it(stack: Stack, pool: str, cut: str) -> None:
-    one = hears(stack, start(stack, pool))
+    one = wait_listening(stack, start(stack, pool))
     hold(stack)
     victim = stack.send("probe.mark", "victim")
 
@@ -229,13 +205,13 @@ def test_a_node_that_was_frozen_or_cut_off_when_it_was_told_knows_it(stack: Stac
 
 
 def test_one_of_two_nodes_that_was_cut_off_knows_it(stack: Stack) -> None:
-    nodes = [hears(stack, start(stack, name=name, queues=name), name) for name in ("one", "two")]
+    nodes = [wait_listening(stack, start(stack, name=name, queues=name), name) for name in ("one", "two")]
     # The one has no time to run it before it is revoked, the other cannot.
     hold(stack, queue="two")
     nodes[0].process.signal(signal.SIGSTOP)
     stack.redis.ask("CLIENT", "KILL", "TYPE", "pubsub")
     sent = [stack.send("probe.mark", "victim", queue=name) for name in ("one", "two")]
-    client(stack, f"app.control.revoke({[one.id for one in sent]!r})")
+    revoke(stack, *sent)
     nodes[0].process.signal(signal.SIGCONT)
     stack.world.release("held")
 
@@ -312,7 +288,7 @@ def test_celerys_book_of_stamps_holds_what_a_bounded_one_does(monkeypatch: pytes
 
 
 def test_no_task_asks_redis_what_is_revoked(stack: Stack, raw: Any, pool: str) -> None:
-    hears(stack, start(stack, pool))
+    wait_listening(stack, start(stack, pool))
     stack.send("probe.mark", "before")
     stack.world.wait_started("before")
     with raw.monitor() as monitor:
@@ -343,7 +319,7 @@ def test_a_full_redis_keeps_what_is_revoked(stack: Stack) -> None:
 
 
 def test_a_node_on_a_full_redis_revokes_what_it_hears(stack: Stack, raw: redis.Redis, pool: str) -> None:
-    hears(stack, start(stack, pool))
+    wait_listening(stack, start(stack, pool))
     hold(stack)
     victim = stack.send("probe.mark", "victim")
     stack.redis.fill(2)
@@ -362,7 +338,7 @@ def test_nodes_and_clients_that_may_not_keep_what_is_revoked_say_so_and_work(sta
     allowed = ("celery*", "*.celery.pidbox*", "_kombu*", "unacked*", "sweeps", "scheduled*", "dead*", "published*")
     stack.redis.ask("ACL", "SETUSER", "default", "resetkeys", *(f"~{pattern}" for pattern in allowed))
 
-    one = hears(stack, start(stack))
+    one = wait_listening(stack, start(stack))
 
     one.says("ERROR .*What was revoked before cannot be read from Redis, and may run here: .*permission")
     warning = "revoke is not kept in Redis: only nodes that hear it now know of it: "
@@ -373,10 +349,13 @@ def test_nodes_and_clients_that_may_not_keep_what_is_revoked_say_so_and_work(sta
     never_runs(stack, stack.send("probe.mark", "victim", task_id="victim"))
 
 
-def test_a_client_fails_as_ever_while_redis_is_away(stack: Stack) -> None:
+def test_a_command_that_cannot_be_sent_fails(stack: Stack) -> None:
+    wrong = stack.celery("control revoke_by_stamped_headers owner")
+    assert wrong.exits(TIMEOUT_SECONDS) != 0
+    wrong.says("a stamped header is written name=value, not 'owner'")
+
     stack.redis.stop()
 
     command = stack.celery("control revoke any")
-
     assert command.exits(TIMEOUT_SECONDS) != 0
     command.says("Could not connect to the message broker")

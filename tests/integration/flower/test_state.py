@@ -7,9 +7,9 @@ import pickle
 import select
 import signal
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,7 +43,7 @@ def kill_while_saving(served: ServedFlower, broker: str) -> None:
     partial.write_bytes(written)
 
 
-def test_a_kill_in_the_middle_of_saving_loses_nothing_that_was_saved(
+def test_a_kill_while_flower_saves_loses_nothing_that_was_saved(
     own_redis: RedisServer, world: World, serve: Serve
 ) -> None:
     served = serve(own_redis).ready()
@@ -93,9 +93,7 @@ def test_a_database_that_cannot_be_written_is_said_at_once(world: World, serve: 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["redis-there", "redis-frozen"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_flower_stops_promptly_and_saves(
-    number: signal.Signals, frozen: bool, own_redis: RedisServer, serve: Serve
-) -> None:
+def test_flower_stops_and_saves(number: signal.Signals, frozen: bool, own_redis: RedisServer, serve: Serve) -> None:
     served = serve(own_redis, FLOWER_STATE_SAVE_INTERVAL="3600").ready()
     uuid = send_events(own_redis.url())[0]
     served.wait_for_task(uuid)
@@ -126,18 +124,10 @@ def test_limits_hold_for_new_tasks_and_for_those_read_back(own_redis: RedisServe
     assert fewer.ask("/api/workers?status=1").json.keys() == {"ghost1@shop", "ghost2@shop"}
 
 
-class SlowLoop:
-    """An event loop that runs no callback."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[Callable[..., None], Any]] = []
-
-    def add_callback(self, callback: Callable[..., None], argument: Any) -> None:
-        self.waiting.append((callback, argument))
-
-
 def test_events_that_flower_cannot_follow_are_left_to_redis() -> None:
-    loop = SlowLoop()
+    # The calls of an event loop that makes none of them.
+    calls: list[Any] = []
+    loop = SimpleNamespace(add_callback=lambda *call: calls.append(call))
     events = Events(Celery("t", set_as_current=False), loop)
     event = {"type": "worker-heartbeat", "hostname": "w@h", "timestamp": 1.0, "local_received": 1.0, "clock": 1}
     full = threading.Event()
@@ -151,8 +141,8 @@ def test_events_that_flower_cannot_follow_are_left_to_redis() -> None:
     receiver = threading.Thread(target=receive, daemon=True)
     receiver.start()
     assert full.wait(TIMEOUT)
-    assert len(loop.waiting) == MAX_WAITING_EVENTS
-    take, argument = loop.waiting[0]
+    assert len(calls) == MAX_WAITING_EVENTS
+    take, argument = calls[0]
     # It is blocked until an event is handled.
     assert receiver.is_alive()
     take(argument)
