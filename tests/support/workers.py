@@ -36,3 +36,9 @@ def release(stack: Stack, labels: Collection[str]) -> None:
 
 def wait_acknowledged(stack: Stack) -> None:
     stack.world.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "all are acknowledged")
+
+
+def stop(node: Node) -> int:
+    """Tell it to stop, as Docker and Supervisor do; its exit code."""
+    node.process.terminate()
+    return node.exits(TIMEOUT_SECONDS)

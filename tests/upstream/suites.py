@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 # Where Celery and kombu have the tests that need a broker.
 HOME = "t/integration/"
+# What does not run: whole files, and single tests of those that do. What must fail: were it to pass, the list would not
+# be true any more. What fails or passes, as it happens.
+LEFT_OUT, DIFFERS, MAY_DIFFER = LISTS = ("left_out", "differs", "may_differ")
 
 
-@dataclass(frozen=True)
-class Suite:
-    """The tests of a package, and those of them that are listed, each with the reason."""
+class Suite(NamedTuple):
+    """The tests of a package, and those of them that are listed."""
 
     package: str
     # The file of the package's sources that configures pytest.
     config: str
-    # What does not run: whole files, and single tests of those that do.
-    left_out: dict[str, str]
-    # What must fail: were it to pass, the list would not be true any more.
-    differs: dict[str, str]
-    # What fails or passes, as it happens.
-    may_differ: dict[str, str]
+    # List → test → why
+    lists: dict[str, dict[str, str]]
 
     @classmethod
     def read(cls, path: Path) -> Suite:
         """The suite that a file describes."""
         found = tomllib.loads(path.read_text())
-        lists = {name: by_name(found.get(name, [])) for name in ("left_out", "differs", "may_differ")}
-        return cls(found["package"], found["config"], **lists)
-
-
-def by_name(entries: list[dict[str, Any]]) -> dict[str, str]:
-    """test → why"""
-    return {test: entry["why"] for entry in entries for test in entry["tests"]}
+        lists = {
+            name: {test: entry["why"] for entry in found.get(name, []) for test in entry["tests"]} for name in LISTS
+        }
+        return cls(found["package"], found["config"], lists)
 
 
 def is_listed(name: str, nodeid: str) -> bool:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.support.redis.builds import NotAvailableError
 from tests.support.world import World
 from tests.upstream.sources import ROOT, get
-from tests.upstream.suites import HOME, Suite
+from tests.upstream.suites import HOME, LEFT_OUT, Suite
 
 LISTS = Path(__file__).parent
 CELERY, KOMBU = (Suite.read(LISTS / f"{package}.toml") for package in ("celery", "kombu"))
@@ -21,8 +21,7 @@ CELERY, KOMBU = (Suite.read(LISTS / f"{package}.toml") for package in ("celery",
 PART_SECONDS = 900
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What one pytest runs: so that each takes about as long, the large files in pieces and the small ones together."""
 
     suite: Suite
@@ -33,6 +32,10 @@ class Part:
         return f"{self.suite.package}-{self.files[0].removesuffix('.py')}-{self.piece.replace('/', 'of')}"
 
 
+SMALL = """
+worker inspect connection_recovery events_state_memory_leak loader logfile_format request_backend_down serialization
+upgrade
+"""
 PARTS = (
     *(Part(CELERY, ("test_canvas.py",), f"{number}/4") for number in (1, 2, 3, 4)),
     Part(CELERY, ("test_tasks.py",)),
@@ -40,20 +43,7 @@ PARTS = (
     # In this order: with stock Celery, too, some of test_redis_backend.py do not pass where other tests have left
     # results, and one of test_worker.py where a worker runs already.
     Part(CELERY, ("test_redis_backend.py", "test_beat.py", "test_group_chains.py")),
-    Part(
-        CELERY,
-        (
-            "test_worker.py",
-            "test_inspect.py",
-            "test_connection_recovery.py",
-            "test_events_state_memory_leak.py",
-            "test_loader.py",
-            "test_logfile_format.py",
-            "test_request_backend_down.py",
-            "test_serialization.py",
-            "test_upgrade.py",
-        ),
-    ),
+    Part(CELERY, tuple(f"test_{name}.py" for name in SMALL.split())),
 )
 
 
@@ -71,12 +61,14 @@ def find_sources(suite: Suite) -> Path:
 @pytest.mark.parametrize("part", PARTS, ids=str)
 def test_their_tests_pass_as_listed(part: Part, world: World) -> None:
     tests, redis = find_sources(part.suite), world.redis(password="")
-    address = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis.port), "REDIS_6379_TCP": str(redis.port)}
+    port = str(redis.port)
     # Some of them look for results where messages are.
     urls = dict.fromkeys(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "TEST_BROKER", "TEST_BACKEND"), redis.url())
     environment = world.environment(
-        **address,
         **urls,
+        REDIS_HOST="127.0.0.1",
+        REDIS_PORT=port,
+        REDIS_6379_TCP=port,
         # They start `celery`.
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         PYTHONPATH=os.pathsep.join(map(str, (world.checkout.path, ROOT, tests))),
@@ -103,6 +95,6 @@ def test_their_tests_pass_as_listed(part: Part, world: World) -> None:
 def test_each_file_of_theirs_runs_or_is_left_out_for_a_reason(suite: Suite) -> None:
     there = {path.name for path in (find_sources(suite) / HOME).glob("test_*.py")}
     run = {file for part in PARTS if part.suite is suite for file in part.files}
-    left_out = {name for name in suite.left_out if name.endswith(".py")}
+    left_out = {name for name in suite.lists[LEFT_OUT] if name.endswith(".py")}
     assert run | left_out == there
     assert not run & left_out

@@ -58,34 +58,31 @@ def run(directory: Path, tests: str, *options: str, **lists: dict[str, str]) -> 
     )
 
 
-def test_what_is_listed_may_fail_and_nothing_else(tmp_path: Path) -> None:
-    lists = {"test_a.py::test_bad": "bad", "test_a.py::test_ways[other]": "other"}
-    done = run(tmp_path, TESTS, differs=lists)
-    assert (done.returncode, "2 passed, 2 xfailed" in done.stdout) == (0, True), done.stdout
-    done = run(tmp_path / "less", TESTS, differs={"test_a.py::test_bad": "bad"})
-    assert (done.returncode, "FAILED t/integration/test_a.py::test_ways[other]" in done.stdout) == (1, True), (
-        done.stdout
-    )
+BAD, OTHER, WAYS = "test_a.py::test_bad", "test_a.py::test_ways[other]", "test_a.py::test_ways"
 
 
-def test_what_is_listed_and_passes_fails_unless_it_only_may(tmp_path: Path) -> None:
-    lists = {"test_a.py::test_bad": "bad", "test_a.py::test_ways": "both"}
-    done = run(tmp_path, TESTS, differs=lists)
-    assert (done.returncode, "XPASS(strict)] both" in done.stdout) == (1, True), done.stdout
-    done = run(tmp_path / "may", TESTS, may_differ=lists)
-    assert (done.returncode, "1 passed, 2 xfailed, 1 xpassed" in done.stdout) == (0, True), done.stdout
-
-
-def test_what_is_left_out_does_not_run_and_says_why(tmp_path: Path) -> None:
-    done = run(tmp_path, TESTS, left_out={"test_a.py::test_bad": "for a reason", "[other]": "another way"})
-    assert (done.returncode, "2 passed, 2 skipped" in done.stdout) == (0, True), done.stdout
-    assert "for a reason" in done.stdout
+@pytest.mark.parametrize(
+    ("lists", "code", "line"),
+    [
+        ({"differs": {BAD: "bad", OTHER: "other"}}, 0, "2 passed, 2 xfailed"),
+        ({"differs": {BAD: "bad"}}, 1, f"FAILED {HOME}{OTHER}"),
+        ({"differs": {BAD: "bad", WAYS: "both"}}, 1, "XPASS(strict)] both"),
+        ({"may_differ": {BAD: "bad", WAYS: "both"}}, 0, "1 passed, 2 xfailed, 1 xpassed"),
+        ({"left_out": {BAD: "for a reason", "[other]": "another way"}}, 0, "2 passed, 2 skipped"),
+    ],
+    ids=["all listed", "one not listed", "one passes", "one passes and may", "left out"],
+)
+def test_what_is_listed_may_fail_or_is_left_out_and_nothing_else(
+    tmp_path: Path, lists: dict[str, dict[str, str]], code: int, line: str
+) -> None:
+    done = run(tmp_path, TESTS, **lists)
+    assert (done.returncode, line in done.stdout) == (code, True), done.stdout
+    # A test that does not run says why.
+    assert ("for a reason" in done.stdout) is ("left_out" in lists)
 
 
 def test_a_name_that_is_no_test_is_refused(tmp_path: Path) -> None:
-    done = run(
-        tmp_path, TESTS, differs={"test_a.py::test_bad": "bad", "test_a.py::test_gone": "gone", "test_b.py": "b"}
-    )
+    done = run(tmp_path, TESTS, differs={BAD: "bad", "test_a.py::test_gone": "gone", "test_b.py": "b"})
     assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout
     assert "test_a.py::test_gone is listed for a and is none of its tests" in done.stderr
 
@@ -100,6 +97,6 @@ def test_a_test_that_hangs_is_ended_and_the_next_one_runs(tmp_path: Path, lists:
 
 
 def test_the_parts_of_a_suite_are_all_of_it(tmp_path: Path) -> None:
-    bad = {"test_a.py::test_bad": "bad", "test_a.py::test_ways[other]": "other"}
+    bad = {BAD: "bad", OTHER: "other"}
     ends = [run(tmp_path / part[0], TESTS, f"--part={part}", differs=bad).stdout for part in ("1/3", "2/3", "3/3")]
     assert ["1 passed, 1 xfailed" in ends[0], "1 xfailed" in ends[1], "1 passed" in ends[2]] == [True] * 3, ends

@@ -5,12 +5,13 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from tests.upstream.suites import HOME, Suite, is_listed
+from tests.upstream.suites import DIFFERS, HOME, LEFT_OUT, MAY_DIFFER, Suite, is_listed
 
 # What a module's TIMEOUT becomes, which is 10 s or 60 s: a thousand tasks take 10 s, and on a busy machine much longer.
 MODULE_TIMEOUT = 150
@@ -32,6 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[ERRORS] = os.dup(2)
 
 
+MARKS = {
+    LEFT_OUT: pytest.mark.skip,
+    DIFFERS: pytest.mark.xfail(strict=True),
+    MAY_DIFFER: pytest.mark.xfail(strict=False),
+}
 ERRORS = pytest.StashKey[int]()
 HUNG = pytest.StashKey[bool]()
 
@@ -41,12 +47,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     suite = Suite.read(config.getoption("--suite"))
     refuse_stale(suite, [item.nodeid for item in items])
     for item in items:
-        for why in reasons(suite.left_out, item.nodeid):
-            item.add_marker(pytest.mark.skip(reason=why))
-        for why in reasons(suite.differs, item.nodeid):
-            item.add_marker(pytest.mark.xfail(strict=True, reason=why), append=False)
-        for why in reasons(suite.may_differ, item.nodeid):
-            item.add_marker(pytest.mark.xfail(strict=False, reason=why), append=False)
+        for name, mark in MARKS.items():
+            for listed, why in suite.lists[name].items():
+                if is_listed(listed, item.nodeid):
+                    item.add_marker(mark(reason=why), append=False)
     for module in {item.module for item in items if isinstance(item, pytest.Function)}:
         if hasattr(module, "TIMEOUT"):
             module.TIMEOUT = MODULE_TIMEOUT
@@ -57,15 +61,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def refuse_stale(suite: Suite, collected: list[str]) -> None:
     """Raise UsageError when a test is listed that is not in its file."""
     files = {name.partition("::")[0] for name in collected}
-    for listed in (*suite.left_out, *suite.differs, *suite.may_differ):
+    for listed in chain(*suite.lists.values()):
         file = f"{HOME}{listed.partition('::')[0]}"
         if file in files and not any(is_listed(listed, name) for name in collected):
             raise pytest.UsageError(f"{listed} is listed for {suite.package} and is none of its tests")
-
-
-def reasons(listed: dict[str, str], nodeid: str) -> Iterator[str]:
-    """The reasons that a list gives for a test."""
-    return (why for name, why in listed.items() if is_listed(name, nodeid))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -84,9 +84,7 @@ def refuses_all(broker: Broker) -> None:
     assert broker.client.keys() == [b"filler"]
 
 
-def test_commands_of_a_worker_go_through_with_the_answers_that_they_always_have(
-    broker: Broker, in_worker: None
-) -> None:
+def test_commands_and_scripts_of_a_worker_have_their_usual_answers(broker: Broker, in_worker: None) -> None:
     usual = [broker.client.execute_command(*command) for command in COMMANDS]
     broker.client.delete(*(command[1] for command in COMMANDS))
     broker.server.fill(FULL)
@@ -98,14 +96,8 @@ def test_commands_of_a_worker_go_through_with_the_answers_that_they_always_have(
         for command in COMMANDS:
             pipe.execute_command(*command)
         assert pipe.execute() == usual
-
-
-def test_scripts_of_a_worker_go_through(broker: Broker, in_worker: None) -> None:
-    broker.server.fill(FULL)
-
-    script = worker(broker).register_script("return {KEYS[1], redis.call('INCRBY', KEYS[1], ARGV[1])}")
-
-    assert [script(["number"], [3]), script(["number"], [4])] == [[b"number", 3], [b"number", 7]]
+    script = client.register_script("return {KEYS[1], redis.call('INCRBY', KEYS[1], ARGV[1])}")
+    assert [script(["count"], [3]), script(["count"], [4])] == [[b"count", 3], [b"count", 7]]
 
 
 def test_producers_have_no_headroom(broker: Broker) -> None:

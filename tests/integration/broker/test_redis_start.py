@@ -55,6 +55,14 @@ class Started:
         write_check_aof(Path(executable()), self.tool)
         self.socket = self.data / "redis.sock"
         self.login = {"REDIS_PASSWORD": PASSWORD}
+        # It asks once: it is the test that waits.
+        self.client = redis.Redis(
+            unix_socket_path=str(self.socket),
+            password=PASSWORD,
+            decode_responses=True,
+            socket_timeout=ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
         self.process: Process
 
     def launch(self) -> Process:
@@ -76,28 +84,17 @@ class Started:
         return self.connect()
 
     def connect(self) -> redis.Redis:
-        """A client of the Redis that the start becomes, once it answers."""
-        client = self.client()
+        """The client, once the Redis that the start becomes answers."""
 
         def answers() -> bool:
             assert self.process.alive, self.process.tail()
             try:
-                return bool(client.ping())
+                return bool(self.client.ping())
             except redis.RedisError:
                 return False
 
         wait_until(answers, START_SECONDS, "Redis answers", self.process.tail, LOOK_SECONDS)
-        return client
-
-    def client(self) -> redis.Redis:
-        """A client that asks once: it is the test that waits."""
-        return redis.Redis(
-            unix_socket_path=str(self.socket),
-            password=PASSWORD,
-            decode_responses=True,
-            socket_timeout=ANSWER_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
+        return self.client
 
     def ends(self) -> int:
         """Wait for its end; its exit code."""
@@ -109,7 +106,7 @@ class Started:
 
     def stop(self) -> None:
         """An orderly end, without the tenth of a second in which Redis sees a signal."""
-        self.client().shutdown()
+        self.client.shutdown()
         assert self.ends() == 0
 
     @property
@@ -132,12 +129,12 @@ class Started:
         wait_until(rewritten, ANSWER_SECONDS, "the file has been written anew", self.process.tail)
         # Since version 7 a file of its own, which is empty until then.
         client.incr("sent")
-        seen = []
+        states = []
         for write in (lambda _: None, *WRITES):
             write(client)
-            seen.append((self.file.stat().st_size, state(client)))
+            states.append((self.file.stat().st_size, state(client)))
         self.kill()
-        return seen
+        return states
 
 
 def state(client: redis.Redis) -> State:
@@ -153,16 +150,14 @@ def started(world: World) -> Started:
 # Each byte takes two starts. Every thirteenth meets numbers, words, line ends and what is between two commands as well.
 @pytest.mark.each_redis("1")
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 13])
-def test_wherever_the_file_is_torn_redis_has_what_was_whole_and_keeps_what_comes_next(
-    started: Started, step: int
-) -> None:
-    seen = started.kill_after_writes()
+def test_a_torn_file_has_what_was_whole_and_keeps_what_comes_next(started: Started, step: int) -> None:
+    states = started.kill_after_writes()
     kept = started.data.with_name("kept")
     started.data.rename(kept)
-    for torn in range(seen[0][0], seen[-1][0] + 1, step):
+    for torn in range(states[0][0], states[-1][0] + 1, step):
         shutil.copytree(kept, started.data, ignore=shutil.ignore_patterns("*.sock"))
         os.truncate(started.file, torn)
-        whole = [state for size, state in seen if size <= torn][-1]
+        whole = [state for size, state in states if size <= torn][-1]
         client = started.start()
         assert state(client) == whole, f"torn at {torn}"
         client_transaction(client)
@@ -174,10 +169,10 @@ def test_wherever_the_file_is_torn_redis_has_what_was_whole_and_keeps_what_comes
 
 
 def test_a_file_that_is_broken_and_not_torn_is_refused_and_left_alone(started: Started) -> None:
-    seen = started.kill_after_writes()
+    states = started.kill_after_writes()
     before = bytearray(started.file.read_bytes())
     # The first line of the script's transaction, and with it a transaction behind which others are whole.
-    before[seen[1][0] + len("*1\r\n$5\r\nMULTI\r\n")] = ord("?")
+    before[states[1][0] + len("*1\r\n$5\r\nMULTI\r\n")] = ord("?")
     started.file.write_bytes(before)
     process = started.launch()
     assert started.ends() == 1, process.tail()
@@ -188,8 +183,8 @@ def test_a_file_that_is_broken_and_not_torn_is_refused_and_left_alone(started: S
 
 def torn_in_a_transaction(started: Started) -> State:
     """Kill Redis and tear its file in the middle of a transaction; what is whole before it."""
-    seen = started.kill_after_writes()
-    (size, whole), (end, _) = seen[-2:]
+    states = started.kill_after_writes()
+    (size, whole), (end, _) = states[-2:]
     os.truncate(started.file, (size + end) // 2)
     return whole
 
@@ -287,7 +282,7 @@ class Watched:
     """Tells when a start looks at the file, and lets it go on looking only when told to."""
 
     def __init__(self, started: Started) -> None:
-        tool, place = started.tool, started.tool.parent
+        self._started, tool, place = started, started.tool, started.tool.parent
         self._looks, self._gate = place / "looks", place / "gate"
         os.mkfifo(self._gate)
         started.tool = place / "watched-check-aof"
@@ -296,6 +291,9 @@ class Watched:
 
     def looks(self) -> bool:
         return self._looks.exists()
+
+    def wait(self) -> None:
+        wait_until(self.looks, START_SECONDS, "the start looks at the file", self._started.process.tail)
 
     def go_on(self) -> None:
         self._gate.write_text("go on\n")
@@ -308,13 +306,13 @@ def test_after_an_orderly_end_the_file_is_not_looked_at(started: Started, watche
     assert not watched.looks()
     started.kill()
     started.launch()
-    wait_until(watched.looks, START_SECONDS, "the start looks at the file", started.process.tail)
+    watched.wait()
 
 
 def test_a_start_that_is_told_to_end_while_it_looks_does_not_become_redis(started: Started, watched: Watched) -> None:
     torn_in_a_transaction(started)
     process = started.launch()
-    wait_until(watched.looks, START_SECONDS, "the start looks at the file", process.tail)
+    watched.wait()
     process.terminate()
     watched.go_on()
     assert started.ends() == 128 + signal.SIGTERM
@@ -325,7 +323,7 @@ def test_a_start_that_is_killed_while_it_looks_is_made_again(started: Started, w
     whole = torn_in_a_transaction(started)
     before = started.file.read_bytes()
     process = started.launch()
-    wait_until(watched.looks, START_SECONDS, "the start looks at the file", process.tail)
+    watched.wait()
     process.end()
     assert started.file.read_bytes() == before
     started.launch()

@@ -10,11 +10,10 @@ import hashlib
 import json
 import re
 import shlex
-import urllib.error
-import urllib.request
 from base64 import b64encode
 from contextlib import suppress
 from html import unescape
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,10 +28,10 @@ from tests.integration.broker.test_urls import MASTER, start_sentinel
 from tests.support.ports import free_port
 from tests.support.processes import command_line
 from tests.support.redis.server import RedisServer
+from tests.support.served_flower import Answer, basic
+from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import World
 
-# For several processes that try again every few seconds.
-PATIENCE = 120
 ADD = "services.tasks.arithmetic.add"
 # What URLs, shells, JSON, HTML or log lines write in ways of their own stands between two words that none of them does.
 AWKWARD = "@$:/#%?&;'\" é"
@@ -120,7 +119,7 @@ def opened(name: str) -> str:
 
 
 class Talk:
-    """A stack, and all that it has said."""
+    """A stack, and all that it writes."""
 
     def __init__(self, world: World, form: str) -> None:
         self.world = world
@@ -142,43 +141,46 @@ class Talk:
         # What node and Flower have answered; commands have written it down.
         self.answers: dict[str, str] = {}
 
-    def hear(self, *commands: str) -> None:
-        """Let commands speak, whether they succeed or not, and everybody's own program."""
+    def run(self, *commands: str) -> None:
+        """Run commands, whether they succeed or not, and somebody's own program."""
         begun = [self.stack.python(command) for command in (*commands, f"-c {shlex.quote(PRODUCER)}")]
         for command in begun:
-            command.exits(PATIENCE)
+            command.exits(TIMEOUT_SECONDS)
 
     def ask_node(self) -> None:
         """Keep what a node answers to every question that there is."""
         more: dict[str, Any] = {"conf": {"with_defaults": True}, "query_task": {"ids": ["none"]}}
         questions = {name for name, about in Panel.meta.items() if about.type == "inspect"}
         for name in sorted(questions - ELSEWHERE):
-            told = self.stack.client.control.broadcast(name, more.get(name), reply=True, timeout=PATIENCE, limit=1)
-            assert told, f"nobody has answered {name}"
-            self.answers[f"inspect {name}"] = json.dumps(told)
+            options = {"reply": True, "timeout": TIMEOUT_SECONDS, "limit": 1}
+            answers = self.stack.client.control.broadcast(name, more.get(name), **options)
+            assert answers, f"nobody has answered {name}"
+            self.answers[f"inspect {name}"] = json.dumps(answers)
 
     def page(self, path: str) -> str:
-        """What Flower shows."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
-        request.add_header("Authorization", f"Basic {SIGNS[-1]}")
+        """What Flower shows; nothing while it does not listen."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_SECONDS)
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-                return str(response.headers) + unescape(response.read().decode())
-        except urllib.error.HTTPError as error:
-            return str(error.headers) + error.read().decode()
+            connection.request("GET", path, headers={"Authorization": basic(login())})
+            answer = Answer(connection.getresponse())
+            return str(answer.headers) + unescape(answer.text)
         except OSError:
             return ""
+        finally:
+            connection.close()
+
+    def find(self, pattern: str, path: str) -> list[str]:
+        """Wait until a page of Flower has this."""
+        return self.world.wait_until(lambda: re.findall(pattern, self.page(path)), TIMEOUT_SECONDS, f"{pattern} there")
 
     def see_flower(self) -> None:
         """Keep pages of every kind."""
-
-        def whole() -> str | None:
-            told = self.page("/api/workers")
-            return told if '"stats"' in told and '"conf"' in told else None
-
-        told = self.world.wait_until(whole, PATIENCE, "Flower knows all about the node")
-        (node,) = re.findall(r'"(node0@[^"]+)": {', told)
-        for path in (*PAGES, f"/worker/{node}"):
+        for part in ("stats", "conf"):
+            self.find(f'"{part}"', "/api/workers")
+        (node,) = self.find(r'"(node0@[^"]+)": {', "/api/workers")
+        self.works()
+        tasks = self.find(r'"uuid": "([^"]+)"', "/api/tasks")
+        for path in (*PAGES, f"/worker/{node}", *(f"/task/{task}" for task in tasks)):
             self.answers[f"page {path}"] = self.page(path)
 
     def trouble(self) -> None:
@@ -187,44 +189,41 @@ class Talk:
             self.stack.redis.ask("ACL", "SETUSER", user, "resetpass", ">another")
             self.stack.redis.ask("CLIENT", "KILL", "USER", user)
         for node in (self.worker, self.beat, self.flower):
-            node.says("invalid username-password pair|AuthenticationError", PATIENCE)
-        assert self.stack.worker().exits(PATIENCE) == 3
-        self.hear(*TROUBLED)
+            node.says("invalid username-password pair|AuthenticationError")
+        assert self.stack.worker().exits(TIMEOUT_SECONDS) == 3
+        self.run(*TROUBLED)
         self.stack.redis.kill()
         if self.sentinel:
             self.sentinel.stop()
-        self.hear(*TROUBLED)
+        self.run(*TROUBLED)
         if self.sentinel:
             self.sentinel.start()
         self.stack.redis.start()
 
     def works(self) -> None:
         """Wait for a task's result."""
-        assert self.stack.send(ADD, 4, 3).get(timeout=PATIENCE) == 7
+        assert self.stack.send(ADD, 4, 3).get(timeout=TIMEOUT_SECONDS) == 7
 
     def places(self) -> dict[str, str]:
         """Everything that may hold no secret: answers, files that somebody wrote, and what `ps` shows."""
         files = [path for path in self.world.directory.rglob("*") if path.is_file() and path.name not in MEANT_TO]
-        written = {str(path): text_of(path) for path in files}
+        written = {}
+        for path in files:
+            # A temporary one of Redis may be gone.
+            with suppress(FileNotFoundError):
+                written[str(path)] = path.read_text(errors="replace")
         processes = {f"process {path.name}": command_line(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
         return self.answers | written | processes
 
 
-def text_of(path: Path) -> str:
-    """What is in a file; nothing when it is gone, as a temporary one of Redis."""
-    with suppress(FileNotFoundError):
-        return path.read_bytes().decode(errors="replace")
-    return ""
-
-
 def in_files(settings: dict[str, str], world: World) -> dict[str, str]:
     """The same, each secret in a file of its own."""
-    given: dict[str, str] = {}
+    given = dict.fromkeys(settings, "")
     for name, value in settings.items():
         path = world.path(name) / "secret"
         path.parent.mkdir()
         path.write_text(value)
-        given |= {name: "", f"{name}_FILE": str(path)}
+        given[f"{name}_FILE"] = str(path)
     return given
 
 
@@ -242,9 +241,9 @@ def test_no_secret_is_shown_anywhere(world: World, form: str) -> None:
     talk.worker.ready()
     talk.works()
     for task in ("probe.fail", "nowhere"):
-        assert talk.stack.send(task, "once").get(timeout=PATIENCE, propagate=False)
+        assert talk.stack.send(task, "once").get(timeout=TIMEOUT_SECONDS, propagate=False)
 
-    talk.hear(*COMMANDS)
+    talk.run(*COMMANDS)
     talk.ask_node()
     talk.see_flower()
     before = talk.places()
@@ -252,7 +251,7 @@ def test_no_secret_is_shown_anywhere(world: World, form: str) -> None:
     talk.works()
     for node in (talk.worker, talk.beat, talk.flower, talk.events):
         node.process.terminate()
-        node.exits(PATIENCE)
+        node.exits(TIMEOUT_SECONDS)
 
     found = {place: where for place, text in (before | talk.places()).items() if (where := shown(text))}
     assert not found
@@ -266,7 +265,7 @@ def test_a_server_that_repeats_what_it_does_not_know_repeats_no_password(world: 
 
     worker, producer = stack.worker(), stack.python(f"-c {shlex.quote(PRODUCER)}")
 
-    assert (worker.exits(PATIENCE), producer.exits(PATIENCE)) == (3, 0)
+    assert (worker.exits(TIMEOUT_SECONDS), producer.exits(TIMEOUT_SECONDS)) == (3, 0)
     assert worker.process.count("it does not know HELLO, with which clients log in") == 1
     assert producer.process.count("ResponseError: unknown command .HELLO.$") == 3
     assert not shown(worker.process.log() + producer.process.log())

@@ -123,8 +123,10 @@ def heard(connection: Any, broker: Broker) -> tuple[list[str], int | None, list[
             drained(connection, lambda: node.bodies, broker)
             drained(connection, lambda: True, broker)
         # The first one says that it listens.
-        said = [witness.get_message(timeout=TIMEOUT_SECONDS) for _ in range(1 + len(node._get_publish_topics("", "")))]
-    return node.bodies, sender.heard, [bytes_to_str(message["channel"]) for message in said[1:]]
+        messages = [
+            witness.get_message(timeout=TIMEOUT_SECONDS) for _ in range(1 + len(node._get_publish_topics("", "")))
+        ]
+    return node.bodies, sender.heard, [bytes_to_str(message["channel"]) for message in messages[1:]]
 
 
 def drained(connection: Any, condition: Callable[[], object], broker: Broker) -> None:

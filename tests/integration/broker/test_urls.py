@@ -1,16 +1,27 @@
-"""Every form of Redis URL, with a password of awkward characters; and two stacks on one server."""
+"""Every form of Redis URL, with a password of awkward characters, and its options of TLS."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError
+from redis.retry import Retry
 
+from config import Settings, load
+from services.broker.client import connect
 from tests.integration.commands.test_call import services
+from tests.support.application import create_app
+from tests.support.ports import free_port
 from tests.support.redis.server import RedisServer, make_certificates, require_tls
-from tests.support.world import Node, Stack, World
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.world import Node, World
 
-PATIENCE = 120
 AWKWARD = "p@$$:/#%'\" é"
 SENTINEL_PASSWORD = "s:3/cr#t é"
 MASTER = "the-master"
@@ -20,7 +31,10 @@ from redbeat import RedBeatSchedulerEntry
 from services.app import app
 RedBeatSchedulerEntry("saved", "services.tasks.arithmetic.add", 1, args=[2, 3], app=app).save()
 """
-FORMS = ("redis", "redis+socket", "sentinel", "rediss", "sentinel with TLS")
+TLS_FORMS = ("rediss", "sentinel with TLS")
+FORMS = ("redis", "redis+socket", "sentinel", *TLS_FORMS)
+# kombu alone does not read the version (kombu 5.7).
+MORE = "&ssl_check_hostname=true&ssl_min_version=TLSv1.3"
 
 
 def quoted(text: str) -> str:
@@ -28,24 +42,33 @@ def quoted(text: str) -> str:
     return '"' + "".join(f"\\x{byte:02x}" for byte in text.encode()) + '"'
 
 
-def served(world: World, form: str) -> tuple[RedisServer, dict[str, str]]:
-    """A server that is reached by this form of URL, and the settings that name it."""
-    if form in ("rediss", "sentinel with TLS"):
-        require_tls(world.directory)
-        redis = world.redis(AWKWARD, certificates=make_certificates(world.path("certificates")))
-    else:
-        redis = world.redis(AWKWARD)
+def served(world: World, form: str, database: int = 0, options: str = "") -> tuple[RedisServer, dict[str, str]]:
+    """A server that is reached by this form of URL, and the settings that name it; results are in the next database.
+
+    `options` are more of those that stand in URLs with TLS. Of two sentinels the second is down.
+    """
+    redis = world.redis(AWKWARD, certificates=issue_certificates(world) if form in TLS_FORMS else None)
+    options = options if redis.certificates else ""
+    databases = (database, database + 1)
     settings = {"REDIS_PASSWORD": AWKWARD}
     # The password in the broker's URL, and from REDIS_PASSWORD for the results'.
-    urls = [redis.url(0), redis.url(1, password="")]
+    urls = [redis.url(databases[0]), redis.url(databases[1], password="")]
     if form == "redis+socket":
-        urls = [redis.socket_url(database) for database in (0, 1)]
+        urls = [redis.socket_url(each) for each in databases]
     if form.startswith("sentinel"):
         port = start_sentinel(world, redis, SENTINEL_PASSWORD).port
-        options = f"?ssl_ca_certs={redis.certificates / 'ca.crt'}" if redis.certificates else ""
-        urls = [f"sentinel://127.0.0.1:{port}/{database}{options}" for database in (0, 1)]
+        authority = f"?ssl_ca_certs={redis.certificates / 'ca.crt'}" if redis.certificates else ""
+        urls = [f"sentinel://127.0.0.1:{port}/{each}{authority}" for each in databases]
+        # If the first were down, redis-py would try it for 3 s with each new connection (redis-py 8.1).
+        options += f";sentinel://127.0.0.1:{free_port()}"
         settings |= {"CELERY_SENTINEL_MASTER": MASTER, "CELERY_SENTINEL_PASSWORD": SENTINEL_PASSWORD}
-    return redis, settings | dict(zip(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"), urls, strict=True))
+    return redis, settings | {"CELERY_BROKER_URL": urls[0] + options, "CELERY_RESULT_BACKEND": urls[1] + options}
+
+
+def issue_certificates(world: World, *names: str) -> Path:
+    """Certificates for a server; skips the test where there is no TLS."""
+    require_tls(world.directory)
+    return make_certificates(world.path("certificates"), *names)
 
 
 def start_sentinel(
@@ -60,20 +83,24 @@ def start_sentinel(
     return world.redis(password, lines, sentinel=True, certificates=master.certificates)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_worker_results_and_beat_work_with_every_form_of_url(world: World, form: str) -> None:
-    redis, settings = served(world, form)
+@pytest.mark.parametrize(
+    ("form", "pool", "options"),
+    [*((form, "solo", "") for form in FORMS), *((FORMS[-1], pool, MORE) for pool in ("prefork", "threads"))],
+)
+def test_a_stack_works_with_every_form_of_url(world: World, form: str, pool: str, options: str) -> None:
+    redis, settings = served(world, form, options=options)
     stack = world.stack(redis, **settings, BEAT_SCHEDULE="report-free-space=1")
-    worker = stack.worker(WORKER_POOL="solo", LOG_LEVEL="debug")
+    worker = stack.worker(WORKER_POOL=pool, LOG_LEVEL="debug")
     beat = stack.beat(LOG_LEVEL="debug")
     worker.ready()
 
-    assert stack.send("services.tasks.arithmetic.add", 4, 3).get(timeout=PATIENCE) == 7
-    worker.says(r"Task services.tasks.disk.report_free_space\S+ succeeded", PATIENCE)
+    assert services(stack, "call", "services.tasks.arithmetic.add", "--args", "[4, 3]").said["result"] == 7
+    worker.says(r"Task services.tasks.disk.report_free_space\S+ succeeded")
     assert redis.client(1).keys("celery-task-meta-*")
-    saved = world.answer(["-c", SAVING], stack.environment(), PATIENCE)
+    saved = world.answer(["-c", SAVING], stack.environment(), TIMEOUT_SECONDS)
     assert saved.returncode == 0, saved.stderr
-    worker.says(r"Task services.tasks.arithmetic.add\S+ succeeded", PATIENCE, times=2)
+    worker.says(r"Task services.tasks.arithmetic.add\S+ succeeded", times=2)
+    world.wait_until(lambda: services(stack, "status").said["nodes"], TIMEOUT_SECONDS, "the node in the status")
     for node in (worker, beat):
         assert_tells_no_secret(node)
 
@@ -85,51 +112,89 @@ def assert_tells_no_secret(node: Node) -> None:
         assert not [form for form in forms if form in log]
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_stack_works_with_the_lowest_version_and_the_names_that_its_sentinels_url_asks_for(
-    world: World, pool: str
+# Options of TLS mean the same to all that connect: to a Redis, to sentinels, and to the master that they name.
+
+
+def by_broker(settings: Settings) -> None:
+    with app_of(settings).connection_for_write() as connection:
+        connection.channel()
+
+
+def by_results(settings: Settings) -> None:
+    app_of(settings).backend.client.ping()
+
+
+def app_of(settings: Settings) -> Celery:
+    app = create_app(settings)
+    for options in (app.conf.broker_transport_options, app.conf.result_backend_transport_options):
+        # By itself redis-py asks a sentinel eleven times before it gives up (redis-py 8.1).
+        if "sentinel_kwargs" in options:
+            options["sentinel_kwargs"]["retry"] = Retry(NoBackoff(), 0)
+    return app
+
+
+def by_client(settings: Settings) -> None:
+    # Of the broker: beat, Flower, heartbeats, pre-flight and all commands.
+    with connect(settings.broker_url, settings) as client:
+        client.ping()
+
+
+Options = list[list[str]]
+
+
+class Served:
+    """A Redis that speaks TLS, and a sentinel that does."""
+
+    def __init__(self, world: World, certificates: Path, *lines: str) -> None:
+        self.redis = world.redis("", certificates=certificates, lines=lines)
+        self.sentinel = start_sentinel(world, self.redis, "", *lines)
+
+    def settings(self, scheme: str, *options: str) -> Settings:
+        port = self.redis.port if scheme == "rediss" else self.sentinel.port
+        urls = [f"{scheme}://localhost:{port}/{database}?{'&'.join(options)}" for database in (0, 1)]
+        return load({"CELERY_BROKER_URL": urls[0], "CELERY_RESULT_BACKEND": urls[1], "CELERY_SENTINEL_MASTER": MASTER})
+
+
+# What a server does, and with which options a URL gets in beside the authority, and with which it does not.
+CASES = {
+    "knows nothing newer than TLS 1.2": (
+        ["tls-protocols TLSv1.2"],
+        [["{trusted}"], ["{trusted}", "ssl_min_version=TLSv1.2"]],
+        [["{trusted}", "ssl_min_version=TLSv1.3"]],
+    ),
+    "shows the certificate of another host": (
+        [],
+        [["{trusted}", "ssl_check_hostname=false"]],
+        [["{trusted}"], ["{trusted}", "ssl_check_hostname=true"]],
+    ),
+    "has an authority that nobody knows": ([], [["ssl_cert_reqs=none"]], [["ssl_cert_reqs=required"]]),
+    "lets in only who shows a certificate": (
+        ["tls-auth-clients yes"],
+        [["{trusted}", "ssl_certfile={own}.crt", "ssl_keyfile={own}.key"]],
+        [["{trusted}"]],
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, shared_world: World) -> tuple[Served, Options, Options]:
+    """A server, and options with which it is reached and not reached."""
+    other = ["DNS:redis.example.com"] if "another host" in request.param else []
+    certificates = issue_certificates(shared_world, *other)
+    lines, right, wrong = CASES[request.param]
+    paths = {"trusted": f"ssl_ca_certs={certificates / 'ca.crt'}", "own": certificates / "server"}
+    right, wrong = ([[one.format(**paths) for one in options] for options in each] for each in (right, wrong))
+    return Served(shared_world, certificates, *lines), right, wrong
+
+
+@pytest.mark.parametrize("way", [by_broker, by_results, by_client])
+@pytest.mark.parametrize("scheme", ["rediss", "sentinel"])
+def test_a_server_is_reached_with_the_options_for_it_and_with_no_others(
+    case: tuple[Served, Options, Options], scheme: str, way: Callable[[Settings], None]
 ) -> None:
-    redis, settings = served(world, "sentinel with TLS")
-    for variable in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"):
-        settings[variable] += "&ssl_check_hostname=true&ssl_min_version=TLSv1.3"
-    stack = world.stack(redis, **settings, BEAT_SCHEDULE="report-free-space=1")
-    worker, beat = stack.worker(WORKER_POOL=pool, LOG_LEVEL="debug"), stack.beat()
-    worker.ready()
-
-    # A process of Stalk's own: kombu alone does not read the version (kombu 5.7).
-    assert services(stack, "call", "services.tasks.arithmetic.add", "--args", "[4, 3]").said["result"] == 7
-    worker.says(r"Task services.tasks.disk.report_free_space\S+ succeeded", PATIENCE)
-    world.wait_until(lambda: services(stack, "status").said["nodes"], PATIENCE, "the node in the status")
-    for node in (worker, beat):
-        assert_tells_no_secret(node)
-
-
-def test_two_stacks_on_one_server_do_not_hear_each_other(world: World) -> None:
-    redis = world.redis()
-    ours, theirs = (stack_on(world, redis, database) for database in (0, 2))
-    workers = [stack.celery("worker --pool=solo --hostname=node0@%h --loglevel=debug") for stack in (ours, theirs)]
-    for worker in workers:
-        worker.ready()
-    for stack in (ours, theirs):
-        # A worker hears what is broadcast a moment after it has said that it is ready.
-        assert stack.send("services.tasks.arithmetic.add", 4, 3).get(timeout=PATIENCE) == 7
-
-    for stack in (ours, theirs):
-        assert len(stack.client.control.ping(timeout=PATIENCE, limit=1)) == 1
-    # A stop that is meant for one stack would end the other too.
-    ours.client.control.shutdown()
-
-    assert workers[0].exits(PATIENCE) == 0
-    assert len(theirs.client.control.ping(timeout=PATIENCE, limit=1)) == 1
-    # Each has heard its own stack's, and no more.
-    assert [worker.process.count("pidbox received method ping") for worker in workers] == [1, 2]
-    assert workers[1].process.alive
-
-
-def stack_on(world: World, redis: RedisServer, database: int) -> Stack:
-    """A stack with its broker in this database and its results in the next."""
-    return world.stack(
-        redis,
-        CELERY_BROKER_URL=redis.url(database, password=""),
-        CELERY_RESULT_BACKEND=redis.url(database + 1, password=""),
-    )
+    server, right, wrong = case
+    for options in right:
+        way(server.settings(scheme, *options))
+    for options in wrong:
+        with pytest.raises((ConnectionError, OperationalError)):
+            way(server.settings(scheme, *options))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-import subprocess
+import shlex
 import sys
 from pathlib import Path
 from uuid import uuid4
@@ -15,10 +16,10 @@ from click import Group
 
 from services.commands.celery_cli import NEEDS, REFUSED
 from tests.support.application import create_app  # noqa: F401 - registers Stalk's own methods
+from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import PASSWORD, Stack, World
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "operations.md"
-PATIENCE = 120
 # Celery waits for one second for the answers of nodes; Stalk only until they are there.
 ANSWER_SECONDS = 60
 TASK = "probe.mark"
@@ -89,30 +90,25 @@ def stack(shared_world: World) -> Stack:
     stack = shared_world.stack()
     stack.celery("worker --pool=prefork --concurrency=1 --hostname=node0@%h --loglevel=info --task-events").ready()
     client = stack.redis.client()
-    shared_world.wait_until(client.pubsub_numpat, PATIENCE, "the node hears commands")
+    shared_world.wait_until(client.pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
     # Its child takes longer on a busy machine, and what comes before that would be seen as reserved.
     stack.send(TASK, "first")
     shared_world.wait_started("first")
-    shared_world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "it has ended")
+    shared_world.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "it has ended")
     return stack
 
 
 def run(stack: Stack, typed: str, *, code: int = 0) -> str:
     """What `celery -A services.app TYPED` prints, ended with this code."""
-    words = _words(typed)
+    words = shlex.split(typed)
     if not code and words[0] in ("inspect", "control", "status"):
         words.insert(1, f"--timeout={ANSWER_SECONDS}")
     command = ["-m", "celery", "--no-color", "-A", "services.app", *words]
-    done = stack.world.answer(command, stack.environment(), PATIENCE)
+    done = stack.world.answer(command, stack.environment(), TIMEOUT_SECONDS)
     assert done.returncode == code, f"celery {typed}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stdout + done.stderr
     assert PASSWORD not in done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-def _words(typed: str) -> list[str]:
-    done = subprocess.run(["sh", "-c", f"printf '%s\\0' {typed}"], capture_output=True, text=True, check=True)
-    return done.stdout.split("\0")[:-1]
 
 
 def table() -> dict[str, str]:
@@ -128,7 +124,14 @@ def commands() -> set[str]:
     found = set()
     for name, command in celery.commands.items():
         if name in ("inspect", "control"):
-            found |= {f"{name} {one}" for one, meta in Panel.meta.items() if meta.type == name and meta.visible}
+            found |= {
+                f"{name} {one}"
+                for one, meta in Panel.meta.items()
+                # A test's module may have added methods to this process.
+                if meta.type == name
+                and meta.visible
+                and Panel.data[one].__module__.startswith(("celery.", "services."))
+            }
         elif isinstance(command, Group) and name not in REFUSED:
             found |= {f"{name} {one}" for one in command.commands}
         else:
@@ -143,19 +146,14 @@ def stands_for(typed: str) -> str:
 
 
 def test_the_document_has_every_command_of_celery() -> None:
-    # A test's module may have added methods to this process.
-    assert table().keys() == {name for name in commands() if not _is_a_tests(name)}
-
-
-def _is_a_tests(name: str) -> bool:
-    handler = Panel.data.get(name.partition(" ")[2])
-    return handler is not None and not handler.__module__.startswith(("celery.", "services."))
+    assert table().keys() == commands()
 
 
 def test_the_document_says_of_each_command_what_is_tested_here() -> None:
-    for word, tested in (("works", {*map(stands_for, ANSWERS), *OTHERS}), ("refused", {*map(stands_for, ELSEWHERE)})):
-        assert {name for name, said in table().items() if said == word} == tested
-    assert {*REFUSED, *(f"inspect {method}" for method in NEEDS)} == {*map(stands_for, ELSEWHERE)}
+    refused = {*map(stands_for, ELSEWHERE)}
+    works = {*map(stands_for, ANSWERS), *OTHERS}
+    assert table() == dict.fromkeys(works, "works") | dict.fromkeys(refused, "refused")
+    assert {*REFUSED, *(f"inspect {method}" for method in NEEDS)} == refused
 
 
 @pytest.mark.parametrize("typed", ANSWERS)
@@ -165,17 +163,17 @@ def test_a_command_works(stack: Stack, typed: str) -> None:
 
     if typed == "graph workers":
         # It has Celery's second, and no option for more.
-        stack.world.wait_until(works, PATIENCE, "the node answers in time")
+        stack.world.wait_until(works, TIMEOUT_SECONDS, "the node answers in time")
     else:
         assert works()
 
 
 @pytest.mark.parametrize("typed", [*ELSEWHERE, *MISTAKES])
 def test_a_command_that_cannot_work_says_so_in_a_sentence(stack: Stack, typed: str) -> None:
-    said = run(stack, typed, code=2)
-    assert said.startswith(f"Error: celery {stands_for(typed)}: ")
-    assert said.count("\n") == 1
-    assert (ELSEWHERE | MISTAKES)[typed] in said
+    output = run(stack, typed, code=2)
+    assert output.startswith(f"Error: celery {stands_for(typed)}: ")
+    assert output.count("\n") == 1
+    assert (ELSEWHERE | MISTAKES)[typed] in output
 
 
 def test_events_and_results_are_seen(stack: Stack) -> None:
@@ -191,11 +189,6 @@ def test_beat_sends_by_the_stacks_schedule(stack: Stack) -> None:
     stack.celery("beat --loglevel=info --pidfile=").says("got the lock, writing the schedule")
 
 
-def _host(stack: Stack) -> str:
-    [ready] = stack.nodes[0].process.matches(r"node0@(\S+) ready\.")
-    return ready
-
-
 def multi_with(executable: str) -> list[str]:
     """`celery multi`, as this interpreter runs it."""
     code = f"import sys; sys.executable = {executable!r}; from celery.__main__ import main; main()"
@@ -203,7 +196,7 @@ def multi_with(executable: str) -> list[str]:
 
 
 def test_multi_says_that_it_starts_nothing_whose_path_has_a_space(stack: Stack) -> None:
-    done = stack.world.answer([*multi_with("/a stalk/python"), "start", "1"], stack.environment(), PATIENCE)
+    done = stack.world.answer([*multi_with("/a stalk/python"), "start", "1"], stack.environment(), TIMEOUT_SECONDS)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: celery multi: it cannot start /a stalk/python, whose path has a space: ")
     assert done.stderr.count("\n") == 1
@@ -211,7 +204,7 @@ def test_multi_says_that_it_starts_nothing_whose_path_has_a_space(stack: Stack) 
 
 def test_nodes_of_multi_have_a_heartbeat_and_end_when_they_are_told_to(stack: Stack, tmp_path: Path) -> None:
     """One by `control shutdown`, the other by TERM."""
-    name, host, environment = f"m{uuid4().hex[:6]}", _host(stack), stack.environment()
+    name, environment = f"m{uuid4().hex[:6]}", stack.environment()
     names = [f"{name}a", f"{name}b"]
     options = [f"--pidfile={tmp_path}/%n.pid", f"--logfile={tmp_path}/%n.log", "--concurrency=1", "--loglevel=info"]
     # A path without a space.
@@ -220,7 +213,7 @@ def test_nodes_of_multi_have_a_heartbeat_and_end_when_they_are_told_to(stack: St
     executable = str(environments / "bin" / "python")
 
     def multi(*arguments: str) -> None:
-        done = stack.world.answer([*multi_with(executable), *arguments, *options], environment, PATIENCE)
+        done = stack.world.answer([*multi_with(executable), *arguments, *options], environment, TIMEOUT_SECONDS)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def running() -> set[str]:
@@ -229,9 +222,11 @@ def test_nodes_of_multi_have_a_heartbeat_and_end_when_they_are_told_to(stack: St
     multi("start", *names)
     beats = [Path(environment["STALK_RUN_DIR"]) / f"{one}.heartbeat" for one in names]
     stack.world.wait_until(
-        lambda: all(beat.exists() and beat.read_text() == "ready\n" for beat in beats), PATIENCE, "both are ready"
+        lambda: all(beat.exists() and beat.read_text() == "ready\n" for beat in beats),
+        TIMEOUT_SECONDS,
+        "both are ready",
     )
-    assert "running tasks finish" in run(stack, f"control shutdown -d {names[0]}@{host}")
-    stack.world.wait_until(lambda: running() == {names[1]}, PATIENCE, f"{names[0]} has ended")
+    assert "running tasks finish" in run(stack, f"control shutdown -d {names[0]}@{os.uname().nodename}")
+    stack.world.wait_until(lambda: running() == {names[1]}, TIMEOUT_SECONDS, f"{names[0]} has ended")
     multi("stopwait", names[1])
     assert running() == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,12 +12,10 @@ from celery import Celery
 
 from services.broker.keys import get_lists
 from tests.integration.commands.test_call import Answer, services
+from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import Stack, World
 
-PATIENCE = 120
-# Longer than the tests of this module take.
-ENDLESS = 600
-HOST = os.uname().nodename
+NODE = f"node0@{os.uname().nodename}"
 EMPTY = {
     "nodes": {},
     "silent_nodes": 0,
@@ -38,34 +37,40 @@ def stack(shared_world: World) -> Stack:
     beat = stack.beat()
     worker.ready()
     beat.says("beat: ticking")
-    stack.send("probe.rest", "running", ENDLESS)
-    shared_world.wait_until(lambda: shared_world.started("running"), PATIENCE, "the task runs")
+    stack.send("probe.hold", "running")
+    shared_world.wait_started("running")
     for priority in (0, 3, 9):
         stack.send("probe.mark", "waits", queue="elsewhere", priority=priority)
     return stack
 
 
 def test_nodes_queues_and_beat_are_shown(stack: Stack) -> None:
-    def shown() -> Answer | None:
-        # A node has a second to answer each question; on a busy machine that may not be enough.
-        answer = services(stack, "status")
-        node = answer.said["nodes"].get(f"node0@{HOST}", {})
-        return answer if node.get("running") and node.get("queues") else None
+    def is_whole(answer: Answer) -> bool:
+        node = answer.said["nodes"].get(NODE, {})
+        return bool(node.get("running") and node.get("queues"))
 
-    answer = stack.world.wait_until(shown, PATIENCE, "the node in the status")
+    answer = status(stack, is_whole)
 
-    assert answer.code == 0
+    assert (answer.code, answer.errors) == (0, "")
     ((name, node),) = answer.said["nodes"].items()
-    assert name == f"node0@{HOST}"
+    assert name == NODE
     assert (node["pool"], node["concurrency"], node["queues"]) == ("threads", 2, ["celery", "mail"])
-    assert [task["name"] for task in node["running"]] == ["probe.rest"]
+    assert [task["name"] for task in node["running"]] == ["probe.hold"]
     # Every priority counts, and a queue that no worker here listens on.
     assert answer.said["queues"] == {"celery": 0, "elsewhere": 3, "mail": 0}
     assert answer.said["unread"] == [waits("elsewhere", priority) for priority in (0, 3, 9)]
-    assert (answer.said["silent_nodes"], answer.said["overtime"]) == (0, [])
-    assert answer.said["unacked"] == 1
-    assert 0 <= answer.said["beat"]["seconds_since_tick"] < PATIENCE
-    assert answer.errors == ""
+    assert (answer.said["silent_nodes"], answer.said["overtime"], answer.said["unacked"]) == (0, [], 1)
+    assert 0 <= answer.said["beat"]["seconds_since_tick"] < TIMEOUT_SECONDS
+
+
+def status(stack: Stack, is_whole: Callable[[Answer], bool]) -> Answer:
+    """The status, once it is so: a node has a second to answer each question, too little on a busy machine."""
+
+    def look() -> Answer | None:
+        answer = services(stack, "status")
+        return answer if is_whole(answer) else None
+
+    return stack.world.wait_until(look, TIMEOUT_SECONDS, "the status")
 
 
 def waits(queue: str, priority: int = 0, count: int = 1) -> dict[str, Any]:
@@ -81,12 +86,11 @@ def stock_producer(stack: Stack) -> Celery:
 
 def unread(stack: Stack) -> list[dict[str, Any]]:
     """What no node reads, as soon as each node has said what it reads."""
-    return list(stack.world.wait_until(lambda: whole_status(stack), PATIENCE, "all nodes answer")["unread"])
+    return list(status(stack, all_answer).said["unread"])
 
 
-def whole_status(stack: Stack) -> dict[str, Any] | None:
-    answer = services(stack, "status")
-    return dict(answer.said) if answer.code == 0 and not answer.said["silent_nodes"] else None
+def all_answer(answer: Answer) -> bool:
+    return answer.code == 0 and not answer.said["silent_nodes"]
 
 
 def test_lists_with_tasks_that_no_node_reads_are_shown_with_their_number(stack: Stack) -> None:
@@ -137,45 +141,45 @@ def test_a_task_that_runs_over_its_limit_where_nothing_ends_it_is_shown(world: W
     # A solo pool at work answers nobody.
     wanted = (0, 1) if pool == "solo" else (1, 0)
 
-    def shown() -> dict[str, Any] | None:
-        # A node has a second to answer; on a busy machine that may not be enough.
-        said = services(stack, "status").said
-        return dict(said) if said["overtime"] and (len(said["nodes"]), said["silent_nodes"]) == wanted else None
+    def is_whole(answer: Answer) -> bool:
+        shown = answer.said
+        return bool(shown["overtime"]) and (len(shown["nodes"]), shown["silent_nodes"]) == wanted
 
-    said = world.wait_until(shown, PATIENCE, f"the task in the status, and of nodes {wanted} that answer and do not")
+    overtime = status(stack, is_whole).said["overtime"]
 
-    (one,) = said["overtime"]
+    (one,) = overtime
     assert one.pop("seconds") > 0
-    assert one == {"node": f"node0@{HOST}", "id": late.id, "name": "probe.hold", "limit": 1}
+    assert one == {"node": NODE, "id": late.id, "name": "probe.hold", "limit": 1}
     node.says(rf"probe\.hold\[{late.id}\] has run for \d+ s and its limit is 1 s")
 
     world.release("late")
-    late.get(timeout=PATIENCE)
-    world.wait_until(lambda: not services(stack, "status").said["overtime"], PATIENCE, "it is gone from the status")
+    late.get(timeout=TIMEOUT_SECONDS)
+    status(stack, lambda answer: not answer.said["overtime"])
 
 
 def test_where_no_node_runs_only_what_none_would_read_is_unread(world: World) -> None:
     stack = world.stack()
-    assert whole_status(stack) == EMPTY
+    assert status(stack, all_answer).said == EMPTY
 
     with stock_producer(stack) as producer:
         for queue, priority in (("celery", 0), ("celery", 1), ("elsewhere", 9)):
             producer.send_task("probe.mark", ("waits",), queue=queue, priority=priority)
 
-    assert whole_status(stack) == {**EMPTY, "queues": {"celery": 1, "elsewhere": 1}, "unread": [waits("celery", 1)]}
+    assert status(stack, all_answer).said == {
+        **EMPTY,
+        "queues": {"celery": 1, "elsewhere": 1},
+        "unread": [waits("celery", 1)],
+    }
 
 
-def test_whoever_asks_all_nodes_goes_on_when_all_have_answered(stack: Stack) -> None:
-    assert ask_all(stack) == f"['node0@{HOST}']\n"
-
-
-def test_whoever_asks_where_there_is_no_node_goes_on_at_once(world: World) -> None:
+def test_whoever_asks_all_nodes_goes_on_when_all_have_answered_or_there_is_none(stack: Stack, world: World) -> None:
+    assert ask_all(stack) == f"['{NODE}']\n"
     assert ask_all(world.stack()) == "[]\n"
 
 
 def ask_all(stack: Stack) -> str:
-    """Ask all nodes, with much more patience than this waits for the answers; the names of those that answer."""
-    asks = f"print(list(app.control.inspect(timeout={100 * PATIENCE}).ping() or []))"
+    """Ask all nodes, with a timeout much longer than this waits for the answers; the names of those that answer."""
+    asks = f"print(list(app.control.inspect(timeout={100 * TIMEOUT_SECONDS}).ping() or []))"
     asking = stack.world.python("ask", f'-c "from services.app import app; {asks}"', stack.environment())
-    stack.world.wait_until(lambda: not asking.alive, 4 * PATIENCE, "answers come long before their time is over")
+    stack.world.wait_until(lambda: not asking.alive, 4 * TIMEOUT_SECONDS, "answers come long before their time is over")
     return asking.log()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,17 +11,17 @@ import pytest
 from services.supervisor.proc_stat import read_stat
 from tests.support.checkout import odd_checkout
 from tests.support.redis.server import RedisServer
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.workers import POOLS, stop
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 120
-POOLS = ("prefork", "threads", "solo")
 READY = r"\S+@\S+ ready\."
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+def stack(shared_world: World) -> Stack:
     """A node of each pool that hears broadcasts, with the name of its pool."""
-    stack = stack_in(shared_world, tmp_path_factory.mktemp("broadcasts"))
+    stack = stack_in(shared_world)
     for pool in POOLS:
         start(stack, pool)
     for node in stack.nodes:
@@ -31,15 +30,15 @@ def stack(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Stac
     return stack
 
 
-def stack_in(world: World, directory: Path, *redis: RedisServer, **settings: str) -> Stack:
-    world.checkout = odd_checkout(directory / "code")
+def stack_in(world: World, *redis: RedisServer, **settings: str) -> Stack:
+    world.checkout = odd_checkout(world.path("code"))
     return world.stack(*redis, CELERY_IMPORTS="probe,odd_tasks,odd_broadcast", WORKER_LEASE="6", **settings)
 
 
 def start(stack: Stack, pool: str, name: str = "", queues: str = "", options: str = "-c 2") -> Node:
     name = name or pool
     return stack.celery(
-        f"worker -P {pool} -Q {queues or f'{name},everybody'} -n {name}@%h {options} -l info -f /dev/stderr"
+        f"worker -P {pool} -Q {queues or f'{name},everybody'} -n {name}@%h -l info -f /dev/stderr {options}"
     )
 
 
@@ -49,8 +48,8 @@ def listens(stack: Stack, *queues: str) -> None:
     for queue in queues:
         label = world.path(f"listens-{queue}").name
         stack.send("probe.mark", label, queue=queue)
-        world.wait_until(lambda: world.ended(label), PATIENCE, f"{queue} listens")  # noqa: B023
-    world.wait_until(lambda: stack.unacked() == 0, PATIENCE, "that is acknowledged")
+        world.wait_until(lambda: world.ended(label), TIMEOUT_SECONDS, f"{queue} listens")  # noqa: B023
+    world.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "that is acknowledged")
 
 
 def publish(
@@ -62,7 +61,7 @@ def publish(
         "import logging; logging.basicConfig(); from services.app import app; app.loader.import_default_modules(); "
         f"print('sent', app.send_task({sent}).id)"
     )
-    answer = stack.world.answer(["-c", code], stack.environment(), PATIENCE)
+    answer = stack.world.answer(["-c", code], stack.environment(), TIMEOUT_SECONDS)
     assert answer.stdout.startswith("sent "), answer.stderr
     return answer
 
@@ -75,7 +74,9 @@ def cpu_seconds(node: Node) -> float:
 
 
 def wait_for_all(stack: Stack, label: str, times: int = len(POOLS)) -> None:
-    stack.world.wait_until(lambda: stack.world.started(label) == times, PATIENCE, f"{times} nodes have run {label}")
+    stack.world.wait_until(
+        lambda: stack.world.started(label) == times, TIMEOUT_SECONDS, f"{times} nodes have run {label}"
+    )
 
 
 def nothing_more_runs(stack: Stack, label: str, times: int = len(POOLS)) -> None:
@@ -104,20 +105,29 @@ def test_every_node_runs_a_broadcast_under_no_lease(
     assert stack.unacked() == 0
 
 
-@pytest.mark.parametrize("how", ["exit", "value"])
-def test_a_broadcast_that_fails_is_run_once_by_each(stack: Stack, how: str) -> None:
-    publish(stack, f"fails-{how}", how, task="odd_tasks.end_with")
+# Task, arguments, how often each node runs it, and what it logs.
+ENDS = {
+    "exits": ("odd_tasks.end_with", ["exit"], 1, ""),
+    "fails": ("odd_tasks.end_with", ["value"], 1, ""),
+    "asks": (
+        "odd_tasks.until_redelivered",
+        [],
+        1,
+        "is not run again, although its task asks for it: it was a broadcast",
+    ),
+    "retries": ("probe.fail", [], 2, ""),
+}
 
-    wait_for_all(stack, f"fails-{how}")
-    nothing_more_runs(stack, f"fails-{how}")
 
+@pytest.mark.parametrize("end", ENDS)
+def test_every_node_runs_a_broadcast_once_and_again_only_for_a_retry(stack: Stack, end: str) -> None:
+    task, arguments, times, line = ENDS[end]
+    publish(stack, end, *arguments, task=task)
 
-def test_a_broadcast_that_asks_to_be_run_later_is_not_and_the_log_says_so(stack: Stack) -> None:
-    publish(stack, "asks", task="odd_tasks.until_redelivered")
-
+    wait_for_all(stack, end, times * len(POOLS))
     for node in stack.nodes:
-        node.says("is not run again, although its task asks for it: it was a broadcast")
-    nothing_more_runs(stack, "asks")
+        node.says(line)
+    nothing_more_runs(stack, end, times * len(POOLS))
 
 
 def test_whoever_broadcasts_what_no_node_hears_is_told(stack: Stack) -> None:
@@ -126,15 +136,8 @@ def test_whoever_broadcasts_what_no_node_hears_is_told(stack: Stack) -> None:
     assert "no node hears what is broadcast to everybody with routing key elsewhere" in answer.stderr
 
 
-def test_every_node_runs_a_broadcast_again_however_many_ask_for_a_retry(stack: Stack) -> None:
-    publish(stack, "tried", task="probe.fail")
-
-    wait_for_all(stack, "tried", 2 * len(POOLS))
-    nothing_more_runs(stack, "tried", 2 * len(POOLS))
-
-
-def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(world: World, tmp_path: Path) -> None:
-    stack = stack_in(world, tmp_path)
+def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(world: World) -> None:
+    stack = stack_in(world)
     node = start(stack, "prefork").says(READY)
     listens(stack, "prefork")
 
@@ -146,8 +149,8 @@ def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(w
     assert world.started("kills") == 1
 
 
-def test_a_busy_node_hears_a_broadcast_and_rests(world: World, tmp_path: Path) -> None:
-    stack = stack_in(world, tmp_path)
+def test_a_busy_node_hears_a_broadcast_and_rests(world: World) -> None:
+    stack = stack_in(world)
     pools = ("prefork", "threads")
     for pool in pools:
         start(stack, pool, options="-c 1 --prefetch-multiplier=1")
@@ -212,20 +215,17 @@ def test_a_queue_without_acknowledgements_is_run(stack: Stack, pool: str) -> Non
     stack.world.wait_started(f"noack-{pool}")
     own.says(r"Task odd_tasks\.tell\[\S+\] succeeded")
     assert "its lease was lost" not in own.process.log()
-    own.process.terminate()
-    own.exits(PATIENCE)
+    stop(own)
 
 
-def test_two_stacks_on_one_server_do_not_hear_each_others_broadcasts(world: World, tmp_path: Path) -> None:
+def test_two_stacks_on_one_server_do_not_hear_each_other(world: World) -> None:
     redis = world.redis()
-    urls = [[redis.url(database, password="") for database in pair] for pair in ((2, 10), (3, 11))]
-    stacks = [
-        stack_in(world, tmp_path / broker[-1], redis, CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=results)
-        for broker, results in urls
-    ]
-    for stack in stacks:
-        start(stack, "threads").says(READY)
-        listens(stack, "threads")
+    stacks = []
+    for databases in ((0, 1), (2, 3)):
+        broker, results = (redis.url(database, password="") for database in databases)
+        stacks.append(stack_in(world, redis, CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=results))
+        start(stacks[-1], "threads", options="-l debug").says(READY)
+        listens(stacks[-1], "threads")
 
     for number, stack in enumerate(stacks):
         publish(stack, f"to-{number}")
@@ -237,3 +237,14 @@ def test_two_stacks_on_one_server_do_not_hear_each_others_broadcasts(world: Worl
     for number in (0, 1):
         assert [world.started(f"{label}-{number}") for label in ("to", "and-to")] == [1, 1]
     assert [stack.unacked() for stack in stacks] == [0, 0]
+
+    ours, theirs = stacks
+    for stack in stacks:
+        assert len(stack.client.control.ping(timeout=TIMEOUT_SECONDS, limit=1)) == 1
+    # A stop that is meant for one stack would end the other too.
+    ours.client.control.shutdown()
+    assert ours.nodes[0].exits(TIMEOUT_SECONDS) == 0
+    assert len(theirs.client.control.ping(timeout=TIMEOUT_SECONDS, limit=1)) == 1
+    # Each has heard its own stack's, and no more.
+    assert [stack.nodes[0].process.count("pidbox received method ping") for stack in stacks] == [1, 2]
+    assert theirs.nodes[0].process.alive

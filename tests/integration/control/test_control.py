@@ -16,19 +16,25 @@ from services.control.mailbox import Mailbox
 from services.delivery.channel import ANSWER_MILLISECONDS
 from services.delivery.connection import Connection
 from tests.integration.delivery.test_scheduled import start
-from tests.support.world import Node, Stack, World
+from tests.support.waiting import TIMEOUT_SECONDS
+from tests.support.workers import POOLS, wait_running
+from tests.support.world import Stack, World
 
-PATIENCE = 120
 # Long enough for a question to be sent, and too short for somebody who sleeps.
 NO_ANSWER_SECONDS = 0.5
+# Nothing else is subscribed to a pattern then.
+ALONE = "--without-gossip"
 ANSWER_SECONDS = 60
 # For what must not happen: a node that has a place takes a task within milliseconds.
 STAYS_SECONDS = 1
-POOLS = ("prefork", "threads", "solo")
 # Where Redis publishes what is broadcast to nodes: database 0, kombu's exchange for commands.
 TOPIC = "/0.celery.pidbox"
-BROKEN = """
+ODD_CONTROL = """
 from celery.worker.control import inspect_command
+from services.delivery import claim
+
+# As if a node that waits for news did not look by itself before every test has given up.
+claim.LOOK_SECONDS = 1_000_000
 
 @inspect_command()
 def answer_what_no_message_can_hold(state):
@@ -39,27 +45,22 @@ def raise_an_error(state):
     raise ValueError("on purpose")
 """
 
-# As if a node that waits for news did not look by itself before every test has given up.
-PATIENT = """
-from services.delivery import claim
-
-claim.LOOK_SECONDS = 1_000_000
-"""
-
 
 @pytest.fixture(params=POOLS)
 def stack(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     """A node of its own, with nobody beside it."""
     modules = tmp_path_factory.mktemp("modules")
-    (modules / "broken.py").write_text(BROKEN)
-    (modules / "patient.py").write_text(PATIENT)
+    (modules / "odd_control.py").write_text(ODD_CONTROL)
     stack = world.stack()
-    settings = {"CELERY_IMPORTS": "probe,broken,patient", "PYTHONPATH": str(modules)}
-    start(stack, request.param, more="--without-gossip", **settings).ready()
-    # It says so a moment before it listens.
-    client = stack.redis.client()
-    world.wait_until(client.pubsub_numpat, PATIENCE, "the node hears commands")
+    start(stack, request.param, more=ALONE, CELERY_IMPORTS="probe,odd_control", PYTHONPATH=str(modules))
+    wait_listening(stack)
     return stack
+
+
+def wait_listening(stack: Stack) -> None:
+    """Wait until the node hears commands: it says that it is ready a moment before."""
+    stack.nodes[0].ready()
+    stack.world.wait_until(stack.redis.client().pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
 
 
 @contextmanager
@@ -69,16 +70,17 @@ def asking(stack: Stack) -> Iterator[Mailbox]:
         yield Mailbox("celery", "fanout", connection)
 
 
-def hears(stack: Stack, what: str = "the next command") -> None:
+def ask_and_leave(mailbox: Mailbox) -> None:
+    """Do what multi_call does before it waits."""
+    mailbox._publish("ping", {}, reply_ticket=uuid4().hex)
+
+
+def assert_hears(stack: Stack, what: str = "the next command") -> None:
     """The node does what it is told next: it takes tasks from one more queue."""
     [node], queue = stack.nodes, uuid4().hex
     stack.client.control.add_consumer(queue)
     started = f"Started consuming from {queue}"
-    stack.world.wait_until(lambda: node.process.count(started), PATIENCE, f"the node hears {what}")
-
-
-def complains(node: Node) -> list[str]:
-    return [line for line in node.process.log().splitlines() if "Traceback" in line or " ERROR " in line]
+    stack.world.wait_until(lambda: node.process.count(started), TIMEOUT_SECONDS, f"the node hears {what}")
 
 
 def test_the_first_task_of_a_queue_starts_as_soon_as_a_node_consumes_from_it(stack: Stack) -> None:
@@ -106,27 +108,25 @@ def test_the_first_task_of_a_queue_starts_as_soon_as_a_node_consumes_from_it(sta
 
 def test_an_answer_that_nobody_waits_for_is_dropped_in_silence(stack: Stack) -> None:
     [node] = stack.nodes
-    queue = uuid4().hex
     node.process.signal(signal.SIGSTOP)
     with asking(stack) as mailbox:
         for _ in range(3):
             assert not mailbox.multi_call("ping", timeout=NO_ANSWER_SECONDS)
-    stack.client.control.add_consumer(queue)
+    stack.client.control.add_consumer("next")
     node.process.signal(signal.SIGCONT)
 
-    node.says(f"Started consuming from {queue}")
-    assert complains(node) == []
+    node.says("Started consuming from next")
+    assert node.process.count("Traceback| ERROR ") == 0
 
 
 def test_an_answer_to_somebody_who_died_does_not_stay_for_ever(stack: Stack) -> None:
     with asking(stack) as mailbox:
-        # What multi_call does before it waits.
-        mailbox._publish("ping", {}, reply_ticket=uuid4().hex)
+        ask_and_leave(mailbox)
         [answers] = [mailbox.reply_queue.name]
         client = stack.redis.client()
-        stack.world.wait_until(lambda: client.llen(answers), PATIENCE, "the node answers")
+        stack.world.wait_until(lambda: client.llen(answers), TIMEOUT_SECONDS, "the node answers")
         assert 0 < client.pttl(answers) <= ANSWER_MILLISECONDS
-    hears(stack)
+    assert_hears(stack)
 
 
 def test_asking_leaves_nothing_behind(stack: Stack) -> None:
@@ -190,19 +190,17 @@ MISTAKES = {
 def test_a_node_hears_the_next_command_after_one_that_is_none(stack: Stack) -> None:
     for mistake, make in MISTAKES.items():
         make(stack)
-        hears(stack, f"the next command after: {mistake}")
+        assert_hears(stack, f"the next command after: {mistake}")
     [node] = stack.nodes
     assert node.process.count("Connected to") == 1
     assert node.process.count("consumer: waiting for") == 0, "it has connected again"
 
 
 def test_whoever_asks_hears_why_there_is_no_answer(stack: Stack) -> None:
-    with asking(stack) as mailbox:
-        for command, reason in (("answer_what_no_message_can_hold", "EncodeError"), ("raise_an_error", "on purpose")):
-            [answer] = mailbox.multi_call(command, limit=1, timeout=ANSWER_SECONDS)
-            [said] = answer.values()
-            assert reason in said["error"]
-            hears(stack)
+    for command, reason in (("answer_what_no_message_can_hold", "EncodeError"), ("raise_an_error", "on purpose")):
+        kind, why = ask(stack, command)
+        assert (kind, reason in why) == ("error", True), why
+        assert_hears(stack)
 
 
 def test_a_node_hears_the_next_command_after_an_answer_that_a_full_redis_refused(stack: Stack) -> None:
@@ -210,17 +208,16 @@ def test_a_node_hears_the_next_command_after_an_answer_that_a_full_redis_refused
     client = stack.redis.client()
     node.process.signal(signal.SIGSTOP)
     with asking(stack) as mailbox:
-        # What multi_call does before it waits.
-        mailbox._publish("ping", {}, reply_ticket=uuid4().hex)
+        ask_and_leave(mailbox)
         client.config_set("maxmemory", 1)
         stack.client.control.cancel_consumer("celery")
         node.process.signal(signal.SIGCONT)
         node.says("Canceling queue celery")
         client.config_set("maxmemory", 0)
-    hears(stack)
+    assert_hears(stack)
 
 
-def told(stack: Stack, command: str, **arguments: Any) -> tuple[str, str]:
+def ask(stack: Stack, command: str, **arguments: Any) -> tuple[str, str]:
     """What the node answers to a command: ok or error, and the sentence."""
     with asking(stack) as mailbox:
         [answer] = mailbox.multi_call(command, arguments, limit=1, timeout=ANSWER_SECONDS)
@@ -231,14 +228,8 @@ def told(stack: Stack, command: str, **arguments: Any) -> tuple[str, str]:
 def hold(stack: Stack, *labels: str) -> list[Any]:
     """Tasks that run until they are released; all have started."""
     results = [stack.send("probe.hold", label) for label in labels]
-    for label in labels:
-        stack.world.wait_started(label)
+    wait_running(stack, labels)
     return results
-
-
-def release(stack: Stack, *labels: str) -> None:
-    for label in labels:
-        stack.world.release(label)
 
 
 def runs_at_once(stack: Stack, count: int) -> None:
@@ -247,72 +238,71 @@ def runs_at_once(stack: Stack, count: int) -> None:
     results = hold(stack, *labels)
     last = stack.send("probe.mark", "last")
     stack.world.holds_for(stack.waiting, STAYS_SECONDS, "one more task stays in its queue")
-    release(stack, *labels)
+    stack.world.release(*labels)
     for result in [*results, last]:
-        result.get(timeout=PATIENCE)
+        result.get(timeout=TIMEOUT_SECONDS)
 
 
 def knows_of(stack: Stack, running: int) -> None:
     """Wait until the node knows that so many tasks run: it hears of a start after the task has written it down."""
-    inspect = stack.client.control.inspect(timeout=ANSWER_SECONDS, limit=1)
+    inspect: Any = stack.client.control.inspect(timeout=ANSWER_SECONDS, limit=1)
     stack.world.wait_until(
-        lambda: [len(tasks) for tasks in (inspect.active() or {}).values()] == [running], PATIENCE, "it knows of all"
+        lambda: [*map(len, (inspect.active() or {}).values())] == [running], TIMEOUT_SECONDS, "it knows of all"
     )
 
 
 @pytest.mark.parametrize("stack", ["prefork"], indirect=True)
 def test_a_prefork_pool_grows_and_shrinks_by_what_runs_nothing_and_keeps_one_process(stack: Stack) -> None:
-    assert told(stack, "pool_grow", n=3) == ("ok", "pool will grow")
-    assert told(stack, "pool_shrink", n=1) == ("ok", "pool will shrink")
+    assert ask(stack, "pool_grow", n=3) == ("ok", "pool will grow")
+    assert ask(stack, "pool_shrink", n=1) == ("ok", "pool will shrink")
     runs_at_once(stack, 3)
 
     labels = ["first", "second"]
     hold(stack, *labels)
     knows_of(stack, len(labels))
     shrunk = "the pool has shrunk by 1: its other processes run tasks, so try again later"
-    assert told(stack, "pool_shrink", n=2) == ("error", shrunk)
-    release(stack, *labels)
+    assert ask(stack, "pool_shrink", n=2) == ("error", shrunk)
+    stack.world.release(*labels)
     runs_at_once(stack, 2)
 
     stays = "the pool has 2 process(es), of which one has to stay: shut the node down instead"
-    assert told(stack, "pool_shrink", n=2) == ("error", stays)
-    assert told(stack, "pool_grow", n=999)[0] == "error"
-    assert told(stack, "pool_grow", n=-1) == ("error", "-1 is no number of processes: give 1 or more")
+    assert ask(stack, "pool_shrink", n=2) == ("error", stays)
+    assert ask(stack, "pool_grow", n=999)[0] == "error"
+    assert ask(stack, "pool_grow", n=-1) == ("error", "-1 is no number of processes: give 1 or more")
     runs_at_once(stack, 2)
 
 
 def test_a_node_says_why_it_does_not_do_with_its_pool_what_it_is_told(stack: Stack, request: Any) -> None:
-    assert told(stack, "autoscale", max=4, min=1) == ("error", "this node does not autoscale: set WORKER_AUTOSCALE")
-    refused, why = told(stack, "pool_restart")
+    assert ask(stack, "autoscale", max=4, min=1) == ("error", "this node does not autoscale: set WORKER_AUTOSCALE")
+    refused, why = ask(stack, "pool_restart")
     assert refused == "error"
     assert why.startswith("a pool is not restarted under its tasks: shut the node down (")
     if request.node.callspec.params["stack"] != "prefork":
         fixed = "only a prefork pool grows and shrinks: set WORKER_CONCURRENCY or WORKER_PROCESSES"
-        assert told(stack, "pool_grow", n=1) == told(stack, "pool_shrink", n=1) == ("error", fixed)
+        assert ask(stack, "pool_grow", n=1) == ask(stack, "pool_shrink", n=1) == ("error", fixed)
     runs_at_once(stack, 1)
 
 
 @pytest.mark.parametrize("stack", ["solo"], indirect=True)
 def test_a_rate_that_would_let_no_task_start_is_refused(stack: Stack) -> None:
     for wrong in ("-1", "-1/m", "NaN", "inf", "5/x", "many", "/m"):
-        kind, why = told(stack, "rate_limit", task_name="probe.mark", rate_limit=wrong)
+        kind, why = ask(stack, "rate_limit", task_name="probe.mark", rate_limit=wrong)
         must = "must be a number, 0 for no limit, or one with /s, /m or /h behind it"
         assert (kind, why) == ("error", f"the rate limit is {wrong!r}, and {must}")
     for right in ("1000/s", "60000/m", "0", "2.5"):
-        kind, _ = told(stack, "rate_limit", task_name="probe.mark", rate_limit=right)
+        kind, _ = ask(stack, "rate_limit", task_name="probe.mark", rate_limit=right)
         assert kind == "ok"
-    stack.send("probe.mark", "marked").get(timeout=PATIENCE)
-    assert told(stack, "rate_limit", task_name="unheard.of", rate_limit="1") == ("error", "unknown task")
+    stack.send("probe.mark", "marked").get(timeout=TIMEOUT_SECONDS)
+    assert ask(stack, "rate_limit", task_name="unheard.of", rate_limit="1") == ("error", "unknown task")
 
 
 def test_an_autoscaling_node_takes_another_range_and_no_other_size(world: World) -> None:
     stack = world.stack()
-    # Without gossip nothing else is subscribed to a pattern.
-    stack.celery("worker --pool=prefork --autoscale=2,1 --hostname=node0@%h --loglevel=info --without-gossip").ready()
-    world.wait_until(stack.redis.client().pubsub_numpat, PATIENCE, "the node hears commands")
+    start(stack, "prefork", more=f"--autoscale=2,1 {ALONE}")
+    wait_listening(stack)
     autoscales = "this node autoscales: change its autoscale range instead"
-    assert told(stack, "pool_grow", n=1) == told(stack, "pool_shrink", n=1) == ("error", autoscales)
-    assert told(stack, "autoscale", max=1, min=2) == ("error", "max=1 min=2 is no range of 1 to 1000 processes")
-    assert told(stack, "autoscale", max=1, min=0)[0] == "error"
-    assert told(stack, "autoscale", max=3, min=1) == ("ok", "autoscale now max=3 min=1")
+    assert ask(stack, "pool_grow", n=1) == ask(stack, "pool_shrink", n=1) == ("error", autoscales)
+    assert ask(stack, "autoscale", max=1, min=2) == ("error", "max=1 min=2 is no range of 1 to 1000 processes")
+    assert ask(stack, "autoscale", max=1, min=0)[0] == "error"
+    assert ask(stack, "autoscale", max=3, min=1) == ("ok", "autoscale now max=3 min=1")
     runs_at_once(stack, 3)

@@ -19,13 +19,12 @@ from services.broker.keys import REVOKED_STAMPS, REVOKED_TASKS, SCHEDULED
 from services.control import revocations
 from tests.integration.delivery.test_scheduled import start
 from tests.integration.results.test_dead_letters import events
-from tests.support.waiting import wait_until
+from tests.support.waiting import TIMEOUT_SECONDS, wait_until
+from tests.support.workers import POOLS, stop
 from tests.support.world import Node, Stack, World
 
-PATIENCE = 120
 LEASE = 3
 HOUR = 3600
-POOLS = ("prefork", "threads", "solo")
 NODE = f"node0@{os.uname().nodename}"
 
 
@@ -40,22 +39,22 @@ def pool(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def hears(stack: Stack, one: Node, name: str = "node0") -> Node:
+def wait_listening(stack: Stack, one: Node, name: str = "node0") -> Node:
     """Wait until a node hears what is broadcast: it says that it is ready a moment before."""
     inspect = stack.client.control.inspect([f"{name}@{os.uname().nodename}"], timeout=1)
-    stack.world.wait_until(inspect.ping, PATIENCE, f"{name} hears")
+    stack.world.wait_until(inspect.ping, TIMEOUT_SECONDS, f"{name} hears")
     return one
 
 
 def client(stack: Stack, code: str) -> str:
     """What a client with this application does; what it says on standard error."""
-    done = stack.world.answer(["-c", f"from services.app import app; {code}"], stack.environment(), PATIENCE)
+    done = stack.world.answer(["-c", f"from services.app import app; {code}"], stack.environment(), TIMEOUT_SECONDS)
     assert done.returncode == 0, done
     return done.stderr
 
 
-def revoke(stack: Stack, sent: Any) -> None:
-    client(stack, f"app.control.revoke({sent.id!r})")
+def revoke(stack: Stack, *sent: Any) -> None:
+    client(stack, f"app.control.revoke({[one.id for one in sent]!r})")
 
 
 def hold(stack: Stack, **options: Any) -> Any:
@@ -65,162 +64,132 @@ def hold(stack: Stack, **options: Any) -> Any:
     return sent
 
 
-def release(stack: Stack, label: str) -> None:
-    stack.world.release(label)
-
-
 def never_runs(stack: Stack, *sent: Any) -> None:
     """Wait until what is sent after them has run; they say REVOKED, and nobody holds anything."""
     stack.send("probe.mark", "after")
     stack.world.wait_started("after")
-    stack.world.wait_until(lambda: stack.waiting() + stack.unacked() == 0, PATIENCE, "nothing is left")
+    stack.world.wait_until(lambda: stack.waiting() + stack.unacked() == 0, TIMEOUT_SECONDS, "nothing is left")
     assert [one.state for one in sent] == ["REVOKED"] * len(sent)
     assert not stack.world.started("victim")
     for one in sent:
         with pytest.raises(TaskRevokedError):
-            one.get(timeout=PATIENCE)
+            one.get(timeout=TIMEOUT_SECONDS)
 
 
 # While no node lives.
 
 
-def test_a_task_that_is_revoked_while_its_only_node_is_stopped_never_runs(stack: Stack, pool: str) -> None:
-    first = start(stack, pool).ready()
-    first.process.terminate()
-    first.exits(PATIENCE)
+def test_what_is_revoked_while_the_only_node_is_stopped_never_runs_and_waits_no_longer(stack: Stack, pool: str) -> None:
+    client, world = stack.redis.client(), stack.world
+    first = start(stack, pool)
+    later, kept = (stack.send("probe.mark", label, countdown=HOUR) for label in ("victim", "kept"))
+    world.wait_until(lambda: client.zcard(SCHEDULED) == 2, TIMEOUT_SECONDS, "both wait in Redis")
+    stop(first)
     victim = stack.send("probe.mark", "victim")
-    revoke(stack, victim)
+    revoke(stack, victim, later)
 
     start(stack, pool)
 
-    never_runs(stack, victim)
-    assert stack.client.control.inspect([NODE], timeout=PATIENCE).revoked() == {NODE: [victim.id]}
+    world.wait_until(lambda: later.state == "REVOKED", TIMEOUT_SECONDS, "it says REVOKED")
+    never_runs(stack, victim, later)
+    world.wait_until(lambda: client.zrange(SCHEDULED, 0, -1) == [kept.id], TIMEOUT_SECONDS, "only the other one waits")
+    revoked: Any = stack.client.control.inspect([NODE], timeout=TIMEOUT_SECONDS).revoked()
+    assert {*revoked[NODE]} == {victim.id, later.id}
 
 
-def test_what_is_revoked_before_any_node_has_lived_never_runs_however_it_is_said(stack: Stack) -> None:
+def test_what_is_revoked_before_any_node_has_lived_never_runs_and_its_chord_errs(
+    stack: Stack,
+) -> None:
     ways: dict[str, Callable[[Any], object]] = {
         "control": lambda sent: client(stack, f"app.control.revoke([{sent.id!r}])"),
         "terminate": lambda sent: client(stack, f"app.control.terminate({sent.id!r}, signal='KILL')"),
         "result": lambda sent: client(stack, f"app.AsyncResult({sent.id!r}).revoke()"),
         "forgotten": lambda sent: client(stack, f"app.AsyncResult({sent.id!r}).revoke(terminate=True)"),
-        "command": lambda sent: stack.celery(f"control revoke {sent.id}").exits(PATIENCE),
-        "terminate-command": lambda sent: stack.celery(f"control terminate KILL {sent.id}").exits(PATIENCE),
+        "command": lambda sent: stack.celery(f"control revoke {sent.id}").exits(TIMEOUT_SECONDS),
+        "terminate-command": lambda sent: stack.celery(f"control terminate KILL {sent.id}").exits(TIMEOUT_SECONDS),
         "stamp": lambda _: client(stack, "app.control.revoke_by_stamped_headers({'owner': ['stamp', 'x']})"),
         "stamp-result": lambda sent: client(
             stack, f"app.AsyncResult({sent.id!r}).revoke_by_stamped_headers({{'owner': 'stamp-result'}})"
         ),
         "group": lambda sent: client(stack, f"app.GroupResult('any', [app.AsyncResult({sent.id!r})]).revoke()"),
-        "stamped": lambda _: stack.celery("control revoke_by_stamped_headers owner=stamped").exits(PATIENCE),
+        "stamped": lambda _: stack.celery("control revoke_by_stamped_headers owner=stamped").exits(TIMEOUT_SECONDS),
     }
     sent = {way: stack.send("probe.mark", "victim", stamped_headers=["owner"], owner=way) for way in ways}
     kept = stack.send("probe.mark", "kept", stamped_headers=["owner"], owner="kept")
-    for way, say in ways.items():
-        say(sent[way])
-
-    start(stack)
-
-    never_runs(stack, *sent.values())
-    assert kept.get(timeout=PATIENCE) == "kept"
-
-
-def test_a_chord_errs_whose_part_was_revoked_while_no_node_lived(stack: Stack) -> None:
     parts = [stack.client.signature("probe.mark", args=[label]) for label in ("victim", "other")]
-    sent = chord(parts, app=stack.client)(stack.client.signature("probe.collect", args=["body"]))
-    revoke(stack, sent.parent.results[0])
+    body = chord(parts, app=stack.client)(stack.client.signature("probe.collect", args=["body"]))
+    part = body.parent.results[0]
+    for way, revoke_by in ways.items():
+        revoke_by(sent[way])
+    revoke(stack, part)
 
     start(stack)
 
-    never_runs(stack, sent.parent.results[0])
-    stack.world.wait_until(lambda: sent.state == "FAILURE", PATIENCE, "its body fails")
+    never_runs(stack, part, *sent.values())
+    assert kept.get(timeout=TIMEOUT_SECONDS) == "kept"
+    stack.world.wait_until(lambda: body.state == "FAILURE", TIMEOUT_SECONDS, "the body of the chord fails")
     assert not stack.world.started("body")
 
 
-def test_a_task_that_waits_for_its_time_is_taken_out_by_the_first_node_that_comes(stack: Stack, pool: str) -> None:
-    first = start(stack, pool)
-    victim, kept = (stack.send("probe.mark", label, countdown=HOUR) for label in ("victim", "kept"))
-    counted = stack.redis.client()
-    stack.world.wait_until(lambda: counted.zcard(SCHEDULED) == 2, PATIENCE, "both wait in Redis")
-    first.process.terminate()
-    first.exits(PATIENCE)
-    revoke(stack, victim)
-
-    start(stack, pool)
-
-    stack.world.wait_until(lambda: victim.state == "REVOKED", PATIENCE, "it says REVOKED")
-    stack.world.wait_until(lambda: counted.zrange(SCHEDULED, 0, -1) == [kept.id], PATIENCE, "only the other one waits")
-
-
 @pytest.mark.parametrize("prefetched", [1, 4])
-def test_what_waits_behind_a_running_task_is_known_when_its_turn_comes(
-    stack: Stack, pool: str, prefetched: int
-) -> None:
-    hears(stack, start(stack, pool, more=f"--prefetch-multiplier={prefetched}"))
+def test_what_waits_behind_a_running_task_never_runs(stack: Stack, pool: str, prefetched: int) -> None:
+    wait_listening(stack, start(stack, pool, more=f"--prefetch-multiplier={prefetched}"))
     running = stack.send("probe.end", "held", "retries")
     stack.world.wait_started("held")
     victims = [stack.send("probe.mark", "victim"), stack.send("probe.mark", "victim", countdown=0.5)]
-    ids = [one.id for one in (*victims, running)]
-
-    client(stack, f"app.control.revoke({ids!r})")
-    release(stack, "held")
+    revoke(stack, *victims, running)
+    stack.world.release("held")
 
     never_runs(stack, *victims)
-    stack.world.wait_until(lambda: running.state == "REVOKED", PATIENCE, "it is not tried again")
+    stack.world.wait_until(lambda: running.state == "REVOKED", TIMEOUT_SECONDS, "it is not tried again")
     assert not stack.world.started("held-again")
-
-
-def test_the_world_hears_of_it_once(stack: Stack) -> None:
-    hears(stack, start(stack, queues="other", name="other"), "other")
-    victim = stack.send("probe.mark", "victim")
-    with events(stack) as seen:
-        revoke(stack, victim)
-        start(stack)
-        never_runs(stack, victim)
-        stack.world.wait_until(
-            lambda: [one for one in seen if one["type"] == "task-revoked"], PATIENCE, "the event of it"
-        )
-        assert [one["uuid"] for one in seen if one["type"] == "task-revoked"] == [victim.id]
 
 
 # Nodes that die, and nodes that are cut off.
 
 
 @pytest.mark.parametrize("how", ["id", "stamp", "alive"])
-def test_what_a_node_hears_from_a_client_without_this_application_outlives_it(stack: Stack, how: str) -> None:
-    listener = hears(stack, start(stack, queues="other", name="other"), "other")
+def test_what_a_node_hears_from_a_stock_client_outlives_it_and_is_one_event(stack: Stack, how: str) -> None:
+    listener = wait_listening(stack, start(stack, queues="other", name="other"), "other")
     victim = stack.send("probe.mark", "victim", stamped_headers=["owner"], owner="somebody")
-    answer = {"reply": True, "timeout": PATIENCE, "limit": 1}
-    if how == "stamp":
-        said = stack.client.control.revoke_by_stamped_headers({"owner": "somebody"}, **answer)
-    else:
-        said = stack.client.control.revoke(victim.id, **answer)
-    assert "flagged as revoked" in str(said), said
-    if how != "alive":
-        listener.process.end()
+    control: Any = stack.client.control
+    with events(stack) as received:
+        command, what = control.revoke, victim.id
+        if how == "stamp":
+            command, what = control.revoke_by_stamped_headers, {"owner": "somebody"}
+        answers = command(what, reply=True, timeout=TIMEOUT_SECONDS, limit=1)
+        assert "flagged as revoked" in str(answers), answers
+        if how != "alive":
+            listener.process.end()
 
-    # Nor does it ask the one that is alive.
-    start(stack, more="--without-mingle --without-gossip" if how == "alive" else "")
+        # Nor does it ask the one that is alive.
+        start(stack, more="--without-mingle --without-gossip" if how == "alive" else "")
 
-    never_runs(stack, victim)
+        never_runs(stack, victim)
+        stack.world.wait_until(lambda: list_revoked(received), TIMEOUT_SECONDS, "the event of it")
+        assert list_revoked(received) == [victim.id]
 
 
-def test_a_task_that_was_running_when_it_was_revoked_does_not_start_again_when_its_node_dies(
-    stack: Stack, pool: str
-) -> None:
-    first = hears(stack, start(stack, pool))
+def list_revoked(received: list[dict[str, Any]]) -> list[str]:
+    return [event["uuid"] for event in received if event["type"] == "task-revoked"]
+
+
+def test_a_revoked_task_that_was_running_does_not_start_again_when_its_node_dies(stack: Stack, pool: str) -> None:
+    first = wait_listening(stack, start(stack, pool))
     victim = hold(stack)
     revoke(stack, victim)
     first.process.end()
 
     start(stack, pool)
 
-    stack.world.wait_until(lambda: victim.state == "REVOKED", PATIENCE, "it says REVOKED")
+    stack.world.wait_until(lambda: victim.state == "REVOKED", TIMEOUT_SECONDS, "it says REVOKED")
     never_runs(stack, victim)
     assert stack.world.started("held") == 1
 
 
 @pytest.mark.parametrize("cut", ["pubsub", "all", "none"])
 def test_a_node_that_was_frozen_or_cut_off_when_it_was_told_knows_it(stack: Stack, pool: str, cut: str) -> None:
-    one = hears(stack, start(stack, pool))
+    one = wait_listening(stack, start(stack, pool))
     hold(stack)
     victim = stack.send("probe.mark", "victim")
 
@@ -230,21 +199,21 @@ def test_a_node_that_was_frozen_or_cut_off_when_it_was_told_knows_it(stack: Stac
         stack.redis.ask("CLIENT", "KILL", "TYPE", kind)
     revoke(stack, victim)
     one.process.signal(signal.SIGCONT)
-    release(stack, "held")
+    stack.world.release("held")
 
     never_runs(stack, victim)
 
 
 def test_one_of_two_nodes_that_was_cut_off_knows_it(stack: Stack) -> None:
-    nodes = [hears(stack, start(stack, name=name, queues=name), name) for name in ("one", "two")]
+    nodes = [wait_listening(stack, start(stack, name=name, queues=name), name) for name in ("one", "two")]
     # The one has no time to run it before it is revoked, the other cannot.
     hold(stack, queue="two")
     nodes[0].process.signal(signal.SIGSTOP)
     stack.redis.ask("CLIENT", "KILL", "TYPE", "pubsub")
     sent = [stack.send("probe.mark", "victim", queue=name) for name in ("one", "two")]
-    client(stack, f"app.control.revoke({[one.id for one in sent]!r})")
+    revoke(stack, *sent)
     nodes[0].process.signal(signal.SIGCONT)
-    release(stack, "held")
+    stack.world.release("held")
 
     for name in ("one", "two"):
         stack.send("probe.mark", f"after-{name}", queue=name)
@@ -268,11 +237,11 @@ def test_what_has_been_kept_for_long_enough_is_forgotten(
     monkeypatch.setattr(revocations, "KEEP_SECONDS", 1)
     sent = stack.send("probe.mark", "old")
     revocations.store(raw, REVOKED_TASKS, [sent.id])
-    wait_until(lambda: not raw.exists(REVOKED_TASKS), PATIENCE, "the last one of them is forgotten")
+    wait_until(lambda: not raw.exists(REVOKED_TASKS), TIMEOUT_SECONDS, "the last one of them is forgotten")
 
     start(stack)
 
-    assert sent.get(timeout=PATIENCE) == "old"
+    assert sent.get(timeout=TIMEOUT_SECONDS) == "old"
 
 
 def test_what_is_forgotten_is_neither_read_nor_kept_beside_what_is_new(raw: redis.Redis) -> None:
@@ -287,19 +256,21 @@ def test_what_is_forgotten_is_neither_read_nor_kept_beside_what_is_new(raw: redi
     assert list(found.ids) == ["new"]
     assert set(found.stamps) == {'["owner", "a=b"]', '["count", "1"]'}
     for left in (*found.ids.values(), *found.stamps.values()):
-        assert revocations.KEEP_SECONDS - PATIENCE < left <= revocations.KEEP_SECONDS
+        assert revocations.KEEP_SECONDS - TIMEOUT_SECONDS < left <= revocations.KEEP_SECONDS
     for key, members in ((REVOKED_TASKS, 1), (REVOKED_STAMPS, 2)):
         assert raw.zcard(key) == members
         assert 0 < raw.ttl(key) <= revocations.KEEP_SECONDS
 
 
-def test_no_more_are_kept_than_a_node_has_room_for(raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revocations, "MAX_KEPT", 3)
+def test_no_more_are_kept_than_a_node_has_room_for_whatever_json_can_spell(
+    raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocations, "MAX_KEPT", 4)
     revocations.store(raw, REVOKED_TASKS, ["first"])
-    revocations.store(raw, REVOKED_TASKS, ["a", "b"])
-    revocations.store(raw, REVOKED_TASKS, ["c"])
+    revocations.store(raw, REVOKED_TASKS, ["a b", "\ud800", "ü"])
+    revocations.store(raw, REVOKED_TASKS, [""])
 
-    assert list(revocations.load(raw).ids) == ["a", "b", "c"]
+    assert set(revocations.load(raw).ids) == {"a b", "\ud800", "ü", ""}
 
 
 def test_celerys_book_of_stamps_holds_what_a_bounded_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,78 +284,53 @@ def test_celerys_book_of_stamps_holds_what_a_bounded_one_does(monkeypatch: pytes
     assert worker_state.revoked_stamps == {"owner": ["b"], "count": [1]}
 
 
-def test_every_id_that_json_can_spell_is_kept(raw: redis.Redis) -> None:
-    ids = ["\ud800", "ü", "a b", ""]
-    revocations.store(raw, REVOKED_TASKS, ids)
-
-    assert set(revocations.load(raw).ids) == set(ids)
-
-
-def test_a_stamped_header_without_a_value_is_refused_before_anybody_is_told(stack: Stack) -> None:
-    command = stack.celery("control revoke_by_stamped_headers owner")
-
-    assert command.exits(PATIENCE) != 0
-    command.says("a stamped header is written name=value, not 'owner'")
-
-
 # What it costs.
 
 
 def test_no_task_asks_redis_what_is_revoked(stack: Stack, raw: Any, pool: str) -> None:
-    hears(stack, start(stack, pool))
+    wait_listening(stack, start(stack, pool))
     stack.send("probe.mark", "before")
     stack.world.wait_started("before")
     with raw.monitor() as monitor:
         for number in range(20):
             stack.send("probe.mark", f"one-{number}")
-        stack.send("probe.mark", "last").get(timeout=PATIENCE)
+        stack.send("probe.mark", "last").get(timeout=TIMEOUT_SECONDS)
         stack.redis.ask("ECHO", "the end")
-        seen = []
-        while "ECHO the end" not in seen:
-            seen.append(monitor.next_command()["command"])
+        commands = []
+        while "ECHO the end" not in commands:
+            commands.append(monitor.next_command()["command"])
 
-    assert sum("probe.mark" in command for command in seen) > 20, seen
-    assert not [command for command in seen if REVOKED_TASKS in command or REVOKED_STAMPS in command]
+    assert sum("probe.mark" in command for command in commands) > 20, commands
+    assert not [command for command in commands if REVOKED_TASKS in command or REVOKED_STAMPS in command]
 
 
 # When Redis refuses.
 
 
-@pytest.fixture
-def full(stack: Stack) -> Callable[[bool], None]:
-    def make(full: bool) -> None:
-        used = int(stack.redis.client().info("memory")["used_memory"])
-        stack.redis.ask("CONFIG", "SET", "maxmemory", str(used // 2) if full else "0")
-
-    return make
-
-
-def test_a_full_redis_keeps_what_is_revoked(stack: Stack, full: Callable[[bool], None]) -> None:
+def test_a_full_redis_keeps_what_is_revoked(stack: Stack) -> None:
     victim = stack.send("probe.mark", "victim")
-    full(True)
+    stack.redis.fill(2)
 
     assert not client(stack, f"app.control.revoke({victim.id!r})")
 
-    full(False)
+    stack.redis.make_room()
     start(stack)
     never_runs(stack, victim)
 
 
-def test_a_node_on_a_full_redis_revokes_what_it_hears(
-    stack: Stack, full: Callable[[bool], None], raw: redis.Redis, pool: str
-) -> None:
-    hears(stack, start(stack, pool))
+def test_a_node_on_a_full_redis_revokes_what_it_hears(stack: Stack, raw: redis.Redis, pool: str) -> None:
+    wait_listening(stack, start(stack, pool))
     hold(stack)
     victim = stack.send("probe.mark", "victim")
-    full(True)
+    stack.redis.fill(2)
 
     stack.client.control.revoke(victim.id)
 
     if pool != "solo":
         # The others hear it while a task runs.
-        stack.world.wait_until(lambda: revocations.load(raw).ids, PATIENCE, "it is kept")
-    full(False)
-    release(stack, "held")
+        stack.world.wait_until(lambda: revocations.load(raw).ids, TIMEOUT_SECONDS, "it is kept")
+    stack.redis.make_room()
+    stack.world.release("held")
     never_runs(stack, victim)
 
 
@@ -392,21 +338,24 @@ def test_nodes_and_clients_that_may_not_keep_what_is_revoked_say_so_and_work(sta
     allowed = ("celery*", "*.celery.pidbox*", "_kombu*", "unacked*", "sweeps", "scheduled*", "dead*", "published*")
     stack.redis.ask("ACL", "SETUSER", "default", "resetkeys", *(f"~{pattern}" for pattern in allowed))
 
-    one = hears(stack, start(stack))
+    one = wait_listening(stack, start(stack))
 
     one.says("ERROR .*What was revoked before cannot be read from Redis, and may run here: .*permission")
-    said = client(stack, "app.control.revoke('any')")
-    assert "revoke is not kept in Redis: only nodes that hear it now know of it: " in said
-    [answer] = stack.client.control.revoke("victim", reply=True, timeout=PATIENCE, limit=1)
+    warning = "revoke is not kept in Redis: only nodes that hear it now know of it: "
+    assert warning in client(stack, "app.control.revoke('any')")
+    [answer] = stack.client.control.revoke("victim", reply=True, timeout=TIMEOUT_SECONDS, limit=1)
     assert "flagged as revoked, but in this node only, and not kept in Redis: " in answer[NODE]["ok"]
     one.says("WARNING .*Revoked in this node only, and not kept in Redis: .*permission", times=2)
     never_runs(stack, stack.send("probe.mark", "victim", task_id="victim"))
 
 
-def test_a_client_fails_as_ever_while_redis_is_away(stack: Stack) -> None:
+def test_a_command_that_cannot_be_sent_fails(stack: Stack) -> None:
+    wrong = stack.celery("control revoke_by_stamped_headers owner")
+    assert wrong.exits(TIMEOUT_SECONDS) != 0
+    wrong.says("a stamped header is written name=value, not 'owner'")
+
     stack.redis.stop()
 
     command = stack.celery("control revoke any")
-
-    assert command.exits(PATIENCE) != 0
+    assert command.exits(TIMEOUT_SECONDS) != 0
     command.says("Could not connect to the message broker")

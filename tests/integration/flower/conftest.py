@@ -21,11 +21,20 @@ from tests.support.served_flower import (
 )
 from tests.support.world import World
 
+# Starts a Flower for one test, on this Redis and with these settings.
+Serve = Callable[..., ServedFlower]
+
 
 @pytest.fixture(scope="module")
 def redis(shared_world: World) -> RedisServer:
-    """A Redis that the tests of a file share; a test that counts messages or breaks Redis starts its own."""
+    """A Redis that the tests of a file share."""
     return shared_world.redis(REDIS_PASSWORD)
+
+
+@pytest.fixture
+def own_redis(world: World) -> RedisServer:
+    """One for a test that counts messages or breaks it."""
+    return world.redis(REDIS_PASSWORD)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +70,7 @@ def flower(shared_world: World, redis: RedisServer) -> ServedFlower:
 
 
 @pytest.fixture
-def serve(world: World) -> Callable[..., ServedFlower]:
+def serve(world: World) -> Serve:
     """Start a Flower for one test; a second one finds the database of the first."""
 
     def start(redis: RedisServer | None, port: int = 0, **settings: str) -> ServedFlower:

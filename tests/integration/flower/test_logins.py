@@ -6,15 +6,15 @@ import base64
 import http.client
 import re
 import socket
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 from flower import urls
 from tornado.web import RequestHandler
 
+from tests.integration.flower.conftest import Serve
 from tests.support.redis.server import RedisServer
 from tests.support.served_flower import (
-    FORM,
     IN_PROXIES_NETWORK,
     LOGGED_IN_BY_PROXY,
     LOGIN,
@@ -23,7 +23,6 @@ from tests.support.served_flower import (
     PROXY,
     READ_ONLY_LOGIN,
     STRANGER,
-    TABLE,
     TIMEOUT,
     Answer,
     ServedFlower,
@@ -31,38 +30,61 @@ from tests.support.served_flower import (
     send_events,
 )
 
+# Options of a request.
+READ_ONLY: dict[str, Any] = {"login": READ_ONLY_LOGIN}
+BY_PROXY: dict[str, Any] = {"login": None, "headers": LOGGED_IN_BY_PROXY, "source": PROXY}
+INSIDE = [(None, path) for path in (*PAGES, "/nowhere", "/login", "/healthcheck/")]
+# Outside the prefix; the last is the whole server.
+OUTSIDE = [("", path) for path in ("/", "/healthcheck", "/metrics", "/flower", "/favicon.ico", "/nowhere", "*")]
 
-@pytest.mark.parametrize("path", [*PAGES, "/nowhere", "/login", "/healthcheck/"])
+
+@pytest.mark.parametrize(("prefix", "path"), [*INSIDE, *OUTSIDE])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE"])
-def test_nothing_is_answered_without_the_login(flower: ServedFlower, method: str, path: str) -> None:
-    answer = flower.ask(path, method, login=None)
+def test_nothing_is_answered_without_the_login(
+    flower: ServedFlower, method: str, prefix: str | None, path: str
+) -> None:
+    answer = flower.ask(path, method, login=None, prefix=prefix)
     assert answer.status == 401
     assert answer.headers["WWW-Authenticate"].startswith("Basic ")
     assert answer.body in (b"", b"Log in with FLOWER_BASIC_AUTH.\n")
     assert not [name for name in answer.headers if name.startswith("Access-Control-")]
 
 
+WRONG_LOGINS = (
+    "",
+    "Basic",
+    "Basic !!!",
+    "Basic " + base64.b64encode(b"\xff\xfe:\x00").decode(),
+    basic("admin:wrong"),
+    basic("admin:a"),
+    basic("b:ü ✓"),
+    basic("evil:evil"),
+    basic(LOGIN).replace("Basic", "Bearer"),
+    basic(f"guest:{PASSWORD[:-1]}"),
+    basic("guest:"),
+)
+CLAIMS = {"X-Forwarded-For": PROXY, "X-Real-Ip": PROXY, "Forwarded": f"for={PROXY}"}
+
+
 @pytest.mark.parametrize(
-    "authorization",
+    ("source", "headers"),
     [
-        "",
-        "Basic",
-        "Basic !!!",
-        "Basic " + base64.b64encode(b"\xff\xfe:\x00").decode(),
-        basic("admin:wrong"),
-        basic("admin:a"),
-        basic("b:ü ✓"),
-        basic("evil:evil"),
-        basic(LOGIN).replace("Basic", "Bearer"),
-        basic(f"guest:{PASSWORD[:-1]}"),
-        basic("guest:"),
+        *(("", {"Authorization": wrong}) for wrong in WRONG_LOGINS),
+        # A proxy that names nobody.
+        *((PROXY, headers) for headers in ({}, {"Remote-User": ""}, {"Remote-User": "  "}, {"Remote_User": "alice"})),
+        # A name that comes from elsewhere.
+        (STRANGER, LOGGED_IN_BY_PROXY),
+        (STRANGER, {**LOGGED_IN_BY_PROXY, **CLAIMS}),
     ],
 )
-def test_a_wrong_login_is_refused_without_a_traceback(flower: ServedFlower, authorization: str) -> None:
-    answer = flower.ask("/api/workers", login=None, headers={"Authorization": authorization})
+def test_a_wrong_login_is_refused(flower: ServedFlower, source: str, headers: dict[str, str]) -> None:
+    answer = flower.ask("/api/workers", login=None, headers=headers, source=source)
     assert answer.status == 401
-    assert "WWW-Authenticate" in answer.headers
+    assert answer.headers["WWW-Authenticate"].startswith("Basic ")
     assert "Traceback" not in flower.process.log()
+    # Nor does it keep a right one out.
+    if "Authorization" not in headers:
+        assert flower.ask("/api/workers", headers=headers, source=source).status == 200
 
 
 def test_a_wrong_login_is_logged_and_a_missing_one_is_not(flower: ServedFlower) -> None:
@@ -73,21 +95,25 @@ def test_a_wrong_login_is_logged_and_a_missing_one_is_not(flower: ServedFlower) 
     assert "guessed" not in flower.process.log()
 
 
-@pytest.mark.parametrize("path", PAGES)
-@pytest.mark.parametrize("login", [LOGIN, READ_ONLY_LOGIN], ids=["full", "read-only"])
-def test_each_login_with_a_comma_a_colon_and_an_umlaut_opens_every_page(
-    flower: ServedFlower, login: str, path: str
+@pytest.mark.parametrize(
+    ("user", "options"),
+    [
+        ("admin", {}),
+        ("", READ_ONLY),
+        ("alice@example.com", BY_PROXY),
+        ("alice@example.com", BY_PROXY | {"source": IN_PROXIES_NETWORK}),
+    ],
+    ids=["login", "read-only", "proxy", "proxies'-network"],
+)
+def test_whoever_is_let_in_sees_every_page_and_is_named_in_the_log_when_he_changes_something(
+    flower: ServedFlower, request: pytest.FixtureRequest, user: str, options: dict[str, Any]
 ) -> None:
-    assert flower.ask(path, login=login).status == 200
-
-
-@pytest.mark.parametrize("path", ["/", "/healthcheck", "/metrics", "/flower", "/favicon.ico", "/nowhere"])
-def test_paths_outside_the_prefix_need_the_login_too(flower: ServedFlower, path: str) -> None:
-    assert flower.ask(path, login=None, prefix="").status == 401
-
-
-def test_options_of_the_whole_server_need_the_login(flower: ServedFlower) -> None:
-    assert flower.ask("*", "OPTIONS", login=None, prefix="").status == 401
+    assert {path: flower.ask(path, **options).status for path in PAGES} == dict.fromkeys(PAGES, 200)
+    if user:
+        path = f"/api/worker/shutdown/{request.node.callspec.id}@shop"
+        assert flower.ask(path, "POST", **options).status == 404
+        line = f"'{user}' has asked for POST /flower{path}, answered 404"
+        flower.until(lambda: flower.process.count(re.escape(line)), TIMEOUT, "the log says who it was")
 
 
 @pytest.mark.parametrize(
@@ -103,27 +129,31 @@ def test_the_body_of_a_request_that_is_refused_is_not_waited_for(flower: ServedF
 def test_the_health_check_is_free(flower: ServedFlower) -> None:
     assert flower.healthy().text == "OK"
     assert flower.healthy("HEAD").text == ""
+    # Flower listens on every address.
+    assert flower.healthy(host="127.0.0.2").text == "OK"
     assert flower.ask("/healthcheck", "OPTIONS", login=None).status == 405
     assert flower.ask("/healthcheck", "POST", login=None).status in (403, 405)
 
 
-def test_another_site_cannot_press_buttons_with_the_browsers_login(flower: ServedFlower, worker: str) -> None:
-    path = f"/api/worker/shutdown/{worker}"
-    assert flower.ask(path, "POST", headers={"Sec-Fetch-Site": "cross-site"}).status == 403
-    assert flower.ask(path, "POST", headers={"Origin": "https://evil.example.com"}).status == 403
+@pytest.mark.parametrize("options", [{}, BY_PROXY], ids=["browser's", "proxy's"])
+def test_another_site_cannot_use_the_login(flower: ServedFlower, worker: str, options: dict[str, Any]) -> None:
+    for signs in (
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://evil.example"},
+    ):
+        headers = options.get("headers", {}) | signs
+        answer = flower.ask(f"/api/worker/shutdown/{worker}", "POST", **options | {"headers": headers})
+        assert (answer.status, answer.text.endswith("request forbidden")) == (403, True), signs
 
 
-def test_flower_listens_on_every_address(flower: ServedFlower) -> None:
-    flower.healthy(host="127.0.0.2")
+def test_flower_refuses_to_start_without_a_login(serve: Serve) -> None:
+    output = serve(None, FLOWER_BASIC_AUTH="").refused()
+    assert output.startswith("FLOWER_BASIC_AUTH is not set: ")
+    assert output.count("\n") == 1
 
 
-def test_flower_refuses_to_start_without_a_login(serve: Callable[..., ServedFlower]) -> None:
-    said = serve(None, FLOWER_BASIC_AUTH="").refused()
-    assert said.startswith("FLOWER_BASIC_AUTH is not set: ")
-    assert said.count("\n") == 1
-
-
-def test_flower_says_which_port_is_taken(serve: Callable[..., ServedFlower]) -> None:
+def test_flower_says_which_port_is_taken(serve: Serve) -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))  # noqa: S104 - as Flower does
         taken.listen()
@@ -132,9 +162,6 @@ def test_flower_says_which_port_is_taken(serve: Callable[..., ServedFlower]) -> 
     assert last.startswith(f"Flower cannot listen on port {port} (Address already in use)")
 
 
-# ── the read-only login ────────────────────────────────────────────────────────────────────────────────────────────
-
-WRITE_METHODS = ("POST", "PUT", "DELETE", "PATCH")
 # Routes that the read-only login may use; none changes anything. Check a route of a newer Flower before you add it.
 READ_ROUTES = {
     *("/", "/workers", "/worker/(.+)", "/task/(.+)", "/tasks", "/tasks/datatable", "/broker", "/metrics"),
@@ -164,13 +191,17 @@ def test_every_route_either_writes_or_is_known_to_be_read_only() -> None:
     assert len(acting) > 10
 
 
-@pytest.mark.parametrize("method", WRITE_METHODS)
-def test_the_read_only_login_is_refused_on_every_route_that_writes(flower: ServedFlower, method: str) -> None:
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+@pytest.mark.parametrize("source", ["", PROXY, STRANGER])
+def test_the_read_only_login_writes_on_no_route_whatever_a_proxy_says(
+    flower: ServedFlower, source: str, method: str
+) -> None:
+    options = READ_ONLY | ({"source": source, "headers": LOGGED_IN_BY_PROXY} if source else {})
     paths = {re.sub(r"\(.*\)", "x", pattern).removesuffix("?") for pattern in routes()} - {"/healthcheck"}
     for path in sorted(paths | {"/nowhere"}):
-        answer = flower.ask(path.replace(".*", "/nowhere"), method, login=READ_ONLY_LOGIN)
+        answer = flower.ask(path.replace(".*", "/nowhere"), method, **options)
         if (method, path) == ("POST", "/tasks/datatable"):
-            # The arguments are missing; the test below sends them.
+            # The arguments are missing, which test_pages.py sends.
             assert answer.status == 400
             continue
         assert answer.status == 403, path
@@ -180,75 +211,22 @@ def test_the_read_only_login_is_refused_on_every_route_that_writes(flower: Serve
         assert "WWW-Authenticate" not in answer.headers
 
 
-def test_the_table_of_tasks_is_filled_for_the_read_only_login(flower: ServedFlower, task: str) -> None:
-    rows = flower.ask("/tasks/datatable", "POST", login=READ_ONLY_LOGIN, body=TABLE, headers=FORM).json["data"]
-    assert task in [row["uuid"] for row in rows]
-
-
 def buttons(page: str) -> set[str]:
     """Ids of the buttons that change something; others copy text or open a menu, and have other ids."""
     return set(re.findall(r"<button[^>]* id=\"((?:worker|task)-[^\"]*)\"", page)) - {"worker-group"}
 
 
-def test_the_read_only_login_sees_no_button_that_writes(
-    flower: ServedFlower, redis: RedisServer, worker: str, task: str
-) -> None:
+def test_the_read_only_login_has_no_buttons(flower: ServedFlower, redis: RedisServer, worker: str, task: str) -> None:
     page = f"/worker/{worker}"
     assert {"worker-shutdown", "worker-pool-grow", "worker-add-consumer"} <= buttons(flower.ask(page).text)
-    assert buttons(flower.ask(page, login=READ_ONLY_LOGIN).text) == set()
+    assert buttons(flower.ask(page, **READ_ONLY).text) == set()
     [started] = send_events(redis.url(), ended=False)
     flower.wait_for_task(started)
     page = f"/task/{started}"
     flower.until(lambda: buttons(flower.ask(page).text) == {"task-terminate"}, TIMEOUT, "the task has started")
-    assert buttons(flower.ask(page, login=READ_ONLY_LOGIN).text) == set()
+    assert buttons(flower.ask(page, **READ_ONLY).text) == set()
     # The page of one login is not cached for the other.
     assert buttons(flower.ask(page).text) == {"task-terminate"}
-
-
-def test_the_user_who_changes_something_is_logged(flower: ServedFlower) -> None:
-    assert flower.ask("/api/worker/shutdown/nobody@shop", "POST").status == 404
-    line = "'admin' has asked for POST /flower/api/worker/shutdown/nobody@shop, answered 404"
-    flower.until(lambda: flower.process.count(re.escape(line)), TIMEOUT, "the log says who it was")
-
-
-# ── proxies that have logged the user in ───────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("source", [PROXY, IN_PROXIES_NETWORK])
-def test_a_user_whom_a_proxy_has_logged_in_needs_no_other_login_and_may_write(
-    flower: ServedFlower, source: str
-) -> None:
-    def ask(path: str, method: str = "GET") -> Answer:
-        return flower.ask(path, method, login=None, headers=LOGGED_IN_BY_PROXY, source=source)
-
-    assert {path: ask(path).status for path in PAGES} == dict.fromkeys(PAGES, 200)
-    assert ask(f"/api/worker/shutdown/{source}", "POST").status == 404
-    line = f"'alice@example.com' has asked for POST /flower/api/worker/shutdown/{source}, answered 404"
-    flower.until(lambda: flower.process.count(re.escape(line)), TIMEOUT, "the log says who it was")
-
-
-@pytest.mark.parametrize(
-    "claims",
-    [{}, {"X-Forwarded-For": PROXY, "X-Real-Ip": PROXY, "Forwarded": f"for={PROXY}"}],
-    ids=["silent", "claims-to-be-the-proxy"],
-)
-def test_a_header_from_elsewhere_is_ignored(flower: ServedFlower, claims: dict[str, str]) -> None:
-    headers = {**LOGGED_IN_BY_PROXY, **claims}
-    answer = flower.ask("/api/workers", login=None, headers=headers, source=STRANGER)
-    assert answer.status == 401
-    assert answer.headers["WWW-Authenticate"].startswith("Basic ")
-
-
-@pytest.mark.parametrize("source", [PROXY, STRANGER])
-def test_the_read_only_login_stays_read_only_whatever_a_proxy_says(flower: ServedFlower, source: str) -> None:
-    path, login = "/api/worker/shutdown/x", READ_ONLY_LOGIN
-    assert flower.ask(path, "POST", login=login, headers=LOGGED_IN_BY_PROXY, source=source).status == 403
-
-
-@pytest.mark.parametrize("headers", [{}, {"Remote-User": ""}, {"Remote-User": "  "}, {"Remote_User": "alice"}])
-def test_a_proxy_that_names_nobody_is_asked_for_the_login(flower: ServedFlower, headers: dict[str, str]) -> None:
-    assert flower.ask("/api/workers", login=None, headers=headers, source=PROXY).status == 401
-    assert flower.ask("/api/workers", headers=headers, source=PROXY).status == 200
 
 
 def test_a_header_that_is_there_twice_is_refused(flower: ServedFlower) -> None:
@@ -261,14 +239,3 @@ def test_a_header_that_is_there_twice_is_refused(flower: ServedFlower) -> None:
     connection.close()
     assert answer.status == 400
     assert answer.text == "Remote-User is there 2 times: have the proxy replace what clients send.\n"
-
-
-def test_another_site_cannot_press_buttons_with_the_proxys_login(flower: ServedFlower) -> None:
-    for signs in (
-        {"Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "same-site"},
-        {"Origin": "https://evil.example"},
-    ):
-        headers = {**LOGGED_IN_BY_PROXY, **signs}
-        answer = flower.ask("/api/worker/shutdown/x", "POST", login=None, headers=headers, source=PROXY)
-        assert (answer.status, answer.text.endswith("request forbidden")) == (403, True), signs

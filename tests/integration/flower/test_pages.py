@@ -1,60 +1,38 @@
-"""Flower's pages and API: links, headers, passwords, and what they do."""
+"""Flower's pages and API: links, headers, and what they do."""
 
 from __future__ import annotations
 
 import re
 import signal
-from html.parser import HTMLParser
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery
 
 from services.flower.server import SECURITY_HEADERS
 from tests.support.redis.server import RedisServer
-from tests.support.served_flower import (
-    FORM,
-    LOGIN,
-    PASSWORD,
-    READ_ONLY_LOGIN,
-    REDIS_PASSWORD,
-    TABLE,
-    TIMEOUT,
-    ServedFlower,
-    basic,
-    start_worker,
-)
-from tests.support.waiting import GaveUp
+from tests.support.served_flower import FORM, LOGIN, READ_ONLY_LOGIN, TABLE, TIMEOUT, ServedFlower, start_worker
+
+# The last attribute of an element that has an address.
+LINK = r"<(\w+)[^>]*\s(?:href|src|action)=[\"']([^\"']+)"
 
 
-class Links(HTMLParser):
-    """The links of a page: (tag, address)."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, str]] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [(tag, value) for name, value in attrs if name in ("href", "src", "action") and value]
-
-
-def test_every_link_and_asset_answers_under_the_prefix_and_none_is_elsewhere(
+def test_every_link_and_asset_answers_under_the_prefix_and_only_there(
     flower: ServedFlower, worker: str, task: str
 ) -> None:
     todo = ["/", "/workers", "/tasks", "/broker", f"/task/{task}", f"/worker/{worker}"]
-    seen: set[str] = set()
+    visited: set[str] = set()
     assets = 0
     while todo:
         path = todo.pop()
-        if path in seen:
+        if path in visited:
             continue
-        seen.add(path)
+        visited.add(path)
         answer = flower.ask(path)
         assert answer.status == 200, path
         if not answer.headers["Content-Type"].startswith("text/html"):
             continue
-        for tag, link in Links(answer.text).found:
+        for tag, link in re.findall(LINK, answer.text):
             if link.startswith("#"):
                 continue
             if urlsplit(link).netloc:
@@ -65,7 +43,7 @@ def test_every_link_and_asset_answers_under_the_prefix_and_none_is_elsewhere(
             assets += tag != "a"
             todo.append(link.removeprefix("/flower"))
     assert assets > 50
-    assert any(path.startswith("/task/") and task not in path for path in seen), "the parent's page was not reached"
+    assert any(path.startswith("/task/") and task not in path for path in visited), "the parent's page was not reached"
 
 
 def test_style_sheets_and_scripts_load_nothing_from_outside(flower: ServedFlower) -> None:
@@ -88,8 +66,9 @@ def test_no_answer_can_be_framed_or_made_to_load_from_elsewhere(
 
 
 def test_what_the_pages_scripts_ask_for_answers_under_the_prefix(flower: ServedFlower, worker: str, task: str) -> None:
-    rows = flower.ask("/tasks/datatable", "POST", body=TABLE, headers=FORM).json["data"]
-    assert task in [row["uuid"] for row in rows]
+    for login in (LOGIN, READ_ONLY_LOGIN):
+        rows = flower.ask("/tasks/datatable", "POST", login=login, body=TABLE, headers=FORM).json["data"]
+        assert task in [row["uuid"] for row in rows]
     assert worker in [row["hostname"] for row in flower.ask("/workers?json=1").json["data"]]
     assert worker in flower.ask(f"/api/workers?workername={worker}&refresh=1").json
     assert "shop.add" in flower.ask("/api/task/types").json["task-types"]
@@ -110,15 +89,6 @@ def test_an_unknown_page_is_a_404_and_no_traceback(flower: ServedFlower) -> None
     for login in (LOGIN, READ_ONLY_LOGIN):
         assert {flower.ask(path, login=login).status for path in ("/worker/nobody@shop", "/task/none")} == {404}
     assert "Traceback" not in flower.process.log()
-
-
-def test_no_password_is_logged_or_shown(flower: ServedFlower, worker: str, task: str) -> None:
-    secret = [REDIS_PASSWORD, quote(REDIS_PASSWORD, safe=""), PASSWORD, basic(LOGIN).removeprefix("Basic ")]
-    pages = ["/", "/broker", f"/worker/{worker}", "/api/workers?refresh=1", f"/task/{task}", "/metrics"]
-    shown = [flower.ask(page).text for page in pages]
-    for text in [*shown, flower.process.log()]:
-        assert not [word for word in secret if word in text]
-    assert flower.settings.broker_url.mask() in shown[1]
 
 
 def test_flower_sends_tasks_and_stops_workers_on_request(flower: ServedFlower, redis: RedisServer, worker: str) -> None:
@@ -143,9 +113,7 @@ def test_flower_sends_tasks_and_stops_workers_on_request(flower: ServedFlower, r
     assert flower.ask(f"/api/workers?workername={worker}&refresh=1").json[worker]["stats"]
 
 
-def test_the_brokers_page_tells_how_many_nodes_take_from_a_queue(
-    flower: ServedFlower, redis: RedisServer, task: str
-) -> None:
+def test_the_brokers_page_counts_the_nodes_of_a_queue(flower: ServedFlower, redis: RedisServer, task: str) -> None:
     with Celery("client", broker=redis.url(), set_as_current=False) as app:
         app.send_task("shop.add", (1, 2), queue="left")
 
@@ -154,10 +122,5 @@ def test_the_brokers_page_tells_how_many_nodes_take_from_a_queue(
         return re.findall(r"<td[^>]*>([^<]*)</td>", row)
 
     # Messages, ready, consumers; the other two columns hold a dash inside another element.
-    try:
-        flower.until(lambda: cells("celery") == ["0", "0", "1"], TIMEOUT, "one node takes from celery")
-    except GaveUp as error:
-        known = {path: flower.ask(path).text for path in ("/api/workers", "/api/workers?status=1")}
-        said = [line for line in flower.process.log().splitlines() if not re.search(" (DEBUG|INFO) ", line)]
-        raise AssertionError(f"{cells('celery')} {known} {said}") from error
+    flower.until(lambda: cells("celery") == ["0", "0", "1"], TIMEOUT, "one node takes from celery")
     assert cells("left") == ["1", "1", "0"]

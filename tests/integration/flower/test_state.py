@@ -7,46 +7,19 @@ import pickle
 import select
 import signal
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
 
 from services.flower.events import MAX_WAITING_EVENTS, Events
+from tests.integration.flower.conftest import Serve
 from tests.support.redis.server import RedisServer
-from tests.support.served_flower import (
-    REDIS_PASSWORD,
-    TIMEOUT,
-    ServedFlower,
-    run_task,
-    send_events,
-    send_sent_event,
-    start_worker,
-)
+from tests.support.served_flower import TIMEOUT, ServedFlower, run_task, send_events, send_sent_event, start_worker
 from tests.support.world import World
-
-
-def test_tasks_survive_a_kill(world: World, serve: Callable[..., ServedFlower]) -> None:
-    redis = world.redis(REDIS_PASSWORD)
-    served = serve(redis).ready()
-    start_worker(world, redis.url(), "maker@shop")
-    uuid = run_task(redis.url())
-    served.until(lambda: served.tasks().get(uuid, {}).get("worker"), TIMEOUT, "its worker is known")
-    # Events are saved in order: with a later event, all earlier ones are saved.
-    served.wait_for_save(send_events(redis.url())[0])
-    served.process.signal(signal.SIGKILL)
-    assert served.process.wait(TIMEOUT) == -signal.SIGKILL
-    again = serve(redis).ready()
-    assert again.tasks()[uuid]["worker"] == "maker@shop"
-    # A task with a parent that was read back can be rendered and saved again.
-    assert again.ask(f"/task/{uuid}").status == 200
-    again.wait_for_save(send_events(redis.url())[0])
-    assert uuid.encode() in again.database.read_bytes()
-    assert again.database.stat().st_mode & 0o077 == 0
-    assert "Traceback" not in again.process.log()
 
 
 def kill_while_saving(served: ServedFlower, broker: str) -> None:
@@ -64,24 +37,34 @@ def kill_while_saving(served: ServedFlower, broker: str) -> None:
         send_events(broker)
         assert select.select([pipe], [], [], TIMEOUT)[0], served.process.tail()
         served.process.signal(signal.SIGKILL)
-        served.process.wait(TIMEOUT)
+        assert served.process.wait(TIMEOUT) == -signal.SIGKILL
         written = pipe.read()
     partial.unlink()
     partial.write_bytes(written)
 
 
-def test_a_kill_in_the_middle_of_saving_loses_nothing_that_was_saved(
-    world: World, serve: Callable[..., ServedFlower]
+def test_a_kill_while_flower_saves_loses_nothing_that_was_saved(
+    own_redis: RedisServer, world: World, serve: Serve
 ) -> None:
-    redis = world.redis(REDIS_PASSWORD)
-    served = serve(redis).ready()
-    first = send_events(redis.url(), 1000)[0]
-    served.wait_for_task(first)
-    served.wait_for_save(first)
-    kill_while_saving(served, redis.url())
-    again = serve(redis).ready()
-    assert first in again.tasks()
-    assert "cannot be read" not in again.process.log()
+    served = serve(own_redis).ready()
+    start_worker(world, own_redis.url(), "maker@shop")
+    uuid = run_task(own_redis.url())
+    served.until(lambda: served.tasks().get(uuid, {}).get("worker"), TIMEOUT, "its worker is known")
+    # Events are saved in order: with a later event, all earlier ones are saved.
+    later = send_events(own_redis.url(), 1000)[0]
+    served.wait_for_task(later)
+    served.wait_for_save(later)
+    kill_while_saving(served, own_redis.url())
+    again = serve(own_redis).ready()
+    assert later in again.tasks()
+    assert again.tasks()[uuid]["worker"] == "maker@shop"
+    # A task with a parent that was read back can be rendered and saved again.
+    assert again.ask(f"/task/{uuid}").status == 200
+    again.wait_for_save(send_events(own_redis.url())[0])
+    assert uuid.encode() in again.database.read_bytes()
+    assert again.database.stat().st_mode & 0o077 == 0
+    for noise in ("cannot be read", "Traceback"):
+        assert noise not in again.process.log()
 
 
 @pytest.mark.parametrize(
@@ -89,9 +72,7 @@ def test_a_kill_in_the_middle_of_saving_loses_nothing_that_was_saved(
     [b"", b"garbage", pickle.dumps({"events": 1}), pickle.dumps(("x" * 999, {}))[:500]],
     ids=["empty", "garbage", "something-else", "torn"],
 )
-def test_an_unreadable_file_is_moved_aside(
-    content: bytes, redis: RedisServer, world: World, serve: Callable[..., ServedFlower]
-) -> None:
+def test_an_unreadable_file_is_moved_aside(content: bytes, redis: RedisServer, world: World, serve: Serve) -> None:
     directory = world.directory / "flower"
     directory.mkdir()
     (directory / "flower.db").write_bytes(content)
@@ -102,7 +83,7 @@ def test_an_unreadable_file_is_moved_aside(
     assert "Traceback" not in served.process.log()
 
 
-def test_a_database_that_cannot_be_written_is_said_at_once(world: World, serve: Callable[..., ServedFlower]) -> None:
+def test_a_database_that_cannot_be_written_is_said_at_once(world: World, serve: Serve) -> None:
     (world.directory / "flower" / "flower.db.new").mkdir(parents=True)
     served = serve(None)
     said = served.refused()
@@ -112,16 +93,13 @@ def test_a_database_that_cannot_be_written_is_said_at_once(world: World, serve: 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["redis-there", "redis-frozen"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_flower_stops_promptly_and_saves(
-    number: signal.Signals, frozen: bool, world: World, serve: Callable[..., ServedFlower]
-) -> None:
-    redis = world.redis(REDIS_PASSWORD)
-    served = serve(redis, FLOWER_STATE_SAVE_INTERVAL="3600").ready()
-    uuid = send_events(redis.url())[0]
+def test_flower_stops_and_saves(number: signal.Signals, frozen: bool, own_redis: RedisServer, serve: Serve) -> None:
+    served = serve(own_redis, FLOWER_STATE_SAVE_INTERVAL="3600").ready()
+    uuid = send_events(own_redis.url())[0]
     served.wait_for_task(uuid)
     assert not served.database.exists()
     if frozen:
-        redis.freeze()
+        own_redis.freeze()
         served.until(lambda: served.health() == 503, TIMEOUT, "the health check says that Redis is away")
     served.process.signal(number)
     assert served.process.wait(TIMEOUT) == 0
@@ -130,35 +108,26 @@ def test_flower_stops_promptly_and_saves(
         assert noise not in served.process.log()
 
 
-def test_limits_hold_for_new_tasks_and_for_those_read_back(world: World, serve: Callable[..., ServedFlower]) -> None:
-    redis = world.redis(REDIS_PASSWORD)
-    served = serve(redis, FLOWER_MAX_TASKS="200").ready()
+def test_limits_hold_for_new_tasks_and_for_those_read_back(own_redis: RedisServer, serve: Serve) -> None:
+    served = serve(own_redis, FLOWER_MAX_TASKS="200").ready()
     last = ""
     for index in range(3):
-        last = send_events(redis.url(), 100, f"ghost{index}@shop")[-1]
+        last = send_events(own_redis.url(), 100, f"ghost{index}@shop")[-1]
         served.wait_for_task(last)
     assert len(served.tasks()) == 200
     assert len(served.ask("/api/workers?status=1").json) == 3
     served.process.terminate()
     assert served.process.wait(TIMEOUT) == 0
-    fewer = serve(redis, FLOWER_MAX_TASKS="100", FLOWER_MAX_WORKERS="2").ready()
+    fewer = serve(own_redis, FLOWER_MAX_TASKS="100", FLOWER_MAX_WORKERS="2").ready()
     assert len(fewer.tasks()) == 100
     assert last in fewer.tasks()
     assert fewer.ask("/api/workers?status=1").json.keys() == {"ghost1@shop", "ghost2@shop"}
 
 
-class SlowLoop:
-    """An event loop that runs no callback."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[Callable[..., None], Any]] = []
-
-    def add_callback(self, callback: Callable[..., None], argument: Any) -> None:
-        self.waiting.append((callback, argument))
-
-
 def test_events_that_flower_cannot_follow_are_left_to_redis() -> None:
-    loop = SlowLoop()
+    # The calls of an event loop that makes none of them.
+    calls: list[Any] = []
+    loop = SimpleNamespace(add_callback=lambda *call: calls.append(call))
     events = Events(Celery("t", set_as_current=False), loop)
     event = {"type": "worker-heartbeat", "hostname": "w@h", "timestamp": 1.0, "local_received": 1.0, "clock": 1}
     full = threading.Event()
@@ -172,8 +141,8 @@ def test_events_that_flower_cannot_follow_are_left_to_redis() -> None:
     receiver = threading.Thread(target=receive, daemon=True)
     receiver.start()
     assert full.wait(TIMEOUT)
-    assert len(loop.waiting) == MAX_WAITING_EVENTS
-    take, argument = loop.waiting[0]
+    assert len(calls) == MAX_WAITING_EVENTS
+    take, argument = calls[0]
     # It is blocked until an event is handled.
     assert receiver.is_alive()
     take(argument)
@@ -181,11 +150,10 @@ def test_events_that_flower_cannot_follow_are_left_to_redis() -> None:
     assert not receiver.is_alive()
 
 
-def test_a_worker_that_is_gone_disappears_everywhere(world: World, serve: Callable[..., ServedFlower]) -> None:
-    redis = world.redis(REDIS_PASSWORD)
-    served = serve(redis, FLOWER_PURGE_OFFLINE_WORKERS="3").ready()
-    killed = start_worker(world, redis.url(), "killed@shop")
-    run_task(redis.url())
+def test_a_worker_that_is_gone_disappears_everywhere(own_redis: RedisServer, world: World, serve: Serve) -> None:
+    served = serve(own_redis, FLOWER_PURGE_OFFLINE_WORKERS="3").ready()
+    killed = start_worker(world, own_redis.url(), "killed@shop")
+    run_task(own_redis.url())
     places = ["/workers?json=1", "/workers", "/metrics", "/api/workers", "/api/workers?status=1"]
 
     def shown_on() -> list[str]:
@@ -196,15 +164,14 @@ def test_a_worker_that_is_gone_disappears_everywhere(world: World, serve: Callab
     served.until(lambda: not shown_on(), TIMEOUT, "the worker is shown nowhere")
 
 
-def test_a_process_that_sent_tasks_is_forgotten(world: World, serve: Callable[..., ServedFlower]) -> None:
+def test_a_process_that_sent_tasks_is_forgotten(own_redis: RedisServer, serve: Serve) -> None:
     # Each process has its own counters, and each call of a command line tool is a new process.
-    redis = world.redis(REDIS_PASSWORD)
-    served = serve(redis, FLOWER_PURGE_OFFLINE_WORKERS="3").ready()
+    served = serve(own_redis, FLOWER_PURGE_OFFLINE_WORKERS="3").ready()
     sent = count(1)
 
     def counted() -> bool:
         # Send at each try: a busy machine may look only after it has been forgotten.
-        send_sent_event(redis.url(), "gen7@laptop")
+        send_sent_event(own_redis.url(), "gen7@laptop")
         next(sent)
         return "gen7@laptop" in served.ask("/metrics").text
 
