@@ -151,23 +151,10 @@ def test_nonsense_is_refused_by_name_with_what_was_given_and_what_is_allowed(var
     assert problem.endswith(f"; allowed: {VARIABLES[variable].allowed}")
 
 
-WHOLE_SECONDS = (
-    "CELERY_VISIBILITY_TIMEOUT",
-    "CELERY_RESULT_EXPIRES",
-    "CELERY_TASK_TIME_LIMIT",
-    "CELERY_TASK_SOFT_TIME_LIMIT",
-    "WORKER_SOFT_SHUTDOWN",
-    "WORKER_STOP_GRACE_PERIOD",
-    "WORKER_HEARTBEAT_TIMEOUT",
-    "FLOWER_PURGE_OFFLINE_WORKERS",
-    "FLOWER_STATE_SAVE_INTERVAL",
-)
-
-
 @pytest.mark.parametrize(
     "text", ["1h", "3600.5", "3600.0", "0", "-1", " 60", "60 ", "1_000", "+60", "1e3", "٣٦٠٠", "0x10", "true", "60s"]
 )
-@pytest.mark.parametrize("variable", WHOLE_SECONDS)
+@pytest.mark.parametrize("variable", [name for name in VARIABLES if VARIABLES[name].unit == "seconds"])
 def test_seconds_are_whole_and_above_zero(variable: str, text: str) -> None:
     (problem,) = mistakes({variable: text})
     assert problem.startswith(f"{variable}: found {text!r}; allowed: whole seconds")
@@ -218,25 +205,6 @@ def test_a_value_outside_what_is_allowed_is_refused(variable: str, values: list[
         assert [problem.split(":")[0] for problem in problems] == [variable], value
 
 
-def test_the_login_that_only_looks_has_a_user_of_its_own() -> None:
-    logins = {"FLOWER_BASIC_AUTH": f"admin:{MARK}", "FLOWER_READ_ONLY_AUTH": "admin:another"}
-    (problem,) = mistakes(logins)
-    assert problem == "FLOWER_READ_ONLY_AUTH has the user of FLOWER_BASIC_AUTH: give it another user"
-    assert load(logins | {"FLOWER_READ_ONLY_AUTH": "adm:another"}).warnings == ()
-
-
-@pytest.mark.parametrize(
-    ("given", "lacking"),
-    [
-        ({"FLOWER_TRUSTED_HEADER": "Remote-User"}, "FLOWER_TRUSTED_PROXIES"),
-        ({"FLOWER_TRUSTED_PROXIES": "10.0.0.7"}, "FLOWER_TRUSTED_HEADER"),
-    ],
-)
-def test_a_trusted_header_and_who_is_trusted_need_each_other(given: dict[str, str], lacking: str) -> None:
-    (problem,) = mistakes(given)
-    assert problem.startswith(f"{next(iter(given))} needs {lacking}")
-
-
 def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     wrong = {
         "CELERY_BROKER_URL": "amqp://rabbit",
@@ -249,6 +217,8 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         "WORKERS": "many",
         "BEAT_SCHEDULE": "often",
         "CELERY_TASK_SOFT_TIME_LIMIT": "99999",
+        "WORKER_STOP_GRACE_PERIOD": "59",
+        "REDIS_MAXMEMORY": "2g",
         "REDIS_PASSWORD_FILE": str(tmp_path / "gone"),
         "BEAT_MEMORY": "512m",
     }
@@ -268,13 +238,6 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_not_reported_as_a_contradiction_too(environment: dict[str, str]) -> None:
     assert len(mistakes(environment)) == 1
-
-
-def test_a_mistake_in_a_url_is_explained() -> None:
-    (problem,) = mistakes({"CELERY_BROKER_URL": f"redis://{MARK}@redis/0"})
-    assert "a value that is not shown" in problem
-    assert "write redis://:secret@host" in problem
-    assert MARK not in problem
 
 
 @pytest.mark.parametrize("variable", REMOVED_LIMITS)
@@ -297,51 +260,53 @@ def test_a_variable_that_was_removed_is_refused_with_the_line_that_takes_its_pla
 
 
 @pytest.mark.parametrize(
-    ("environment", "named", "remark"),
+    ("environment", "says"),
     [
         (
             {"CELERY_TASK_SOFT_TIME_LIMIT": "1800"},
-            ["CELERY_TASK_SOFT_TIME_LIMIT (1800 s)", "CELERY_TASK_TIME_LIMIT (1800 s)"],
-            "must be below",
+            "CELERY_TASK_SOFT_TIME_LIMIT (1800 s) must be below CELERY_TASK_TIME_LIMIT (1800 s), ",
         ),
         (
             {"WORKER_SOFT_SHUTDOWN": "46"},
-            ["WORKER_STOP_GRACE_PERIOD (60 s)", "WORKER_SOFT_SHUTDOWN is 46 s"],
-            "must be 61 or more",
+            "WORKER_STOP_GRACE_PERIOD (60 s) must be 61 or more, because WORKER_SOFT_SHUTDOWN is 46 s ",
         ),
-        ({"WORKER_STOP_GRACE_PERIOD": "59"}, ["WORKER_STOP_GRACE_PERIOD (59 s)"], "must be 60 or more"),
-        ({"WORKER_AUTOSCALE": "4,1", "WORKER_POOL": "threads"}, ["WORKER_AUTOSCALE", "WORKER_POOL=prefork"], "threads"),
+        ({"WORKER_STOP_GRACE_PERIOD": "59"}, "WORKER_STOP_GRACE_PERIOD (59 s) must be 60 or more, "),
+        (
+            {"WORKER_AUTOSCALE": "4,1", "WORKER_POOL": "threads"},
+            "WORKER_AUTOSCALE needs WORKER_POOL=prefork; the threads pool ",
+        ),
         (
             {"WORKER_AUTOSCALE": "4,1", "WORKER_CONCURRENCY": "2"},
-            ["WORKER_AUTOSCALE", "WORKER_CONCURRENCY"],
-            "both set",
+            "WORKER_AUTOSCALE and WORKER_CONCURRENCY are both set: ",
         ),
         (
             {"WORKER_POOL": "solo", "WORKER_CONCURRENCY": "2"},
-            ["WORKER_CONCURRENCY is 2", "WORKER_PROCESSES", "WORKER_POOL"],
-            "one task at a time",
+            "WORKER_CONCURRENCY is 2, but the solo pool runs one task at a time: use WORKER_PROCESSES, or another "
+            "WORKER_POOL",
         ),
-        (
-            {"CELERY_BROKER_URL": "sentinel://s1/0"},
-            ["CELERY_SENTINEL_MASTER", "CELERY_BROKER_URL"],
-            "must name the master",
-        ),
-        (
-            {"CELERY_RESULT_BACKEND": "sentinel://s1/0"},
-            ["CELERY_SENTINEL_MASTER", "CELERY_RESULT_BACKEND"],
-            "must name the master",
+        *(
+            ({url: "sentinel://s1/0"}, f"CELERY_SENTINEL_MASTER must name the master, because {url} is ")
+            for url in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
         ),
         # A quarter more is 1025 MB.
-        ({"REDIS_MAXMEMORY": "820m"}, ["REDIS_MAXMEMORY (820m)", "REDIS_MEMORY (1g)"], "must be below"),
-        ({"REDIS_MEMORY": "655360k"}, ["REDIS_MAXMEMORY (512m)", "REDIS_MEMORY (655360k)"], "must be below"),
+        (
+            {"REDIS_MAXMEMORY": "820m"},
+            "REDIS_MAXMEMORY (820m) and the quarter more that workers may use when Redis is full must be below "
+            "REDIS_MEMORY (1g), ",
+        ),
+        ({"REDIS_MEMORY": "655360k"}, "REDIS_MAXMEMORY (512m) and the quarter more "),
+        (
+            {"FLOWER_BASIC_AUTH": f"admin:{MARK}", "FLOWER_READ_ONLY_AUTH": f"admin:another-{MARK}"},
+            "FLOWER_READ_ONLY_AUTH has the user of FLOWER_BASIC_AUTH: give it another user",
+        ),
+        ({"FLOWER_TRUSTED_HEADER": "Remote-User"}, "FLOWER_TRUSTED_HEADER needs FLOWER_TRUSTED_PROXIES, "),
+        ({"FLOWER_TRUSTED_PROXIES": "10.0.0.7"}, "FLOWER_TRUSTED_PROXIES needs FLOWER_TRUSTED_HEADER: "),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(
-    environment: dict[str, str], named: list[str], remark: str
-) -> None:
+def test_settings_that_contradict_each_other_are_refused(environment: dict[str, str], says: str) -> None:
     (problem,) = mistakes(environment)
-    assert all(name in problem for name in named), problem
-    assert remark in problem
+    assert problem.startswith(says)
+    assert MARK not in problem
 
 
 @pytest.mark.parametrize(
@@ -351,6 +316,7 @@ def test_settings_that_contradict_each_other_are_refused(
         {"CELERY_VISIBILITY_TIMEOUT": "60", "CELERY_TASK_TIME_LIMIT": "86400"},
         {"WORKER_SOFT_SHUTDOWN": "600", "WORKER_STOP_GRACE_PERIOD": "615"},
         {"WORKER_AUTOSCALE": "4,1"},
+        {"FLOWER_BASIC_AUTH": "admin:secret", "FLOWER_READ_ONLY_AUTH": "adm:secret"},
         {"CELERY_BROKER_URL": "sentinel://s1/0", "CELERY_SENTINEL_MASTER": "main"},
         {"REDIS_MAXMEMORY": "819m"},
         {"REDIS_MAXMEMORY": "2g", "REDIS_REPLICAS": "0"},
@@ -364,33 +330,25 @@ def test_settings_that_just_fit_are_accepted_without_a_warning(environment: dict
     assert load(environment).warnings == ()
 
 
-def test_several_contradictions_are_reported_at_once() -> None:
-    environment = {"CELERY_TASK_SOFT_TIME_LIMIT": "1800", "WORKER_SOFT_SHUTDOWN": "600", "REDIS_MAXMEMORY": "2g"}
-    problems = mistakes(environment)
-    assert len(problems) == 3
+SAME_DATABASE = "CELERY_BROKER_URL and CELERY_RESULT_BACKEND name the same database (0): "
+NO_LIMITS = " cannot enforce CELERY_TASK_TIME_LIMIT and CELERY_TASK_SOFT_TIME_LIMIT: "
 
 
 @pytest.mark.parametrize(
-    ("environment", "named"),
+    ("environment", "says"),
     [
-        (
-            {"CELERY_RESULT_BACKEND": "redis://redis:6379/0"},
-            ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "the same database (0)"],
-        ),
+        ({"CELERY_RESULT_BACKEND": "redis://redis:6379/0"}, SAME_DATABASE),
         (
             {"CELERY_BROKER_URL": "redis+socket:///s", "CELERY_RESULT_BACKEND": "redis+socket:///s?virtual_host=0"},
-            ["the same database (0)"],
+            SAME_DATABASE,
         ),
-        (
-            {"WORKER_POOL": "threads"},
-            ["WORKER_POOL=threads cannot enforce CELERY_TASK_TIME_LIMIT and CELERY_TASK_SOFT_TIME_LIMIT"],
-        ),
-        ({"WORKER_POOL": "solo"}, ["WORKER_POOL=solo cannot enforce"]),
+        ({"WORKER_POOL": "threads"}, f"WORKER_POOL=threads{NO_LIMITS}"),
+        ({"WORKER_POOL": "solo"}, f"WORKER_POOL=solo{NO_LIMITS}"),
     ],
 )
-def test_what_works_but_should_be_known_is_a_warning(environment: dict[str, str], named: list[str]) -> None:
+def test_what_works_but_should_be_known_is_a_warning(environment: dict[str, str], says: str) -> None:
     (warning,) = load(environment).warnings
-    assert all(name in warning for name in named), warning
+    assert warning.startswith(says)
 
 
 def test_limits_of_prefork_children_are_warned_about_in_other_pools() -> None:
@@ -401,13 +359,6 @@ def test_limits_of_prefork_children_are_warned_about_in_other_pools() -> None:
 
 
 # --- .env
-
-
-def test_the_environment_beats_the_file(tmp_path: Path) -> None:
-    env_file = tmp_path / ".env"
-    env_file.write_text("LOG_LEVEL=error\nWORKER_POOL=solo\n")
-    settings = load({"LOG_LEVEL": "debug"}, env_file)
-    assert (settings.tasks.log_level, settings.worker.pool) == ("debug", "solo")
 
 
 @pytest.mark.parametrize(
@@ -439,17 +390,21 @@ def test_a_process_reads_its_environment_and_the_file_of_the_checkout(
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(f"{name}_FILE", raising=False)
-    (tmp_path / ".env").write_text("REDIS_PASSWORD='from $ file'\nLOG_LEVEL=error\n")
+    (tmp_path / ".env").write_text("REDIS_PASSWORD='from $ file'\nLOG_LEVEL=error\nWORKER_POOL=solo\n")
     monkeypatch.setattr("config.loading.ENV_FILE", tmp_path / ".env")
     monkeypatch.setenv("LOG_LEVEL", "debug")
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://redis/5")
     monkeypatch.setenv("CELERY_BROKER_READ_URL", "redis://elsewhere/0")
+    # Both as Compose passes on what is not set. With a value, a child would find a result backend beside its file.
+    monkeypatch.setenv("WORKER_POOL", "")
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", "")
     settings = load()
-    assert settings.tasks.log_level == "debug"
+    assert (settings.tasks.log_level, settings.worker.pool) == ("debug", "prefork")
     assert settings.broker_url.text() == "redis://:from%20%24%20file@redis:6379/5"
     # Celery prefers these two to its configuration, so they have to agree with it.
     assert os.environ["CELERY_BROKER_URL"] == os.environ["CELERY_BROKER_READ_URL"] == settings.broker_url.text()
-    assert "CELERY_RESULT_BACKEND" not in os.environ
+    assert "CELERY_BROKER_WRITE_URL" not in os.environ
+    assert os.environ["CELERY_RESULT_BACKEND"] == ""
     # What a child reads is the same again.
     assert (load().broker_url, load().result_url) == (settings.broker_url, settings.result_url)
 
@@ -468,17 +423,6 @@ def test_every_secret_comes_from_a_file_as_well(tmp_path: Path, variable: str) -
     )
 
 
-def test_what_can_carry_a_password_is_a_secret() -> None:
-    assert set(SECRETS) == {
-        "CELERY_BROKER_URL",
-        "CELERY_RESULT_BACKEND",
-        "REDIS_PASSWORD",
-        "CELERY_SENTINEL_PASSWORD",
-        "FLOWER_BASIC_AUTH",
-        "FLOWER_READ_ONLY_AUTH",
-    }
-
-
 def secretive(password: str) -> dict[str, str]:
     """An environment with `password` in every place that can hold one."""
     encoded = quote(password, safe="")
@@ -490,6 +434,10 @@ def secretive(password: str) -> dict[str, str]:
         "FLOWER_BASIC_AUTH": f"admin:{password}",
         "FLOWER_READ_ONLY_AUTH": f"guest:{password}",
     }
+
+
+def test_what_can_carry_a_password_is_a_secret() -> None:
+    assert set(SECRETS) == secretive("").keys()
 
 
 def assert_hidden(text: str) -> None:
@@ -548,3 +496,5 @@ def test_no_setting_can_be_changed_and_the_refusal_shows_no_secret(group: str) -
         assert_hidden(str(refusal.value))
     with pytest.raises(FrozenInstanceError):
         setattr(settings, group, values)
+    with pytest.raises(FrozenInstanceError):
+        settings.broker_url.password = "another"  # type: ignore[misc]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +17,9 @@ from celery.bin.worker import worker
 from config import child_environment, load
 from config.loading import REQUEUE_SECONDS, SUPERVISOR_EXIT_SECONDS
 from services.launch import NODE_VARIABLES, build_node_command, list_variables, supervisor_values
-from tests.support.checkout import Checkout
+from tests.support.checkout import ROOT, Checkout
+from tests.unit.refusals import run_refused
 
-ROOT = Path(__file__).resolve().parents[3]
 MARK = "Zq7-s3cret"
 SECRETS = {
     "CELERY_BROKER_URL": f"redis://user:{MARK}@redis/0",
@@ -50,40 +48,32 @@ def test_a_node_runs_celery_of_this_python_with_our_application() -> None:
     assert build_node_command(load({}))[:5] == [sys.executable, "-m", "celery", "--app=services.app", "worker"]
 
 
-def test_a_node_of_the_defaults_is_prefork_with_a_child_for_each_cpu() -> None:
-    options = options_of({})
-    assert options["pool"].__module__ == "celery.concurrency.prefork"
-    assert options["concurrency"] == "auto"
-    assert options["queues"] == ["celery"]
-    assert options["task_events"] is True
-    assert options["autoscale"] is None
-    assert options["max_tasks_per_child"] is None
-    assert options["max_memory_per_child"] is None
+@pytest.mark.parametrize(
+    ("option", "default", "environment", "value"),
+    [
+        ("concurrency", "auto", {"WORKER_CONCURRENCY": "3"}, 3),
+        ("queues", ["celery"], {"WORKER_QUEUES": "celery,reports"}, ["celery", "reports"]),
+        ("autoscale", None, {"WORKER_AUTOSCALE": "8,2"}, (8, 2)),
+        ("max_tasks_per_child", None, {"WORKER_MAX_TASKS_PER_CHILD": "100"}, 100),
+        ("max_memory_per_child", None, {"WORKER_MAX_MEMORY_PER_CHILD": "200000"}, 200000),
+        ("loglevel", 20, {"LOG_LEVEL": "critical"}, 50),
+        ("task_events", True, {}, True),
+        # Autoscaling takes its place.
+        ("concurrency", "auto", {"WORKER_AUTOSCALE": "8,2"}, None),
+    ],
+)
+def test_a_setting_is_an_option_of_celery(
+    option: str, default: object, environment: dict[str, str], value: object
+) -> None:
+    assert options_of({})[option] == default
+    assert options_of(environment)[option] == value
 
 
 @pytest.mark.parametrize(
-    ("environment", "option", "value"),
-    [
-        ({"WORKER_CONCURRENCY": "3"}, "concurrency", 3),
-        ({"WORKER_QUEUES": "celery,reports"}, "queues", ["celery", "reports"]),
-        ({"WORKER_AUTOSCALE": "8,2"}, "autoscale", (8, 2)),
-        ({"WORKER_MAX_TASKS_PER_CHILD": "100"}, "max_tasks_per_child", 100),
-        ({"WORKER_MAX_MEMORY_PER_CHILD": "200000"}, "max_memory_per_child", 200000),
-        ({"LOG_LEVEL": "critical"}, "loglevel", 50),
-    ],
+    ("pool", "module"), [("", "prefork"), ("prefork", "prefork"), ("threads", "thread"), ("solo", "solo")]
 )
-def test_a_setting_is_an_option_of_celery(environment: dict[str, str], option: str, value: object) -> None:
-    assert options_of(environment)[option] == value
-    assert options_of({})[option] != value
-
-
-@pytest.mark.parametrize(("pool", "module"), [("prefork", "prefork"), ("threads", "thread"), ("solo", "solo")])
 def test_every_pool_is_one_of_celerys(pool: str, module: str) -> None:
     assert options_of({"WORKER_POOL": pool})["pool"].__module__ == f"celery.concurrency.{module}"
-
-
-def test_autoscale_takes_the_place_of_concurrency() -> None:
-    assert not any(part.startswith("--concurrency") for part in build_node_command(load({"WORKER_AUTOSCALE": "8,2"})))
 
 
 # --- What others see
@@ -131,27 +121,15 @@ def test_a_process_sees_no_variable_that_beats_its_settings(
     monkeypatch: pytest.MonkeyPatch, variables: list[str]
 ) -> None:
     foreign = {
-        "BROKER_URL",
-        "CELERY_BROKER_READ_URL",
-        "CELERY_BROKER_WRITE_URL",
-        "RESULT_BACKEND",
-        "REMAP_SIGTERM",
-        "FLOWER_PORT",
-        "FLOWER_BASIC_AUTH",
-        "FLOWER_BASIC_AUTH_FILE",
-        "FLOWER_UNAUTHENTICATED_API",
-        "SUPERVISOR_ENABLED",
-        "CELERY_CONFIG_MODULE",
-        "CELERY_LOADER",
-        "CELERY_CUSTOM_WORKER_POOL",
-        "C_FORCE_ROOT",
+        *("BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "RESULT_BACKEND", "REMAP_SIGTERM"),
+        *("FLOWER_PORT", "FLOWER_BASIC_AUTH", "FLOWER_BASIC_AUTH_FILE", "FLOWER_UNAUTHENTICATED_API"),
+        *("SUPERVISOR_ENABLED", "SUPERVISOR_SERVER_URL", "CELERY_CONFIG_MODULE", "CELERY_LOADER"),
+        *("CELERY_CUSTOM_WORKER_POOL", "C_FORCE_ROOT"),
     }
-    passed = {"CELERY_BROKER_URL": "a", "CELERY_BROKER_URL_FILE": "b", "BEAT_SCHEDULE": "c", "SHOP_URL": "d"}
-    for name, value in dict.fromkeys(foreign, "x").items() | passed.items():
-        monkeypatch.setenv(name, value)
-    environment = child_environment(variables)
-    assert environment.keys() & foreign == set()
-    assert environment.items() >= passed.items()
+    passed = {"CELERY_BROKER_URL", "CELERY_BROKER_URL_FILE", "REDIS_PASSWORD_FILE", "BEAT_SCHEDULE", "SHOP_URL"}
+    for name in foreign | passed:
+        monkeypatch.setenv(name, "x")
+    assert child_environment(variables).keys() & (foreign | passed) == passed
 
 
 @pytest.mark.parametrize(("command", "name"), [(celery, ""), (worker, "WORKER_"), (beat, "BEAT_")])
@@ -167,29 +145,31 @@ def test_no_option_of_celery_is_set_behind_our_back(monkeypatch: pytest.MonkeyPa
 # --- The command
 
 
-def python(checkout: Checkout, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = checkout.run(*arguments, **environment)
-    assert "Traceback" not in done.stderr
-    assert MARK not in done.stdout + done.stderr
-    return done
-
-
 @pytest.mark.parametrize("arguments", [[], ["worker", "beat"]])
 def test_wrong_arguments_are_refused_with_the_usage(checkout: Checkout, arguments: list[str]) -> None:
-    done = python(checkout, "-m", "services.launch", *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "usage: python -m services.launch" in done.stderr
+    lines = run_refused(checkout, "-m", "services.launch", *arguments)
+    assert lines[0].startswith("usage: python -m services.launch")
 
 
-def test_a_wrong_configuration_is_refused_before_anything_starts(checkout: Checkout) -> None:
-    wrong = {"WORKER_POOL": "gevent", "CELERY_RESULT_BACKEND": f"redis://{MARK}@redis/0"}
-    done = python(checkout, "-m", "services.launch", "worker", **SECRETS | wrong)
-    assert (done.returncode, done.stdout) == (2, "")
-    lines = done.stderr.splitlines()
-    assert [line.partition(": found")[0] for line in lines] == ["error: CELERY_RESULT_BACKEND", "error: WORKER_POOL"]
-
-
-def test_the_application_refuses_a_wrong_schedule_without_a_traceback(checkout: Checkout) -> None:
-    done = python(checkout, "-c", "import services.app", BEAT_SCHEDULE="no-such-entry=off", **SECRETS)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: BEAT_SCHEDULE: found entry 'no-such-entry'; allowed: ")
+@pytest.mark.parametrize(
+    ("command", "wrong", "says"),
+    [
+        (
+            ["-m", "services.launch", "worker"],
+            {"WORKER_POOL": "gevent", "CELERY_RESULT_BACKEND": f"redis://{MARK}@redis/0"},
+            ["error: CELERY_RESULT_BACKEND: found", "error: WORKER_POOL: found"],
+        ),
+        (
+            ["-c", "import services.app"],
+            {"BEAT_SCHEDULE": "no-such-entry=off"},
+            ["error: BEAT_SCHEDULE: found entry 'no-such-entry'; allowed: "],
+        ),
+    ],
+    ids=["launch", "application"],
+)
+def test_a_wrong_configuration_is_refused_before_anything_starts(
+    checkout: Checkout, command: list[str], wrong: dict[str, str], says: list[str]
+) -> None:
+    lines = run_refused(checkout, *command, **SECRETS | wrong)
+    assert [line[: len(start)] for line, start in zip(lines, says, strict=True)] == says
+    assert MARK not in "".join(lines)
