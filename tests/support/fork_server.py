@@ -19,7 +19,6 @@ import os
 import pkgutil
 import runpy
 import select
-import selectors
 import signal
 import socket
 import subprocess
@@ -155,44 +154,35 @@ atexit.register(LIBRARIES_ONLY.close)
 
 
 def serve(requests: socket.socket) -> None:
-    """Fork a program for each request, and report what becomes of it, until the client is gone."""
-    wake, waker = socket.socketpair()
-    waker.setblocking(False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    looks = selectors.DefaultSelector()
-    looks.register(requests, selectors.EVENT_READ)
-    looks.register(wake, selectors.EVENT_READ)
-    reporters: dict[int, socket.socket] = {}
+    """Fork for each request a process that runs a program and reports what becomes of it, until the client is gone."""
+    # The kernel clears away those processes when they end.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        ready = {key.fileobj for key, _ in looks.select()}
-        if wake in ready:
-            wake.recv(4096)
-            report_ended(reporters)
-        if requests not in ready:
-            continue
         request, descriptors, *_ = socket.recv_fds(requests, REQUEST_BYTES, 3)
         if not request:
             return
+        if not os.fork():
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)
+            run_and_report(Program(**json.loads(request)), *descriptors)
         for descriptor in descriptors:
-            os.set_inheritable(descriptor, False)
-        output, errors, reporter = descriptors[0], descriptors[1], socket.socket(fileno=descriptors[2])
-        pid = os.fork()
-        if not pid:
-            # All else that is open here closes by itself, as in a program that was executed.
-            Program(**json.loads(request)).begin(output, errors)
-        os.close(output)
-        os.close(errors)
-        reporters[pid] = reporter
-        report(reporter, pid)
+            os.close(descriptor)
 
 
-def report_ended(reporters: dict[int, socket.socket]) -> None:
-    """Send the exit codes of all programs that have ended."""
-    with suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            with reporters.pop(ended[0]) as reporter:
-                report(reporter, os.waitstatus_to_exitcode(ended[1]))
+def run_and_report(program: Program, output: int, errors: int, reporter: int) -> NoReturn:
+    """Fork a program; report its pid, and then its exit code."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if not pid:
+        # All else that is open here closes by itself, as in a program that was executed.
+        program.begin(output, errors)
+    # Whoever reads them has to see their end when the program ends.
+    os.close(output)
+    os.close(errors)
+    with socket.socket(fileno=reporter) as reports:
+        report(reports, pid)
+        report(reports, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    os._exit(0)
 
 
 def report(reporter: socket.socket, number: int) -> None:
