@@ -55,6 +55,6 @@ class Stalk(Celery):  # type: ignore[misc]
         return super()._connection(url, **options)
 
     def require_broker(self, url: str) -> None:
-        """Raise LateConfigError for a default URL, with whose host Celery would try to connect without an end."""
+        """Raise UrlNotSetError for a default URL, with whose host Celery would try to connect without an end."""
         if self.settings:
             require_set(url, self.settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,21 @@ class LateConfigError(ConfigError, click.ClickException):
         self.problems = (problem,)
 
 
+class UrlNotSetError(LateConfigError):
+    """A URL of Redis has to be set, and is not."""
+
+    def __init__(self, variables: Iterable[str]) -> None:
+        super().__init__(
+            f"{' and '.join(variables)} must be exported, because nobody outside the stack's containers has a host "
+            "named redis; and REDIS_PASSWORD, where the URL has no password: docs/connect.md says what to write"
+        )
+
+
 def require_set(url: str, settings: Settings) -> None:
-    """Raise LateConfigError when this URL is a default with a host that exists only inside the stack's containers."""
+    """Raise UrlNotSetError when this URL is a default with a host that exists only inside the stack's containers."""
     unset = settings.unset_urls
     if url in [default.text() for default in unset.values()]:
-        raise LateConfigError(
-            f"{' and '.join(unset)} must be exported, because nobody outside the stack's containers has a host named "
-            "redis; and REDIS_PASSWORD, where the URL has no password: docs/connect.md says what to write"
-        )
+        raise UrlNotSetError(unset)
 
 
 def require_tls_files(settings: Settings) -> None:
@@ -102,7 +109,7 @@ def connect(url: RedisUrl, settings: Settings, **options: Any) -> redis.Redis:
     """A client for `url`, which connects with its first command.
 
     `options` go to redis-py in place of the defaults. No command is retried: the caller knows whether that is safe.
-    Commands raise redis.exceptions.RedisError. Raises LateConfigError for a URL that is not set.
+    Commands raise redis.exceptions.RedisError. Raises UrlNotSetError.
     """
     require_set(url.text(), settings)
     keywords: dict[str, Any] = {

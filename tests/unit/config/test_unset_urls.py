@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from config import load
-from services.broker.client import LateConfigError, connect
+from services.broker.client import UrlNotSetError, connect
 from tests.support.application import create_app
 from tests.support.checkout import Checkout
 
@@ -15,25 +15,25 @@ SENTENCE = f"{BROKER} and {RESULTS} must be exported, because nobody outside the
 
 
 def test_a_publish_names_the_variables() -> None:
-    with pytest.raises(LateConfigError, match=SENTENCE):
+    with pytest.raises(UrlNotSetError, match=SENTENCE):
         create_app(load({})).send_task("any")
 
 
 def test_a_look_at_a_result_names_the_variables() -> None:
-    with pytest.raises(LateConfigError, match=f"^{RESULTS} must be exported"):
+    with pytest.raises(UrlNotSetError, match=f"^{RESULTS} must be exported"):
         _ = create_app(load({BROKER: URL})).AsyncResult("any").state
 
 
 def test_a_task_whose_result_is_awaited_is_not_sent_where_no_result_can_be_read() -> None:
     app = create_app(load({BROKER: URL}))
-    with pytest.raises(LateConfigError, match=f"^{RESULTS} must be exported"):
+    with pytest.raises(UrlNotSetError, match=f"^{RESULTS} must be exported"):
         app.send_task("any", retry=False)
 
 
 def test_a_client_of_our_own_names_the_variables() -> None:
     settings = load({"REDIS_PASSWORD": "secret"})
     for url in (settings.broker_url, settings.result_url):
-        with pytest.raises(LateConfigError, match="REDIS_PASSWORD, where the URL has no password"):
+        with pytest.raises(UrlNotSetError, match="REDIS_PASSWORD, where the URL has no password"):
             connect(url, settings)
 
 
