@@ -29,7 +29,6 @@ from services.schedule import ENTRIES
 DEFINITION = ("name", "task", "args", "kwargs", "options", "schedule", "enabled")
 # The fields of an entry's hash; RedBeat keeps its last run in "meta".
 STORED = ("definition", "meta")
-EXIT_OK, EXIT_FAILED = 0, 1
 
 # RedBeat's own, which removes entries of the code as well.
 remove = RedBeatSchedulerEntry.delete
@@ -195,22 +194,21 @@ def _format_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def list_entries(app: Celery) -> tuple[dict[str, Any], int]:
-    """List all entries, those of the code first: the JSON object to print and the exit code."""
+def list_entries(app: Celery) -> dict[str, Any]:
+    """List all entries, those of the code first, or an "error" of the code.
+
+    Raises RedisError or OSError when Redis does not answer.
+    """
     conf = app.redbeat_conf
     try:
         _import_code(app)
     except Exception as error:  # a module may raise whatever its author let it
-        return {"error": f"the tasks cannot be imported: {_format_error(error)}"}, EXIT_FAILED
-    try:
-        client = get_redis(app)
-        there = [key.removeprefix(conf.key_prefix) for key in client.zrange(conf.schedule_key, 0, -1)]
-        names = sorted({*there, *ENTRIES, *conf.schedule}, key=lambda name: (not is_of_code(app, name), name))
-        found = fetch(client, [conf.key_prefix + name for name in names])
-        rows = [_row(app, name, stored) for name, stored in zip(names, found, strict=True)]
-    except (RedisError, OSError) as error:
-        return {"error": f"Redis does not answer: {error}"}, EXIT_FAILED
-    return {"schedule": rows}, EXIT_OK
+        return {"error": f"the tasks cannot be imported: {_format_error(error)}"}
+    client = get_redis(app)
+    there = [key.removeprefix(conf.key_prefix) for key in client.zrange(conf.schedule_key, 0, -1)]
+    names = sorted({*there, *ENTRIES, *conf.schedule}, key=lambda name: (not is_of_code(app, name), name))
+    found = fetch(client, [conf.key_prefix + name for name in names])
+    return {"schedule": [_row(app, name, stored) for name, stored in zip(names, found, strict=True)]}
 
 
 def _row(app: Celery, name: str, stored: Any) -> dict[str, Any]:

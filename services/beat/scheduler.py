@@ -26,10 +26,11 @@ from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
 from redbeat.decoder import to_timestamp
 from redbeat.schedulers import RedBeatScheduler
-from redis.exceptions import ConnectionError, LockError, RedisError, TimeoutError, WatchError
+from redis.exceptions import ConnectionError, RedisError, TimeoutError, WatchError
 
 from config import Settings
 from services.beat import entries
+from services.beat.lock import BeatLock
 from services.broker.client import format_error
 from services.broker.keys import BEAT_LOCK, BEAT_LOCK_SECONDS
 from services.broker.outages import Outage
@@ -55,7 +56,8 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         settings: Settings = app.settings
         self._heartbeat = HeartbeatFile(settings.stack.run_directory, "beat")
         self._word = ""
-        self._schedule_written = False
+        # The lock's token when the schedule was written.
+        self._written_under: bytes | None = None
         # Entry → its last run, and the task id of the next: each try sends the same one, or Flower shows a task a try.
         self._run_ids: dict[str, tuple[Any, str]] = {}
         # Entry → its definition and meta as they were read.
@@ -68,7 +70,7 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         # Entry → why Redis refused its run at this tick.
         self._refused: dict[str, Exception] = {}
         self._outage = Outage("beat", logger.warning)
-        self._lock = app.redbeat_redis.lock(BEAT_LOCK, timeout=BEAT_LOCK_SECONDS, thread_local=False)
+        self._lock = BeatLock(app.redbeat_redis)
         super().__init__(app, **options)
         # None switches off RedBeat's own handling of the lock.
         self.lock_key = None
@@ -80,10 +82,12 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         """Send what is due if this beat holds the lock; seconds until the next tick."""
         self._unsent_before, self._unsent, self._refused = self._unsent, {}, {}
         try:
-            if not self._acquire_lock():
+            if not self._lock.acquire():
                 self._outage.record_recovery()
                 self._say(STANDBY)
                 return STANDBY_SECONDS
+            if self._written_under != self._lock.token:
+                self._write_schedule()
             seconds = super().tick(**options)
         except (*AWAY, RedisError) as error:
             # This tick has not reached all entries: keep what was logged of them, so that it is not logged again.
@@ -168,7 +172,8 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
         """Send the messages and store the next run in one transaction; False if another beat has done so."""
         with self.app.redbeat_redis.pipeline() as pipe:
             pipe.watch(BEAT_LOCK, entry.key)
-            if not self._may_send(pipe, entry):
+            stored = pipe.hmget(entry.key, *entries.STORED)
+            if not self._lock.is_held(pipe) or stored != self._stored[entry.name]:
                 return False
             pipe.multi()
             for key, message, expires in messages:
@@ -183,16 +188,6 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
             except WatchError:
                 return False
         return True
-
-    def _may_send(self, pipe: Any, entry: Any) -> bool:
-        """Whether this beat still has the lock and the entry is unchanged since it was read.
-
-        A beat that was suspended in between may have been replaced.
-        """
-        token = self._lock.local.token
-        owner = pipe.get(BEAT_LOCK)
-        stored = pipe.hmget(entry.key, *entries.STORED)
-        return bool(token) and owner == token.decode() and stored == self._stored[entry.name]
 
     def _run_id(self, entry: Any) -> str:
         last_run_at, task_id = self._run_ids.get(entry.name, (None, ""))
@@ -212,31 +207,12 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def close(self) -> None:
         """Release the lock for the next beat."""
-        try:
-            if self._lock.local.token:
-                self._lock.release()
-        except RedisError as error:
-            logger.warning("beat: the lock could not be released (%s); it runs out in %d s", error, BEAT_LOCK_SECONDS)
+        self._lock.release()
         super().close()
-
-    def _acquire_lock(self) -> bool:
-        """Renew the lock, or take it if it is free and write the schedule; False when another beat has it."""
-        if self._lock.local.token:
-            try:
-                self._lock.extend(BEAT_LOCK_SECONDS, replace_ttl=True)
-            except LockError:
-                logger.warning("beat: lost the lock: Redis was emptied, or this beat was suspended for too long")
-                self._lock.local.token, self._schedule_written = None, False
-        if not self._lock.local.token and not self._lock.acquire(blocking=False):
-            return False
-        if not self._schedule_written:
-            logger.info("beat: got the lock, writing the schedule")
-            self._write_schedule()
-            self._schedule_written = True
-        return True
 
     def _write_schedule(self) -> None:
         """Write the code's entries, remove those that it no longer has, and correct when others are due."""
+        logger.info("beat: got the lock, writing the schedule")
         conf, client = self.app.redbeat_conf, self.app.redbeat_redis
         for name in {*client.smembers(conf.statics_key), *ENTRIES} - conf.schedule.keys():
             entries.remove(self.Entry(name, app=self.app))
@@ -249,6 +225,7 @@ class LockedScheduler(RedBeatScheduler):  # type: ignore[misc]
             except Exception as error:  # an entry of the code may have any mistake
                 logger.error("beat: the code's entry %s cannot be written (%r)", name, error)
         self._correct_due_times()
+        self._written_under = self._lock.token
 
     def _correct_due_times(self) -> None:
         """Correct the scores of entries that another release, or a process in another time zone, has saved too late.

@@ -21,21 +21,15 @@ from services.broker.retry import RetryState
 
 T = TypeVar("T")
 
-# What Redis 6 says of a script's command, and redis-py has no class for.
-OUT_OF_MEMORY = " -OOM "
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether Redis has refused a command because it is at maxmemory."""
-    return isinstance(error, OutOfMemoryError) or OUT_OF_MEMORY in format_error(error)
-
 
 def run_with_fallback(attempt: Callable[[], T], use_headroom: Callable[[], T]) -> T:
     """Run `attempt`; in a worker run `use_headroom`, which does the same, when Redis is out of memory."""
     try:
         return attempt()
     except ResponseError as error:
-        if not RetryState.in_worker or not is_out_of_memory(error):
+        # The text is what Redis 6 says of a script's command: redis-py has no class for that.
+        is_full = isinstance(error, OutOfMemoryError) or " -OOM " in format_error(error)
+        if not RetryState.in_worker or not is_full:
             raise
         try:
             return use_headroom()

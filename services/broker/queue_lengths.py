@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from celery import Celery
@@ -30,13 +31,15 @@ def known_queues(client: Redis, app: Celery) -> list[str]:
 
 def waiting(client: Redis, names: list[str]) -> dict[str, int]:
     """Messages that wait in each queue, all priorities together."""
+    lengths = iter(_read_lengths(client, (key for name in names for key in keys.get_lists(name))))
+    return {name: sum(islice(lengths, len(keys.PRIORITY_STEPS))) for name in names}
+
+
+def _read_lengths(client: Redis, lists: Iterable[str]) -> list[int]:
     with client.pipeline(transaction=False) as pipe:
-        for name in names:
-            for key in keys.get_lists(name):
-                pipe.llen(key)
-        lengths = pipe.execute()
-    steps = len(keys.PRIORITY_STEPS)
-    return {name: sum(lengths[index * steps : (index + 1) * steps]) for index, name in enumerate(names)}
+        for key in lists:
+            pipe.llen(key)
+        return pipe.execute()
 
 
 def find_unread(client: Redis, known: Collection[str], consumed: set[str] | None) -> list[dict[str, Any]]:
@@ -55,10 +58,7 @@ def find_unread(client: Redis, known: Collection[str], consumed: set[str] | None
     undeclared = [key for key, queue, _ in found if queue not in known]
     foreign = {key for number, key in enumerate(undeclared) if number >= MOST_LISTS or not _holds_tasks(client, key)}
     lists = [each for each in found if each[0] not in foreign]
-    with client.pipeline(transaction=False) as pipe:
-        for key, *_ in lists:
-            pipe.llen(key)
-        lengths = pipe.execute()
+    lengths = _read_lengths(client, (key for key, *_ in lists))
     return [
         {"queue": queue, "priority": priority, "waiting": length}
         for (_, queue, priority), length in zip(lists, lengths, strict=True)

@@ -56,18 +56,14 @@ def _check(name: str, method: str | None, arguments: Sequence[str]) -> None:
         # Celery would split the path at the space (celery 5.7).
         program = sys.executable
         _refuse(typed, f"it cannot start {program}, whose path has a space: move the checkout, or use `make scale`")
-    if reason := REFUSED.get(typed) or _missing_package(name, method):
+    if reason := REFUSED.get(typed):
         _refuse(typed, reason)
+    package = NEEDS.get(method or "") if name == "inspect" else None
+    if package and not find_spec(package):
+        add = "add it to requirements/own.txt, then `make lock` and `make up`"
+        _refuse(typed, f"nodes need the package {package} for it: {add}")
     if method and method in Panel.meta and Panel.meta[method].type == name:
         _check_arguments(typed, method, arguments)
-
-
-def _missing_package(name: str, method: str | None) -> str:
-    """Why `celery inspect METHOD` cannot be answered; "" where nodes have the package for it."""
-    package = NEEDS.get(method or "") if name == "inspect" else None
-    if not package or find_spec(package):
-        return ""
-    return f"nodes need the package {package} for it: add it to requirements/own.txt, then `make lock` and `make up`"
 
 
 def _check_arguments(typed: str, method: str, arguments: Sequence[str]) -> None:

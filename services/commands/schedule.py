@@ -10,11 +10,11 @@ from services.commands.output import print_table
 
 
 def read_schedule(app: Celery) -> dict[str, Any]:
-    """Every entry, or an "error"."""
+    """Every entry; see entries.list_entries."""
     # Only here, because RedBeat is needed by no other command.
     from services.beat import entries
 
-    return entries.list_entries(app)[0]
+    return entries.list_entries(app)
 
 
 def print_schedule(found: dict[str, Any]) -> None:

@@ -30,16 +30,16 @@ class Node(pidbox.Node):  # type: ignore[misc]
 
     def listen(self, channel: Any = None, callback: Any = None) -> Any:
         consumer = super().listen(channel, callback)
-        load = partial(self._load_revocations, consumer.channel)
+
+        def load() -> None:
+            with consumer.channel.conn_or_acquire() as client:
+                load_revocations(self.state, client)
+
         # Now, before the first task; and when Redis has confirmed the subscription, because what was revoked in between
         # was not broadcast to this node.
         load()
         consumer.channel.on_subscribed = load
         return consumer
-
-    def _load_revocations(self, channel: Any) -> None:
-        with channel.conn_or_acquire() as client:
-            load_revocations(self.state, client)
 
     def handle_message(self, body: Any, message: Any = None) -> Any:
         """Run a command, and answer.

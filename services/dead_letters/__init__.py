@@ -1,4 +1,7 @@
-"""Dead letters: messages that go no further, kept with the reason until somebody replays or purges them."""
+"""Dead letters: messages that go no further, kept with the reason until somebody replays or purges them.
+
+What becomes one is decided in services/worker/dead_letter_rules.py, and by the scripts that count deaths and requeues.
+"""
 
 from __future__ import annotations
 

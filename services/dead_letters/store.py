@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from itertools import islice
 from typing import Any
 
 from celery import Celery
+from celery.utils.functional import chunks
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -55,7 +55,7 @@ def replay(app: Celery, numbers: list[int] | None) -> dict[str, Any]:
     replayed: list[int] = []
     try:
         with _connect(app) as client:
-            for batch in _split(_read_ids(client, 0) if numbers is None else numbers):
+            for batch in chunks(iter(_read_ids(client, 0) if numbers is None else numbers), BATCH):
                 arguments = [scripts.as_json(PRIORITY_STEPS), DEAD_LETTER, *batch]
                 replayed += [int(number) for number in scripts.REPLAY(client, KEYS, arguments)]
     except (RedisError, OSError) as error:
@@ -87,7 +87,8 @@ def purge(app: Celery) -> dict[str, Any]:
 
 
 def _purge(client: Redis, numbers: list[int]) -> int:
-    return sum(int(scripts.PURGE_LETTERS(client, KEYS, [DEAD_LETTER, *batch])) for batch in _split(numbers))
+    batches = chunks(iter(numbers), BATCH)
+    return sum(int(scripts.PURGE_LETTERS(client, KEYS, [DEAD_LETTER, *batch])) for batch in batches)
 
 
 def _connect(app: Celery) -> Redis:
@@ -101,7 +102,7 @@ def _read_ids(client: Redis, first: int) -> list[int]:
 
 
 def _read_letters(client: Redis, ids: list[int]) -> Iterator[tuple[int, dict[str, bytes]]]:
-    for batch in _split(ids):
+    for batch in chunks(iter(ids), BATCH):
         with client.pipeline(transaction=False) as pipe:
             for number in batch:
                 pipe.hgetall(f"{DEAD_LETTER}{number}")
@@ -109,12 +110,6 @@ def _read_letters(client: Redis, ids: list[int]) -> Iterator[tuple[int, dict[str
         for number, fields in zip(batch, found, strict=True):
             if fields:
                 yield number, {name.decode(): value for name, value in fields.items()}
-
-
-def _split(ids: Iterable[int]) -> Iterator[list[int]]:
-    rest = iter(ids)
-    while batch := list(islice(rest, BATCH)):
-        yield batch
 
 
 def _summarize(number: int, letter: dict[str, bytes], message: messages.TaskMessage | None = None) -> dict[str, Any]:

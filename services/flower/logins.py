@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler, stream_request_body
@@ -20,8 +20,7 @@ READ_BY_POST = "/tasks/datatable"
 READ_ONLY = "This login sees everything and changes nothing: to do that, log in with FLOWER_BASIC_AUTH."
 
 
-@dataclass(frozen=True)
-class User:
+class User(NamedTuple):
     """A user who is logged in."""
 
     name: str

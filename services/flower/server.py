@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import secrets
 import signal
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from celery import Celery
@@ -59,7 +58,7 @@ def serve(
 
     `app` comes from services.app.create_app; its transport options are changed here, so use it for nothing else.
     Flower's state is kept in the file `database`. `heartbeat` is called every few seconds while Flower answers HTTP
-    requests, whether Redis is there or not.
+    requests, whether Redis is there or not. Ends the process with 0.
 
     Raises ConfigError when there is no login, or the port or the database cannot be used.
     """
@@ -116,34 +115,12 @@ class SecurityHeaders(OutputTransform):  # type: ignore[misc]
         return status_code, headers, chunk
 
 
-class DaemonThreadExecutor(ThreadPoolExecutor):
-    """Runs each call in a daemon thread, so that one that waits for Redis does not keep the process from ending.
-
-    Flower itself limits how many run at the same time.
-    """
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        # From here on it cannot be cancelled.
-        future.set_running_or_notify_cancel()
-
-        def run() -> None:
-            try:
-                future.set_result(fn(*args, **kwargs))
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=run, daemon=True).start()
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Wait for nothing: daemon threads end with the process."""
-
-
 class Server(Flower):  # type: ignore[misc]
     """Flower's web application behind a login."""
 
-    pool_executor_cls = DaemonThreadExecutor
+    # Threads: for the five requests and eight inspections that Flower runs at the same time, and the rest (flower 2.2).
+    # Fewer than that, and pages would wait for inspections while Redis is away.
+    max_workers = 16
 
     def __init__(self, app: Celery, settings: Settings, inner_login: str) -> None:
         self.stack_settings = settings
@@ -196,7 +173,7 @@ class Server(Flower):  # type: ignore[misc]
             ) from None
 
     def run(self, address: str, port: int, heartbeat: Callable[[], None] | None) -> None:
-        """Serve until a signal, then save the state."""
+        """Serve until a signal, then save the state and end the process."""
         run_periodically(self.inspector.refresh, REFRESH_SECONDS)
         if heartbeat:
             run_periodically(LivenessProbe(address, port, self.prefix, heartbeat).check, HEARTBEAT_SECONDS)
@@ -207,6 +184,9 @@ class Server(Flower):  # type: ignore[misc]
         self.io_loop.start()
         logger.info("Flower stops")
         self.stop()
+        logging.shutdown()
+        # Python's own end would wait for threads that wait for Redis.
+        os._exit(0)
 
     def purge_offline_worker_metrics(self) -> None:
         """Forget offline workers everywhere before each scrape; Flower's own forgets their metrics only."""

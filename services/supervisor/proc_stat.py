@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class ProcessStat:
+class ProcessStat(NamedTuple):
     """One process at one moment; times are in clock ticks, `os.sysconf("SC_CLK_TCK")` a second."""
 
     pid: int

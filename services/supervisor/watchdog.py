@@ -25,7 +25,7 @@ failed_programs: list[str] = []
 
 
 class Watchdog:
-    """Watches the heartbeats of all running programs.
+    """Watches the heartbeats of all running programs; supervisord makes it from the section [rpcinterface:watchdog].
 
     `timeout`: seconds without a heartbeat. `on_fatal`: what happens when a program could not be started; `exit` ends
     supervisord, and the container with it, `retry` tries again each minute.
@@ -110,8 +110,3 @@ class Watchdog:
         if before is None or now != before:
             return ""
         return f"no heartbeat for {age:.0f} s and no CPU used"
-
-
-def make_watchdog(supervisord: Any, **options: str) -> Watchdog:
-    """Make the plug-in; supervisord calls this with the options of the section [rpcinterface:watchdog]."""
-    return Watchdog(supervisord, **options)

@@ -12,6 +12,7 @@ from typing import Any
 from celery import Task, signals
 from celery.exceptions import CPendingDeprecationWarning
 from celery.utils.log import get_logger
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.consumer import consumer as celery_consumer
@@ -28,7 +29,7 @@ from services.delivery.unacked import UNDECODABLE, UNKNOWN_TASK, UnackedDeliveri
 from services.pool import child_guard
 from services.pool.batches import BatchPool
 from services.worker import request
-from services.worker.message_check import INVALID_TASK_ERRORS, find_problem, parse_time
+from services.worker.dead_letter_rules import INVALID_TASK_ERRORS, find_problem
 
 logger = get_logger(__name__)
 
@@ -143,12 +144,12 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def _find_delay(self, message: Any) -> Delay | None:
         """Until when a task has to wait in Redis: for its ETA, or for a token of its rate; None when it need not."""
-        eta = parse_time(message, "eta", self.app)
+        eta = self._parse_time(message, "eta")
         if eta > time.time() + LONGEST_TIMER_SECONDS:
             return Delay(eta)
         if not (rate := self.get_rate(message.headers["task"])):
             return None
-        expires = parse_time(message, "expires", self.app)
+        expires = self._parse_time(message, "expires")
         if NEVER < expires < time.time():
             # Celery discards it.
             return None
@@ -163,6 +164,14 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             return Delay(time.time() + REFUSED_SECONDS)
         self._token_outage.record_recovery()
         return delay
+
+    def _parse_time(self, message: Any, name: str) -> float:
+        """The header "eta" or "expires" of a task as Unix time; NEVER where it has none."""
+        try:
+            return float(maybe_make_aware(maybe_iso8601(message.headers.get(name)), self.app.timezone).timestamp())
+        except (AttributeError, ValueError, TypeError, OverflowError):
+            # There is none, or Celery will report what is wrong with it.
+            return NEVER
 
     def _has_token(self, request: Any) -> bool:
         """Whether `_find_delay` has taken its token: not for broadcasts, nor for the first version of the protocol."""

@@ -69,7 +69,9 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.enabled = self.file.usable
         self._turns = 0
         self._stop = threading.Event()
-        self._liveness = Liveness(_make_ping(settings), settings.worker.heartbeat_timeout)
+        timeouts = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), PING_TIMEOUT_SECONDS)
+        client = connect(settings.broker_url, settings, **timeouts)
+        self._liveness = Liveness(lambda: answers_ping(lambda: client), settings.worker.heartbeat_timeout)
         super().__init__(worker, **options)
 
     def create(self, worker: Any) -> None:
@@ -112,15 +114,3 @@ def _is_excused(worker: Any) -> bool:
     # The Redis of the results may be away, or full, while that of the broker answers the ping.
     busy = solo and bool(worker_state.active_requests or registry.find_running())
     return stopping or busy or retry.main_thread_is_waiting()
-
-
-def _make_ping(settings: Settings) -> Callable[[], bool]:
-    """A function that tells whether the broker's Redis answers."""
-    client = connect(
-        settings.broker_url,
-        settings,
-        socket_timeout=PING_TIMEOUT_SECONDS,
-        socket_connect_timeout=PING_TIMEOUT_SECONDS,
-    )
-
-    return lambda: answers_ping(lambda: client)

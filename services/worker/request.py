@@ -12,15 +12,7 @@ from typing import Any
 from billiard.einfo import ExceptionInfo
 from celery import Task
 from celery.app.trace import fast_trace_task, trace_task_ret
-from celery.exceptions import Ignore as IgnoreTask
-from celery.exceptions import (
-    MaxRetriesExceededError,
-    Reject,
-    Retry,
-    TaskRevokedError,
-    TimeLimitExceeded,
-    WorkerLostError,
-)
+from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.states import FAILURE
 from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
@@ -32,6 +24,7 @@ from services.delivery.no_ack import NoAckDeliveries, deliveries_of
 from services.delivery.unacked import REJECTED, RETRIES, RETRIES_EXHAUSTED, UnackedDeliveries
 from services.pool import child_guard, failures, time_limits
 from services.pool.time_limits import Limits
+from services.worker.dead_letter_rules import is_last_retry
 
 logger = get_logger(__name__)
 
@@ -138,15 +131,8 @@ class Request(celery_request.Request):  # type: ignore[misc]
             # A child has reported it, and did not die of it, so it is the task's own error (billiard 4.3).
             error = exc_info.exception = failures.convert_error(error)
             failures.stop_node_for(error)
-        if self._is_last_retry(error):
+        if is_last_retry(error, self.request_dict.get("retries"), self.task.max_retries):
             self._last_error = repr(error)
-
-    def _is_last_retry(self, error: BaseException) -> bool:
-        """Whether it has failed, and its max_retries allows no further retry."""
-        if isinstance(error, Retry | Reject | IgnoreTask | WorkerLostError):
-            return False
-        retries, limit = self.request_dict.get("retries") or 0, self.task.max_retries
-        return isinstance(error, MaxRetriesExceededError) or (limit is not None and 0 < retries >= limit)
 
     def _success_was_stored(self) -> Any:
         """Whether a success is stored after which the task need not run again.

@@ -18,7 +18,7 @@ from services.delivery import registry
 from services.delivery.unacked import UNDECODABLE
 from services.pool import child_guard, failures, time_limits
 from services.pool.time_limits import Limits
-from services.worker.message_check import INVALID_TASK_ERRORS
+from services.worker.dead_letter_rules import INVALID_TASK_ERRORS
 from services.worker.request import discard, handle_escaped_error, handle_thread_end
 
 logger = get_logger(__name__)

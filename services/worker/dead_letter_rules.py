@@ -1,13 +1,17 @@
-"""Check whether a message is a task that Celery can run; Celery does not check headers (celery 5.7)."""
+"""Which tasks become dead letters in a worker: what is no task that Celery can run, and what has failed for good.
+
+The consumer asks the first, because Celery does not check headers (celery 5.7), and the request the second. A task
+that has killed too many workers is one by lua/crash.lua and lua/sweep.lua, one that has asked too often to be requeued
+by lua/requeue_later.lua.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from celery.utils.time import maybe_iso8601, maybe_make_aware
+from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry, WorkerLostError
 
 from services.broker.messages import NOT_A_BODY
-from services.delayed.rate_limits import NEVER
 
 # What Celery raises at an invalid header or option. Not caught, such an error ends the worker, and then the next one
 # that receives the message.
@@ -48,10 +52,8 @@ def _are_limits(found: Any) -> bool:
     return isinstance(found, list) and len(found) == 2 and all(isinstance(limit, int | float | None) for limit in found)
 
 
-def parse_time(message: Any, name: str, app: Any) -> float:
-    """The header "eta" or "expires" of a task as Unix time; NEVER where it has none."""
-    try:
-        return float(maybe_make_aware(maybe_iso8601(message.headers.get(name)), app.timezone).timestamp())
-    except (AttributeError, ValueError, TypeError, OverflowError):
-        # There is none, or Celery will report what is wrong with it.
-        return NEVER
+def is_last_retry(error: BaseException, retries: int | None, limit: int | None) -> bool:
+    """Whether a task has failed with `error` after so many retries, and its max_retries allows no further one."""
+    if isinstance(error, Retry | Reject | Ignore | WorkerLostError):
+        return False
+    return isinstance(error, MaxRetriesExceededError) or (limit is not None and 0 < (retries or 0) >= limit)
