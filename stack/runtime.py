@@ -15,7 +15,8 @@ from stack.docker import engine
 from stack.errors import CommandError
 
 NAMES = ("docker", "local")
-# Arguments of Python for a shell with the app and all tasks.
+# Arguments of Python for `python -m services`, and for a shell with the app and all tasks.
+SERVICES = ("-m", "services")
 SHELL = ("-m", "celery", "--app", "services.app", "shell")
 
 
@@ -29,8 +30,6 @@ class Unit:
     # healthy, starting, unhealthy, or "" where there is no health check.
     health: str
     detail: str
-    # By which the runtime knows it.
-    id: str = ""
     # It will not get healthy by itself.
     failed: bool = False
 
@@ -108,11 +107,8 @@ class Runtime(Protocol):
     def stop(self) -> None:
         """Stop what still runs, Redis last."""
 
-    def remove(self) -> None:
-        """Stop everything and remove what runs; data stays."""
-
-    def delete_data(self) -> None:
-        """Stop everything and remove it with its data."""
+    def remove(self, with_data: bool) -> None:
+        """Stop everything and remove what runs, with or without its data."""
 
 
 def make_runtime(name: str) -> Runtime:

@@ -15,7 +15,7 @@ import config
 from config import ConfigError
 from stack import terminal
 from stack.checkout_lock import lock_checkout
-from stack.commands import source_check, up
+from stack.commands import up
 from stack.errors import CommandError
 from stack.fingerprints import hash_each_file
 from stack.paths import ROOT, SOURCE
@@ -67,7 +67,7 @@ def restart(runtime: Runtime, files: list[str]) -> None:
     more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
     print(f"{strftime('%H:%M:%S')} {', '.join(files[:SHOWN_FILES])}{more} …")
     try:
-        source_check.require_success(runtime.check_source(), "the old code goes on")
+        up.require_importable(runtime.check_source(), "the old code goes on")
         with lock_checkout():
             runtime.restart(config.load())
         wait_until_healthy(runtime)

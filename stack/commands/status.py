@@ -22,8 +22,7 @@ def status(runtime: Runtime, as_json: bool) -> int:
     """
     units = runtime.list_units()
     if as_json:
-        described = [{key: value for key, value in asdict(unit).items() if key != "id"} for unit in units]
-        print(json.dumps({"runtime": runtime.name, "units": described, **ask(runtime)}))
+        print(json.dumps({"runtime": runtime.name, "units": [asdict(unit) for unit in units], **ask(runtime)}))
         return 0
     rows = ((unit.name, unit.state, (unit.health or "-", _colour(unit)), unit.detail) for unit in units)
     print_table(rows, header=("Unit", "State", "Health", "Since"))

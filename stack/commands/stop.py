@@ -45,7 +45,7 @@ def print_queued_tasks(runtime: Runtime) -> None:
 
 def down(runtime: Runtime) -> None:
     """Stop everything and remove what runs; data stays."""
-    runtime.remove()
+    runtime.remove(with_data=False)
     print("Removed what ran; the data is kept, and 'make up' goes on with it.")
 
 
@@ -56,7 +56,7 @@ def clean(runtime: Runtime, yes: bool) -> None:
     """
     if not yes:
         terminal.confirm_deletion("queued tasks and results", "make clean YES=1")
-    runtime.delete_data()
+    runtime.remove(with_data=True)
     # With the data gone, the next `make up` is free to choose again.
     paths.RUNTIME_FILE.unlink(missing_ok=True)
     print("Removed what ran and all data; .env is kept.")

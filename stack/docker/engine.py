@@ -1,14 +1,11 @@
-"""Run docker and docker compose, and read what they print."""
+"""Run docker and docker compose, and find out whether they are there and new enough."""
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
-from dataclasses import dataclass
 
-from config import ConfigError
-from config.environment import process_environment, read_env_file
+from config.environment import read_env_file
 from stack.errors import CommandError
 from stack.paths import ROOT
 from stack.terminal import run_attached
@@ -34,15 +31,14 @@ def run(*command: str, check: bool = True, timeout: float | None = None) -> subp
         raise CommandError(f"{command[0]} is not on PATH: install it") from None
     except subprocess.TimeoutExpired:
         raise CommandError(f"'{' '.join(command[:3])}' did not answer within {timeout:g} s") from None
-    if check:
-        require_success(done)
-    return done
+    return require_success(done) if check else done
 
 
-def require_success(done: subprocess.CompletedProcess[str]) -> None:
-    """Raise CommandError with the last line of a command that failed."""
+def require_success(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """What a command printed that succeeded; CommandError, with its last line, where it failed."""
     if done.returncode != 0:
         raise CommandError(f"'{' '.join(done.args)}' failed: {find_last_line(done.stderr or done.stdout)}")
+    return done
 
 
 def run_compose(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -53,9 +49,7 @@ def run_compose(*arguments: str, check: bool = True) -> subprocess.CompletedProc
     done = run("docker", "compose", *arguments, check=False)
     if done.returncode != 0:
         _require_readable()
-    if check:
-        require_success(done)
-    return done
+    return require_success(done) if check else done
 
 
 def _require_readable() -> None:
@@ -131,81 +125,3 @@ def count_cpus() -> int:
     Raises CommandError.
     """
     return int(run("docker", "info", "--format", "{{.NCPU}}").stdout)
-
-
-@dataclass(frozen=True)
-class Container:
-    """A container as `docker ps` and `docker compose ps` describe it."""
-
-    id: str
-    name: str
-    service: str
-    state: str
-    status: str
-    # healthy, starting, unhealthy, or "" where it has no health check.
-    health: str
-    # Those of the host.
-    ports: tuple[int, ...]
-
-
-def list_containers() -> list[Container]:
-    """Every container of the project, stopped ones too.
-
-    Raises CommandError.
-    """
-    # Compose takes 0.2 s longer; it is asked where there seems to be none, because it reads all Compose files.
-    found = _list_by_label() or _list_with_compose()
-    return sorted(found, key=lambda container: container.name)
-
-
-def _list_by_label() -> list[Container]:
-    """The containers that Compose has labelled with this project and this directory."""
-    name = read_project_name()
-    if not name:
-        return []
-    labels = {"project": name, "project.working_dir": str(ROOT), "oneoff": "False"}
-    filters = [f"--filter=label=com.docker.compose.{name}={value}" for name, value in labels.items()]
-    fields = ("ID", "Names", "State", "Status", "Ports", 'Label "com.docker.compose.service"')
-    form = "\t".join(f"{{{{.{field}}}}}" for field in fields)
-    try:
-        listed = run("docker", "ps", "--all", *filters, "--format", form, timeout=ANSWER_SECONDS)
-    except CommandError as error:
-        raise CommandError(explain_missing_engine() or str(error)) from None
-    found = []
-    for line in listed.stdout.splitlines():
-        identifier, name, state, status, ports, service = line.split("\t")
-        health = re.search(r"\((?:health: )?(starting|healthy|unhealthy)\)", status)
-        published = tuple(map(int, re.findall(r":([0-9]+)->", ports)))
-        found.append(Container(identifier, name, service, state, status, health[1] if health else "", published))
-    return found
-
-
-def _list_with_compose() -> list[Container]:
-    """The containers that Compose lists."""
-    printed = run_compose("ps", "--all", "--format", "json").stdout
-    # One object a line.
-    found = map(json.loads, printed.splitlines())
-    return [
-        Container(
-            one["ID"],
-            one["Name"],
-            one["Service"],
-            one["State"],
-            one["Status"],
-            one.get("Health") or "",
-            tuple(publisher.get("PublishedPort", 0) for publisher in one.get("Publishers") or ()),
-        )
-        for one in found
-    ]
-
-
-def read_project_name() -> str:
-    """The project's name, as .env, the shell and compose.yaml have it; "" where .env has mistakes.
-
-    A Compose file of the user may give it another one.
-    """
-    try:
-        chosen = (read_env_file(ROOT / ".env") | process_environment()).get("COMPOSE_PROJECT_NAME", "")
-    except ConfigError:
-        return ""
-    return chosen or re.findall(r"(?m)^name: (\S+)", (ROOT / "compose.yaml").read_text())[0]

@@ -6,6 +6,7 @@ The same launcher, the same definition of a node (docker/supervisor/worker.conf)
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,16 +14,19 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from config import ConfigError, Settings
+from config.environment import replace_environment
 from stack import paths
+from stack.env_file import replace_file
 from stack.errors import CommandError
-from stack.local import environment, fork, health, redis_server, session, supervisor_conf
+from stack.local import environment, health, redis_server, session, supervisor_conf
 from stack.local.supervisor import apply_configuration, find_supervisor, list_groups, open_rpc, stop_groups
 from stack.paths import ROOT
-from stack.runtime import SHELL, Runtime, Unit
+from stack.runtime import SERVICES, SHELL, Runtime, Unit
 from stack.settings import load_or_defaults
 from stack.terminal import run_attached
 
@@ -108,10 +112,7 @@ class Processes(Runtime):
     def check_source(self) -> subprocess.CompletedProcess[str]:
         paths.SCRATCH.mkdir(mode=0o700, parents=True, exist_ok=True)
         variables = environment.collect_for_programs(load_or_defaults())
-        command = [sys.executable, "-m", "services.commands.check"]
-        return subprocess.run(
-            command, cwd=ROOT, env=variables["all"] | variables["own"], capture_output=True, text=True, check=False
-        )
+        return _run_captured([sys.executable, "-m", "services.commands.check"], variables["all"] | variables["own"])
 
     def restart(self, settings: Settings) -> None:
         self.start(settings)
@@ -133,7 +134,7 @@ class Processes(Runtime):
         if left := session.list_processes():
             leader = session.find_leader()
             why = "Supervisor is stopping them" if leader else "Supervisor was killed: make up, or make stop"
-            return [Unit(LEFT_OVER, LEFT_OVER, "running", "unhealthy", f"{len(left)} processes; {why}", id="")]
+            return [Unit(LEFT_OVER, LEFT_OVER, "running", "unhealthy", f"{len(left)} processes; {why}")]
         return []
 
     def _make_unit(self, process: dict[str, Any], settings: Settings) -> Unit:
@@ -151,7 +152,6 @@ class Processes(Runtime):
             health=health.read_health(name, pid, settings) if running else "",
             # Supervisor describes a process only when it has run for `startsecs`.
             detail=str(process["description"]) or f"pid {pid}, uptime {health.measure_age(pid):.0f} s",
-            id=name,
             # Supervisor gives up a program that ends at once, and restarts for ever one that ends a little later.
             failed=process["statename"] == "FATAL" or ended > 1,
         )
@@ -160,10 +160,17 @@ class Processes(Runtime):
         return _read_end(paths.LOGS / f"{unit.name}.log")
 
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return fork.capture(arguments, _collect_variables())
+        return _run_captured([sys.executable, *SERVICES, *arguments], _collect_variables())
 
     def show(self, *arguments: str) -> int:
-        return fork.show(arguments, _collect_variables())
+        """In this process: a new interpreter would need 0.3 s to import what this one has imported already."""
+        variables = _collect_variables()
+        if environment.needs_new_interpreter(variables):
+            return run_attached([sys.executable, *SERVICES, *arguments], ROOT, variables)
+        replace_environment(variables)
+        from services.__main__ import main
+
+        sys.exit(main(arguments, prog_name="python -m services"))
 
     def run_shell(self) -> int:
         return run_attached([sys.executable, *SHELL], ROOT, _collect_variables())
@@ -199,20 +206,16 @@ class Processes(Runtime):
         _end_leftovers(load_or_defaults())
         paths.SESSION.unlink(missing_ok=True)
 
-    def remove(self) -> None:
+    def remove(self, with_data: bool) -> None:
         self.stop()
-        for directory in (paths.RUN, paths.SCRATCH):
-            shutil.rmtree(directory, ignore_errors=True)
-
-    def delete_data(self) -> None:
-        self.remove()
-        for directory in (paths.REDIS_DATA, paths.FLOWER_DATA, paths.LOGS):
+        data = (paths.REDIS_DATA, paths.FLOWER_DATA, paths.LOGS) if with_data else ()
+        for directory in (paths.RUN, paths.SCRATCH, *data):
             shutil.rmtree(directory, ignore_errors=True)
 
 
 def _write_configuration(settings: Settings) -> None:
     """Write what Supervisor and its programs read: their environment variables and their commands."""
-    environment.write(settings)
+    replace_file(paths.ENVIRONMENT, json.dumps(environment.collect_for_programs(settings)))
     paths.SUPERVISOR_CONF.write_text(supervisor_conf.render(settings))
 
 
@@ -251,6 +254,10 @@ def _end_leftovers(settings: Settings) -> None:
         if survivors := session.end_all(settings.worker.stop_grace_period):
             pids = ", ".join(str(process.pid) for process in survivors)
             raise CommandError(f"processes {pids} of the stack cannot be ended: look at them with 'ps -p {pids}'")
+
+
+def _run_captured(command: list[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
 
 
 def _collect_variables() -> dict[str, str]:
