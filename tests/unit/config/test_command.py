@@ -6,7 +6,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from config.reference import render_example, render_reference
+from config.reference import DOCUMENT, render_example, render_reference
 from config.settings import REMOVED_LIMITS
 from tests.support.checkout import Checkout
 
@@ -83,7 +83,11 @@ def test_show_of_a_bad_configuration_prints_the_mistakes_alone(checkout: Checkou
     assert done.stderr.startswith("error: LOG_LEVEL: found 'loud'; allowed: one of debug, info,")
 
 
-@pytest.mark.parametrize(("command", "text"), [("reference", render_reference()), ("example", render_example())])
+# The copy has no docs/, so that the reference is what is written into it: the tables.
+TABLES = render_reference().removeprefix(DOCUMENT.read_text(encoding="utf-8").partition("## ")[0])
+
+
+@pytest.mark.parametrize(("command", "text"), [("reference", TABLES), ("example", render_example())])
 def test_a_document_is_printed_whatever_the_configuration(checkout: Checkout, command: str, text: str) -> None:
     done = config(checkout, command, LOG_LEVEL="loud")
     assert (done.returncode, done.stdout, done.stderr) == (0, text, "")
