@@ -19,6 +19,9 @@ SECRET_BYTES = 24
 
 def create(path: Path = ENV_FILE, **values: str) -> bool:
     """Create `path`, mode 0600, from .env.example with random secrets and `values`; False where it exists already."""
+    # A link that leads nowhere is not ours to replace either.
+    if path.is_symlink() or path.exists():
+        return False
     text = render_example()
     generated = {
         "REDIS_PASSWORD": secrets.token_urlsafe(SECRET_BYTES),
@@ -26,12 +29,7 @@ def create(path: Path = ENV_FILE, **values: str) -> bool:
     }
     for name, value in (generated | values).items():
         text = replace_variable(text, name, value)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return False
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    replace_file(path, text)
     return True
 
 

@@ -60,6 +60,8 @@ class Runtime(Protocol):
 
     def check_new(self, from_source: bool) -> subprocess.CompletedProcess[str]:
         """Try to import what the next start will run, and return what was printed."""
+        # Where there is no image, the source is what runs.
+        return self.check_source()
 
     def start(self, settings: Settings, from_source: bool = False) -> None:
         """Start what is missing, and restart what has changed; running tasks finish first.
@@ -75,6 +77,7 @@ class Runtime(Protocol):
 
     def restart(self, settings: Settings) -> None:
         """Put changed source to work; running tasks finish first."""
+        self.start(settings)
 
     # --- while it runs
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import config
 from config import ConfigError, Settings
 from stack import terminal
@@ -19,5 +17,5 @@ def load_or_defaults() -> Settings:
         for problem in error.problems:
             if problem not in _printed:
                 _printed.add(problem)
-                terminal.print_warning(problem, sys.stderr)
+                terminal.print_warning(problem, to_errors=True)
         return config.load({}, None)

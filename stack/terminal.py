@@ -8,12 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+
+import click
 
 from config.environment import shows_colour
 from stack.errors import CommandError
-
-RED, YELLOW, PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
 
 def confirm_deletion(what: str, command: str) -> None:
@@ -29,18 +28,13 @@ def confirm_deletion(what: str, command: str) -> None:
 
 def print_error(text: str) -> None:
     """Print on standard error what is wrong."""
-    _print("error:", RED, text, sys.stderr)
+    click.echo(f"{click.style('error:', fg='red')} {text}", err=True, color=shows_colour(sys.stderr))
 
 
-def print_warning(text: str, stream: TextIO | None = None) -> None:
-    """Print what is not as it should be and stops nothing, on standard output where no other stream is given."""
-    _print("warning:", YELLOW, text, stream or sys.stdout)
-
-
-def _print(word: str, colour: str, text: str, stream: TextIO) -> None:
-    if shows_colour(stream):
-        word = f"{colour}{word}{PLAIN}"
-    print(word, text, file=stream)
+def print_warning(text: str, to_errors: bool = False) -> None:
+    """Print what is not as it should be and stops nothing, on standard output or on that of errors."""
+    colour = shows_colour(sys.stderr if to_errors else sys.stdout)
+    click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=to_errors, color=colour)
 
 
 def run_attached(command: Sequence[str], directory: Path, environment: Mapping[str, str] | None = None) -> int:

@@ -23,7 +23,8 @@ from config.environment import replace_environment
 from stack import paths
 from stack.env_file import replace_file
 from stack.errors import CommandError
-from stack.local import environment, health, redis_server, session, supervisor_conf
+from stack.local import environment, redis_server, session, supervisor_conf
+from stack.local.health import ask_redis_health, measure_age, read_heartbeat_health
 from stack.local.supervisor import apply_configuration, find_supervisor, list_groups, open_rpc, stop_groups
 from stack.paths import ROOT
 from stack.runtime import SERVICES, SHELL, Runtime, Unit
@@ -80,10 +81,6 @@ class Processes(Runtime):
         if settings.stack.redis_replicas:
             print(f"Redis is {redis_server.find()[0]}.")
 
-    def check_new(self, from_source: bool) -> subprocess.CompletedProcess[str]:
-        # There is no image: the source is what runs.
-        return self.check_source()
-
     def start(self, settings: Settings, from_source: bool = False) -> None:
         """Start Supervisor, or have the one that runs read its configuration anew."""
         self._pids.clear()
@@ -114,9 +111,6 @@ class Processes(Runtime):
         variables = environment.collect_for_programs(load_or_defaults())
         return _run_captured([sys.executable, "-m", "services.commands.check"], variables["all"] | variables["own"])
 
-    def restart(self, settings: Settings) -> None:
-        self.start(settings)
-
     def scale(self, settings: Settings) -> None:
         if not find_supervisor():
             self.start(settings)
@@ -145,13 +139,15 @@ class Processes(Runtime):
         if pid:
             self._pids[name].add(pid)
         ended = len(self._pids[name]) - running
+        if running:
+            health = ask_redis_health(settings) if name == "redis" else read_heartbeat_health(name, pid)
         return Unit(
             name=name,
             service="worker" if name.startswith("worker") else name,
             state=state,
-            health=health.read_health(name, pid, settings) if running else "",
+            health=health if running else "",
             # Supervisor describes a process only when it has run for `startsecs`.
-            detail=str(process["description"]) or f"pid {pid}, uptime {health.measure_age(pid):.0f} s",
+            detail=str(process["description"]) or f"pid {pid}, uptime {measure_age(pid):.0f} s",
             # Supervisor gives up a program that ends at once, and restarts for ever one that ends a little later.
             failed=process["statename"] == "FATAL" or ended > 1,
         )
