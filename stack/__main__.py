@@ -21,9 +21,9 @@ from stack.commands.new_task import new_task
 from stack.commands.status import status
 from stack.commands.stop import clean, down, stop
 from stack.commands.up import up
+from stack.env_file import load_or_defaults
 from stack.errors import CommandError
 from stack.runtime import find_runtime, require_runtime
-from stack.settings import load_or_defaults
 
 
 @click.group(help="The host's side of the stack.")

@@ -1,4 +1,4 @@
-"""The terminal: errors in red, questions, and programs that have the terminal to themselves."""
+"""The terminal: errors in red, and programs that have the terminal to themselves."""
 
 from __future__ import annotations
 
@@ -12,18 +12,6 @@ from pathlib import Path
 import click
 
 from config.environment import shows_colour
-from stack.errors import CommandError
-
-
-def confirm_deletion(what: str, command: str) -> None:
-    """Ask whether to delete `what`; `command` deletes it without asking.
-
-    Raises CommandError when nobody can be asked, or the answer is not yes.
-    """
-    if not sys.stdin.isatty():
-        raise CommandError(f"this deletes all {what}, and nobody can be asked: run '{command}'")
-    if input(f"This deletes all {what} for ever. Type yes to go on: ") != "yes":
-        raise CommandError("nothing was deleted")
 
 
 def print_error(text: str) -> None:

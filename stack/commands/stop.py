@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 from stack import paths, terminal
 from stack.checkout_lock import lock_checkout
 from stack.commands.status import ask, describe_queued, describe_running
+from stack.env_file import load_or_defaults
 from stack.errors import CommandError
 from stack.runtime import Runtime, require_runtime
-from stack.settings import load_or_defaults
 
 
 def stop() -> None:
@@ -61,8 +63,11 @@ def clean(yes: bool) -> None:
     """
     with lock_checkout():
         runtime = require_runtime(load_or_defaults())
-        if not yes:
-            terminal.confirm_deletion("queued tasks and results", "make clean YES=1")
+        what = "this deletes all queued tasks and results"
+        if not yes and not sys.stdin.isatty():
+            raise CommandError(f"{what}, and nobody can be asked: run 'make clean YES=1'")
+        if not yes and input(f"{what.capitalize()} for ever. Type yes to go on: ") != "yes":
+            raise CommandError("nothing was deleted")
         runtime.remove(with_data=True)
         # With the data gone, the next `make up` is free to choose again.
         paths.RUNTIME_FILE.unlink(missing_ok=True)

@@ -26,7 +26,8 @@ def up(from_source: bool = False) -> Runtime:
     with lock_checkout():
         # The choice needs no more than defaults, and a host that cannot run the stack gets no .env.
         runtime = choose_runtime(config.load())
-        create_env_file(runtime)
+        if env_file.create(WORKER_CPUS=str(runtime.count_cpus())):
+            print("Wrote .env, with random passwords (mode 0600).")
         settings = load_settings()
         ports.require_flower_port(runtime, settings)
         runtime.prepare(settings)
@@ -40,12 +41,6 @@ def up(from_source: bool = False) -> Runtime:
     print(f"\nThe stack works ({monotonic() - started:.0f} s).")
     print_next_steps(settings)
     return runtime
-
-
-def create_env_file(runtime: Runtime) -> None:
-    """Create .env where there is none."""
-    if env_file.create(WORKER_CPUS=str(runtime.count_cpus())):
-        print("Wrote .env, with random passwords (mode 0600).")
 
 
 def load_settings() -> Settings:

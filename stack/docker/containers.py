@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from datetime import datetime
-from pathlib import Path
 
 import click
 
@@ -48,7 +47,7 @@ class Containers(Runtime):
     def prepare(self, settings: Settings) -> None:
         """Get the base images and build the application's."""
         require_cpus(settings)
-        make_readable(ROOT / "docker" / "redis")
+        make_readable("docker/redis")
         images.prepare(settings)
         inspect = ("docker", "image", "inspect", "--format={{.Id}}", read_image_name())
         self._image_before = run(*inspect, check=False).stdout.strip()
@@ -67,7 +66,7 @@ class Containers(Runtime):
         """Try the new image, or this checkout's source in it; where that fails, take the image from before again."""
         mounts = [f"--volume={ROOT / name}:/app/{name}:ro" for name in SOURCE] if from_source else []
         if from_source:
-            make_source_readable()
+            make_readable(*SOURCE)
         # As a worker is configured, but without Redis, which the check does not need.
         options = ("--rm", "--no-deps", "-T", "--quiet-pull", *mounts, "--entrypoint", CHECK[0])
         check = run_compose("run", *options, "worker", *CHECK[1:], check=False)
@@ -108,7 +107,7 @@ class Containers(Runtime):
         return any(f":{port}\n" in run("docker", "port", name, check=False).stdout for name in names)
 
     def check_source(self) -> subprocess.CompletedProcess[str]:
-        make_source_readable()
+        make_readable(*SOURCE)
         return run("docker", "exec", self._find_application().name, *CHECK, check=False)
 
     def restart(self, settings: Settings) -> None:
@@ -273,18 +272,12 @@ def mount_source() -> None:
     image = services["worker"]["image"]
     names = [name for name, service in services.items() if service.get("image") == image]
     paths.DEV_COMPOSE.write_text(json.dumps({"services": {name: {"volumes": mounts} for name in names}}))
-    make_source_readable()
+    make_readable(*SOURCE)
 
 
-def make_source_readable() -> None:
-    """Let the containers' user read the source that is mounted."""
-    for name in SOURCE:
-        make_readable(ROOT / name)
-
-
-def make_readable(directory: Path) -> None:
+def make_readable(*directories: str) -> None:
     """Let the containers' user read what is mounted, also from a checkout made with umask 077."""
-    for path in (directory, *directory.rglob("*")):
+    for path in (inner for name in directories for inner in (ROOT / name, *(ROOT / name).rglob("*"))):
         mode, bits = path.stat().st_mode, 0o055 if path.is_dir() else 0o044
         if mode & bits != bits:
             path.chmod(mode | bits)

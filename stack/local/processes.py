@@ -21,14 +21,13 @@ from typing import Any
 from config import ConfigError, Settings
 from config.environment import replace_environment
 from stack import paths
-from stack.env_file import replace_file
+from stack.env_file import load_or_defaults, replace_file
 from stack.errors import CommandError
 from stack.local import environment, redis_server, session, supervisor_conf
 from stack.local.health import ask_redis_health, measure_age, read_heartbeat_health
 from stack.local.supervisor import apply_configuration, find_supervisor, list_groups, open_rpc, stop_groups
 from stack.paths import ROOT
 from stack.runtime import SERVICES, SHELL, Runtime, Unit
-from stack.settings import load_or_defaults
 from stack.terminal import run_attached
 
 # The kernel's limit on the path of a socket, less the byte that ends it.
