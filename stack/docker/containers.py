@@ -13,7 +13,7 @@ import click
 
 from config import ConfigError, Settings
 from config.environment import process_environment, read_env_file
-from stack import env_file, paths
+from stack import env_file, paths, ports
 from stack.docker import engine, images
 from stack.docker.engine import ANSWER_SECONDS, run, run_compose, show_compose
 from stack.errors import CommandError
@@ -91,7 +91,8 @@ class Containers(Runtime):
             # Of a Redis that does not get healthy Compose says no more than that; its log says why.
             unhealthy = [unit for unit in self.list_units() if unit.health == "unhealthy"]
             why = self.read_last_lines(unhealthy[0]) if unhealthy else engine.find_last_line(started.stderr)
-            raise CommandError(f"the stack could not be started: {click.unstyle(why)}")
+            why = ports.explain_error_of_docker(click.unstyle(why), settings)
+            raise CommandError(f"the stack could not be started: {why}")
 
     def _have_redis_files_changed(self) -> bool:
         """Whether docker/redis/, which is mounted, is newer than the redis container; Compose does not compare it."""
