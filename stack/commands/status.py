@@ -8,10 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from services.commands.output import GREEN, RED, YELLOW, print_table
-from stack.docker.engine import find_last_line
 from stack.env_file import load_or_defaults
 from stack.errors import CommandError
 from stack.runtime import Runtime, Unit, find_runtime
+from stack.terminal import find_last_line
 
 
 def status(as_json: bool) -> None:

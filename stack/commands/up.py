@@ -9,9 +9,9 @@ import config
 from config import ConfigError, Settings
 from stack import env_file, ports, terminal
 from stack.checkout_lock import lock_checkout
-from stack.docker.engine import find_last_line
 from stack.readiness import wait_until_healthy
 from stack.runtime import Runtime, choose_runtime, write_record
+from stack.terminal import find_last_line
 
 PREFIX = "error: "
 FIRST_TASK = "make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'"

@@ -15,11 +15,11 @@ from config import ConfigError, Settings
 from config.environment import process_environment, read_env_file
 from stack import env_file, paths, ports
 from stack.docker import engine, images
-from stack.docker.engine import ANSWER_SECONDS, run, run_compose, show_compose
+from stack.docker.engine import ANSWER_SECONDS, run_compose, show_compose
 from stack.errors import CommandError
 from stack.paths import ROOT, SOURCE
 from stack.runtime import SERVICES, SHELL, Runtime, Unit
-from stack.terminal import run_attached
+from stack.terminal import find_last_line, run, run_attached
 
 # Each of these has the application and reaches Redis.
 APPLICATION = ("worker", "beat", "flower")
@@ -90,7 +90,7 @@ class Containers(Runtime):
         if started.returncode != 0:
             # Of a Redis that does not get healthy Compose says no more than that; its log says why.
             unhealthy = [unit for unit in self.list_units() if unit.health == "unhealthy"]
-            why = self.read_last_lines(unhealthy[0]) if unhealthy else engine.find_last_line(started.stderr)
+            why = self.read_last_lines(unhealthy[0]) if unhealthy else find_last_line(started.stderr)
             why = ports.explain_error_of_docker(click.unstyle(why), settings)
             raise CommandError(f"the stack could not be started: {why}")
 

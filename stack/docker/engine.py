@@ -8,7 +8,7 @@ import subprocess
 from config.environment import read_env_file
 from stack.errors import CommandError
 from stack.paths import ROOT
-from stack.terminal import run_attached
+from stack.terminal import find_last_line, require_success, run, run_attached
 
 # compose.yaml's health checks have a `start_interval`, which came with Docker Engine 25, whose API is 1.44. Its own
 # version is not compared, because Podman's differs.
@@ -18,27 +18,6 @@ LOWEST_COMPOSE = (2, 24)
 # An engine on this machine answers in milliseconds, a remote one in seconds; one that takes longer hangs.
 ANSWER_SECONDS = 20
 INSTALL = "'sudo .ci/docker-engine' installs it on Debian 12 and newer"
-
-
-def run(*command: str, check: bool = True, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command in the checkout and return what it printed.
-
-    Raises CommandError, with the command's last line, when it is missing, takes too long, or fails (with `check`).
-    """
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout)
-    except FileNotFoundError:
-        raise CommandError(f"{command[0]} is not on PATH: install it") from None
-    except subprocess.TimeoutExpired:
-        raise CommandError(f"'{' '.join(command[:3])}' did not answer within {timeout:g} s") from None
-    return require_success(done) if check else done
-
-
-def require_success(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
-    """What a command printed that succeeded; CommandError, with its last line, where it failed."""
-    if done.returncode != 0:
-        raise CommandError(f"'{' '.join(done.args)}' failed: {find_last_line(done.stderr or done.stdout)}")
-    return done
 
 
 def run_compose(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -66,11 +45,6 @@ def show_compose(*arguments: str) -> int:
     """
     _require_readable()
     return run_attached(["docker", "compose", *arguments], ROOT)
-
-
-def find_last_line(text: str) -> str:
-    """The last line that is not blank."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it printed nothing")
 
 
 def read_engine_versions() -> tuple[str, str]:

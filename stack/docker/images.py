@@ -8,9 +8,9 @@ import sys
 from config import Settings
 from config.settings import VARIABLES
 from stack import env_file
-from stack.docker.engine import find_last_line, run
 from stack.errors import CommandError
 from stack.paths import ROOT
+from stack.terminal import find_last_line, run
 
 OWN_PREFIX = "stalk-base/"
 SUBSTITUTES = {"PYTHON_IMAGE": "stalk-base/python:3.13", "REDIS_IMAGE": "stalk-base/redis:8.0"}

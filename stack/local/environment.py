@@ -34,11 +34,10 @@ def collect_for_programs(settings: Settings) -> dict[str, dict[str, str]]:
     Raises ConfigError when .env.tasks cannot be read.
     """
     shell = process_environment()
-    known = {*VARIABLES, *(f"{name}_FILE" for name in SECRETS)}
-    host = {name: value for name, value in shell.items() if name in HOST or name.startswith("LC_")}
-    given = {name: value for name, value in shell.items() if name in known}
-    scratch = {"TMPDIR": str(paths.SCRATCH)}
-    return {"all": host | scratch | given | make_stack_variables(settings), "own": read_own_variables(settings)}
+    passed = {*HOST, *VARIABLES, *(f"{name}_FILE" for name in SECRETS)}
+    given = {name: value for name, value in shell.items() if name in passed or name.startswith("LC_")}
+    stack = {"TMPDIR": str(paths.SCRATCH)} | make_stack_variables(settings)
+    return {"all": given | stack, "own": read_own_variables(settings)}
 
 
 def collect_for_commands(settings: Settings) -> dict[str, str]:

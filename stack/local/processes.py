@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from stack.local.health import ask_redis_health, measure_age, read_heartbeat_hea
 from stack.local.supervisor import apply_configuration, find_supervisor, list_groups, open_rpc, stop_groups
 from stack.paths import ROOT
 from stack.runtime import SERVICES, SHELL, Runtime, Unit
-from stack.terminal import run_attached
+from stack.terminal import run, run_attached
 
 # The kernel's limit on the path of a socket, less the byte that ends it.
 LONGEST_SOCKET_PATH = 107
@@ -108,15 +107,16 @@ class Processes(Runtime):
     def check_source(self) -> subprocess.CompletedProcess[str]:
         paths.SCRATCH.mkdir(mode=0o700, parents=True, exist_ok=True)
         variables = environment.collect_for_programs(load_or_defaults())
-        return _run_captured([sys.executable, "-m", "services.commands.check"], variables["all"] | variables["own"])
+        given = variables["all"] | variables["own"]
+        return run(sys.executable, "-m", "services.commands.check", check=False, environment=given)
 
     def scale(self, settings: Settings) -> None:
-        if not find_supervisor():
+        if find_supervisor():
+            _write_configuration(settings)
+            with open_rpc() as supervisor:
+                apply_configuration(supervisor, only_count=True)
+        else:
             self.start(settings)
-            return
-        _write_configuration(settings)
-        with open_rpc() as supervisor:
-            apply_configuration(supervisor, only_count=True)
 
     def list_units(self) -> list[Unit]:
         """Every process that Supervisor knows; where it was killed, one unit for all that it has left."""
@@ -155,7 +155,7 @@ class Processes(Runtime):
         return _read_end(paths.LOGS / f"{unit.name}.log")
 
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return _run_captured([sys.executable, *SERVICES, *arguments], _collect_variables())
+        return run(sys.executable, *SERVICES, *arguments, check=False, environment=_collect_variables())
 
     def show(self, *arguments: str) -> int:
         """In this process: a new interpreter would need 0.3 s to import what this one has imported already."""
@@ -249,10 +249,6 @@ def _end_leftovers(settings: Settings) -> None:
         if survivors := session.end_all(settings.worker.stop_grace_period):
             pids = ", ".join(str(process.pid) for process in survivors)
             raise CommandError(f"processes {pids} of the stack cannot be ended: look at them with 'ps -p {pids}'")
-
-
-def _run_captured(command: list[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
 
 
 def _collect_variables() -> dict[str, str]:
