@@ -123,10 +123,7 @@ def read_secret_files(environment: Mapping[str, str], secrets: Iterable[str]) ->
 
 
 def variable(name: str, default: str | None = None) -> str:
-    """The value of a variable of the user's own tasks.
-
-    Raises ConfigError when it is not set and there is no default.
-    """
+    """The value of a variable of the user's own tasks; ConfigError when it is not set and there is no default."""
     value = os.environ.get(name, default)
     if value is None:
         raise ConfigError([f"{name} is not set: add it to .env.tasks"])

@@ -127,10 +127,7 @@ def make_runtime(name: str) -> Runtime:
 
 
 def read_record() -> str:
-    """The runtime that this checkout has used; "" before the first `make up`.
-
-    Raises CommandError when the record has no name of a runtime.
-    """
+    """The runtime that this checkout has used; "" before the first `make up`, CommandError for a record of no runtime."""
     try:
         name = paths.RUNTIME_FILE.read_text().strip()
     except FileNotFoundError:
@@ -159,10 +156,7 @@ def find_runtime(settings: Settings) -> Runtime:
 
 
 def require_runtime(settings: Settings) -> Runtime:
-    """The same for commands that change something.
-
-    Raises CommandError when this host cannot run it.
-    """
+    """The same for commands that change something; CommandError when this host cannot run it."""
     runtime = find_runtime(settings)
     runtime.require()
     return runtime

@@ -28,10 +28,7 @@ UNHEARD_MILLISECONDS = 1_000
 
 
 def dev() -> None:
-    """Start the stack from the source, then restart it on changes until Ctrl-C.
-
-    Raises CommandError or ConfigError when it does not start.
-    """
+    """Start the stack from the source, or raise what `up` raises; then restart it on changes until Ctrl-C."""
     watched = [ROOT / name for name in SOURCE]
     # Before anything is started: what changes meanwhile is a change too.
     hashes = hash_each_file(*watched)

@@ -15,10 +15,7 @@ from stack.terminal import find_last_line
 
 
 def status(as_json: bool) -> None:
-    """Print units, nodes, queues and beat.
-
-    Raises CommandError when the stack is not running or does not answer.
-    """
+    """Print units, nodes, queues and beat; CommandError when the stack is not running or does not answer."""
     runtime = find_runtime(load_or_defaults())
     units = runtime.list_units()
     if as_json:
@@ -35,10 +32,7 @@ def _colour(unit: Unit) -> str:
 
 
 def ask(runtime: Runtime) -> dict[str, Any]:
-    """What `python -m services status --json` prints inside the stack.
-
-    Raises CommandError when the stack is not running or does not answer.
-    """
+    """What `python -m services status --json` prints inside the stack; CommandError when that is an error."""
     answered = runtime.ask("status", "--json")
     try:
         state = json.loads(answered.stdout)

@@ -13,10 +13,7 @@ from stack.runtime import Runtime, require_runtime
 
 
 def stop() -> None:
-    """Stop everything; running tasks finish first.
-
-    Raises CommandError.
-    """
+    """Stop everything; running tasks finish first."""
     with lock_checkout():
         settings = load_or_defaults()
         runtime = require_runtime(settings)
@@ -57,10 +54,7 @@ def down() -> None:
 
 
 def clean(yes: bool) -> None:
-    """Remove what runs and all data, after asking.
-
-    Raises CommandError when nobody can be asked, or the answer is not yes.
-    """
+    """Remove what runs and all data; CommandError when nobody can be asked, or the answer is not yes."""
     with lock_checkout():
         runtime = require_runtime(load_or_defaults())
         what = "this deletes all queued tasks and results"

@@ -44,10 +44,7 @@ def up(from_source: bool = False) -> Runtime:
 
 
 def load_settings() -> Settings:
-    """The settings; prints their warnings.
-
-    Raises ConfigError, also for what only the stack requires.
-    """
+    """The settings, after printing their warnings; ConfigError also for what only the stack requires."""
     settings = config.load()
     problems = []
     if not settings.flower.basic_auth.get_secret_value():

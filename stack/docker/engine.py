@@ -39,19 +39,13 @@ def _require_readable() -> None:
 
 
 def show_compose(*arguments: str) -> int:
-    """Run `docker compose …` on the terminal; its exit code.
-
-    Raises ConfigError where Compose cannot read .env or .env.tasks.
-    """
+    """Run `docker compose …` on the terminal; its exit code. ConfigError where it cannot read .env or .env.tasks."""
     _require_readable()
     return run_attached(["docker", "compose", *arguments], ROOT)
 
 
 def read_engine_versions() -> tuple[str, str]:
-    """The version of the Docker Engine, and that of its API.
-
-    Raises CommandError where none answers.
-    """
+    """The version of the Docker Engine, and that of its API; CommandError where none answers."""
     form = "{{.Server.Version}} {{.Server.APIVersion}}"
     try:
         engine = run("docker", "version", "--format", form, check=False, timeout=ANSWER_SECONDS)
@@ -94,8 +88,5 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 
 def count_cpus() -> int:
-    """The CPUs of the machine that the Docker Engine runs on, which need not be this one.
-
-    Raises CommandError.
-    """
+    """The CPUs of the machine that the Docker Engine runs on, which need not be this one."""
     return int(run("docker", "info", "--format", "{{.NCPU}}").stdout)

@@ -54,10 +54,7 @@ def fetch(image: str) -> str:
 
 
 def build() -> None:
-    """Build the base images from Debian's packages.
-
-    Raises CommandError, with the last line of the script, when that fails.
-    """
+    """Build the base images from Debian's packages; CommandError, with the last line of the script, when that fails."""
     print("Building the base images from Debian's packages instead (a minute or two) …")
     built = subprocess.run(["docker/base/build"], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     lines = built.stderr.splitlines(keepends=True)

@@ -235,10 +235,7 @@ def _start_supervisor(settings: Settings, kind: str) -> None:
 
 
 def _end_leftovers(settings: Settings) -> None:
-    """End what is left of a Supervisor that was killed, or that another command is stopping.
-
-    Raises CommandError for processes that cannot be ended.
-    """
+    """End what is left of a Supervisor that was killed or is stopping; CommandError for what cannot be ended."""
     if leader := session.find_leader():
         print("Waiting for a Supervisor that does not answer any more to stop everything …")
         # Perhaps it is stopping already, perhaps somebody has deleted its socket.
