@@ -20,7 +20,7 @@ from stack.commands.lock import lock
 from stack.commands.new_task import new_task
 from stack.commands.status import status
 from stack.commands.stop import clean, down, stop
-from stack.commands.up import up
+from stack.commands.up import FIRST_TASK, up
 from stack.env_file import load_or_defaults
 from stack.errors import CommandError
 from stack.runtime import find_runtime, require_runtime
@@ -48,7 +48,7 @@ main.command(help="Pin all packages.")(lock)
 @click.argument("options", nargs=-1)
 def call(task: str, options: tuple[str, ...]) -> None:
     if not task:
-        raise CommandError("TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'")
+        raise CommandError(f"TASK is not set: {FIRST_TASK}")
     sys.exit(find_runtime(config.load()).show("call", *options, "--", task))
 
 

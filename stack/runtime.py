@@ -127,7 +127,7 @@ def make_runtime(name: str) -> Runtime:
 
 
 def read_record() -> str:
-    """The runtime that this checkout has used; "" before the first `make up`, CommandError for a record of no runtime."""
+    """The runtime that this checkout has used; "" before the first `make up`, CommandError for one that is none."""
     try:
         name = paths.RUNTIME_FILE.read_text().strip()
     except FileNotFoundError:
