@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from config import Settings, child_environment
 from config.environment import process_environment, read_env_file
-from config.settings import SECRETS, VARIABLES, BrokerSettings, ResultSettings
+from config.settings import SECRETS, VARIABLES
 from stack import paths
 from stack.env_file import ENV_FILE
 from stack.paths import ROOT
@@ -53,13 +53,10 @@ def make_stack_variables(settings: Settings) -> dict[str, str]:
     values = {"STALK_RUN_DIR": str(paths.RUN), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     if not settings.stack.redis_replicas:
         return values
-    for name, group, kind in (
-        ("CELERY_BROKER_URL", settings.broker, BrokerSettings),
-        ("CELERY_RESULT_BACKEND", settings.results, ResultSettings),
-    ):
+    for name, url in (("CELERY_BROKER_URL", settings.broker.url), ("CELERY_RESULT_BACKEND", settings.results.url)):
         # The default names the redis container; here it is a socket.
-        if group.url.server == kind.model_fields["url"].default.server:
-            here = replace(group.url, scheme="redis+socket", hosts=(), socket_path=str(paths.REDIS_SOCKET))
+        if url.server == VARIABLES[name].default.server:
+            here = replace(url, scheme="redis+socket", hosts=(), socket_path=str(paths.REDIS_SOCKET))
             values |= {name: here.text(), f"{name}_FILE": ""}
     return values
 
