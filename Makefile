@@ -131,8 +131,9 @@ format: .venv/ready ## Let ruff format the code
 	.venv/bin/ruff format .
 
 .PHONY: docs
-docs: .venv/ready ## Write docs/configuration.md and .env.example from config/
-	.venv/bin/python -m config reference > docs/configuration.md
+docs: .venv/ready ## Write the tables of docs/configuration.md, and .env.example, from config/
+	.venv/bin/python -m config reference > docs/configuration.new
+	mv docs/configuration.new docs/configuration.md
 	.venv/bin/python -m config example > .env.example
 
 .PHONY: pictures

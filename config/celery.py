@@ -49,10 +49,36 @@ def derive_soft_limit(tasks: TaskSettings) -> int:
 
 def build_celery_configuration(settings: Settings) -> dict[str, Any]:
     """What `app.conf` is updated with, except task modules and schedule, which services/app.py adds."""
-    return _transport(settings) | _delivery(settings) | _messages(settings) | _worker(settings)
+    return _build_transport(settings) | {
+        # Acknowledge a task after it ran, and requeue it when its process dies.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        # Let running tasks finish when the connection is lost; the default will change in Celery 6.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        # After a reconnect, tasks that the pool still runs count as prefetched anyway (services/delivery/channel.py).
+        "worker_enable_prefetch_count_reduction": False,
+        "worker_consumer": "services.worker.consumer:Consumer",
+        "worker_prefetch_multiplier": settings.worker.prefetch_multiplier,
+        "result_expires": settings.results.expires,
+        # JSON only: unpickling a message runs whatever its sender wrote.
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "event_serializer": "json",
+        "enable_utc": True,
+        "timezone": settings.tasks.timezone,
+        # What Flower shows: who sent a task, who took it, how it ended.
+        "worker_send_task_events": True,
+        "task_send_sent_event": True,
+        # services/worker/shutdown.py bounds a warm shutdown; Celery's own sleeps its full length (celery 5.7).
+        "worker_soft_shutdown_timeout": 0,
+        "worker_hijack_root_logger": True,
+        "worker_log_format": "%(asctime)s %(levelname)s %(processName)s %(message)s",
+        "worker_task_log_format": "%(asctime)s %(levelname)s %(processName)s %(task_name)s[%(task_id)s] %(message)s",
+    }
 
 
-def _transport(settings: Settings) -> dict[str, Any]:
+def _build_transport(settings: Settings) -> dict[str, Any]:
     return {
         "broker_url": settings.broker_url.text(),
         "result_backend": settings.result_url.text(),
@@ -81,44 +107,4 @@ def _transport(settings: Settings) -> dict[str, Any]:
         "broker_connection_max_retries": None,
         # A full Redis refuses commands; without this a worker exits, again and again, instead of waiting.
         "broker_channel_error_retry": True,
-    }
-
-
-def _delivery(settings: Settings) -> dict[str, Any]:
-    return {
-        # Acknowledge a task after it ran, and requeue it when its process dies.
-        "task_acks_late": True,
-        "task_reject_on_worker_lost": True,
-        # Let running tasks finish when the connection is lost; the default will change in Celery 6.
-        "worker_cancel_long_running_tasks_on_connection_loss": False,
-        # After a reconnect, tasks that the pool still runs count as prefetched anyway (services/delivery/channel.py).
-        "worker_enable_prefetch_count_reduction": False,
-        "worker_consumer": "services.worker.consumer:Consumer",
-        "worker_prefetch_multiplier": settings.worker.prefetch_multiplier,
-        "result_expires": settings.results.expires,
-    }
-
-
-def _messages(settings: Settings) -> dict[str, Any]:
-    return {
-        # JSON only: unpickling a message runs whatever its sender wrote.
-        "accept_content": ["json"],
-        "task_serializer": "json",
-        "result_serializer": "json",
-        "event_serializer": "json",
-        "enable_utc": True,
-        "timezone": settings.tasks.timezone,
-    }
-
-
-def _worker(settings: Settings) -> dict[str, Any]:
-    return {
-        # What Flower shows: who sent a task, who took it, how it ended.
-        "worker_send_task_events": True,
-        "task_send_sent_event": True,
-        # services/worker/shutdown.py bounds a warm shutdown; Celery's own sleeps its full length (celery 5.7).
-        "worker_soft_shutdown_timeout": 0,
-        "worker_hijack_root_logger": True,
-        "worker_log_format": "%(asctime)s %(levelname)s %(processName)s %(message)s",
-        "worker_task_log_format": "%(asctime)s %(levelname)s %(processName)s %(task_name)s[%(task_id)s] %(message)s",
     }

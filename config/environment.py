@@ -28,11 +28,15 @@ FOREIGN_PREFIXES = ("CELERY_BEAT_", "CELERY_WORKER_", "FLOWER_", "SUPERVISOR_")
 # Celery prefers these to app.conf.
 CELERY_URLS = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND")
 ASSIGNMENT = re.compile(r"\s*(?:export[ \t]+)?[A-Za-z_][A-Za-z0-9_]*[ \t]*=")
-# The two forms of a value that Compose and python-dotenv read alike. A space may stand only between two words,
-# because both remove one at the beginning or the end.
+# The forms of a value that Compose and python-dotenv read alike. A space may stand only between two words, because both
+# remove one at the beginning or the end.
 _WORD = r"[A-Za-z0-9_./:@,+=%?&;*~^!()\[\]{}<>|-]+"
 PLAIN_VALUE = re.compile(rf"(?:{_WORD}(?: {_WORD})*)?")
 QUOTED_VALUE = re.compile(r"'(?:[^'\\\r\n]|\\'|\\(?![\\']))*'")
+_DOUBLE_QUOTED = r'"[^"$`\\\n]*"'
+WRITTEN_VALUE = re.compile(
+    rf"{PLAIN_VALUE.pattern}(?: +#.*)?|(?:{QUOTED_VALUE.pattern}|{_DOUBLE_QUOTED})[ \t]*(?:#.*)?"
+)
 
 
 def process_environment() -> dict[str, str]:
@@ -89,15 +93,7 @@ def _find_ambiguity(path: Path, binding: Binding) -> str:
         return ""
     if binding.error or not ASSIGNMENT.match(original):
         return f"{path} line {line}: it is not NAME=value"
-    written = original.partition("=")[2].strip(" \t\n")
-    if not written.startswith(("'", '"')):
-        written = re.split(r" +#", written, maxsplit=1)[0]
-        readable = PLAIN_VALUE.fullmatch(written)
-    elif written.startswith('"'):
-        readable = re.match(r'"[^"$`\\\n]*"[ \t]*(?:#.*)?$', written)
-    else:
-        readable = re.match(QUOTED_VALUE.pattern + r"[ \t]*(?:#.*)?$", written)
-    if readable:
+    if WRITTEN_VALUE.fullmatch(original.partition("=")[2].strip(" \t\n")):
         return ""
     return (
         f"{path} line {line}: Compose and Python would read the value of {binding.key} differently; write it in "
@@ -127,10 +123,7 @@ def read_secret_files(environment: Mapping[str, str], secrets: Iterable[str]) ->
 
 
 def variable(name: str, default: str | None = None) -> str:
-    """The value of a variable of the user's own tasks.
-
-    Raises ConfigError when it is not set and there is no default.
-    """
+    """The value of a variable of the user's own tasks; ConfigError when it is not set and there is no default."""
     value = os.environ.get(name, default)
     if value is None:
         raise ConfigError([f"{name} is not set: add it to .env.tasks"])

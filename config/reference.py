@@ -20,17 +20,20 @@ from config.settings import GROUPS, VARIABLES, Settings, Variable
 # `make up` gives these random values on its first run, so the example has them uncommented.
 GENERATED = ("REDIS_PASSWORD", "FLOWER_BASIC_AUTH")
 WIDTH = 100
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
 
 def render_reference() -> str:
-    """docs/configuration.md."""
-    parts = [REFERENCE_HEAD]
+    """docs/configuration.md: its tables, below the text above them, which stands there and nowhere else."""
+    # The image has no docs/.
+    text = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
+    parts = [text.partition("\n## ")[0]]
     for name, group in GROUPS.items():
         parts.append(f"## {name.capitalize()}\n\n{group.__doc__}\n")
         parts.append("| Variable | Default | Meaning | Allowed |\n| --- | --- | --- | --- |")
         parts += [_render_row(variable) for variable in VARIABLES.values() if variable.group == name]
         parts.append("")
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n".join(parts).strip() + "\n"
 
 
 def render_example() -> str:
@@ -106,55 +109,6 @@ def _render_line(variable: Variable) -> str:
         return f"{comment}\n{variable.name}="
     return f"{comment}\n#{variable.name}={quote_value(format_value(variable.default) or variable.example)}"
 
-
-REFERENCE_HEAD = """\
-# Configuration
-
-Written by `python -m config reference`; a test compares.
-
-Every setting is an environment variable. `make up` and Compose read them from `.env`, and a variable in the
-environment of `make` or `docker compose` takes precedence over `.env`. An empty variable counts as not set. Where
-the first column has two names, the second takes the path of a file that holds the value.
-
-A secret in `.env` is in the environment of the containers that need it, where `docker inspect` shows it to everybody
-who may use Docker; a secret in a file is not. Logs, errors, `celery inspect`, Flower and process lists show none.
-
-In `.env`, values with special characters are written in single quotes, with `\\'` for a quote:
-`REDIS_PASSWORD='pa$$w#rd'`.
-
-`python -m config check` checks all variables and names every mistake (exit code 2); `python -m config show` prints
-the values in force, secrets masked.
-
-A Redis URL has one of these forms; a password without percent-encoding goes into `REDIS_PASSWORD` instead:
-
-- `redis://[user]:password@host:port/db`
-- `rediss://[user]:password@host:port/db?ssl_ca_certs=/path/ca.pem`: TLS
-- `redis+socket://[user]:password@/path/to/socket?virtual_host=db`
-- `sentinel://[user]:password@host:port/db;sentinel://host:port/db`, with `CELERY_SENTINEL_MASTER`; login, database
-  and TLS options are given in one of the URLs, or are the same in all; with any TLS option, connections to the
-  sentinels and to the master use TLS
-
-These are the TLS options; all others are refused:
-
-- `ssl_ca_certs`: file with the trusted certificate authorities; unset: the system's
-- `ssl_cert_reqs`: `required` (the default), `optional`, or `none`, which accepts any certificate
-- `ssl_check_hostname`: `true` (the default), or `false`, which accepts a trusted certificate of another host; with
-  sentinels, the master's certificate must name the address by which they know it
-- `ssl_min_version`: `TLSv1.2` or `TLSv1.3`, the oldest version that is accepted; for Stalk's own processes only:
-  a Celery without Stalk's code fails with it
-- `ssl_certfile`, `ssl_keyfile`: a certificate for a server that asks its clients for one, and its key, without a
-  password
-
-Variables and secrets of your own tasks belong in `.env.tasks`, written as in `.env`. Workers and beat get all of them;
-`config.variable("NAME")` and `config.secret("NAME")` read them, and a secret from the file that `NAME_FILE` names too.
-
-The limits of processes, and those of CPUs and memory that have no variable here, are changed in
-`compose.override.yaml`. This one gives beat more memory:
-
-```yaml
-services: {beat: {deploy: {resources: {limits: {memory: 512m}}}}}
-```
-"""
 
 EXAMPLE_HEAD = """\
 # Every variable of Stalk with its default. Written by `python -m config example`; a test compares.

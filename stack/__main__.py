@@ -13,13 +13,17 @@ import click
 
 import config
 from config import exit_on_mistakes
-from stack import terminal
+from stack import env_file, readiness, terminal
 from stack.checkout_lock import lock_checkout
+from stack.commands.dev import dev
+from stack.commands.lock import lock
+from stack.commands.new_task import new_task
+from stack.commands.status import status
+from stack.commands.stop import clean, down, stop
+from stack.commands.up import FIRST_TASK, up
+from stack.env_file import load_or_defaults
 from stack.errors import CommandError
 from stack.runtime import find_runtime, require_runtime
-from stack.settings import load_or_defaults
-
-# Each command imports what it alone needs: somebody waits for `call` and `status`, and imports are most of their time.
 
 
 @click.group(help="The host's side of the stack.")
@@ -27,26 +31,16 @@ def main() -> None:
     pass
 
 
-@main.command("up", help="Build, start and wait.")
-def up_command() -> None:
-    from stack.commands import up
-
-    up.up()
-
-
-@main.command("dev", help="Up, with the source mounted; then restart nodes on every change.")
-def dev_command() -> None:
-    from stack.commands import dev
-
-    dev.dev()
-
-
-@main.command("new-task", help="Write a task module to start from.")
-@click.argument("name")
-def new_task_command(name: str) -> None:
-    from stack.commands import new_task
-
-    new_task.new_task(name)
+main.command(help="Build, start and wait.")(up)
+main.command(help="Up, with the source mounted; then restart nodes on every change.")(dev)
+main.command("new-task", help="Write a task module to start from.")(click.argument("name")(new_task))
+main.command(help="Units, nodes, queues and beat.")(
+    click.option("--json", "as_json", is_flag=True, help="One JSON object.")(status)
+)
+main.command(help="Stop; running tasks finish first.")(stop)
+main.command(help="Stop and remove what runs; data is kept.")(down)
+main.command(help="Remove what runs and all data.")(click.option("--yes", is_flag=True)(clean))
+main.command(help="Pin all packages.")(lock)
 
 
 @main.command(help="Run a task inside the stack and print its result as JSON.")
@@ -54,15 +48,13 @@ def new_task_command(name: str) -> None:
 @click.argument("options", nargs=-1)
 def call(task: str, options: tuple[str, ...]) -> None:
     if not task:
-        raise CommandError("TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'")
+        raise CommandError(f"TASK is not set: {FIRST_TASK}")
     sys.exit(find_runtime(config.load()).show("call", *options, "--", task))
 
 
 @main.command(help="Run so many workers.")
 @click.argument("workers")
 def scale(workers: str) -> None:
-    from stack import env_file, readiness
-
     if not workers.isdigit():
         raise CommandError(f"WORKERS: found {workers!r}; it must be a whole number, as in: make scale WORKERS=4")
     runtime = require_runtime(config.load())
@@ -73,14 +65,6 @@ def scale(workers: str) -> None:
         runtime.scale(config.load())
     readiness.wait_until_healthy(runtime)
     print(f"{workers} workers run; .env says so too.")
-
-
-@main.command(help="Units, nodes, queues and beat.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def status(as_json: bool) -> None:
-    from stack.commands import status
-
-    sys.exit(status.status(find_runtime(load_or_defaults()), as_json))
 
 
 # What follows the name is passed on as it is, options and -- too.
@@ -99,38 +83,6 @@ def logs(services: tuple[str, ...]) -> None:
 @main.command(help="Python with the app and its tasks.")
 def shell() -> None:
     sys.exit(require_runtime(config.load()).run_shell())
-
-
-@main.command("stop", help="Stop; running tasks finish first.")
-def stop_command() -> None:
-    from stack.commands import stop
-
-    with lock_checkout():
-        stop.stop(require_runtime(load_or_defaults()), load_or_defaults())
-
-
-@main.command(help="Stop and remove what runs; data is kept.")
-def down() -> None:
-    from stack.commands import stop
-
-    with lock_checkout():
-        stop.down(require_runtime(load_or_defaults()))
-
-
-@main.command(help="Remove what runs and all data.")
-@click.option("--yes", is_flag=True)
-def clean(yes: bool) -> None:
-    from stack.commands import stop
-
-    with lock_checkout():
-        stop.clean(require_runtime(load_or_defaults()), yes)
-
-
-@main.command("lock", help="Pin all packages.")
-def lock_command() -> None:
-    from stack.commands import lock
-
-    lock.lock()
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-""".env: created once with random secrets, then changed a line at a time."""
+""".env: created once with random secrets, then changed a line at a time; read although it has mistakes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+import config
+from config import ConfigError, Settings
 from config.environment import quote_value
 from config.reference import render_example
+from stack import terminal
 from stack.paths import ROOT
 
 ENV_FILE = ROOT / ".env"
 # 24 random bytes: out of reach of guessing, and short enough to type.
 SECRET_BYTES = 24
+_printed: set[str] = set()
 
 
 def create(path: Path = ENV_FILE, **values: str) -> bool:
     """Create `path`, mode 0600, from .env.example with random secrets and `values`; False where it exists already."""
+    # A link that leads nowhere is not ours to replace either.
+    if path.is_symlink() or path.exists():
+        return False
     text = render_example()
     generated = {
         "REDIS_PASSWORD": secrets.token_urlsafe(SECRET_BYTES),
@@ -26,12 +33,7 @@ def create(path: Path = ENV_FILE, **values: str) -> bool:
     }
     for name, value in (generated | values).items():
         text = replace_variable(text, name, value)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return False
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    replace_file(path, text)
     return True
 
 
@@ -67,3 +69,18 @@ def replace_file(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+
+
+def load_or_defaults() -> Settings:
+    """The settings for commands such as `make stop`, which have to work: defaults where .env has mistakes.
+
+    Each mistake is printed once, as a warning.
+    """
+    try:
+        return config.load()
+    except ConfigError as error:
+        for problem in error.problems:
+            if problem not in _printed:
+                _printed.add(problem)
+                terminal.print_warning(problem, to_errors=True)
+        return config.load({}, None)

@@ -16,18 +16,15 @@ def hash_each_file(*paths: Path) -> dict[str, str]:
     """Path → hash of the content, of each file, and of those in directories."""
     found = {}
     for path in paths:
-        inside = [file for file in sorted(path.rglob("*")) if not is_scratch(file)] if path.is_dir() else [path]
-        for file in inside:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            # Byte code, or a temporary copy of an editor.
+            if path.is_dir() and (file.name.startswith(".") or file.name.endswith(("~", ".pyc", ".tmp"))):
+                continue
             # An editor may remove one meanwhile.
             with suppress(FileNotFoundError):
                 if file.is_file():
                     found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
-
-
-def is_scratch(file: Path) -> bool:
-    """Whether a file is byte code, or a temporary copy of an editor."""
-    return file.name.startswith(".") or file.name.endswith(("~", ".pyc", ".tmp"))
 
 
 def hash_texts(*parts: str) -> str:

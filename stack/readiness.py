@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic, sleep
 
 from stack.errors import CommandError
-from stack.runtime import Runtime, Unit
+from stack.runtime import Runtime
 
 # Redis loading 1 GB takes 20 s, a first import of heavy tasks a minute: three minutes are a fault.
 LIMIT_SECONDS = 180.0
@@ -21,7 +21,10 @@ def wait_until_healthy(runtime: Runtime) -> None:
     unit ends again and again; also when there is no unit any more.
     """
     started, printed, printed_at = monotonic(), "", 0.0
-    while waiting := [unit for unit in require_units(runtime) if not unit.works]:
+    while units := runtime.list_units():
+        waiting = [unit for unit in units if not unit.works]
+        if not waiting:
+            return
         names = ", ".join(unit.name for unit in waiting)
         if names != printed or monotonic() - printed_at > REPEAT_SECONDS:
             print(f"Waiting for {names} ({monotonic() - started:.0f} s) …")
@@ -34,11 +37,4 @@ def wait_until_healthy(runtime: Runtime) -> None:
                 f"{runtime.read_last_lines(unit)}\nand 'make logs' shows more"
             )
         sleep(LOOK_SECONDS)
-
-
-def require_units(runtime: Runtime) -> list[Unit]:
-    """Every unit; CommandError when there is none, because what does not run does not work."""
-    units = runtime.list_units()
-    if not units:
-        raise CommandError("nothing runs any more: the stack was stopped meanwhile; start it again with 'make up'")
-    return units
+    raise CommandError("nothing runs any more: the stack was stopped meanwhile; start it again with 'make up'")

@@ -15,7 +15,8 @@ from stack.docker import engine
 from stack.errors import CommandError
 
 NAMES = ("docker", "local")
-# Arguments of Python for a shell with the app and all tasks.
+# Arguments of Python for `python -m services`, and for a shell with the app and all tasks.
+SERVICES = ("-m", "services")
 SHELL = ("-m", "celery", "--app", "services.app", "shell")
 
 
@@ -29,8 +30,6 @@ class Unit:
     # healthy, starting, unhealthy, or "" where there is no health check.
     health: str
     detail: str
-    # By which the runtime knows it.
-    id: str = ""
     # It will not get healthy by itself.
     failed: bool = False
 
@@ -61,6 +60,8 @@ class Runtime(Protocol):
 
     def check_new(self, from_source: bool) -> subprocess.CompletedProcess[str]:
         """Try to import what the next start will run, and return what was printed."""
+        # Where there is no image, the source is what runs.
+        return self.check_source()
 
     def start(self, settings: Settings, from_source: bool = False) -> None:
         """Start what is missing, and restart what has changed; running tasks finish first.
@@ -76,6 +77,7 @@ class Runtime(Protocol):
 
     def restart(self, settings: Settings) -> None:
         """Put changed source to work; running tasks finish first."""
+        self.start(settings)
 
     # --- while it runs
 
@@ -108,11 +110,8 @@ class Runtime(Protocol):
     def stop(self) -> None:
         """Stop what still runs, Redis last."""
 
-    def remove(self) -> None:
-        """Stop everything and remove what runs; data stays."""
-
-    def delete_data(self) -> None:
-        """Stop everything and remove it with its data."""
+    def remove(self, with_data: bool) -> None:
+        """Stop everything and remove what runs, with or without its data."""
 
 
 def make_runtime(name: str) -> Runtime:
@@ -128,10 +127,7 @@ def make_runtime(name: str) -> Runtime:
 
 
 def read_record() -> str:
-    """The runtime that this checkout has used; "" before the first `make up`.
-
-    Raises CommandError when the record has no name of a runtime.
-    """
+    """The runtime that this checkout has used; "" before the first `make up`, CommandError for one that is none."""
     try:
         name = paths.RUNTIME_FILE.read_text().strip()
     except FileNotFoundError:
@@ -160,10 +156,7 @@ def find_runtime(settings: Settings) -> Runtime:
 
 
 def require_runtime(settings: Settings) -> Runtime:
-    """The same for commands that change something.
-
-    Raises CommandError when this host cannot run it.
-    """
+    """The same for commands that change something; CommandError when this host cannot run it."""
     runtime = find_runtime(settings)
     runtime.require()
     return runtime

@@ -1,4 +1,4 @@
-"""The terminal: errors in red, questions, and programs that have the terminal to themselves."""
+"""Errors in red on the terminal, and programs: run for what they print, or attached to the terminal."""
 
 from __future__ import annotations
 
@@ -8,39 +8,53 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+
+import click
 
 from config.environment import shows_colour
 from stack.errors import CommandError
-
-RED, YELLOW, PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"
-
-
-def confirm_deletion(what: str, command: str) -> None:
-    """Ask whether to delete `what`; `command` deletes it without asking.
-
-    Raises CommandError when nobody can be asked, or the answer is not yes.
-    """
-    if not sys.stdin.isatty():
-        raise CommandError(f"this deletes all {what}, and nobody can be asked: run '{command}'")
-    if input(f"This deletes all {what} for ever. Type yes to go on: ") != "yes":
-        raise CommandError("nothing was deleted")
+from stack.paths import ROOT
 
 
 def print_error(text: str) -> None:
     """Print on standard error what is wrong."""
-    _print("error:", RED, text, sys.stderr)
+    click.echo(f"{click.style('error:', fg='red')} {text}", err=True, color=shows_colour(sys.stderr))
 
 
-def print_warning(text: str, stream: TextIO | None = None) -> None:
-    """Print what is not as it should be and stops nothing, on standard output where no other stream is given."""
-    _print("warning:", YELLOW, text, stream or sys.stdout)
+def print_warning(text: str, to_errors: bool = False) -> None:
+    """Print what is not as it should be and stops nothing, on standard output or on that of errors."""
+    colour = shows_colour(sys.stderr if to_errors else sys.stdout)
+    click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=to_errors, color=colour)
 
 
-def _print(word: str, colour: str, text: str, stream: TextIO) -> None:
-    if shows_colour(stream):
-        word = f"{colour}{word}{PLAIN}"
-    print(word, text, file=stream)
+def run(
+    *command: str, check: bool = True, timeout: float | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in the checkout and return what it printed.
+
+    Raises CommandError, with the command's last line, when it is missing, takes too long, or fails (with `check`).
+    """
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout
+        )
+    except FileNotFoundError:
+        raise CommandError(f"{command[0]} is not on PATH: install it") from None
+    except subprocess.TimeoutExpired:
+        raise CommandError(f"'{' '.join(command[:3])}' did not answer within {timeout:g} s") from None
+    return require_success(done) if check else done
+
+
+def require_success(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """What a command printed that succeeded; CommandError, with its last line, where it failed."""
+    if done.returncode != 0:
+        raise CommandError(f"'{' '.join(done.args)}' failed: {find_last_line(done.stderr or done.stdout)}")
+    return done
+
+
+def find_last_line(text: str) -> str:
+    """The last line that is not blank."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it printed nothing")
 
 
 def run_attached(command: Sequence[str], directory: Path, environment: Mapping[str, str] | None = None) -> int:

@@ -15,7 +15,7 @@ import config
 from config import ConfigError
 from stack import terminal
 from stack.checkout_lock import lock_checkout
-from stack.commands import source_check, up
+from stack.commands import up
 from stack.errors import CommandError
 from stack.fingerprints import hash_each_file
 from stack.paths import ROOT, SOURCE
@@ -28,10 +28,7 @@ UNHEARD_MILLISECONDS = 1_000
 
 
 def dev() -> None:
-    """Start the stack from the source, then restart it on changes until Ctrl-C.
-
-    Raises CommandError or ConfigError when it does not start.
-    """
+    """Start the stack from the source, or raise what `up` raises; then restart it on changes until Ctrl-C."""
     watched = [ROOT / name for name in SOURCE]
     # Before anything is started: what changes meanwhile is a change too.
     hashes = hash_each_file(*watched)
@@ -67,7 +64,7 @@ def restart(runtime: Runtime, files: list[str]) -> None:
     more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
     print(f"{strftime('%H:%M:%S')} {', '.join(files[:SHOWN_FILES])}{more} …")
     try:
-        source_check.require_success(runtime.check_source(), "the old code goes on")
+        up.require_importable(runtime.check_source(), "the old code goes on")
         with lock_checkout():
             runtime.restart(config.load())
         wait_until_healthy(runtime)

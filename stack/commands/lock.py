@@ -18,10 +18,7 @@ REQUIREMENTS = ROOT / "requirements"
 
 
 def lock() -> None:
-    """Write the locks of the image, of the user's packages and of development; pins that still fit are kept.
-
-    Raises CommandError when packages conflict.
-    """
+    """Write the locks of the image, of the user's packages and of development; pins that still fit are kept."""
     compile_lock("image.lock", "pyproject.toml")
     # What the image has already is not pinned a second time, so that an update of Stalk does not conflict.
     known = [argument for name in read_names(REQUIREMENTS / "image.lock") for argument in ("--no-emit-package", name)]
@@ -33,10 +30,7 @@ def lock() -> None:
 
 
 def compile_lock(output: str, *arguments: str) -> None:
-    """Write one lock.
-
-    Raises CommandError after uv has printed which packages conflict.
-    """
+    """Write one lock; CommandError after uv has printed which packages conflict."""
     command = [*COMPILE, *arguments, "--output-file", f"requirements/{output}"]
     if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode != 0:
         why = "uv's message above says which packages conflict"

@@ -55,10 +55,7 @@ def test_process_is_named_after_its_place() -> None:
 
 
 def new_task(name: str) -> None:
-    """Write a task module and its test.
-
-    Raises CommandError for a name that a module cannot have, or that is taken.
-    """
+    """Write a task module and its test; CommandError for a name that a module cannot have, or that is taken."""
     if not NAME.fullmatch(name) or keyword.iskeyword(name):
         raise CommandError(
             f"NAME: found {name!r}; it must be a module's name, up to 50 small letters, digits and underscores that "

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from services.commands.output import GREEN, RED, YELLOW, print_table
-from stack.docker.engine import find_last_line
+from stack.env_file import load_or_defaults
 from stack.errors import CommandError
-from stack.runtime import Unit
-
-if TYPE_CHECKING:
-    from stack.runtime import Runtime
+from stack.runtime import Runtime, Unit, find_runtime
+from stack.terminal import find_last_line
 
 
-def status(runtime: Runtime, as_json: bool) -> int:
-    """Print units, nodes, queues and beat; the exit code.
-
-    Raises CommandError when the stack is not running or does not answer.
-    """
+def status(as_json: bool) -> None:
+    """Print units, nodes, queues and beat; CommandError when the stack is not running or does not answer."""
+    runtime = find_runtime(load_or_defaults())
     units = runtime.list_units()
     if as_json:
-        described = [{key: value for key, value in asdict(unit).items() if key != "id"} for unit in units]
-        print(json.dumps({"runtime": runtime.name, "units": described, **ask(runtime)}))
-        return 0
+        print(json.dumps({"runtime": runtime.name, "units": [asdict(unit) for unit in units], **ask(runtime)}))
+        return
     rows = ((unit.name, unit.state, (unit.health or "-", _colour(unit)), unit.detail) for unit in units)
     print_table(rows, header=("Unit", "State", "Health", "Since"))
     starting = any(unit.service.startswith("worker") and unit.health == "starting" for unit in units)
-    return runtime.show("status", *(["--starting"] if starting else []))
+    sys.exit(runtime.show("status", *(["--starting"] if starting else [])))
 
 
 def _colour(unit: Unit) -> str:
@@ -36,10 +32,7 @@ def _colour(unit: Unit) -> str:
 
 
 def ask(runtime: Runtime) -> dict[str, Any]:
-    """What `python -m services status --json` prints inside the stack.
-
-    Raises CommandError when the stack is not running or does not answer.
-    """
+    """What `python -m services status --json` prints inside the stack; CommandError when that is an error."""
     answered = runtime.ask("status", "--json")
     try:
         state = json.loads(answered.stdout)
@@ -50,7 +43,7 @@ def ask(runtime: Runtime) -> dict[str, Any]:
     return dict(state)
 
 
-def busy(state: dict[str, Any]) -> str:
+def describe_running(state: dict[str, Any]) -> str:
     """What workers run and hold, in words; "" for nothing."""
     running = sum(len(node["running"]) for node in state["nodes"].values())
     others = int(state["unacked"]) - running
@@ -60,6 +53,6 @@ def busy(state: dict[str, Any]) -> str:
     return f"{running} running, {others} more held by workers (waiting for its time, or in a solo pool)"
 
 
-def queued(state: dict[str, Any]) -> str:
+def describe_queued(state: dict[str, Any]) -> str:
     """What waits in the queues, in words."""
     return ", ".join(f"{length} in {name}" for name, length in state["queues"].items() if length) or "nothing"

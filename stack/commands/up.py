@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import socket
+import subprocess
 from time import monotonic
 
 import config
 from config import ConfigError, Settings
-from stack import env_file, terminal
+from stack import env_file, ports, terminal
 from stack.checkout_lock import lock_checkout
-from stack.commands import source_check
-from stack.errors import CommandError
 from stack.readiness import wait_until_healthy
 from stack.runtime import Runtime, choose_runtime, write_record
+from stack.terminal import find_last_line
 
+PREFIX = "error: "
 FIRST_TASK = "make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'"
 
 
@@ -26,13 +26,14 @@ def up(from_source: bool = False) -> Runtime:
     with lock_checkout():
         # The choice needs no more than defaults, and a host that cannot run the stack gets no .env.
         runtime = choose_runtime(config.load())
-        create_env_file(runtime)
+        if env_file.create(WORKER_CPUS=str(runtime.count_cpus())):
+            print("Wrote .env, with random passwords (mode 0600).")
         settings = load_settings()
-        require_flower_port(runtime, settings)
+        ports.require_flower_port(runtime, settings)
         runtime.prepare(settings)
         # Preparing may have written the names of images into .env.
         settings = config.load()
-        source_check.require_success(runtime.check_new(from_source), "nothing was started or replaced")
+        require_importable(runtime.check_new(from_source), "nothing was started or replaced")
         write_record(runtime)
         print("Starting …")
         runtime.start(settings, from_source)
@@ -42,17 +43,8 @@ def up(from_source: bool = False) -> Runtime:
     return runtime
 
 
-def create_env_file(runtime: Runtime) -> None:
-    """Create .env where there is none."""
-    if env_file.create(WORKER_CPUS=str(runtime.count_cpus())):
-        print("Wrote .env, with random passwords (mode 0600).")
-
-
 def load_settings() -> Settings:
-    """The settings; prints their warnings.
-
-    Raises ConfigError, also for what only the stack requires.
-    """
+    """The settings, after printing their warnings; ConfigError also for what only the stack requires."""
     settings = config.load()
     problems = []
     if not settings.flower.basic_auth.get_secret_value():
@@ -66,21 +58,11 @@ def load_settings() -> Settings:
     return settings
 
 
-def require_flower_port(runtime: Runtime, settings: Settings) -> None:
-    """Raise CommandError when another program has Flower's port."""
-    address, port = settings.flower.bind.strip("[]"), settings.flower.port
-    if runtime.serves_flower_at(port):
-        return
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            raise CommandError(
-                f"port {port} on {address} is not available for Flower ({error.strerror}): stop what uses it, or set "
-                "FLOWER_PORT (and FLOWER_BIND) in .env"
-            ) from None
+def require_importable(check: subprocess.CompletedProcess[str], consequence: str) -> None:
+    """Raise ConfigError with the errors that `python -m services.commands.check` printed, and their consequence."""
+    if check.returncode != 0:
+        lines = [line.removeprefix(PREFIX) for line in check.stderr.splitlines() if line.startswith(PREFIX)]
+        raise ConfigError(f"{line}; {consequence}" for line in lines or [find_last_line(check.stderr)])
 
 
 def print_next_steps(settings: Settings) -> None:

@@ -6,14 +6,14 @@ import subprocess
 import sys
 
 from config import Settings
-from config.settings import StackSettings
+from config.settings import VARIABLES
 from stack import env_file
-from stack.docker.engine import find_last_line, run
 from stack.errors import CommandError
 from stack.paths import ROOT
+from stack.terminal import find_last_line, run
 
 OWN_PREFIX = "stalk-base/"
-SUBSTITUTES = {"python_image": "stalk-base/python:3.13", "redis_image": "stalk-base/redis:8.0"}
+SUBSTITUTES = {"PYTHON_IMAGE": "stalk-base/python:3.13", "REDIS_IMAGE": "stalk-base/redis:8.0"}
 # A slow line fetches 50 MB in this time; a registry that does not answer at all fails within seconds.
 PULL_SECONDS = 600
 
@@ -23,17 +23,17 @@ def prepare(settings: Settings) -> None:
 
     Raises CommandError when an image can neither be found nor fetched nor built.
     """
-    wanted = {"python_image": settings.stack.python_image}
+    wanted = {"PYTHON_IMAGE": settings.stack.python_image}
     if settings.stack.redis_replicas:
-        wanted["redis_image"] = settings.stack.redis_image
-    missing = {field: image for field, image in wanted.items() if not is_local(image)}
-    unreachable = {field: why for field, image in missing.items() if (why := fetch(image))}
+        wanted["REDIS_IMAGE"] = settings.stack.redis_image
+    missing = {variable: image for variable, image in wanted.items() if not is_local(image)}
+    unreachable = {variable: why for variable, image in missing.items() if (why := fetch(image))}
     if not unreachable:
         return
-    for field, why in unreachable.items():
-        _require_replaceable(field, wanted[field], why)
+    for variable, why in unreachable.items():
+        _require_replaceable(variable, wanted[variable], why)
     build()
-    changes = {_get_variable(field): SUBSTITUTES[field] for field in unreachable if wanted[field] != SUBSTITUTES[field]}
+    changes = {name: SUBSTITUTES[name] for name in unreachable if wanted[name] != SUBSTITUTES[name]}
     if changes:
         env_file.set_variables(changes)
         print(f"Wrote {' and '.join(f'{name}={image}' for name, image in changes.items())} to .env.")
@@ -54,10 +54,7 @@ def fetch(image: str) -> str:
 
 
 def build() -> None:
-    """Build the base images from Debian's packages.
-
-    Raises CommandError, with the last line of the script, when that fails.
-    """
+    """Build the base images from Debian's packages; CommandError, with the last line of the script, when that fails."""
     print("Building the base images from Debian's packages instead (a minute or two) …")
     built = subprocess.run(["docker/base/build"], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     lines = built.stderr.splitlines(keepends=True)
@@ -71,17 +68,12 @@ def build() -> None:
         )
 
 
-def _require_replaceable(field: str, image: str, why: str) -> None:
+def _require_replaceable(variable: str, image: str, why: str) -> None:
     """Raise CommandError for an image that the user chose: another one would not be what was asked for."""
-    if image in (StackSettings.model_fields[field].default, SUBSTITUTES[field]):
+    if image in (VARIABLES[variable].default, SUBSTITUTES[variable]):
         print(f"{image} is not available: {why}")
         return
     raise CommandError(
-        f"{_get_variable(field)}: {image} is not in the local store and cannot be fetched ({why}); correct the name, "
-        f"run 'docker login', or set {_get_variable(field)}={SUBSTITUTES[field]} in .env to build it from Debian's "
-        "packages"
+        f"{variable}: {image} is not in the local store and cannot be fetched ({why}); correct the name, run 'docker "
+        f"login', or set {variable}={SUBSTITUTES[variable]} in .env to build it from Debian's packages"
     )
-
-
-def _get_variable(field: str) -> str:
-    return str(StackSettings.model_fields[field].alias)

@@ -6,14 +6,14 @@ still starts its programs with those of the last `make up`.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 from config import Settings, child_environment
 from config.environment import process_environment, read_env_file
-from config.settings import SECRETS, VARIABLES, BrokerSettings, ResultSettings
+from config.settings import SECRETS, VARIABLES
 from stack import paths
-from stack.env_file import ENV_FILE, replace_file
+from stack.env_file import ENV_FILE
 from stack.paths import ROOT
 
 TASKS_FILE = ROOT / ".env.tasks"
@@ -24,6 +24,8 @@ HOST = (
     "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy",
     "https_proxy", "no_proxy", "all_proxy",
 )  # fmt: skip
+# Prefixes of the variables that an interpreter and its libraries read once, when they start.
+AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "OPENSSL_")
 
 
 def collect_for_programs(settings: Settings) -> dict[str, dict[str, str]]:
@@ -32,11 +34,10 @@ def collect_for_programs(settings: Settings) -> dict[str, dict[str, str]]:
     Raises ConfigError when .env.tasks cannot be read.
     """
     shell = process_environment()
-    known = {*VARIABLES, *(f"{name}_FILE" for name in SECRETS)}
-    host = {name: value for name, value in shell.items() if name in HOST or name.startswith("LC_")}
-    given = {name: value for name, value in shell.items() if name in known}
-    scratch = {"TMPDIR": str(paths.SCRATCH)}
-    return {"all": host | scratch | given | make_stack_variables(settings), "own": read_own_variables(settings)}
+    passed = {*HOST, *VARIABLES, *(f"{name}_FILE" for name in SECRETS)}
+    given = {name: value for name, value in shell.items() if name in passed or name.startswith("LC_")}
+    stack = {"TMPDIR": str(paths.SCRATCH)} | make_stack_variables(settings)
+    return {"all": given | stack, "own": read_own_variables(settings)}
 
 
 def collect_for_commands(settings: Settings) -> dict[str, str]:
@@ -52,13 +53,10 @@ def make_stack_variables(settings: Settings) -> dict[str, str]:
     values = {"STALK_RUN_DIR": str(paths.RUN), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     if not settings.stack.redis_replicas:
         return values
-    for name, group, kind in (
-        ("CELERY_BROKER_URL", settings.broker, BrokerSettings),
-        ("CELERY_RESULT_BACKEND", settings.results, ResultSettings),
-    ):
+    for name, url in (("CELERY_BROKER_URL", settings.broker.url), ("CELERY_RESULT_BACKEND", settings.results.url)):
         # The default names the redis container; here it is a socket.
-        if group.url.server == kind.model_fields["url"].default.server:
-            here = replace(group.url, scheme="redis+socket", hosts=(), socket_path=str(paths.REDIS_SOCKET))
+        if url.server == VARIABLES[name].default.server:
+            here = replace(url, scheme="redis+socket", hosts=(), socket_path=str(paths.REDIS_SOCKET))
             values |= {name: here.text(), f"{name}_FILE": ""}
     return values
 
@@ -73,6 +71,10 @@ def read_own_variables(settings: Settings) -> dict[str, str]:
     return {name: value for name, value in read_env_file(TASKS_FILE).items() if name not in taken}
 
 
-def write(settings: Settings) -> None:
-    """Write down the variables that programs start with from now on."""
-    replace_file(paths.ENVIRONMENT, json.dumps(collect_for_programs(settings)))
+def needs_new_interpreter(variables: Mapping[str, str]) -> bool:
+    """Whether an interpreter that starts with these variables would be another one than this."""
+    ours = process_environment()
+    differ = {name for name, _ in ours.items() ^ variables.items()}
+    # Output is flushed at the end, and the checkout is on the path of this process already.
+    differ -= {"PYTHONUNBUFFERED"} | ({"PYTHONPATH"} - set(ours))
+    return any(name.startswith(AT_START) for name in differ)

@@ -16,11 +16,6 @@ from stack import paths
 ANSWER_SECONDS = 10
 
 
-def read_health(name: str, pid: int, settings: Settings) -> str:
-    """The health of a program that runs: healthy, starting or unhealthy."""
-    return ask_redis_health(settings) if name == "redis" else read_heartbeat_health(name, pid)
-
-
 def read_heartbeat_health(name: str, pid: int) -> str:
     """The health of a node, beat or Flower, as docker/healthcheck has it."""
     # The age of the process first: whoever is interrupted after that takes a heartbeat for one of the process before,

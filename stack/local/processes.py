@@ -6,6 +6,7 @@ The same launcher, the same definition of a node (docker/supervisor/worker.conf)
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from config import ConfigError, Settings
+from config.environment import replace_environment
 from stack import paths
+from stack.env_file import load_or_defaults, replace_file
 from stack.errors import CommandError
-from stack.local import environment, fork, health, redis_server, session, supervisor_conf
+from stack.local import environment, redis_server, session, supervisor_conf
+from stack.local.health import ask_redis_health, measure_age, read_heartbeat_health
 from stack.local.supervisor import apply_configuration, find_supervisor, list_groups, open_rpc, stop_groups
 from stack.paths import ROOT
-from stack.runtime import SHELL, Runtime, Unit
-from stack.settings import load_or_defaults
-from stack.terminal import run_attached
+from stack.runtime import SERVICES, SHELL, Runtime, Unit
+from stack.terminal import run, run_attached
 
 # The kernel's limit on the path of a socket, less the byte that ends it.
 LONGEST_SOCKET_PATH = 107
@@ -76,10 +79,6 @@ class Processes(Runtime):
         if settings.stack.redis_replicas:
             print(f"Redis is {redis_server.find()[0]}.")
 
-    def check_new(self, from_source: bool) -> subprocess.CompletedProcess[str]:
-        # There is no image: the source is what runs.
-        return self.check_source()
-
     def start(self, settings: Settings, from_source: bool = False) -> None:
         """Start Supervisor, or have the one that runs read its configuration anew."""
         self._pids.clear()
@@ -108,21 +107,16 @@ class Processes(Runtime):
     def check_source(self) -> subprocess.CompletedProcess[str]:
         paths.SCRATCH.mkdir(mode=0o700, parents=True, exist_ok=True)
         variables = environment.collect_for_programs(load_or_defaults())
-        command = [sys.executable, "-m", "services.commands.check"]
-        return subprocess.run(
-            command, cwd=ROOT, env=variables["all"] | variables["own"], capture_output=True, text=True, check=False
-        )
-
-    def restart(self, settings: Settings) -> None:
-        self.start(settings)
+        given = variables["all"] | variables["own"]
+        return run(sys.executable, "-m", "services.commands.check", check=False, environment=given)
 
     def scale(self, settings: Settings) -> None:
-        if not find_supervisor():
+        if find_supervisor():
+            _write_configuration(settings)
+            with open_rpc() as supervisor:
+                apply_configuration(supervisor, only_count=True)
+        else:
             self.start(settings)
-            return
-        _write_configuration(settings)
-        with open_rpc() as supervisor:
-            apply_configuration(supervisor, only_count=True)
 
     def list_units(self) -> list[Unit]:
         """Every process that Supervisor knows; where it was killed, one unit for all that it has left."""
@@ -133,7 +127,7 @@ class Processes(Runtime):
         if left := session.list_processes():
             leader = session.find_leader()
             why = "Supervisor is stopping them" if leader else "Supervisor was killed: make up, or make stop"
-            return [Unit(LEFT_OVER, LEFT_OVER, "running", "unhealthy", f"{len(left)} processes; {why}", id="")]
+            return [Unit(LEFT_OVER, LEFT_OVER, "running", "unhealthy", f"{len(left)} processes; {why}")]
         return []
 
     def _make_unit(self, process: dict[str, Any], settings: Settings) -> Unit:
@@ -144,14 +138,15 @@ class Processes(Runtime):
         if pid:
             self._pids[name].add(pid)
         ended = len(self._pids[name]) - running
+        if running:
+            health = ask_redis_health(settings) if name == "redis" else read_heartbeat_health(name, pid)
         return Unit(
             name=name,
             service="worker" if name.startswith("worker") else name,
             state=state,
-            health=health.read_health(name, pid, settings) if running else "",
+            health=health if running else "",
             # Supervisor describes a process only when it has run for `startsecs`.
-            detail=str(process["description"]) or f"pid {pid}, uptime {health.measure_age(pid):.0f} s",
-            id=name,
+            detail=str(process["description"]) or f"pid {pid}, uptime {measure_age(pid):.0f} s",
             # Supervisor gives up a program that ends at once, and restarts for ever one that ends a little later.
             failed=process["statename"] == "FATAL" or ended > 1,
         )
@@ -160,10 +155,17 @@ class Processes(Runtime):
         return _read_end(paths.LOGS / f"{unit.name}.log")
 
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return fork.capture(arguments, _collect_variables())
+        return run(sys.executable, *SERVICES, *arguments, check=False, environment=_collect_variables())
 
     def show(self, *arguments: str) -> int:
-        return fork.show(arguments, _collect_variables())
+        """In this process: a new interpreter would need 0.3 s to import what this one has imported already."""
+        variables = _collect_variables()
+        if environment.needs_new_interpreter(variables):
+            return run_attached([sys.executable, *SERVICES, *arguments], ROOT, variables)
+        replace_environment(variables)
+        from services.__main__ import main
+
+        sys.exit(main(arguments, prog_name="python -m services"))
 
     def run_shell(self) -> int:
         return run_attached([sys.executable, *SHELL], ROOT, _collect_variables())
@@ -199,20 +201,16 @@ class Processes(Runtime):
         _end_leftovers(load_or_defaults())
         paths.SESSION.unlink(missing_ok=True)
 
-    def remove(self) -> None:
+    def remove(self, with_data: bool) -> None:
         self.stop()
-        for directory in (paths.RUN, paths.SCRATCH):
-            shutil.rmtree(directory, ignore_errors=True)
-
-    def delete_data(self) -> None:
-        self.remove()
-        for directory in (paths.REDIS_DATA, paths.FLOWER_DATA, paths.LOGS):
+        data = (paths.REDIS_DATA, paths.FLOWER_DATA, paths.LOGS) if with_data else ()
+        for directory in (paths.RUN, paths.SCRATCH, *data):
             shutil.rmtree(directory, ignore_errors=True)
 
 
 def _write_configuration(settings: Settings) -> None:
     """Write what Supervisor and its programs read: their environment variables and their commands."""
-    environment.write(settings)
+    replace_file(paths.ENVIRONMENT, json.dumps(environment.collect_for_programs(settings)))
     paths.SUPERVISOR_CONF.write_text(supervisor_conf.render(settings))
 
 
@@ -237,10 +235,7 @@ def _start_supervisor(settings: Settings, kind: str) -> None:
 
 
 def _end_leftovers(settings: Settings) -> None:
-    """End what is left of a Supervisor that was killed, or that another command is stopping.
-
-    Raises CommandError for processes that cannot be ended.
-    """
+    """End what is left of a Supervisor that was killed or is stopping; CommandError for what cannot be ended."""
     if leader := session.find_leader():
         print("Waiting for a Supervisor that does not answer any more to stop everything …")
         # Perhaps it is stopping already, perhaps somebody has deleted its socket.

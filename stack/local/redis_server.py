@@ -29,10 +29,7 @@ LOCK_SECONDS = 60
 
 
 def find() -> tuple[Path, tuple[int, ...]]:
-    """A Redis server that is new enough for the stack and for its data, and the server's version.
-
-    Raises CommandError when there is none.
-    """
+    """A Redis server that is new enough for the stack and its data, and its version; CommandError without one."""
     versions = {path: read_version(path) for path in find_candidates()}
     lowest = max(LOWEST_REDIS_VERSION, read_data_version())
     for path, number in versions.items():

@@ -10,7 +10,10 @@ import os
 import re
 import shlex
 import sys
+from configparser import ConfigParser
+from io import StringIO
 from pathlib import Path
+from string import digits
 
 from pydantic import SecretStr
 
@@ -26,28 +29,36 @@ from stack.paths import ROOT
 TEMPLATES = ROOT / "docker" / "supervisor"
 # What supervisord loads of ours.
 PLUG_IN = ROOT / "services" / "supervisor"
-NODES = "[program:node]"
-CONTAINER_LOG = "stdout_logfile=/dev/stdout\nstdout_logfile_maxbytes=0\n"
 # Three files of 10 MB each, as compose.yaml has it.
-PROCESS_LOG = "stdout_logfile={log}\nstdout_logfile_maxbytes=10MB\nstdout_logfile_backups=2\n"
-SUPERVISOR_CONTAINER_LOG = "silent=false\nlogfile=/dev/null\nlogfile_maxbytes=0\n"
-SUPERVISOR_LOG = "silent=true\nlogfile={log}\nlogfile_maxbytes=10MB\nlogfile_backups=2\n"
+LOG_FILES = {"stdout_logfile_maxbytes": "10MB", "stdout_logfile_backups": "2"}
+PROGRAM, NODE = "program:", "node%(process_num)d"
 
 
 def render(settings: Settings) -> str:
     """The whole configuration."""
-    programs = (TEMPLATES / "local.conf").read_text()
+    parser = _read_templates()
+    node = parser[f"{PROGRAM}node"].items()
+    for name in (f"worker{number}" for number in range(1, settings.stack.workers + 1)):
+        parser[PROGRAM + name] = {option: value.replace(NODE, f"{name}-{NODE}") for option, value in node}
+    parser.remove_section(f"{PROGRAM}node")
     if not settings.stack.redis_replicas:
-        programs = re.sub(r"\[program:redis\].*?(?=\n\[|\Z)", "", programs, flags=re.DOTALL)
-    workers = [_make_worker(number) for number in range(1, settings.stack.workers + 1)]
-    text = "\n".join([_split_template()[0], *workers, programs])
-    return _add_fingerprints(_fill_in(text, settings), settings)
+        parser.remove_section(f"{PROGRAM}redis")
+    hashes = _hash_programs(settings)
+    for name in (section.removeprefix(PROGRAM) for section in parser.sections() if section.startswith(PROGRAM)):
+        program = parser[PROGRAM + name]
+        log = paths.LOGS / f"{program.get('process_name', name)}.log"
+        program.update(LOG_FILES, stdout_logfile=_make_relative(log))
+        program["environment"] = f'STALK_FINGERPRINT="{hashes[name.rstrip(digits)]}"'
+    return _write(parser, settings)
 
 
 def hash_own_parts(settings: Settings) -> str:
     """A hash of what only a new Supervisor takes up: its own sections, and our code that runs inside it."""
-    head = _fill_in(_split_template()[0], settings)
-    return hash_files(PLUG_IN, extra=head)
+    parser = _read_templates()
+    for section in parser.sections():
+        if section.startswith(PROGRAM):
+            parser.remove_section(section)
+    return hash_files(PLUG_IN, extra=_write(parser, settings))
 
 
 def has_flower_port(port: int) -> bool:
@@ -58,33 +69,22 @@ def has_flower_port(port: int) -> bool:
         return True
 
 
-def _split_template() -> tuple[str, str]:
-    """worker.conf: the sections of Supervisor itself, and the node."""
-    head, node = (TEMPLATES / "worker.conf").read_text().split(NODES)
-    log = SUPERVISOR_LOG.format(log=_make_relative(paths.SUPERVISOR_LOG))
-    return _replace(head, SUPERVISOR_CONTAINER_LOG, log), node
+def _read_templates() -> ConfigParser:
+    """Both templates, with the log of Supervisor in a file: in a container it has none."""
+    parser = ConfigParser(interpolation=None, delimiters=["="])
+    parser.read([TEMPLATES / "worker.conf", TEMPLATES / "local.conf"])
+    log = {"logfile": _make_relative(paths.SUPERVISOR_LOG), "logfile_maxbytes": "10MB", "logfile_backups": "2"}
+    parser["supervisord"].update(log, silent="true")
+    return parser
 
 
-def _make_worker(number: int) -> str:
-    """The section of worker `number`, whose nodes have its name."""
-    name = f"worker{number}"
-    node = _replace(_split_template()[1], "node%(process_num)d", f"{name}-node%(process_num)d")
-    log = f"%(ENV_STALK_LOG_DIR)s/{name}-node%(process_num)d.log"
-    return f"[program:{name}]{_replace(node, CONTAINER_LOG, PROCESS_LOG.format(log=log))}"
-
-
-def _replace(text: str, old: str, new: str) -> str:
-    if old not in text:
-        raise ValueError(f"docker/supervisor/worker.conf has no {old!r} any more")
-    return text.replace(old, new)
-
-
-def _fill_in(text: str, settings: Settings) -> str:
-    """`text` with every %(ENV_NAME)s replaced by its value, so that Supervisor notices when a value changes."""
+def _write(parser: ConfigParser, settings: Settings) -> str:
+    """The text of `parser`, every %(ENV_NAME)s replaced by its value, so that Supervisor notices a changed value."""
+    text = StringIO()
+    parser.write(text)
     python = shlex.quote(os.path.relpath(sys.executable, ROOT))
     values = supervisor_values(settings) | {
         "STALK_RUN_DIR": _make_relative(paths.RUN),
-        "STALK_LOG_DIR": _make_relative(paths.LOGS),
         "STALK_PYTHON": python,
         "STALK_NODE_COMMAND": f"{python} -m stack.child node",
         # Docker would start a container again that has ended; here nobody would.
@@ -93,33 +93,27 @@ def _fill_in(text: str, settings: Settings) -> str:
         "STALK_FLOWER_PORT": str(settings.flower.port),
         "STALK_FLOWER_DATABASE": _make_relative(paths.FLOWER_DATA / "flower.db"),
     }
-    return re.sub(r"%\(ENV_(\w+)\)s", lambda match: values[match[1]].replace("%", "%%"), text)
+    return re.sub(r"%\(ENV_(\w+)\)s", lambda match: values[match[1]].replace("%", "%%"), text.getvalue())
 
 
 def _make_relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def _add_fingerprints(text: str, settings: Settings) -> str:
-    """`text` with a hash in each program of what it runs on: Supervisor restarts a program whose section changes."""
+def _hash_programs(settings: Settings) -> dict[str, str]:
+    """A hash, for each kind of program, of what it runs on: Supervisor restarts a program whose section changes."""
     # The groups of variables that compose.yaml gives to each service.
     shared = _format_values(settings.broker, settings.results, settings.tasks, settings.beat)
     code = hash_files(ROOT / "config", ROOT / "services", ROOT / "requirements")
     own = hash_files(TASKS_FILE)
-    password = settings.broker.password.get_secret_value()
     stack = settings.stack
-    redis = (password, stack.redis_maxmemory, stack.redis_tls_bind, stack.redis_tls_port)
-    hashes = {
+    redis = (_reveal(settings.broker.password), stack.redis_maxmemory, stack.redis_tls_bind, stack.redis_tls_port)
+    return {
         "redis": hash_files(ROOT / "docker" / "redis", paths.REDIS_TLS, extra=repr(redis)),
         "beat": hash_texts(code, own, shared),
         "flower": hash_texts(code, shared, _format_values(settings.flower)),
         "worker": hash_texts(code, own, shared, _format_values(settings.worker)),
     }
-
-    def add(match: re.Match[str]) -> str:
-        return f'{match[0]}\nenvironment=STALK_FINGERPRINT="{hashes[match[1]]}"'
-
-    return re.sub(r"^\[program:([a-z]+)\d*\]$", add, text, flags=re.MULTILINE)
 
 
 def _format_values(*groups: Group) -> str:

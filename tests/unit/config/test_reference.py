@@ -55,7 +55,10 @@ def test_a_document_is_what_its_command_prints_whatever_the_configuration(
 ) -> None:
     done = checkout.run("-m", "config", command, LOG_LEVEL="loud")
     assert (done.returncode, done.stderr) == (0, "")
-    assert (ROOT / path).read_text(encoding="utf-8") == done.stdout, "run: make docs"
+    document = (ROOT / path).read_text(encoding="utf-8")
+    # The text before the tables stands in the document alone, and the copy has no docs/.
+    text = document.partition("## ")[0] if command == "reference" else ""
+    assert document == text + done.stdout, "run: make docs"
 
 
 def test_the_reference_has_a_row_for_every_variable() -> None:

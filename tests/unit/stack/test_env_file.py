@@ -61,13 +61,13 @@ def test_setting_variables_keeps_the_rest_and_the_mode(env_file: Path) -> None:
 
 
 def test_what_an_interrupted_change_left_behind_neither_stays_nor_shows_the_secrets(env_file: Path) -> None:
-    left = env_file.with_name(".env.new")
-    left.write_text("half of i")
-    left.chmod(0o644)
+    leftover = env_file.with_name(".env.new")
+    leftover.write_text("half of i")
+    leftover.chmod(0o644)
     set_variables({"WORKERS": "4"}, env_file)
     assert stat.S_IMODE(env_file.stat().st_mode) == 0o600
     assert "WORKERS=4" in env_file.read_text()
-    assert not left.exists()
+    assert not leftover.exists()
 
 
 def test_a_change_that_fails_leaves_the_file_as_it_was(env_file: Path) -> None:
