@@ -23,7 +23,9 @@ from stack.terminal import find_last_line, run, run_attached
 
 # Each of these has the application and reaches Redis.
 APPLICATION = ("worker", "beat", "flower")
-CHECK = ("python", "-m", "services.commands.check")
+CHECK = ("-m", "services.commands.check")
+# A command beside running tasks: when the container has no memory left, the kernel kills it before any of them.
+PYTHON = ("choom", "--adjust", "1000", "--", "python")
 LOG_LINES = "15"
 BUILD_LINES = 25
 
@@ -68,8 +70,8 @@ class Containers(Runtime):
         if from_source:
             make_readable(*SOURCE)
         # As a worker is configured, but without Redis, which the check does not need.
-        options = ("--rm", "--no-deps", "-T", "--quiet-pull", *mounts, "--entrypoint", CHECK[0])
-        check = run_compose("run", *options, "worker", *CHECK[1:], check=False)
+        options = ("--rm", "--no-deps", "-T", "--quiet-pull", *mounts, "--entrypoint", "python")
+        check = run_compose("run", *options, "worker", *CHECK, check=False)
         if check.returncode != 0 and self._image_before:
             # A container that is added meanwhile, as by `make scale`, has to run what the others run.
             run("docker", "tag", self._image_before, read_image_name(), check=False)
@@ -109,13 +111,13 @@ class Containers(Runtime):
 
     def check_source(self) -> subprocess.CompletedProcess[str]:
         make_readable(*SOURCE)
-        return run("docker", "exec", self._find_application().name, *CHECK, check=False)
+        return run("docker", "exec", self._find_application().name, *PYTHON, *CHECK, check=False)
 
     def restart(self, settings: Settings) -> None:
         """Restart the nodes first, then beat and Flower."""
         running = [unit for unit in self.list_units() if unit.state == "running"]
         nodes = [unit for unit in running if unit.service not in ("redis", "beat", "flower")]
-        command = ("python", "-m", "services.supervisor.restart")
+        command = (*PYTHON, "-m", "services.supervisor.restart")
         codes = run_together(*(["docker", "exec", unit.name, *command] for unit in nodes))
         failed = [unit for unit, code in zip(nodes, codes, strict=True) if code != 0]
         if failed:
@@ -148,14 +150,14 @@ class Containers(Runtime):
 
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         # Not `docker compose exec`, which reads all of the Compose files again.
-        return run("docker", "exec", self._find_application().name, "python", *SERVICES, *arguments, check=False)
+        return run("docker", "exec", self._find_application().name, *PYTHON, *SERVICES, *arguments, check=False)
 
     def show(self, *arguments: str) -> int:
         application = self._find_application().name
-        return run_attached(["docker", "exec", *terminal_options(), application, "python", *SERVICES, *arguments], ROOT)
+        return run_attached(["docker", "exec", *terminal_options(), application, *PYTHON, *SERVICES, *arguments], ROOT)
 
     def run_shell(self) -> int:
-        return show_compose("exec", self._find_application().service, "python", *SHELL)
+        return show_compose("exec", self._find_application().service, *PYTHON, *SHELL)
 
     def follow_logs(self, services: tuple[str, ...]) -> int:
         known = run_compose("config", "--services").stdout.split()
