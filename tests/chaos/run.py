@@ -13,7 +13,7 @@ from typing import Any
 from tests.chaos.event_log import ALLOWED, DIED, STOCK_HOST, Event, Incident
 from tests.chaos.faults import CONTAINER_FAULTS, FAULTS
 from tests.chaos.faults.fault import Fault
-from tests.chaos.faults.poison import POISONS, count_starts
+from tests.chaos.faults.nodes import POISONS, count_starts
 from tests.chaos.second_starts import (
     SecondStart,
     find_excessive,

@@ -109,6 +109,10 @@ class Testbed(ABC):
         except GaveUp:
             self.remarks.append(f"nothing ended for {seconds:g} s")
 
+    def wait_for_tasks(self, word: str, label: str, count: int, seconds: float) -> None:
+        """Wait until so many tasks of a workload have such an event. Raises GaveUp."""
+        self.wait(lambda: len(self.events.tasks_of(word, label)) >= count, seconds, f"{label}: {word} of {count} tasks")
+
     def plan_load(self, label: str, seconds: float, until: str) -> Workload:
         """Tasks of that length with chords among them, as many a second as the nodes can keep up with."""
         rate = min(self.plan.rate, LOAD * NODES * CONCURRENCY[self.plan.pool] / seconds)
