@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from celery import Celery
 
@@ -20,9 +20,7 @@ from tests.support.checkout import PROBE, Checkout
 from tests.support.fork_server import ForkServer
 from tests.support.processes import Process, end_all
 from tests.support.redis.server import RedisServer
-from tests.support.waiting import holds_for, wait_until
-
-T = TypeVar("T")
+from tests.support.waiting import T, holds_for, wait_until
 
 PASSWORD = "correct-horse"
 # Importing the application, connecting and looking for neighbours takes 3 s on an idle machine, and on a busy one
@@ -123,11 +121,9 @@ class World:
         checkout, command = checkout or self.checkout, [sys.executable, *arguments]
         base = self.path("answer")
         output, errors = base.with_suffix(".out"), base.with_suffix(".err")
-        process = Process(
+        code = self._launch(
             base.name, command, environment, checkout.path, output, errors=errors, fork_server=checkout.fork_server
-        )
-        self._processes.append(process)
-        code = process.wait(timeout)
+        ).wait(timeout)
         return subprocess.CompletedProcess(command, code, output.read_text(), errors.read_text())
 
     def environment(self, **settings: str) -> dict[str, str]:

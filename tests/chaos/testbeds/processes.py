@@ -130,7 +130,9 @@ class ProcessTestbed(Testbed):
         """Stop a node with all of its processes."""
         node.frozen_since, node.frozen_snapshot = monotonic(), self.take_snapshot()
         node.process.signal_family(signal.SIGSTOP)
-        self.world.wait_until(lambda: is_frozen(node), STOP_SECONDS, f"{node.name} is frozen")
+        self.world.wait_until(
+            lambda: {state(pid) for pid in node.process.family()} <= {"T", "Z"}, STOP_SECONDS, f"{node.name} is frozen"
+        )
 
     def thaw(self, node: NodeUnderTest) -> None:
         """Let it go on."""
@@ -165,16 +167,16 @@ class ProcessTestbed(Testbed):
             self._pause.unlink(missing_ok=True)
 
     def choose_child(self) -> int:
-        """A child of a prefork pool."""
+        """A child of a prefork pool, one that runs a task if there is one."""
 
-        def found() -> list[int]:
+        def find() -> list[int]:
             # All may be gone for a moment, when they were struck one after the other.
             node = self.choose_busy_node()
-            busy = [event.pid for event in self.events.running(node.name)]
-            living = [pid for pid in children(node.process.pid) if state(pid) != "Z"]
+            busy = {event.pid for event in self.events.running(node.name)}
+            living = children(node.process.pid)
             return [pid for pid in living if pid in busy] or living
 
-        return self.random.choice(self.wait(found, GO_ON_SECONDS, "a node has children"))
+        return self.random.choice(self.wait(find, GO_ON_SECONDS, "a node has children"))
 
     def living_nodes(self) -> set[str]:
         """Names of the nodes that may be running tasks, those included that are shutting down."""
@@ -191,7 +193,7 @@ class ProcessTestbed(Testbed):
 
     def send(self, workload: Workload) -> None:
         """Start a producer and wait until it has sent something."""
-        self._await_sent(workload, self._start_producer(workload))
+        self._wait_sent(workload, self._start_producer(workload))
 
     def _start_producer(self, workload: Workload) -> Process:
         workload = replace(workload, app=self.plan.subject.app)
@@ -200,7 +202,7 @@ class ProcessTestbed(Testbed):
         self._producers.append(producer)
         return producer
 
-    def _await_sent(self, workload: Workload, producer: Process) -> None:
+    def _wait_sent(self, workload: Workload, producer: Process) -> None:
         self.world.wait_until(
             lambda: self.events.tasks_of("sent", workload.label) or not producer.alive,
             PRODUCER_SECONDS,
@@ -218,7 +220,7 @@ class ProcessTestbed(Testbed):
         producer = self._start_producer(workload)
         self.start_nodes(subjects)
         self._pause.unlink()
-        self._await_sent(workload, producer)
+        self._wait_sent(workload, producer)
         self.wait_progress()
 
     def _plan_chords(self) -> Workload:
@@ -249,16 +251,16 @@ class ProcessTestbed(Testbed):
 
         Nothing is sent meanwhile, or nodes that are slower than the load would never be done.
         """
-        seconds = self.allowed_seconds * SHORT_QUEUE_TIMES
+        client, seconds = self.redis.client(), self.allowed_seconds * SHORT_QUEUE_TIMES
 
         def is_short() -> bool:
             self._pause.touch()
-            return bool(self.redis.client().llen(QUEUE) <= FEW)
+            return bool(client.llen(QUEUE) <= FEW)
 
         try:
             self.wait(is_short, seconds, "the queue is worked off")
         except GaveUp:
-            self.remarks.append(f"{self.redis.client().llen(QUEUE)} tasks waited after {seconds:g} s")
+            self.remarks.append(f"{client.llen(QUEUE)} tasks waited after {seconds:g} s")
 
     # Redis.
 
@@ -271,11 +273,6 @@ class ProcessTestbed(Testbed):
     def count_parked(self) -> int:
         """The number of dead letters."""
         return int(self.redis.client().zcard("dead_letters"))
-
-
-def is_frozen(node: NodeUnderTest) -> bool:
-    """Whether each process of a node has been stopped."""
-    return {state(pid) for pid in node.process.family()} <= {"T", "Z"}
 
 
 def state(pid: int) -> str:

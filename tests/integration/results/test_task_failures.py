@@ -21,7 +21,7 @@ ERRORS = {
     "interrupt": ("KeyboardInterrupt", "pressed"),
     "cancelled": ("CancelledError", "by a loop"),
     "own": ("OwnError", "something"),
-    "spoken": ("SpokenError", "code 7"),
+    "text": ("TextError", "code 7"),
     "generator": ("GeneratorExit", "closed"),
     "memory": ("MemoryError", "too much"),
     "value": ("ValueError", "plain"),
