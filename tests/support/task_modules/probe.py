@@ -152,7 +152,7 @@ def collect(parts: list[str], label: str) -> list[str]:
 
 @shared_task(bind=True)
 def fall(self: Task, label: str) -> str:
-    """Return something; at the first delivery, kill the process with the result stored, but not counted in its chord."""
+    """Return something; at the first delivery, kill the process after its result is stored, before the chord counts."""
     note("start", label)
     if self.request.get("delivery_count", 1) == 1:
         self.backend.on_chord_part_return = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
