@@ -22,7 +22,6 @@ import click
 
 from tests.chaos import stock_outcomes
 from tests.chaos.faults import ALL_FAULTS, CONTAINER_FAULTS, FAULTS
-from tests.chaos.faults.fault import Fault
 from tests.chaos.report import build_document, describe_twice
 from tests.chaos.run import Outcome, run, run_in_containers
 from tests.chaos.subjects import POOLS, STALK, SUBJECTS, Subject
@@ -86,16 +85,6 @@ def print_outcome(outcome: Outcome) -> None:
     )
     for breach in outcome.breaches if outcome.subject == STALK.name else []:
         click.echo(f"    {breach}")
-
-
-def derive_seed(seed: int, fault: str, pool: str) -> int:
-    """The seed of one run, which is the same when the run is repeated alone."""
-    return zlib.crc32(f"{seed} {fault} {pool}".encode())
-
-
-def count_strikes(fault: Fault, subject: Subject, *, short: bool) -> int:
-    """How often a fault strikes: few times are enough to see what kombu's own transport does."""
-    return fault.times[subject == STALK and not short]
 
 
 def count_parallel_runs() -> int:
@@ -193,10 +182,12 @@ def main(
             pool,
             subject,
             lease,
-            count_strikes(fault, subject, short=short),
+            # Few strikes are enough to see what kombu's own transport does.
+            fault.times[subject == STALK and not short],
             count,
             rate,
-            derive_seed(seed, fault.name, pool),
+            # The same when the run is repeated alone.
+            zlib.crc32(f"{seed} {fault.name} {pool}".encode()),
         )
         for fault in ALL_FAULTS.values()
         for pool in pools or POOLS

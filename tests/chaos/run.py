@@ -167,7 +167,7 @@ def find_unexecuted(testbed: Testbed) -> set[str]:
 
 
 def is_working(testbed: Testbed) -> bool:
-    """Whether a living node runs something."""
+    """Whether a living node runs a task other than poison."""
     alive = testbed.living_nodes()
     return any(event.node in alive and exclude_poison({event.task}) for event in testbed.events.running())
 
@@ -210,11 +210,10 @@ def find_breaches(
     # Exits and dead letters are expected in the run of poison only.
     poisoned = outcome.fault == "poison"
     excused = find_lost_by_stock(outcome, events, incidents) if outcome.fault == "mixed_workers" else set()
-    held = NODES * CONCURRENCY[outcome.pool]
     found = [f"lost: {task}" for task in outcome.lost if task not in excused]
     found += [f"still waiting: {task}" for task in outcome.waiting]
     found += [f"started twice: {each}" for each in again if each.why not in ALLOWED]
-    found += find_excessive(again, held)
+    found += find_excessive(again, NODES * CONCURRENCY[outcome.pool])
     found += [f"started twice without a higher delivery_count: {each}" for each in find_unrecorded(again)]
     found += [] if poisoned else outcome.exits
     parked = len(POISONS) if poisoned else 0

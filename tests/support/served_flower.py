@@ -103,13 +103,13 @@ class ServedFlower:
         self.process = world.python("flower", "-m served", environment, directory)
 
     def until(self, check: Callable[[], Any], seconds: float, what: str) -> Any:
-        """Wait, but not for a Flower that has ended."""
+        """Wait until `check()` is true and return its value; fail at once when Flower has ended."""
 
-        def look() -> Any:
+        def check_alive() -> Any:
             assert self.process.alive, f"Flower ended before {what}\n{self.process.tail()}"
             return check()
 
-        return self.world.wait_until(look, seconds, what)
+        return self.world.wait_until(check_alive, seconds, what)
 
     def ready(self) -> ServedFlower:
         self.healthy()

@@ -125,24 +125,18 @@ class ContainerStack:
         # Containers write here as another user.
         shared_directory(self.stack).chmod(0o777)
 
-    def use(self, pool: str) -> None:
-        """Have the workers run this pool, and everything healthy."""
-        if pool != self._pool:
-            self._change_to(pool)
-        self._pool = pool
+    def start_run(self, plan: Plan) -> ContainerTestbed:
+        """A testbed for this plan, with healthy workers of its pool; the lease is the stack's."""
+        if plan.pool != self._pool:
+            self._pool = plan.pool
+            given = settings(plan.pool, self.lease)
+            self.stack.settings.update(given)
+            variables = json.dumps(given | {"CHAOS_EVENTS": "/chaos/events"})
+            self.stack.override.write_text(OVERRIDE.replace("{worker}", variables))
+            with one_at_a_time():
+                self.stack.make("up")
         self.stack.wait_healthy()
         assert len(self.stack.ids("worker")) == NODES
-
-    def _change_to(self, pool: str) -> None:
-        given = settings(pool, self.lease) | {"CHAOS_EVENTS": "/chaos/events"}
-        self.stack.settings.update(settings(pool, self.lease))
-        self.stack.override.write_text(OVERRIDE.replace("{worker}", json.dumps(given)))
-        with one_at_a_time():
-            self.stack.make("up")
-
-    def start_run(self, plan: Plan) -> ContainerTestbed:
-        """A testbed for this plan; the lease is the stack's."""
-        self.use(plan.pool)
         self._runs += 1
         return ContainerTestbed(self.stack, plan, self._runs)
 
