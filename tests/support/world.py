@@ -89,11 +89,16 @@ class World:
         return server.start()
 
     def process(
-        self, name: str, command: Iterable[str], environment: Mapping[str, str], cwd: Path | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        directory: Path | None = None,
+        fork_server: ForkServer | None = None,
     ) -> Process:
         """Any command, from the checkout's copy."""
-        log = self.path(name).with_suffix(".log")
-        return self._launch(log.stem, list(command), environment, cwd or self.checkout.path, log)
+        log, directory = self.path(name).with_suffix(".log"), directory or self.checkout.path
+        return self._launch(log.stem, command, environment, directory, log, fork_server=fork_server)
 
     def python(
         self,
@@ -107,12 +112,8 @@ class World:
 
         A test about how a program starts, or becomes another, takes `process` and with it an interpreter of its own.
         """
-        log = self.path(name).with_suffix(".log")
         command = [sys.executable, *shlex.split(arguments)]
-        fork_server = fork_server or self.checkout.fork_server
-        return self._launch(
-            log.stem, command, environment, directory or self.checkout.path, log, fork_server=fork_server
-        )
+        return self.process(name, command, environment, directory, fork_server or self.checkout.fork_server)
 
     def answer(
         self, arguments: Sequence[str], environment: Mapping[str, str], timeout: float, checkout: Checkout | None = None
