@@ -66,12 +66,6 @@ def is_script(command: Command, script: Script) -> bool:
     return command.name in (b"EVALSHA", b"EVAL") and command.words[1] in (script.sha.encode(), script.text.encode())
 
 
-def acknowledges(command: Command) -> bool:
-    """Whether a claim of Stalk sends acknowledgements: arguments behind its fixed ones and its queues."""
-    arguments = command.words[3 + int(command.words[2]) :]
-    return len(arguments) > CLAIM_ARGUMENTS + int(arguments[CLAIM_ARGUMENTS - 1])
-
-
 def is_claim(command: Command, reply: bytes) -> bool:
     """Whether the reply brings a message to a worker."""
     return (command.name == b"BRPOP" or is_script(command, CLAIM)) and b"chaos-" in reply
@@ -80,7 +74,9 @@ def is_claim(command: Command, reply: bytes) -> bool:
 def is_ack(command: Command, reply: bytes) -> bool:
     """Whether the command acknowledges a message."""
     if is_script(command, CLAIM):
-        return acknowledges(command)
+        # It sends acknowledgements as arguments behind its fixed ones and its queues.
+        arguments = command.words[3 + int(command.words[2]) :]
+        return len(arguments) > CLAIM_ARGUMENTS + int(arguments[CLAIM_ARGUMENTS - 1])
     return is_script(command, ACK) or command.any(lambda each: each.words[:2] == (b"HDEL", b"unacked"))
 
 

@@ -150,17 +150,14 @@ class ProcessTestbed(Testbed):
                 node.ready()
 
     def replace_ended(self) -> None:
-        """Record and replace nodes that ended by themselves."""
+        """Record and replace nodes that ended by themselves; pause the producers while nodes are far behind."""
         for node in self.nodes:
             if not node.alive and not node.leaving:
                 node.leaving = True
                 self.exits.append(f"{node.name} exited with {node.process.code}")
                 self.incidents.append(Incident(EXITED, monotonic() - LOOK_SECONDS, monotonic(), node.name))
         self.replace(ready=False)
-        self.pause_if_behind()
-
-    def pause_if_behind(self) -> None:
-        """Pause producers while nodes are far behind: on a busy machine they would never catch up."""
+        # On a busy machine nodes that are far behind would never catch up with the producers.
         if self.events.count("sent") - self.events.count("end") > BEHIND:
             self._pause.touch()
         else:

@@ -106,17 +106,21 @@ def test_a_process_that_killed_itself_is_a_dead_holder_of_all_that_it_started_be
 
 
 @pytest.mark.parametrize(
-    ("node", "until", "expected"),
-    [("node1@stalk", 15, STALLED), ("node1@stalk", FIRST - 1, NO_CAUSE), ("node3@stalk", 15, NO_CAUSE)],
+    ("node", "until", "incidents", "expected"),
+    [
+        ("node1@stalk", 15, [], STALLED),
+        ("node1@stalk", FIRST - 1, [], NO_CAUSE),
+        ("node3@stalk", 15, [], NO_CAUSE),
+        # What was done to a node comes before what the node recorded.
+        ("node1@stalk", 15, [Incident(FROZEN, 11, 15, "node1@stalk")], FROZEN),
+    ],
 )
-def test_a_node_that_was_stalled_for_most_of_a_lease_is_the_cause(node: str, until: float, expected: str) -> None:
-    events = [event("start", FIRST), event("start", SECOND, "node2@stalk", 2), event("stalled", until, node, number=4)]
-    assert [again.why for again in find_second_starts(events, [])] == [expected]
-
-
-def test_what_was_done_to_a_node_comes_before_what_the_node_recorded() -> None:
-    events = [event("start", FIRST), event("stalled", 15, number=4, task="-"), event("start", SECOND, "node2@stalk", 2)]
-    assert [again.why for again in find_second_starts(events, [Incident(FROZEN, 11, 15, "node1@stalk")])] == [FROZEN]
+def test_a_node_that_was_stalled_for_most_of_a_lease_is_the_cause(
+    node: str, until: float, incidents: list[Incident], expected: str
+) -> None:
+    events = [event("start", FIRST), event("start", SECOND, "node2@stalk", 2)]
+    events += [event("stalled", until, node, number=4, task="-")]
+    assert [again.why for again in find_second_starts(events, incidents)] == [expected]
 
 
 @pytest.mark.parametrize(("between", "expected"), [(SLOTS - 1, FROZEN), (SLOTS, NO_CAUSE)])
