@@ -21,7 +21,7 @@ ERRORS = {
     "interrupt": ("KeyboardInterrupt", "pressed"),
     "cancelled": ("CancelledError", "by a loop"),
     "own": ("OwnError", "something"),
-    "text": ("TextError", "code 7"),
+    "spoken": ("SpokenError", "code 7"),
     "generator": ("GeneratorExit", "closed"),
     "memory": ("MemoryError", "too much"),
     "value": ("ValueError", "plain"),

@@ -21,7 +21,7 @@ class OwnError(BaseException):
     """A task's own error that is no Exception."""
 
 
-class TextError(BaseException):
+class SpokenError(BaseException):
     """An error with a text that is not made of its arguments."""
 
     def __init__(self, *, code: int) -> None:
@@ -37,7 +37,7 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "interrupt": lambda: KeyboardInterrupt("pressed"),
     "cancelled": lambda: asyncio.CancelledError("by a loop"),
     "own": lambda: OwnError("something", 3),
-    "text": lambda: TextError(code=7),
+    "spoken": lambda: SpokenError(code=7),
     "generator": lambda: GeneratorExit("closed"),
     "memory": lambda: MemoryError("too much"),
     "value": lambda: ValueError("plain"),
