@@ -51,12 +51,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def group(item: pytest.Item) -> str:
     """The tests that have to run in the same worker as this one; "" when it may run anywhere."""
     for fixture, owner in OWNERS.items():
-        if fixture in getattr(item, "fixturenames", ()):
+        if fixture in fixtures(item):
             return f"{owner} 2" if item.path.name in SECOND_HALF.get(owner, ()) else owner
     path = item.path.relative_to(item.config.rootpath)
     # A unit test takes less than it costs to hand it out alone.
     together = shares(item) or (path.is_relative_to("tests/unit") and not is_slow(item))
     return f"{path} {build_of(item)}".rstrip() if together else ""
+
+
+def fixtures(item: pytest.Item) -> list[str]:
+    """The names of all fixtures that a test uses, directly or not."""
+    return list(getattr(item, "fixturenames", ()))
 
 
 def shares(item: pytest.Item) -> bool:
