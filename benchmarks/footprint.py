@@ -1,4 +1,4 @@
-"""Memory of a process tree, and what a run says about it: pure but for one read of /proc a process."""
+"""Memory of a process tree, from /proc/<pid>/smaps_rollup, and the table of a run about it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 MIB = 2**20
 KIB = 2**10
 # The proportional share (PSS), because the children of a prefork node share pages with it and with each other: the
-# shares of all processes add up to what the tree takes, while their RSS count a shared page once for each. Without
-# pages of files: every Python on the machine shares those, so a share of them changes when somebody else ends, and the
-# kernel drops them as it likes. With what was swapped out, which would look like memory given back.
+# shares of all processes add up to the memory of the tree, while the sum of their RSS counts a shared page once for
+# each process. Pages of files are left out: all Python processes of the machine share them, so the share changes when
+# one of those ends, and the kernel may drop them at any time. Swapped pages are included, or they would look freed.
 OWN = ("Pss_Anon", "Pss_Shmem", "SwapPss")
 FILES = "Pss_File"
-# What a process would take if it shared nothing. A page that a child writes to for the first time, and be it that the
-# garbage collector marks it, is shared no more: the tree takes more, and none of its processes has grown. So a leak
-# shows here, and what it costs shows in the shares.
+# The memory of a process if it shared nothing. A page is no longer shared once a child writes to it, be it only by
+# garbage collection: then the tree takes more memory although no process has allocated any. So a leak shows in these
+# fields, and its cost in the shares above.
 ALONE = ("Anonymous", "Swap")
 
 
@@ -37,7 +37,7 @@ class Footprint:
 
 
 def footprint(text: str) -> Footprint:
-    """What smaps_rollup says of a process. Raises KeyError where the kernel is older than 5.4."""
+    """The memory of a process from its smaps_rollup. Raises KeyError where the kernel is older than 5.4."""
     fields = parse(text)
     own, alone = (sum(fields[name] for name in names) for names in (OWN, ALONE))
     return Footprint(own, alone, fields[FILES])
@@ -45,7 +45,7 @@ def footprint(text: str) -> Footprint:
 
 @dataclass(frozen=True)
 class Reading:
-    """Memory of a tree, by process number, the process that started the others first."""
+    """Memory of a process tree by pid; the process that started the others comes first."""
 
     processes: dict[int, Footprint]
 
@@ -61,12 +61,12 @@ class Reading:
 
     @property
     def files(self) -> int:
-        """Bytes of pages of files, by share."""
+        """Bytes of the tree's share of pages of files."""
         return sum(each.files for each in self.processes.values())
 
 
 def read(pids: Iterable[int]) -> Reading:
-    """The memory of these processes; of one that has ended meanwhile, nothing."""
+    """The memory of these processes, without those that have ended meanwhile."""
     found = {}
     for pid in pids:
         with suppress(OSError):
@@ -76,7 +76,7 @@ def read(pids: Iterable[int]) -> Reading:
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of the table: what was seen, and within which bound it had to be, if any."""
+    """A line of the table: what was measured, and the bound for it, if any."""
 
     name: str
     seen: str
@@ -95,22 +95,22 @@ def signed(size: float) -> str:
 
 
 def growth(name: str, before: int, after: int, limit: int) -> Figure:
-    """How many bytes something has grown, which must be less than `limit`."""
+    """A growth in bytes that must be less than `limit`."""
     return Figure(name, signed(after - before), f"< {limit // MIB} MiB", after - before < limit)
 
 
 def change(name: str, before: int, after: int, limit: int) -> Figure:
-    """By how many bytes something differs, either way, which must be less than `limit`."""
+    """A difference in bytes, up or down, that must be less than `limit`."""
     return Figure(name, signed(after - before), f"± {limit // MIB} MiB", abs(after - before) < limit)
 
 
 def exactly(name: str, seen: int, wanted: int) -> Figure:
-    """A count that must be what was wanted."""
+    """A count that must be equal to `wanted`."""
     return Figure(name, f"{seen:,}", f"= {wanted:,}", seen == wanted)
 
 
 def of_each(before: Reading, after: Reading) -> list[Figure]:
-    """What each process took and takes; those that came or went in between are said to have done so."""
+    """The memory of each process before and after, or that it started or ended in between."""
     return [_of_one(number, pid, before, after) for number, pid in enumerate({**before.processes, **after.processes})]
 
 

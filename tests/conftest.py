@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -32,18 +33,15 @@ pytest_plugins = [f"tests.support.pytest_plugins.{name}" for name in PLUGINS]
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     """A copy of the code that no test changes."""
-    checkout = Checkout(tmp_path_factory.mktemp("checkout") / "code")
-    checkout.fork_server = ForkServer(checkout.path)
-    yield checkout
-    checkout.fork_server.close()
+    path = tmp_path_factory.mktemp("checkout") / "code"
+    with closing(ForkServer(path)) as fork_server:
+        yield Checkout(path, fork_server)
 
 
 @pytest.fixture
 def own_checkout(tmp_path: Path) -> Checkout:
     """A copy of the code that the test may change."""
-    checkout = Checkout(tmp_path / "code")
-    checkout.fork_server = LIBRARIES_ONLY
-    return checkout
+    return Checkout(tmp_path / "code", LIBRARIES_ONLY)
 
 
 @pytest.fixture

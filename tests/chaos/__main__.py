@@ -13,34 +13,31 @@ import shlex
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import click
 
 from tests.chaos import stock_outcomes
 from tests.chaos.faults import ALL_FAULTS, CONTAINER_FAULTS, FAULTS
-from tests.chaos.faults.fault import Fault
-from tests.chaos.report import build_document
+from tests.chaos.report import build_document, describe_twice
 from tests.chaos.run import Outcome, run, run_in_containers
 from tests.chaos.subjects import POOLS, STALK, SUBJECTS, Subject
 from tests.chaos.testbeds.base import Plan
 from tests.chaos.testbeds.containers import open_container_stack
 from tests.stack.conftest import missing_engine
 
-# How often a container is struck in the full form; each time takes half a minute.
-CONTAINER_TIMES = 3
 # A worker's container may use one core, and its tasks take 50 ms.
 CONTAINER_RATE = 40.0
 # The least that the contract speaks of, and that Docker can be told to do anything in.
 CONTAINER_LEASE = 10
-# A world under strike after strike keeps half a core busy: three on two cores leave a quarter of them idle. With more
-# the longest recovery would be the length of a wait for a processor.
-WORLDS_PER_CORE = 1.5
+# A run with strike after strike keeps half a core busy: three on two cores leave a quarter of them idle. With more the
+# longest recovery would be the length of a wait for a processor.
+RUNS_PER_CORE = 1.5
 # Two nodes with their children, one that is just starting, a producer and Redis take half of it.
-WORLD_KIB = 1024**2
+RUN_KIB = 1024**2
 
 
 @dataclass
@@ -53,8 +50,10 @@ class Records:
     seed: int
     outcomes: list[Outcome] = field(default_factory=list)
 
-    def has(self, plan: Plan) -> bool:
-        return (plan.fault, plan.pool) in {(outcome.fault, outcome.pool) for outcome in self.outcomes}
+    def exclude(self, plans: Iterable[Plan]) -> list[Plan]:
+        """The plans that have no outcome yet."""
+        carried_out = {(outcome.fault, outcome.pool) for outcome in self.outcomes}
+        return [plan for plan in plans if (plan.fault, plan.pool) not in carried_out]
 
     def load(self) -> None:
         """Take over the outcomes of runs before."""
@@ -65,7 +64,9 @@ class Records:
     def add(self, outcome: Outcome) -> None:
         """Keep and print an outcome, and write the table with it."""
         self.outcomes.append(outcome)
-        self._write()
+        self.results.parent.mkdir(parents=True, exist_ok=True)
+        # Without the logs, which are long.
+        self.results.write_text("".join(json.dumps(asdict(each) | {"story": ""}) + "\n" for each in self.outcomes))
         if self.subject == STALK:
             command = shlex.join(["python", "-m", "tests.chaos", *sys.argv[1:]])
             self.output.write_text(build_document(self.outcomes, stock_outcomes.load(), command, self.seed))
@@ -73,57 +74,58 @@ class Records:
             stock_outcomes.keep(outcome)
         print_outcome(outcome)
 
-    def _write(self) -> None:
-        self.results.parent.mkdir(parents=True, exist_ok=True)
-        # Without the logs, which are long.
-        self.results.write_text("".join(json.dumps(asdict(each) | {"story": ""}) + "\n" for each in self.outcomes))
-
 
 def print_outcome(outcome: Outcome) -> None:
     """One line for each run, and one for each breach of Stalk's contract."""
-    twice = ", ".join(f"{count} {why}" for why, count in outcome.twice.items()) or "0"
     click.echo(
         f"{outcome.fault} {outcome.pool} {outcome.subject}: sent {outcome.sent}, executed {outcome.executed}, "
         f"lost {len(outcome.lost)}, never kept {len(outcome.never_kept)}, waiting {len(outcome.waiting)}, "
-        f"twice {twice} (recorded {outcome.recorded}), worst {outcome.worst:.1f} s, took {outcome.seconds:.0f} s "
-        f"{'; '.join(outcome.exits + outcome.remarks)}"
+        f"twice {describe_twice(outcome)} (recorded {outcome.recorded}), worst {outcome.worst:.1f} s, "
+        f"took {outcome.seconds:.0f} s {'; '.join(outcome.exits + outcome.remarks)}"
     )
     for breach in outcome.breaches if outcome.subject == STALK.name else []:
         click.echo(f"    {breach}")
 
 
-def derive_seed(seed: int, fault: str, pool: str) -> int:
-    """The seed of one run, which is the same when the run is repeated alone."""
-    return zlib.crc32(f"{seed} {fault} {pool}".encode())
-
-
-def count_strikes(fault: Fault, subject: Subject, *, short: bool) -> int:
-    """How often a fault strikes: few times are enough to see what kombu's own transport does."""
-    return fault.times[subject == STALK and not short]
-
-
 def count_parallel_runs() -> int:
     """How many runs this machine has cores and memory for at a time."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    memory = int(lines["MemAvailable"].split()[0]) // WORLD_KIB
-    return max(1, min(int(len(os.sched_getaffinity(0)) * WORLDS_PER_CORE), memory))
+    memory = int(lines["MemAvailable"].split()[0]) // RUN_KIB
+    return max(1, min(int(len(os.sched_getaffinity(0)) * RUNS_PER_CORE), memory))
 
 
 def run_in_process(plan: Plan, keep: Path | None) -> Outcome:
-    """One run on processes of this machine."""
-    return run(plan, keep and keep / f"{plan.fault}-{plan.pool}-{plan.subject.name}")
+    """One run on processes of this machine, in a directory that is gone afterwards, or in one below `keep`."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
+        return run(plan, keep / f"{plan.fault}-{plan.pool}-{plan.subject.name}" if keep else Path(temporary))
 
 
-def run_side_by_side(records: Records, plans: Iterable[Plan], jobs: int, keep: Path | None) -> None:
-    """Carry out `jobs` at a time of what has not been carried out before, each in a process of its own."""
+def run_in_processes(records: Records, plans: Iterable[Plan], jobs: int, keep: Path | None) -> None:
+    """Carry out `jobs` plans at a time, each in a process of its own."""
     with ProcessPoolExecutor(jobs) as pool:
-        runs = [pool.submit(run_in_process, plan, keep) for plan in plans if not records.has(plan)]
+        runs = [pool.submit(run_in_process, plan, keep) for plan in plans]
         try:
             for done in as_completed(runs):
                 records.add(done.result())
         finally:
             for each in runs:
                 each.cancel()
+
+
+def run_in_own_stack(records: Records, plans: Sequence[Plan]) -> None:
+    """Carry out plans of containers one after the other, those of a pool together, if there is a Docker Engine."""
+    if not plans:
+        return
+    if why := missing_engine():
+        click.echo(f"Without the faults of containers: {why}")
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="chaos-") as directory,
+        open_container_stack(Path(directory), CONTAINER_LEASE) as container_stack,
+    ):
+        for plan in sorted(plans, key=lambda plan: POOLS.index(plan.pool)):
+            adapted = replace(plan, lease=CONTAINER_LEASE, count=plan.count // 4, rate=CONTAINER_RATE)
+            records.add(run_in_containers(container_stack, adapted))
 
 
 @click.command(context_settings={"show_default": True})
@@ -174,40 +176,26 @@ def main(
         sentence := stock_outcomes.describe_stale(stock_outcomes.load(), stock_outcomes.read_installed())
     ):
         click.echo(sentence)
-    chosen, of_pools = faults or ALL_FAULTS, pools or POOLS
     plans = [
         Plan(
-            each,
+            fault.name,
             pool,
             subject,
             lease,
-            count_strikes(fault, subject, short=short),
+            # Few strikes are enough to see what kombu's own transport does.
+            fault.times[subject == STALK and not short],
             count,
             rate,
-            derive_seed(seed, each, pool),
+            # The same when the run is repeated alone.
+            zlib.crc32(f"{seed} {fault.name} {pool}".encode()),
         )
-        for each, fault in FAULTS.items()
-        for pool in of_pools
-        if each in chosen and not (fault.stalk_only and subject != STALK)
+        for fault in ALL_FAULTS.values()
+        for pool in pools or POOLS
+        if fault.name in (faults or ALL_FAULTS) and not (fault.stalk_only and subject != STALK)
     ]
-    run_side_by_side(records, plans, jobs, keep)
-    strikes = 1 if short else CONTAINER_TIMES
-    in_containers = [
-        Plan(fault, pool, STALK, CONTAINER_LEASE, strikes, count // 4, CONTAINER_RATE, derive_seed(seed, fault, pool))
-        for pool in of_pools
-        for fault in CONTAINER_FAULTS
-        if fault in chosen and subject == STALK
-    ]
-    if in_containers and (why := missing_engine()):
-        click.echo(f"Without the faults of containers: {why}")
-    elif in_containers:
-        with (
-            tempfile.TemporaryDirectory(prefix="chaos-") as directory,
-            open_container_stack(Path(directory), CONTAINER_LEASE) as container_stack,
-        ):
-            for plan in in_containers:
-                if not records.has(plan):
-                    records.add(run_in_containers(container_stack, plan))
+    plans = records.exclude(plans)
+    run_in_processes(records, [plan for plan in plans if plan.fault in FAULTS], jobs, keep)
+    run_in_own_stack(records, [plan for plan in plans if plan.fault in CONTAINER_FAULTS])
     sys.exit(1 if any(each.breaches for each in records.outcomes if each.subject == STALK.name) else 0)
 
 

@@ -42,9 +42,8 @@ class Event:
     task: str
     pid: int
     node: str
-    # Seconds of the monotonic clock, which all processes of a machine share, and of the wall clock.
+    # Seconds of the monotonic clock, which all processes of a machine share.
     at: float
-    wall: float
     # Of a start the delivery count; of `sent` the seconds that the task is meant to take; of a stall its seconds.
     number: float
 
@@ -176,5 +175,5 @@ def is_of(task: str, label: str) -> bool:
 
 
 def parse(line: str) -> Event:
-    word, task, pid, node, at, wall, number = line.split()
-    return Event(word, task, int(pid), node, float(at), float(wall), float(number))
+    word, task, pid, node, at, number = line.split()
+    return Event(word, task, int(pid), node, float(at), float(number))

@@ -55,51 +55,35 @@ def describe_twice(outcome: Outcome) -> str:
     return "; ".join(f"{count}: {why}" for why, count in outcome.twice.items()) or "0"
 
 
-def describe_lost(outcome: Outcome) -> str:
+def describe_lost(lost: int, waiting: int) -> str:
     """How many were lost, and how many were still in Redis at the end."""
-    return f"{len(outcome.lost)}" + (f" ({len(outcome.waiting)} still wait)" if outcome.waiting else "")
-
-
-def about(fault: str) -> str:
-    """What a fault does, in a line."""
-    return ALL_FAULTS[fault].about
+    return f"{lost} ({waiting} still wait)" if waiting else str(lost)
 
 
 def build_row(stalk: Outcome | None, stock: Kept | None, fault: str, pool: str) -> str:
-    none = ["-"]
-    cells = [about(fault), pool]
-    if stalk:
-        counts = [
-            str(stalk.times),
-            str(stalk.sent),
-            str(stalk.executed),
-            describe_lost(stalk),
-            str(len(stalk.never_kept)),
-        ]
-        cells += [*counts, describe_twice(stalk), str(stalk.recorded), f"{stalk.worst:.1f}"]
-    else:
-        cells += none * 8
-    if stock:
-        cells += build_stock_cells(stock)
-    else:
-        cells += none * 4
+    cells = [ALL_FAULTS[fault].about, pool]
+    cells += build_stalk_cells(stalk) if stalk else ["-"] * 8
+    cells += build_stock_cells(stock) if stock else ["-"] * 4
     return f"| {' | '.join(cells)} |"
+
+
+def build_stalk_cells(stalk: Outcome) -> list[str]:
+    lost = describe_lost(len(stalk.lost), len(stalk.waiting))
+    counts = [str(stalk.times), str(stalk.sent), str(stalk.executed), lost, str(len(stalk.never_kept))]
+    return [*counts, describe_twice(stalk), str(stalk.recorded), f"{stalk.worst:.1f}"]
 
 
 def build_stock_cells(stock: Kept) -> list[str]:
     """The last columns."""
-    waiting = f" ({stock.waiting} still wait)" if stock.waiting else ""
     ended = f"; {stock.exits} nodes exited" if stock.exits else ""
-    return [str(stock.times), str(stock.sent), f"{stock.lost}{waiting}", f"{stock.twice}{ended}"]
+    return [str(stock.times), str(stock.sent), describe_lost(stock.lost, stock.waiting), f"{stock.twice}{ended}"]
 
 
 def describe_kept(kept: Iterable[Kept], here: Versions) -> str:
     """When and with which versions the last columns were made, and whether that is out of date."""
     kept = list(kept)
-    runs = sorted({f"{each.date}, {each.versions}" for each in kept})
-    return " ".join(
-        filter(None, [f"kombu's own transport: `make chaos-stock`, {'; '.join(runs)}.", describe_stale(kept, here)])
-    )
+    runs = "; ".join(sorted({f"{each.date}, {each.versions}" for each in kept}))
+    return f"kombu's own transport: `make chaos-stock`, {runs}. {describe_stale(kept, here)}".rstrip()
 
 
 def build_document(outcomes: Iterable[Outcome], kept: Iterable[Kept], command: str, seed: int) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from tests.chaos.event_log import ALLOWED, DIED, STOCK_HOST, Event, Incident
 from tests.chaos.faults import CONTAINER_FAULTS, FAULTS
 from tests.chaos.faults.fault import Fault
-from tests.chaos.faults.poison import POISONS, count_starts
+from tests.chaos.faults.nodes import POISONS, count_starts
 from tests.chaos.second_starts import (
     SecondStart,
     find_excessive,
@@ -22,10 +22,12 @@ from tests.chaos.second_starts import (
     measure_worst_delay,
 )
 from tests.chaos.subjects import CONCURRENCY, STALK, STOCK
-from tests.chaos.testbeds.base import NODES, Plan, Testbed
+from tests.chaos.testbeds.base import NODES, Plan
 from tests.chaos.testbeds.containers import ContainerStack, ContainerTestbed
 from tests.chaos.testbeds.processes import ProcessTestbed, open_testbed
 from tests.support.processes import Process
+
+Testbed = ProcessTestbed | ContainerTestbed
 
 # A task that kombu's transport has popped is nowhere in Redis until it is recorded as unacked: for a moment, on a busy
 # machine for a second. Stalk moves it atomically.
@@ -46,11 +48,9 @@ class Outcome:
     fault: str
     pool: str
     subject: str
-    seed: int
     times: int
     lease: int
     sent: int
-    refused: int
     executed: int
     # Sent, not executed, and nowhere in Redis; without those that Redis never kept.
     lost: list[str]
@@ -77,19 +77,11 @@ class Outcome:
         return "\n".join([*self.breaches, *self.remarks, self.story])
 
 
-def run(plan: Plan, directory: Path | None = None) -> Outcome:
-    """Carry a plan out, in a directory that is kept, or in one that is not."""
-    if directory is None:
-        with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
-            return run(plan, Path(temporary))
+def run(plan: Plan, directory: Path) -> Outcome:
+    """Carry a plan out on processes of this machine, with their files in this directory."""
     fault = FAULTS[plan.fault]
     with open_testbed(directory, plan, proxied=fault.proxied) as testbed:
-        try:
-            strike(testbed, fault)
-        except AssertionError as error:
-            return report_failure(testbed, error)
-        wait_settled(testbed)
-        return count_outcome(testbed)
+        return carry_out(testbed, partial(strike, testbed, fault))
 
 
 def run_in_containers(container_stack: ContainerStack, plan: Plan) -> Outcome:
@@ -97,19 +89,23 @@ def run_in_containers(container_stack: ContainerStack, plan: Plan) -> Outcome:
     testbed = container_stack.start_run(plan)
     producer = testbed.load()
     try:
-        strike_containers(testbed, producer)
-    except AssertionError as error:
-        return report_failure(testbed, error)
+        return carry_out(testbed, partial(strike_containers, testbed, producer))
     finally:
         producer.end()
+
+
+def carry_out(testbed: Testbed, strikes: Callable[[], None]) -> Outcome:
+    """Let the fault strike and count what became of the tasks.
+
+    An assertion that fails meanwhile is a breach in the outcome: other runs are worth carrying out all the same.
+    """
+    try:
+        strikes()
+    except AssertionError as error:
+        story = f"{error}\n{testbed.describe()}"
+        return replace(count_outcome(testbed), breaches=[str(error).partition("\n")[0]], story=story)
     wait_settled(testbed)
     return count_outcome(testbed)
-
-
-def report_failure(testbed: Testbed, error: AssertionError) -> Outcome:
-    """An outcome with the failed assertion as a breach: other runs are worth carrying out all the same."""
-    story = f"{error}\n{testbed.describe()}"
-    return replace(count_outcome(testbed), breaches=[str(error).partition("\n")[0]], story=story)
 
 
 def strike_containers(testbed: ContainerTestbed, producer: Process) -> None:
@@ -129,7 +125,7 @@ def strike(testbed: ProcessTestbed, fault: Fault) -> None:
         # Stock workers use the visibility timeout; Stalk requires time limits below it.
         lease, subjects = testbed.plan.lease, [STALK, STOCK]
         testbed.more |= {"CELERY_VISIBILITY_TIMEOUT": str(lease), "CELERY_TASK_TIME_LIMIT": str(lease - 1)}
-    testbed.load(fault.load, fault.seconds, partial(testbed.start_nodes, subjects))
+    testbed.load(fault.load, fault.seconds, subjects)
     for _ in range(testbed.plan.times):
         fault.strike(testbed)
         if fault.load:
@@ -147,13 +143,13 @@ def wait_settled(testbed: Testbed) -> None:
     before: Any = None
     while monotonic() - began < LONGEST_SECONDS:
         testbed.replace_ended()
-        held, missing = exclude_poison(testbed.stored_tasks()), exclude_poison(find_unexecuted(testbed))
+        stored, missing = exclude_poison(testbed.take_snapshot().stored), find_unexecuted(testbed)
         # Poison that is redelivered for ever does not count as a change.
-        now = (sum(1 for event in testbed.events.all() if exclude_poison({event.task})), held, missing)
+        now = (sum(1 for event in testbed.events.all() if exclude_poison({event.task})), stored, missing)
         if now != before:
             before, moved = now, monotonic()
         still = monotonic() - moved
-        if not held and not is_working(testbed) and (not missing or still > NOWHERE_SECONDS):
+        if not stored and not is_working(testbed) and (not missing or still > NOWHERE_SECONDS):
             return
         if still > quiet:
             return
@@ -161,17 +157,17 @@ def wait_settled(testbed: Testbed) -> None:
     testbed.remarks.append(f"still moving after {LONGEST_SECONDS:g} s")
 
 
-def exclude_poison(tasks: set[str]) -> set[str]:
+def exclude_poison(tasks: Set[str]) -> set[str]:
     """The tasks without poison: those that are expected to end."""
     return {task for task in tasks if not task.startswith(tuple(f"chaos-{label}" for label in POISONS))}
 
 
 def find_unexecuted(testbed: Testbed) -> set[str]:
-    return testbed.events.tasks("sent") - testbed.events.tasks("end")
+    return exclude_poison(testbed.events.tasks("sent") - testbed.events.tasks("end"))
 
 
 def is_working(testbed: Testbed) -> bool:
-    """Whether a living node runs something."""
+    """Whether a living node runs a task other than poison."""
     alive = testbed.living_nodes()
     return any(event.node in alive and exclude_poison({event.task}) for event in testbed.events.running())
 
@@ -179,23 +175,21 @@ def is_working(testbed: Testbed) -> bool:
 def count_outcome(testbed: Testbed) -> Outcome:
     """The outcome, from the event log and Redis."""
     plan, events = testbed.plan, testbed.events.all()
-    in_redis, missing = testbed.stored_tasks(), exclude_poison(find_unexecuted(testbed))
+    stored, missing, sent = testbed.take_snapshot().stored, find_unexecuted(testbed), testbed.events.tasks("sent")
     starts = find_second_starts(events, testbed.incidents, plan.subject == STALK)
     again = [each for each in starts if exclude_poison({each.start.task})]
-    gone = missing - in_redis
+    gone = missing - stored
     outcome = Outcome(
         fault=plan.fault,
         pool=plan.pool,
         subject=plan.subject.name,
-        seed=plan.seed,
         times=plan.times,
         lease=plan.lease,
-        sent=len(exclude_poison(testbed.events.tasks("sent"))),
-        refused=len(testbed.events.tasks("refused")),
-        executed=len(exclude_poison(testbed.events.tasks("end") & testbed.events.tasks("sent"))),
+        sent=len(exclude_poison(sent)),
+        executed=len(exclude_poison(sent & testbed.events.tasks("end"))),
         lost=sorted(gone - testbed.never_kept),
         never_kept=sorted(gone & testbed.never_kept),
-        waiting=sorted(missing & in_redis),
+        waiting=sorted(missing & stored),
         parked=testbed.count_parked(),
         twice=dict(Counter(each.why for each in again)),
         recorded=sum(1 for each in again if each.recorded),
@@ -216,11 +210,10 @@ def find_breaches(
     # Exits and dead letters are expected in the run of poison only.
     poisoned = outcome.fault == "poison"
     excused = find_lost_by_stock(outcome, events, incidents) if outcome.fault == "mixed_workers" else set()
-    held = NODES * CONCURRENCY[outcome.pool]
     found = [f"lost: {task}" for task in outcome.lost if task not in excused]
     found += [f"still waiting: {task}" for task in outcome.waiting]
     found += [f"started twice: {each}" for each in again if each.why not in ALLOWED]
-    found += find_excessive(again, held)
+    found += find_excessive(again, NODES * CONCURRENCY[outcome.pool])
     found += [f"started twice without a higher delivery_count: {each}" for each in find_unrecorded(again)]
     found += [] if poisoned else outcome.exits
     parked = len(POISONS) if poisoned else 0

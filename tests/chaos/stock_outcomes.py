@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.chaos.run import Outcome
 from tests.support.redis.server import executable
@@ -20,8 +21,7 @@ from tests.support.redis.server import executable
 KEPT = Path(__file__).with_name("stock.jsonl")
 
 
-@dataclass(frozen=True)
-class Versions:
+class Versions(NamedTuple):
     """The versions under test, and the Redis that they ran on."""
 
     celery: str
@@ -30,11 +30,6 @@ class Versions:
 
     def __str__(self) -> str:
         return f"celery {self.celery}, kombu {self.kombu}, Redis {self.redis}"
-
-    @property
-    def subject(self) -> tuple[str, str]:
-        """The versions whose change makes outcomes out of date."""
-        return self.celery, self.kombu
 
 
 def read_installed() -> Versions:
@@ -78,7 +73,7 @@ def summarize(outcome: Outcome) -> Kept:
         twice=sum(outcome.twice.values()),
         exits=0 if outcome.fault == "poison" else len(outcome.exits),
         date=datetime.now(UTC).date().isoformat(),
-        **asdict(read_installed()),
+        **read_installed()._asdict(),
     )
 
 
@@ -97,7 +92,7 @@ def keep(outcome: Outcome, path: Path = KEPT) -> None:
 
 def describe_stale(kept: Iterable[Kept], here: Versions) -> str:
     """A sentence where outcomes are of other versions of Celery or kombu than the installed ones; else ""."""
-    others = sorted({str(each.versions) for each in kept if each.versions.subject != here.subject})
+    others = sorted({str(each.versions) for each in kept if (each.celery, each.kombu) != (here.celery, here.kombu)})
     if not others:
         return ""
     return (

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 
+from services.broker.scripts import ACK, CLAIM, PUBLISH, Script
 from tests.support.redis.proxy import Command, Match
 
 POOLS = ("prefork", "threads", "solo")
@@ -62,35 +61,28 @@ def settings(pool: str, lease: int) -> dict[str, str]:
 # Commands on the wire.
 
 
-def is_script(command: Command, name: str) -> bool:
+def is_script(command: Command, script: Script) -> bool:
     """Whether the command runs this script of Stalk."""
-    if command.name not in (b"EVALSHA", b"EVAL") or not find_spec("services.broker.scripts"):
-        return False
-    script = getattr(import_module("services.broker.scripts"), name)
-    return command.words[1] in (script.sha.encode(), script.text.encode())
-
-
-def acknowledges(command: Command) -> bool:
-    """Whether a claim of Stalk sends acknowledgements: arguments behind its fixed ones and its queues."""
-    arguments = command.words[3 + int(command.words[2]) :]
-    return len(arguments) > CLAIM_ARGUMENTS + int(arguments[CLAIM_ARGUMENTS - 1])
+    return command.name in (b"EVALSHA", b"EVAL") and command.words[1] in (script.sha.encode(), script.text.encode())
 
 
 def is_claim(command: Command, reply: bytes) -> bool:
     """Whether the reply brings a message to a worker."""
-    return (command.name == b"BRPOP" or is_script(command, "CLAIM")) and b"chaos-" in reply
+    return (command.name == b"BRPOP" or is_script(command, CLAIM)) and b"chaos-" in reply
 
 
 def is_ack(command: Command, reply: bytes) -> bool:
     """Whether the command acknowledges a message."""
-    if is_script(command, "CLAIM"):
-        return acknowledges(command)
-    return is_script(command, "ACK") or command.any(lambda each: each.words[:2] == (b"HDEL", b"unacked"))
+    if is_script(command, CLAIM):
+        # It sends acknowledgements as arguments behind its fixed ones and its queues.
+        arguments = command.words[3 + int(command.words[2]) :]
+        return len(arguments) > CLAIM_ARGUMENTS + int(arguments[CLAIM_ARGUMENTS - 1])
+    return is_script(command, ACK) or command.any(lambda each: each.words[:2] == (b"HDEL", b"unacked"))
 
 
 def is_publish(command: Command, reply: bytes) -> bool:
     """Whether the command publishes a message."""
-    return is_script(command, "PUBLISH") or command.words[:2] == (b"LPUSH", b"celery")
+    return is_script(command, PUBLISH) or command.words[:2] == (b"LPUSH", b"celery")
 
 
 def is_result(command: Command, reply: bytes) -> bool:

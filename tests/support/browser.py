@@ -21,21 +21,21 @@ from playwright.sync_api import (
 )
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-OPTIONS = (
+OPTIONS = [
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # What is not on this machine is not found: a page that needs something from elsewhere is seen to fail.
+    # No other machine is found: a page that needs something from elsewhere fails.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)
+]
 DESKTOP: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 390, "height": 844}
-# The pages come from this machine and are small; one that is busy with much else takes its time.
+# The pages come from this machine and are small; a busy machine takes its time.
 WAIT_SECONDS = 120
-# What a test expects to see comes with the pages.
+# What a test expects is on the pages when they are loaded.
 expect.set_options(timeout=WAIT_SECONDS * 1000)
 
 
@@ -47,37 +47,33 @@ def executable() -> str | None:
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Chromium with a new and empty profile, gone afterwards; without a sandbox, because root cannot have one."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable(), args=list(OPTIONS))
-        try:
-            yield browser
-        finally:
-            browser.close()
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=executable(), args=OPTIONS) as found,
+    ):
+        yield found
 
 
 @contextmanager
 def session(browser: Browser, login: str, window: ViewportSize = DESKTOP) -> Iterator[BrowserContext]:
-    """A browser without cookies that answers a question for user and password with `login`; "" for not at all."""
+    """A browser context without cookies, with `login` for HTTP authentication unless it is ""."""
     user, _, password = login.partition(":")
     credentials: HttpCredentials | None = {"username": user, "password": password} if login else None
-    context = browser.new_context(viewport=window, http_credentials=credentials, color_scheme="light")
-    context.set_default_timeout(WAIT_SECONDS * 1000)
-    try:
+    with browser.new_context(viewport=window, http_credentials=credentials, color_scheme="light") as context:
+        context.set_default_timeout(WAIT_SECONDS * 1000)
         yield context
-    finally:
-        context.close()
 
 
-# What Chromium breaks off when an interface of the host comes or goes, as with any container.
+# Why Chromium aborts requests when a network interface of the host comes or goes, as with any container.
 NETWORK_CHANGED = "net::ERR_NETWORK_CHANGED"
-# It then goes to a page that says so, and may do that in the middle of the next try.
-GOES_TO_SAY_SO = 'interrupted by another navigation to "chrome-error:'
+# It then goes to an error page, perhaps in the middle of the next try.
+GOES_TO_ERROR_PAGE = 'interrupted by another navigation to "chrome-error:'
 # As many containers as other tests may start while one page is loaded.
 RELOADS = 20
 
 
 class Visitor:
-    """A person before a page, and a record of what it asked for and complained about."""
+    """A page, and a record of its requests and of its errors and warnings."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page, self.url = page, url
@@ -85,19 +81,19 @@ class Visitor:
         self.complaints: list[str] = []
         self._interrupted = False
         page.on("request", lambda request: self.asked.append(request.url))
-        page.on("requestfailed", self._failed)
-        page.on("console", self._said)
+        page.on("requestfailed", self._record_failure)
+        page.on("console", self._record_message)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
-    def _failed(self, request: Request) -> None:
+    def _record_failure(self, request: Request) -> None:
         if request.failure == NETWORK_CHANGED:
             self._interrupted = True
             return
-        # Leaving a page breaks off what it was just asking for.
+        # Leaving a page aborts its requests.
         if request.failure != "net::ERR_ABORTED":
             self.complaints.append(f"{request.url}: {request.failure}")
 
-    def _said(self, message: ConsoleMessage) -> None:
+    def _record_message(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning") and NETWORK_CHANGED not in message.text:
             self.complaints.append(f"{message.text} ({message.location['url']})")
 
@@ -108,7 +104,7 @@ class Visitor:
             try:
                 self.page.goto(self.url + path)
             except Error as error:
-                if NETWORK_CHANGED not in str(error) and GOES_TO_SAY_SO not in str(error):
+                if NETWORK_CHANGED not in str(error) and GOES_TO_ERROR_PAGE not in str(error):
                     raise
                 self._interrupted = True
             if not self._interrupted:
@@ -116,13 +112,13 @@ class Visitor:
         raise AssertionError(f"the network has changed {RELOADS} times while {path} was loaded")
 
     def strangers(self) -> list[str]:
-        """What was asked for elsewhere than under the site's address; data: is part of the page itself."""
+        """Requests to elsewhere than the site's address; data: is part of the page itself."""
         return [url for url in self.asked if not url.startswith((f"{self.url}/", "data:"))]
 
 
 @contextmanager
 def visit(browser: Browser, url: str, login: str, pictures: Path, window: ViewportSize = DESKTOP) -> Iterator[Visitor]:
-    """A visitor of the site at `url`; what fails inside shows the page's text and where its picture is."""
+    """A visitor of the site at `url`; an error inside shows the page's text and where its picture is."""
     with session(browser, login, window) as context:
         visitor = Visitor(context.new_page(), url)
         try:
@@ -130,5 +126,5 @@ def visit(browser: Browser, url: str, login: str, pictures: Path, window: Viewpo
         except Exception as error:
             picture = pictures / "failed.png"
             visitor.page.screenshot(path=picture, full_page=True)
-            error.add_note(f"{visitor.page.url}, seen in {picture}:\n{visitor.page.inner_text('body')}")
+            error.add_note(f"{visitor.page.url}, with a picture in {picture}:\n{visitor.page.inner_text('body')}")
             raise

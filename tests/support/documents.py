@@ -1,4 +1,4 @@
-"""Commands and snippets of the documents, so that what people read is what the tests run."""
+"""Commands and code in the documents, so that the tests run what people read."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def commands(document: str, name: str) -> list[str]:
 
 
 def names(document: str) -> list[str]:
-    """Every block that a document marks."""
+    """The names of all blocks that a document marks."""
     return re.findall(r"<!-- test: (\S+) -->", (ROOT / document).read_text(encoding="utf-8"))

@@ -8,7 +8,6 @@ not read their environment at import. Tests about how a program starts or become
 
 from __future__ import annotations
 
-import array
 import atexit
 import ctypes
 import gc
@@ -21,6 +20,7 @@ import runpy
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -44,12 +44,14 @@ LIBRARIES = (
 )
 # It creates the application from the environment of the process that imports it.
 READS_ENVIRONMENT = frozenset({"services.app"})
-# Variables that an interpreter reads as it starts; a program with others needs a new interpreter.
-KNOWN_TO_PYTHON = frozenset({"PYTHONUNBUFFERED", "PYTHONPATH"})
+# Variables of Python that a forked program respects; one with any other needs a new interpreter.
+FORKABLE = frozenset({"PYTHONUNBUFFERED", "PYTHONPATH"})
 # The server starts with a command line and an environment of this length, to be overwritten with those of a program.
 COMMAND_LINE_BYTES, ENVIRONMENT_BYTES = 8192, 65536
 # A request holds an environment; the kernel takes ten times as much in one piece.
 REQUEST_BYTES = ENVIRONMENT_BYTES
+# A pid or an exit code.
+REPORT = struct.Struct("q")
 IMPORT_SECONDS = 120
 
 
@@ -68,20 +70,20 @@ class ForkServer:
     @staticmethod
     def takes(command: Sequence[str], environment: Mapping[str, str]) -> bool:
         """Whether this is `python -m …` or `python -c …`, with no variable that only a new interpreter reads."""
-        own = [name for name in environment if name.startswith("PYTHON") and name not in KNOWN_TO_PYTHON]
+        unknown = [name for name in environment if name.startswith("PYTHON") and name not in FORKABLE]
         size = sum(len(name) + len(value) + 2 for name, value in environment.items())
         python = list(command[:2]) in ([sys.executable, "-m"], [sys.executable, "-c"])
-        return python and not own and 2 * size < ENVIRONMENT_BYTES
+        return python and not unknown and 2 * size < ENVIRONMENT_BYTES
 
     def fork(
         self, command: Sequence[str], environment: Mapping[str, str], directory: Path, output: int, errors: int
     ) -> Forked:
         """Fork a program that writes to these file descriptors."""
-        wanted = {"command": list(command), "environment": dict(environment), "directory": str(directory)}
-        request = json.dumps(wanted).encode()
+        program = {"command": list(command), "environment": dict(environment), "directory": str(directory)}
+        request = json.dumps(program).encode()
         reports, reporter = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with self._lock, reporter:
-            socket.send_fds(self._started(), [request], [output, errors, reporter.fileno()])
+            socket.send_fds(self._connect(), [request], [output, errors, reporter.fileno()])
         return Forked(command, reports)
 
     def close(self) -> None:
@@ -90,7 +92,7 @@ class ForkServer:
             self._requests.close()
             self._process.wait(IMPORT_SECONDS)
 
-    def _started(self) -> socket.socket:
+    def _connect(self) -> socket.socket:
         if not self._requests:
             self._requests, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with other:
@@ -114,15 +116,15 @@ class Forked:
         self.args, self._reports = list(command), reports
         self.returncode: int | None = None
         self._reports.settimeout(IMPORT_SECONDS)
-        self.pid = self._report()
+        self.pid = self._read_number()
 
     def poll(self) -> int | None:
         """The exit code; None while it runs."""
-        return self._ended(0)
+        return self._read_code(0)
 
     def wait(self, timeout: float) -> int:
         """The exit code. Raises subprocess.TimeoutExpired."""
-        code = self._ended(timeout)
+        code = self._read_code(timeout)
         if code is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
         return code
@@ -133,17 +135,16 @@ class Forked:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def _ended(self, timeout: float) -> int | None:
+    def _read_code(self, timeout: float) -> int | None:
         if self.returncode is None and select.select([self._reports], [], [], timeout)[0]:
-            self.returncode = self._report()
+            self.returncode = self._read_number()
             self._reports.close()
         return self.returncode
 
-    def _report(self) -> int:
-        number = array.array("q", [0])
-        came = self._reports.recv_into(number, number.itemsize, socket.MSG_WAITALL)
-        assert came == number.itemsize, f"the fork server has ended, so the exit code of {self.args} is unknown"
-        return number[0]
+    def _read_number(self) -> int:
+        report = self._reports.recv(REPORT.size, socket.MSG_WAITALL)
+        assert report, f"the process that forked {self.args} has ended, so its exit code is unknown"
+        return int(REPORT.unpack(report)[0])
 
 
 # Has imported libraries only: for code that a test changes.
@@ -186,10 +187,9 @@ def run_and_report(program: Program, output: int, errors: int, reporter: int) ->
 
 
 def report(reporter: socket.socket, number: int) -> None:
-    """Send a number to a client."""
-    # The client may be gone.
+    """Send a number to a client, who may be gone."""
     with suppress(OSError):
-        reporter.sendall(array.array("q", [number]).tobytes())
+        reporter.sendall(REPORT.pack(number))
 
 
 class Program:

@@ -88,9 +88,7 @@ class Process:
 
     def signal_family(self, number: signal.Signals) -> None:
         """Send a signal to the process and everything that it started."""
-        for pid in self.family():
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        send_signal(self.family(), number)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process alone, as Docker and Supervisor do."""
@@ -118,14 +116,19 @@ def end_all(processes: Sequence[Process]) -> None:
         pids = families(processes)
         if not pids:
             break
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        send_signal(pids, signal.SIGKILL)
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.1)
     for process in processes:
         process.wait(GONE_SECONDS)
+
+
+def send_signal(pids: Sequence[int], number: signal.Signals) -> None:
+    """Send a signal to those of these processes that still run."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def families(processes: Sequence[Process]) -> list[int]:
@@ -142,10 +145,9 @@ def families(processes: Sequence[Process]) -> list[int]:
 
 def command_line(pid: int) -> str:
     """What `ps` shows of a process; empty when it is gone."""
-    try:
+    with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""
+    return ""
 
 
 def children(pid: int) -> list[int]:

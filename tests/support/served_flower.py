@@ -7,7 +7,7 @@ import http.client
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -51,8 +51,8 @@ try:
     app = Stalk("stalk")
     app.conf.update(build_celery_configuration(settings))
     app.settings = settings
-    beat = pathlib.Path(given["beat"])
-    serve(app, settings, port=given["port"], database=given["database"], heartbeat=beat.touch)
+    heartbeat = pathlib.Path(given["heartbeat"]).touch
+    serve(app, settings, port=given["port"], database=given["database"], heartbeat=heartbeat)
 except ConfigError as error:
     print(error)
     sys.exit(2)
@@ -97,22 +97,22 @@ class ServedFlower:
         self.database, self.heartbeat = directory / "flower.db", directory / "heartbeat"
         self.settings = load(settings)
         self.prefix = f"/{self.settings.flower.url_prefix}".rstrip("/")
-        given = {"settings": settings, "port": port, "database": str(self.database), "beat": str(self.heartbeat)}
+        given = {"settings": settings, "port": port, "database": str(self.database), "heartbeat": str(self.heartbeat)}
         environment = {"PYTHONPATH": str(world.checkout.path), "GIVEN": json.dumps(given), **surroundings}
         (directory / "served.py").write_text(RUNNER)
         self.process = world.python("flower", "-m served", environment, directory)
 
     def until(self, check: Callable[[], Any], seconds: float, what: str) -> Any:
-        """Wait, but not for a Flower that has ended."""
+        """Wait until `check()` is true and return its value; fail at once when Flower has ended."""
 
-        def look() -> Any:
+        def check_alive() -> Any:
             assert self.process.alive, f"Flower ended before {what}\n{self.process.tail()}"
             return check()
 
-        return self.world.wait_until(look, seconds, what)
+        return self.world.wait_until(check_alive, seconds, what)
 
     def ready(self) -> ServedFlower:
-        self.until(lambda: self.health() == 200, TIMEOUT, "Flower is healthy")
+        self.healthy()
         return self
 
     def refused(self) -> str:
@@ -122,19 +122,20 @@ class ServedFlower:
 
     def health(self) -> int:
         """The status of the health check; 0 where nothing answers."""
-        try:
+        with suppress(OSError):
             return self.ask("/healthcheck", login=None).status
-        except OSError:
-            return 0
+        return 0
 
     def healthy(self, method: str = "GET", host: str = "127.0.0.1") -> Answer:
-        """Wait until the health check is OK without a login; a busy Redis may answer late."""
+        """Wait until the health check is OK without a login, and return its answer; a busy Redis may answer late."""
 
-        def look() -> Answer | None:
-            answer = self.ask("/healthcheck", method, login=None, host=host)
-            return answer if answer.status == 200 else None
+        def ask() -> Answer | None:
+            with suppress(OSError):
+                answer = self.ask("/healthcheck", method, login=None, host=host)
+                return answer if answer.status == 200 else None
+            return None
 
-        found: Answer = self.until(look, TIMEOUT, "the health check says that all is well")
+        found: Answer = self.until(ask, TIMEOUT, "the health check says that all is well")
         return found
 
     def ask(
@@ -152,12 +153,11 @@ class ServedFlower:
         """Send one request under the prefix, from the address `source` if it is given."""
         sent = {**({"Authorization": basic(login)} if login is not None else {}), **(headers or {})}
         comes_from = (source, 0) if source else None
-        connection = http.client.HTTPConnection(host, self.port, timeout=TIMEOUT, source_address=comes_from)
-        try:
+        with closing(
+            http.client.HTTPConnection(host, self.port, timeout=TIMEOUT, source_address=comes_from)
+        ) as connection:
             connection.request(method, (self.prefix if prefix is None else prefix) + path, body, sent)
             return Answer(connection.getresponse())
-        finally:
-            connection.close()
 
     def tasks(self) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("/api/tasks").json
@@ -167,8 +167,11 @@ class ServedFlower:
         self.until(lambda: uuid in self.tasks(), TIMEOUT, f"task {uuid} is known")
 
     def wait_for_save(self, uuid: str) -> None:
-        on_disk = lambda: self.database.exists() and uuid.encode() in self.database.read_bytes()  # noqa: E731
-        self.until(on_disk, TIMEOUT, f"task {uuid} is saved")
+        self.until(
+            lambda: self.database.exists() and uuid.encode() in self.database.read_bytes(),
+            TIMEOUT,
+            f"task {uuid} is saved",
+        )
 
 
 def basic(login: str) -> str:
@@ -230,7 +233,7 @@ def send_events(broker: str, count: int = 1, sender: str = "ghost@shop", *, ende
 
 
 def send_sent_event(broker: str, sender: str) -> None:
-    """Publish the event of a task that `sender` has sent and no worker takes."""
+    """Publish the event of a task that `sender` has sent and that no worker takes."""
     with dispatcher(broker, sender) as events:
         events.send("task-sent", uuid=str(uuid4()), name="shop.ghost", args="()", kwargs="{}", retries=0)
 

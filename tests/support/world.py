@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from celery import Celery
 
@@ -20,9 +20,7 @@ from tests.support.checkout import PROBE, Checkout
 from tests.support.fork_server import ForkServer
 from tests.support.processes import Process, end_all
 from tests.support.redis.server import RedisServer
-from tests.support.waiting import holds_for, wait_until
-
-T = TypeVar("T")
+from tests.support.waiting import T, holds_for, wait_until
 
 PASSWORD = "correct-horse"
 # Importing the application, connecting and looking for neighbours takes 3 s on an idle machine, and on a busy one
@@ -91,11 +89,16 @@ class World:
         return server.start()
 
     def process(
-        self, name: str, command: Iterable[str], environment: Mapping[str, str], cwd: Path | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        directory: Path | None = None,
+        fork_server: ForkServer | None = None,
     ) -> Process:
         """Any command, from the checkout's copy."""
-        log = self.path(name).with_suffix(".log")
-        return self._launch(log.stem, list(command), environment, cwd or self.checkout.path, log)
+        log, directory = self.path(name).with_suffix(".log"), directory or self.checkout.path
+        return self._launch(log.stem, command, environment, directory, log, fork_server=fork_server)
 
     def python(
         self,
@@ -109,12 +112,8 @@ class World:
 
         A test about how a program starts, or becomes another, takes `process` and with it an interpreter of its own.
         """
-        log = self.path(name).with_suffix(".log")
         command = [sys.executable, *shlex.split(arguments)]
-        fork_server = fork_server or self.checkout.fork_server
-        return self._launch(
-            log.stem, command, environment, directory or self.checkout.path, log, fork_server=fork_server
-        )
+        return self.process(name, command, environment, directory, fork_server or self.checkout.fork_server)
 
     def answer(
         self, arguments: Sequence[str], environment: Mapping[str, str], timeout: float, checkout: Checkout | None = None
@@ -123,11 +122,9 @@ class World:
         checkout, command = checkout or self.checkout, [sys.executable, *arguments]
         base = self.path("answer")
         output, errors = base.with_suffix(".out"), base.with_suffix(".err")
-        process = Process(
+        code = self._launch(
             base.name, command, environment, checkout.path, output, errors=errors, fork_server=checkout.fork_server
-        )
-        self._processes.append(process)
-        code = process.wait(timeout)
+        ).wait(timeout)
         return subprocess.CompletedProcess(command, code, output.read_text(), errors.read_text())
 
     def environment(self, **settings: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from tests.chaos.faults import append_only_file, connections, containers, mixed_workers, nodes, poison, redis, tasks
+from tests.chaos.faults import connections, containers, nodes, redis, tasks
 from tests.chaos.faults.fault import Fault
 
 
@@ -16,6 +16,6 @@ def collect(*modules: ModuleType) -> dict[str, Fault]:
     return {each.name: each for module in modules for each in vars(module).values() if isinstance(each, Fault)}
 
 
-FAULTS = collect(nodes, poison, mixed_workers, tasks, connections, redis, append_only_file)
+FAULTS = collect(nodes, tasks, connections, redis)
 CONTAINER_FAULTS = collect(containers)
 ALL_FAULTS = FAULTS | CONTAINER_FAULTS

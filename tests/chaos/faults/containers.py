@@ -14,15 +14,18 @@ KILLED = 137
 # A container that was struck is noticed and connected again within a few seconds.
 RECONNECT_SECONDS = 10.0
 
+# Each strike takes half a minute.
+container_fault = fault(1, 3, stalk_only=True)
 
-@fault()
+
+@container_fault
 def container_redis_kill(testbed: ContainerTestbed) -> None:
     """Redis's container killed and started again."""
     testbed.stack.docker("start", testbed.stack.kill_redis())
     testbed.stack.wait_healthy("redis")
 
 
-@fault()
+@container_fault
 def container_worker_kill(testbed: ContainerTestbed) -> None:
     """docker kill of a worker's container, and its start."""
     worker, since = testbed.choose_busy_worker(), monotonic()
@@ -35,7 +38,7 @@ def container_worker_kill(testbed: ContainerTestbed) -> None:
     testbed.stack.wait_healthy("worker")
 
 
-@fault()
+@container_fault
 def container_worker_disconnect(testbed: ContainerTestbed) -> None:
     """A worker's container off the network for longer than its lease."""
     worker, network = testbed.choose_busy_worker(), testbed.network()
@@ -48,7 +51,7 @@ def container_worker_disconnect(testbed: ContainerTestbed) -> None:
     testbed.incidents.append(Incident(CUT_OFF, since, until, node_name(worker), snapshot=snapshot))
 
 
-@fault()
+@container_fault
 def container_redis_disconnect(testbed: ContainerTestbed) -> None:
     """Redis's container off the network for longer than a lease."""
     (redis,), network = testbed.stack.ids("redis"), testbed.network()
@@ -58,7 +61,7 @@ def container_redis_disconnect(testbed: ContainerTestbed) -> None:
     testbed.stack.docker("network", "connect", "--alias", "redis", network, redis)
 
 
-@fault()
+@container_fault
 def container_worker_stop(testbed: ContainerTestbed) -> None:
     """docker stop of a worker's container under load, and its start."""
     worker = testbed.choose_busy_worker()
@@ -68,7 +71,7 @@ def container_worker_stop(testbed: ContainerTestbed) -> None:
     testbed.stack.wait_healthy("worker")
 
 
-@fault()
+@container_fault
 def container_scale_down(testbed: ContainerTestbed) -> None:
     """make scale to one worker under load, and back to two."""
     testbed.stack.make("scale", WORKERS="1")

@@ -20,12 +20,13 @@ class Fault:
     # How often it strikes in the short form, and in the full one.
     times: tuple[int, int]
     # What is sent while it strikes: tasks, chords, or nothing.
-    load: str
+    load: str = "tasks"
     # How long each task takes.
-    seconds: float
-    proxied: bool
+    seconds: float = 0.01
+    # Connections to Redis go through a proxy.
+    proxied: bool = False
     # There is nothing to compare in kombu's transport.
-    stalk_only: bool
+    stalk_only: bool = False
 
     @property
     def about(self) -> str:
@@ -33,18 +34,10 @@ class Fault:
         return str(self.strike.__doc__).partition("\n")[0].rstrip(".")
 
 
-def fault(
-    short: int = 1,
-    full: int = 1,
-    *,
-    load: str = "tasks",
-    seconds: float = 0.01,
-    proxied: bool = False,
-    stalk_only: bool = False,
-) -> Callable[[Callable[[Any], None]], Fault]:
+def fault(short: int = 1, full: int = 1, **options: Any) -> Callable[[Callable[[Any], None]], Fault]:
     """Make a function a fault of its name, which strikes `short` or `full` times in a run."""
 
     def build(strike: Callable[[Any], None]) -> Fault:
-        return Fault(strike.__name__, strike, (short, full), load, seconds, proxied, stalk_only)
+        return Fault(strike.__name__, strike, (short, full), **options)
 
     return build

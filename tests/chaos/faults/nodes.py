@@ -1,16 +1,16 @@
-"""Faults of nodes: killed, frozen, stopped."""
+"""Faults of nodes: killed, frozen, stopped, killed by their own tasks, beside stock ones."""
 
 from __future__ import annotations
 
 import os
 import signal
-from functools import partial
+from contextlib import suppress
 from time import monotonic
 
-from tests.chaos.event_log import DIED, Incident, is_of
+from tests.chaos.event_log import DIED, Event, Incident, is_of
 from tests.chaos.faults.fault import LONGER, fault
-from tests.chaos.subjects import SOFT_SHUTDOWN, STALK, STOCK
-from tests.chaos.testbeds.base import GO_ON_SECONDS, Workload
+from tests.chaos.subjects import CONCURRENCY, SOFT_SHUTDOWN, STALK, STOCK, Subject
+from tests.chaos.testbeds.base import GO_ON_SECONDS, NODES, POISON, Workload
 from tests.chaos.testbeds.processes import STOCK_SECONDS, NodeUnderTest, ProcessTestbed, state
 from tests.support.waiting import GaveUp
 
@@ -22,6 +22,11 @@ SLOW_SECONDS = 4.0
 SHUTDOWN = "[Ss]hutdown"
 # A killed process is gone within milliseconds, on a busy machine later.
 GONE_SECONDS = 60
+# WORKER_MAX_DELIVERIES, and the signals that the poison tasks send themselves.
+DELIVERIES = 5
+POISONS = {"poison-kill": signal.SIGKILL, "poison-segv": signal.SIGSEGV}
+# Between the last starts of tasks that have died together (services/broker/lua/sweep.lua).
+TURN_SECONDS = 10
 
 
 @fault(3, 100)
@@ -96,15 +101,18 @@ def term_node_then_kill(testbed: ProcessTestbed) -> None:
     """TERM of a node in the middle of a task, and KILL before it has ended."""
     label = testbed.new_label("slow")
     testbed.send(Workload(label, argument=SLOW_SECONDS))
-    started = partial(find_runner, testbed, label)
-    (node,) = testbed.wait(started, testbed.plan.lease + GO_ON_SECONDS, "the slow task runs")
+    (node,) = testbed.wait(
+        lambda: find_runner(testbed, label), testbed.plan.lease + GO_ON_SECONDS, "the slow task runs"
+    )
     if testbed.plan.subject == STALK:
-        known = partial(is_start_known, testbed, label)
-        testbed.wait(known, GO_ON_SECONDS, "Redis knows that the slow task has started")
+        testbed.wait(
+            lambda: any(is_of(task, label) for task in testbed.take_snapshot().started),
+            GO_ON_SECONDS,
+            "Redis knows that the slow task has started",
+        )
     node.leaving = True
     node.process.terminate()
-    noticed = partial(node.process.count, SHUTDOWN)
-    testbed.wait(noticed, GO_ON_SECONDS, f"{node.name} takes notice of TERM")
+    testbed.wait(lambda: node.process.count(SHUTDOWN), GO_ON_SECONDS, f"{node.name} takes notice of TERM")
     assert node.alive, f"{node.name} has left before it was killed"
     testbed.kill(node)
     testbed.replace()
@@ -116,6 +124,45 @@ def find_runner(testbed: ProcessTestbed, label: str) -> list[NodeUnderTest]:
     return [node for node in testbed.working_nodes() if node.name in names][:1]
 
 
-def is_start_known(testbed: ProcessTestbed, label: str) -> bool:
-    """Whether Redis knows that the task with this label has started."""
-    return any(is_of(task, label) for task in testbed.take_snapshot().started)
+@fault()
+def poison(testbed: ProcessTestbed) -> None:
+    """Tasks that kill the process which runs them, by SIGKILL and by SIGSEGV."""
+    for label, number in POISONS.items():
+        testbed.send(Workload(label, task=POISON, argument=number))
+    # Each delivery needs a lease to run out, a sweep after a lease of rest, and a node that starts; for the last two,
+    # what both nodes have run takes turns.
+    turns = 2 * NODES * CONCURRENCY[testbed.plan.pool] * TURN_SECONDS
+    seconds = DELIVERIES * (testbed.plan.lease * 2 + testbed.allowed_seconds) + turns
+    if testbed.plan.subject == STALK:
+        testbed.wait(lambda: testbed.count_parked() >= len(POISONS), seconds, "the poison is parked")
+    else:
+        with suppress(GaveUp):
+            testbed.wait(
+                lambda: min(count_starts(testbed.events.all()).values()) > DELIVERIES, seconds, "the poison goes on"
+            )
+    for label, count in count_starts(testbed.events.all()).items():
+        assert count, f"{label} has never started"
+        testbed.remarks.append(f"{label} started {count} times")
+
+
+def count_starts(events: list[Event]) -> dict[str, int]:
+    """How often each poison has started."""
+    found = [event.task for event in events if event.word == "start"]
+    return {label: sum(1 for task in found if task.startswith(f"chaos-{label}")) for label in POISONS}
+
+
+@fault(1, 5, stalk_only=True)
+def mixed_workers(testbed: ProcessTestbed) -> None:
+    """Stock and Stalk workers on the same queue; one of Stalk is killed, a stock one told to go, and one killed."""
+    testbed.kill(choose_node_of(testbed, STALK))
+    testbed.start_node(STALK).ready()
+    stop_node(testbed, choose_node_of(testbed, STOCK))
+    testbed.start_node(STOCK).ready()
+    testbed.wait_progress()
+    testbed.kill(choose_node_of(testbed, STOCK))
+    testbed.start_node(STOCK).ready()
+
+
+def choose_node_of(testbed: ProcessTestbed, subject: Subject) -> NodeUnderTest:
+    """A node of this kind."""
+    return testbed.random.choice([each for each in testbed.working_nodes() if each.subject == subject])

@@ -31,12 +31,8 @@ def long_eta(testbed: ProcessTestbed) -> None:
 
 def wait_ended(testbed: ProcessTestbed, label: str, count: int, seconds: float) -> None:
     """Wait for tasks to end; those that do not will be missed when all are counted."""
-
-    def enough() -> bool:
-        return len(testbed.events.tasks_of("end", label)) >= count
-
     with suppress(GaveUp):
-        testbed.wait(enough, seconds + testbed.allowed_seconds, f"{label} has ended")
+        testbed.wait_for_tasks("end", label, count, seconds + testbed.allowed_seconds)
 
 
 @fault(2, 20, load="chords")

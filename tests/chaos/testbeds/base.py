@@ -6,16 +6,14 @@ import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
-from tests.chaos.event_log import EventLog, Incident, Snapshot
+from tests.chaos.event_log import EventLog, Incident
 from tests.chaos.subjects import CONCURRENCY, Subject
-from tests.support.waiting import GaveUp
-
-T = TypeVar("T")
+from tests.support.waiting import GaveUp, T
 
 NODES = 2
 # These bounds decide nothing: they are long enough for a machine that is busy with other work.
@@ -75,74 +73,45 @@ class Workload:
         return json.dumps(asdict(self) | {"planned": self.argument + self.countdown if self.task != POISON else 0})
 
 
-@dataclass
 class Testbed(ABC):
     """A running system under test, and what was done to it."""
 
-    plan: Plan
-    directory: Path
-    incidents: list[Incident] = field(default_factory=list)
-    # Nodes that ended although nobody had told them to.
-    exits: list[str] = field(default_factory=list)
-    # Sentences for the table.
-    remarks: list[str] = field(default_factory=list)
-    # Tasks whose publish was behind the byte where Redis's file was torn.
-    never_kept: set[str] = field(default_factory=set)
-    began: float = field(default_factory=monotonic)
+    # How long the subject may take for what takes moments when all is well.
+    allowed_seconds = GO_ON_SECONDS
 
-    def __post_init__(self) -> None:
-        self.random = random.Random(self.plan.seed)
-        self.events = EventLog(self.directory / "events")
+    def __init__(self, plan: Plan, directory: Path) -> None:
+        self.plan, self.began, self.random = plan, monotonic(), random.Random(plan.seed)
+        self.events = EventLog(directory / "events")
         # The file that stops producers.
-        self.stop_file = self.directory / "stop"
+        self.stop_file = directory / "stop"
+        self.incidents: list[Incident] = []
+        # Nodes that ended although nobody had told them to.
+        self.exits: list[str] = []
+        # Sentences for the table.
+        self.remarks: list[str] = []
+        # Tasks whose publish was behind the byte where Redis's file was torn.
+        self.never_kept: set[str] = set()
 
     @abstractmethod
     def wait(self, condition: Callable[[], T | None], seconds: float, what: str) -> T:
         """Wait until the condition is true and return its value. Raises GaveUp."""
-
-    @abstractmethod
-    def replace_ended(self) -> None:
-        """Replace nodes that ended by themselves."""
-
-    @abstractmethod
-    def living_nodes(self) -> set[str]:
-        """Names of the nodes that may be running tasks, those included that are shutting down."""
-
-    @abstractmethod
-    def take_snapshot(self) -> Snapshot:
-        """What Redis has now: evidence, before a strike, of what a node had told it by then."""
-
-    @abstractmethod
-    def count_parked(self) -> int:
-        """The number of dead letters."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """State and last log lines of all processes."""
-
-    @property
-    def allowed_seconds(self) -> float:
-        """How long the subject may take for what takes moments when all is well."""
-        return GO_ON_SECONDS
-
-    def stored_tasks(self) -> set[str]:
-        """Tasks whose message is anywhere in the broker's database, unless it is a dead letter."""
-        return set(self.take_snapshot().stored)
 
     def let_time_pass(self, seconds: float) -> None:
         """Wait: the length of an outage or of a freeze is what is tested."""
         end = monotonic() + seconds
         self.wait(lambda: monotonic() >= end, seconds + 1, "time passes")
 
-    def wait_progress(self) -> bool:
-        """Wait until more tasks have ended; False when they do not, which the counts will show."""
+    def wait_progress(self) -> None:
+        """Wait until more tasks have ended; when they do not, the counts will show it."""
         before, seconds = self.events.count("end"), self.plan.lease + self.allowed_seconds
         try:
             self.wait(lambda: self.events.count("end") >= before + MOVING, seconds, "tasks go on")
         except GaveUp:
             self.remarks.append(f"nothing ended for {seconds:g} s")
-            return False
-        return True
+
+    def wait_for_tasks(self, word: str, label: str, count: int, seconds: float) -> None:
+        """Wait until so many tasks of a workload have such an event. Raises GaveUp."""
+        self.wait(lambda: len(self.events.tasks_of(word, label)) >= count, seconds, f"{label}: {word} of {count} tasks")
 
     def plan_load(self, label: str, seconds: float, until: str) -> Workload:
         """Tasks of that length with chords among them, as many a second as the nodes can keep up with."""

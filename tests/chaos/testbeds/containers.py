@@ -8,16 +8,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tests.chaos.event_log import Snapshot
 from tests.chaos.subjects import settings
 from tests.chaos.testbeds.base import GO_ON_SECONDS, NODES, PRODUCER_SECONDS, Plan, Testbed
 from tests.stack.handle import Stack, clone, one_at_a_time
 from tests.support.processes import Process
-from tests.support.waiting import wait_until
-
-T = TypeVar("T")
+from tests.support.waiting import T, wait_until
 
 # Docker takes a while to say what there is, and a core.
 LOOK_SECONDS = 0.2
@@ -41,6 +39,9 @@ services:
 class ContainerTestbed(Testbed):
     """A run in containers."""
 
+    # Docker takes its time.
+    allowed_seconds = GO_ON_SECONDS * 2
+
     def __init__(self, stack: Stack, plan: Plan, number: int) -> None:
         directory = shared_directory(stack)
         shutil.rmtree(directory / "events", ignore_errors=True)
@@ -49,11 +50,6 @@ class ContainerTestbed(Testbed):
         # The run's number is part of task ids, which must not come again on the same Redis.
         self.stack, self.number = stack, number
 
-    @property
-    def allowed_seconds(self) -> float:
-        """Twice as long as for processes: Docker takes its time."""
-        return GO_ON_SECONDS * 2
-
     def wait(self, condition: Callable[[], T | None], seconds: float, what: str) -> T:
         return wait_until(condition, seconds, what, self.stack.describe, look=LOOK_SECONDS)
 
@@ -61,14 +57,17 @@ class ContainerTestbed(Testbed):
         """Do nothing: Docker restarts containers that end by themselves."""
 
     def living_nodes(self) -> set[str]:
+        """Names of the nodes that may be running tasks."""
         workers = [each for each in self.stack.containers() if each["Service"] == "worker"]
         return {node_name(each["ID"]) for each in workers if each["State"] == "running"}
 
     def take_snapshot(self) -> Snapshot:
+        """What Redis has now: evidence, before a strike, of what a node had told it by then."""
         contents = self._redis_contents()
         return Snapshot(frozenset(contents["tasks"]), frozenset(contents["started"]))
 
     def count_parked(self) -> int:
+        """The number of dead letters."""
         return int(self._redis_contents()["parked"])
 
     def _redis_contents(self) -> dict[str, Any]:
@@ -126,24 +125,18 @@ class ContainerStack:
         # Containers write here as another user.
         shared_directory(self.stack).chmod(0o777)
 
-    def use(self, pool: str) -> None:
-        """Have the workers run this pool, and everything healthy."""
-        if pool != self._pool:
-            self._change_to(pool)
-        self._pool = pool
+    def start_run(self, plan: Plan) -> ContainerTestbed:
+        """A testbed for this plan, with healthy workers of its pool; the lease is the stack's."""
+        if plan.pool != self._pool:
+            self._pool = plan.pool
+            given = settings(plan.pool, self.lease)
+            self.stack.settings.update(given)
+            variables = json.dumps(given | {"CHAOS_EVENTS": "/chaos/events"})
+            self.stack.override.write_text(OVERRIDE.replace("{worker}", variables))
+            with one_at_a_time():
+                self.stack.make("up")
         self.stack.wait_healthy()
         assert len(self.stack.ids("worker")) == NODES
-
-    def _change_to(self, pool: str) -> None:
-        given = settings(pool, self.lease) | {"CHAOS_EVENTS": "/chaos/events"}
-        self.stack.settings.update(settings(pool, self.lease))
-        self.stack.override.write_text(OVERRIDE.replace("{worker}", json.dumps(given)))
-        with one_at_a_time():
-            self.stack.make("up")
-
-    def start_run(self, plan: Plan) -> ContainerTestbed:
-        """A testbed for this plan; the lease is the stack's."""
-        self.use(plan.pool)
         self._runs += 1
         return ContainerTestbed(self.stack, plan, self._runs)
 

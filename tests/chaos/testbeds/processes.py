@@ -5,12 +5,10 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import TypeVar
 
 import redis
 
@@ -23,11 +21,8 @@ from tests.support.checkout import Checkout
 from tests.support.fork_server import LIBRARIES_ONLY
 from tests.support.processes import Process, children
 from tests.support.redis.proxy import Proxy
-from tests.support.redis.server import RedisServer
-from tests.support.waiting import LOOK_SECONDS, GaveUp, wait_until
+from tests.support.waiting import LOOK_SECONDS, GaveUp, T, wait_until
 from tests.support.world import Node, World
-
-T = TypeVar("T")
 
 # A process that was told to stop does so within milliseconds.
 STOP_SECONDS = 60
@@ -65,8 +60,8 @@ class ProcessTestbed(Testbed):
 
     def __init__(self, world: World, plan: Plan, proxied: bool = False) -> None:
         super().__init__(plan, world.directory)
-        self.world = world
-        self.redis: RedisServer = world.redis()
+        self.world, self.redis = world, world.redis()
+        self.allowed_seconds = GO_ON_SECONDS if plan.subject == STALK else STOCK_SECONDS
         self.proxy = Proxy(self.redis.port) if proxied else None
         # Variables that the fault needs.
         self.more: dict[str, str] = {}
@@ -114,19 +109,15 @@ class ProcessTestbed(Testbed):
         """Nodes that run and were not told to stop; frozen ones included."""
         return [node for node in self.nodes if node.alive and not node.leaving]
 
-    def choose_node(self) -> NodeUnderTest:
-        """A node to strike."""
-        return self.random.choice(self.working_nodes())
-
     def choose_busy_node(self) -> NodeUnderTest:
-        """A node to strike that runs a task."""
+        """A node to strike: one that runs a task if there is one in time."""
 
         def busy() -> list[NodeUnderTest]:
             return [node for node in self.working_nodes() if self.events.running(node.name)]
 
         with suppress(GaveUp):
             return self.random.choice(self.wait(busy, self.plan.lease + self.allowed_seconds, "a node runs a task"))
-        return self.choose_node()
+        return self.random.choice(self.working_nodes())
 
     def kill(self, node: NodeUnderTest) -> None:
         """kill -9 of a node with all of its processes, as the kernel does it with a container."""
@@ -139,7 +130,9 @@ class ProcessTestbed(Testbed):
         """Stop a node with all of its processes."""
         node.frozen_since, node.frozen_snapshot = monotonic(), self.take_snapshot()
         node.process.signal_family(signal.SIGSTOP)
-        self.world.wait_until(lambda: is_frozen(node), STOP_SECONDS, f"{node.name} is frozen")
+        self.world.wait_until(
+            lambda: {state(pid) for pid in node.process.family()} <= {"T", "Z"}, STOP_SECONDS, f"{node.name} is frozen"
+        )
 
     def thaw(self, node: NodeUnderTest) -> None:
         """Let it go on."""
@@ -157,36 +150,33 @@ class ProcessTestbed(Testbed):
                 node.ready()
 
     def replace_ended(self) -> None:
-        """Record and replace nodes that ended by themselves."""
+        """Record and replace nodes that ended by themselves; pause the producers while nodes are far behind."""
         for node in self.nodes:
             if not node.alive and not node.leaving:
                 node.leaving = True
                 self.exits.append(f"{node.name} exited with {node.process.code}")
                 self.incidents.append(Incident(EXITED, monotonic() - LOOK_SECONDS, monotonic(), node.name))
         self.replace(ready=False)
-        self.pause_if_behind()
-
-    def pause_if_behind(self) -> None:
-        """Pause producers while nodes are far behind: on a busy machine they would never catch up."""
+        # On a busy machine nodes that are far behind would never catch up with the producers.
         if self.events.count("sent") - self.events.count("end") > BEHIND:
             self._pause.touch()
         else:
             self._pause.unlink(missing_ok=True)
 
     def choose_child(self) -> int:
-        """A child of a prefork pool."""
+        """A child of a prefork pool, one that runs a task if there is one."""
 
-        def found() -> list[int]:
+        def find() -> list[int]:
             # All may be gone for a moment, when they were struck one after the other.
             node = self.choose_busy_node()
-            busy = [event.pid for event in self.events.running(node.name)]
-            living = [pid for pid in children(node.process.pid) if state(pid) != "Z"]
+            busy = {event.pid for event in self.events.running(node.name)}
+            living = children(node.process.pid)
             return [pid for pid in living if pid in busy] or living
 
-        return self.random.choice(self.wait(found, GO_ON_SECONDS, "a node has children"))
+        return self.random.choice(self.wait(find, GO_ON_SECONDS, "a node has children"))
 
     def living_nodes(self) -> set[str]:
-        """Names of the nodes that may have something at work, those included that are on their way out."""
+        """Names of the nodes that may be running tasks, those included that are shutting down."""
         return {node.name for node in self.nodes if node.alive}
 
     def describe(self) -> str:
@@ -200,7 +190,7 @@ class ProcessTestbed(Testbed):
 
     def send(self, workload: Workload) -> None:
         """Start a producer and wait until it has sent something."""
-        self._await_sent(workload, self._start_producer(workload))
+        self._wait_sent(workload, self._start_producer(workload))
 
     def _start_producer(self, workload: Workload) -> Process:
         workload = replace(workload, app=self.plan.subject.app)
@@ -209,25 +199,25 @@ class ProcessTestbed(Testbed):
         self._producers.append(producer)
         return producer
 
-    def _await_sent(self, workload: Workload, producer: Process) -> None:
+    def _wait_sent(self, workload: Workload, producer: Process) -> None:
         self.world.wait_until(
             lambda: self.events.tasks_of("sent", workload.label) or not producer.alive,
             PRODUCER_SECONDS,
             f"{workload.label} is sent",
         )
 
-    def load(self, kind: str, seconds: float, nodes: Callable[[], None]) -> None:
-        """Start `nodes` and keep sending tasks of that length, or chords; return when tasks end."""
+    def load(self, kind: str, seconds: float, subjects: Sequence[Subject]) -> None:
+        """Start nodes and keep sending tasks of that length, or chords; return when tasks end."""
         if not kind:
-            nodes()
+            self.start_nodes(subjects)
             return
         workload = self.plan_load("load", seconds, str(self.stop_file)) if kind == "tasks" else self._plan_chords()
         # The producer imports while the nodes do, and sends nothing before they are ready.
         self._pause.touch()
         producer = self._start_producer(workload)
-        nodes()
+        self.start_nodes(subjects)
         self._pause.unlink()
-        self._await_sent(workload, producer)
+        self._wait_sent(workload, producer)
         self.wait_progress()
 
     def _plan_chords(self) -> Workload:
@@ -238,15 +228,11 @@ class ProcessTestbed(Testbed):
     def stop_producers(self) -> None:
         """Tell the producers to stop, and wait until they have ended."""
         self.stop_file.touch()
+        self.wait(lambda: not any(each.alive for each in self._producers), self.send_seconds, "all is sent")
         for producer in self._producers:
-            self.wait(partial(has_ended, producer), self.send_seconds, "all is sent")
             assert producer.code == 0, producer.tail()
 
     # Waiting.
-
-    @property
-    def allowed_seconds(self) -> float:
-        return GO_ON_SECONDS if self.plan.subject == STALK else STOCK_SECONDS
 
     def wait(self, condition: Callable[[], T | None], seconds: float, what: str) -> T:
         """Wait, and meanwhile replace nodes that end by themselves. Raises GaveUp."""
@@ -262,35 +248,28 @@ class ProcessTestbed(Testbed):
 
         Nothing is sent meanwhile, or nodes that are slower than the load would never be done.
         """
-        seconds = self.allowed_seconds * SHORT_QUEUE_TIMES
+        client, seconds = self.redis.client(), self.allowed_seconds * SHORT_QUEUE_TIMES
 
         def is_short() -> bool:
             self._pause.touch()
-            return bool(self.redis.client().llen(QUEUE) <= FEW)
+            return bool(client.llen(QUEUE) <= FEW)
 
         try:
             self.wait(is_short, seconds, "the queue is worked off")
         except GaveUp:
-            self.remarks.append(f"{self.redis.client().llen(QUEUE)} tasks waited after {seconds:g} s")
+            self.remarks.append(f"{client.llen(QUEUE)} tasks waited after {seconds:g} s")
 
     # Redis.
 
     def take_snapshot(self) -> Snapshot:
+        """What Redis has now: evidence, before a strike, of what a node had told it by then."""
         # Without decoding: messages are bytes.
         client = redis.Redis(port=self.redis.port, password=self.redis.password, socket_timeout=GO_ON_SECONDS)
         return Snapshot(frozenset(find_tasks(client)), frozenset(find_started(client)))
 
     def count_parked(self) -> int:
+        """The number of dead letters."""
         return int(self.redis.client().zcard("dead_letters"))
-
-
-def is_frozen(node: NodeUnderTest) -> bool:
-    """Whether each process of a node has been stopped."""
-    return {state(pid) for pid in node.process.family()} <= {"T", "Z"}
-
-
-def has_ended(process: Process) -> bool:
-    return not process.alive
 
 
 def state(pid: int) -> str:
@@ -303,9 +282,5 @@ def state(pid: int) -> str:
 def open_testbed(directory: Path, plan: Plan, proxied: bool = False) -> Iterator[ProcessTestbed]:
     """A testbed in a new directory; whatever was started in it is gone afterwards."""
     checkout = Checkout(directory / "code", LIBRARIES_ONLY, packages=["tests/chaos"])
-    with World(directory, checkout).opened() as world:
-        testbed = ProcessTestbed(world, plan, proxied)
-        try:
-            yield testbed
-        finally:
-            testbed.close()
+    with World(directory, checkout).opened() as world, closing(ProcessTestbed(world, plan, proxied)) as testbed:
+        yield testbed

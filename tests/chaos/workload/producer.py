@@ -15,11 +15,11 @@ from typing import Any
 
 from tests.chaos.workload.tasks import record
 
-# Between looks for the file that holds it up.
+# Between checks for the file that pauses it.
 LOOK_SECONDS = 0.05
 # After a refusal, so that an outage of a second does not eat a thousand tasks.
 PAUSE_SECONDS = 0.2
-# A harness that died says no more when it is enough.
+# Whoever started it may have died without creating that file.
 LONGEST_SECONDS = 3600
 
 
@@ -44,23 +44,22 @@ def send_chord(app: Any, workload: dict[str, Any], name: str) -> list[str]:
 
 
 def produce(app: Any, workload: dict[str, Any]) -> None:
-    """Send until it is enough: at least `count`, and, where `until` names a file, until that is there.
+    """Send at least `count` tasks, and, where `until` names a file, until that is there.
 
-    Meanwhile a file `hold` beside it holds the sending up.
+    While there is a file `pause` beside it nothing is sent.
     """
-    began, sent, number = time.monotonic(), 0, 0
+    sent, number, due, latest = 0, 0, time.monotonic(), time.monotonic() + LONGEST_SECONDS
     until = Path(workload["until"]) if workload["until"] else None
-    due = began
     while sent < workload["count"] or (until and not until.exists()):
         if until and until.with_name("pause").exists() and not until.exists():
             time.sleep(LOOK_SECONDS)
             continue
-        if time.monotonic() - began > LONGEST_SECONDS:
+        if time.monotonic() > latest:
             sys.exit("the file that ends it never came")
         number += 1
         try:
             ids = send(app, workload, number)
-        except Exception as error:  # whatever kombu, redis-py or Redis say: the user of delay() sees an error
+        except Exception as error:  # of kombu, redis-py or Redis: the user of delay() sees an error
             record("refused", f"chaos-{workload['label']}-{number:06d}")
             print(f"refused {number}: {error!r}", file=sys.stderr, flush=True)
             time.sleep(PAUSE_SECONDS)

@@ -20,7 +20,7 @@ PULSE_SECONDS = 0.1
 
 def record(word: str, task: str, node: str = "-", number: float = 0) -> None:
     """Append an event to this process's own file, in one write: a kill leaves all of it or none."""
-    line = f"{word} {task} {os.getpid()} {node} {time.monotonic():.6f} {time.time():.6f} {number:g}\n"
+    line = f"{word} {task} {os.getpid()} {node} {time.monotonic():.6f} {number:g}\n"
     path = f"{os.environ['CHAOS_EVENTS']}/{socket.gethostname()}-{os.getpid()}"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:

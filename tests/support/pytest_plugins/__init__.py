@@ -1,1 +1,1 @@
-"""Plugins that tests/conftest.py loads: Redis builds, the guard of the checkout, scheduling, the summary."""
+"""Plugins that tests/conftest.py loads: Redis builds, the guard of the checkout, scheduling, times in the summary."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -54,9 +53,9 @@ def group(item: pytest.Item) -> str:
     for fixture, owner in OWNERS.items():
         if fixture in fixtures(item):
             return f"{owner} 2" if item.path.name in SECOND_HALF.get(owner, ()) else owner
-    path = str(item.path.relative_to(item.config.rootpath))
+    path = item.path.relative_to(item.config.rootpath)
     # A unit test takes less than it costs to hand it out alone.
-    together = shares(item) or (part(item) == "unit" and not is_slow(item))
+    together = shares(item) or (path.is_relative_to("tests/unit") and not is_slow(item))
     return f"{path} {build_of(item)}".rstrip() if together else ""
 
 
@@ -73,11 +72,6 @@ def shares(item: pytest.Item) -> bool:
         for name, used in definitions.items()
         if used and used[-1].baseid.startswith("tests")
     )
-
-
-def part(item: pytest.Item) -> str:
-    """The directory below tests/ that a test is in."""
-    return Path(item.nodeid).parts[1]
 
 
 def is_slow(item: pytest.Item) -> bool:

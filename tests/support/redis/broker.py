@@ -58,20 +58,18 @@ class Broker:
 
     def count_unacked(self) -> int:
         """How many messages are unacknowledged; asserts that the keys about them agree."""
-        held, index, leases = (
-            self.client.hlen(UNACKED),
-            self.client.zcard(UNACKED_INDEX),
-            self.client.zcard(UNACKED_LEASES),
-        )
-        assert held == index == leases, self.describe()
-        return int(held)
+        unacked = int(self.client.hlen(UNACKED))
+        assert unacked == self.client.zcard(UNACKED_INDEX) == self.client.zcard(UNACKED_LEASES), self.describe()
+        return unacked
 
     def waiting(self, queue: str) -> list[Any]:
         """The bodies in a queue's list, the next one first."""
         with Connection(self.server.url(), transport_options=OPTIONS) as connection:
             channel = connection.channel()
-            raws = [channel.Message(_loads(raw), channel=channel) for raw in self.client.lrange(queue, 0, -1)]
-        return [message.decode() for message in reversed(raws)]
+            payloads = [loads(raw) for raw in self.client.lrange(queue, 0, -1)]
+            for payload in payloads:
+                payload["properties"].setdefault("delivery_tag", "")
+            return [channel.Message(payload, channel=channel).decode() for payload in reversed(payloads)]
 
     def wait_until(self, condition: Callable[[], object], what: str) -> None:
         """Like tests.support.waiting.wait_until, with this Redis as the context."""
@@ -107,22 +105,13 @@ class Broker:
         return "\n".join([*lines, *(str(one) for one in self.clients()), f"threads: {threading.enumerate()}"])
 
     def _value(self, key: bytes) -> Any:
-        match self.client.type(key):
-            case b"list":
-                return self.client.lrange(key, 0, 20)
-            case b"hash":
-                return self.client.hgetall(key)
-            case b"zset":
-                return self.client.zrange(key, 0, -1, withscores=True)
-            case b"set":
-                return self.client.smembers(key)
-        return self.client.get(key)
-
-
-def _loads(raw: bytes) -> Any:
-    payload = loads(raw)
-    payload["properties"].setdefault("delivery_tag", "")
-    return payload
+        reads = {
+            b"list": lambda: self.client.lrange(key, 0, 20),
+            b"hash": lambda: self.client.hgetall(key),
+            b"zset": lambda: self.client.zrange(key, 0, -1, withscores=True),
+            b"set": lambda: self.client.smembers(key),
+        }
+        return reads.get(self.client.type(key), lambda: self.client.get(key))()
 
 
 class Inbox:

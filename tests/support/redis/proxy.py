@@ -1,4 +1,7 @@
-"""A TCP proxy before Redis that knows commands and their replies: it cuts, swallows, delays, and drops one reply."""
+"""A TCP proxy in front of Redis that parses commands and replies.
+
+It can cut connections, swallow what they carry, and drop the reply to one command.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,15 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+from tests.support.waiting import T
 
 # A batch of claims with its messages; what is larger comes in several pieces.
 CHUNK_BYTES = 65536
-# The loop answers within microseconds; on a busy machine its thread may wait for its turn.
+# The loop answers within microseconds; on a busy machine its thread may wait for a processor.
 ANSWER_SECONDS = 120
-# Their replies come as pushes (RESP3) or without end (RESP2): such a connection is passed on unread.
+# Their replies come as pushes (RESP3) or without end (RESP2): such a connection is passed on without parsing.
 SUBSCRIBING = {b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"MONITOR"}
 
 
@@ -32,21 +35,21 @@ class Command:
         return self.words[0].upper()
 
     def any(self, wanted: Callable[[Command], bool]) -> bool:
-        """Whether it, or one of its transaction, is wanted."""
+        """Whether it, or a command of its transaction, is wanted."""
         return wanted(self) or any(wanted(command) for command in self.inside)
 
 
-# Tells from a command and Redis's reply to it whether this is the one.
+# Whether a command and Redis's reply to it are those to look for.
 Match = Callable[[Command, bytes], bool]
 
 
 def has_word(part: bytes) -> Match:
-    """A command with this in one of its words, in capitals or not."""
+    """Match a command with this in one of its words, in upper or lower case."""
     return lambda command, reply: any(part.upper() in word.upper() for word in command.words)
 
 
 def frame_end(data: bytes, at: int = 0) -> int:
-    """Where the RESP value that begins at `at` ends; -1 when it is not complete."""
+    """The index after the RESP value that begins at `at`; -1 when the value is not complete."""
     line = data.find(b"\r\n", at)
     if line < 0:
         return -1
@@ -64,7 +67,7 @@ def frame_end(data: bytes, at: int = 0) -> int:
 
 
 def frames(buffer: bytearray) -> list[bytes]:
-    """Take the complete values from a buffer."""
+    """Remove the complete values from a buffer and return them."""
     data, at, found = bytes(buffer), 0, []
     while at < len(data) and (end := frame_end(data, at)) > 0:
         found.append(data[at:end])
@@ -74,7 +77,7 @@ def frames(buffer: bytearray) -> list[bytes]:
 
 
 def words(frame: bytes) -> tuple[bytes, ...]:
-    """The words of a command, which is an array of strings."""
+    """The words of a command, which is a RESP array of strings."""
     at, found = frame.index(b"\r\n") + 2, []
     while at < len(frame):
         line = frame.index(b"\r\n", at)
@@ -86,14 +89,14 @@ def words(frame: bytes) -> tuple[bytes, ...]:
 
 @dataclass(eq=False)
 class Link:
-    """A client's connection and ours to Redis for it."""
+    """A client's connection to the proxy, and the proxy's to Redis for it."""
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     pending: deque[Command] = field(default_factory=deque)
     transaction: list[Command] | None = None
     unread: bool = False
-    # Half open: what comes is swallowed, and nobody is told.
+    # Half open: what comes is swallowed, and neither side is told.
     silent: bool = False
     asked: bytearray = field(default_factory=bytearray)
     answered: bytearray = field(default_factory=bytearray)
@@ -102,8 +105,11 @@ class Link:
         for writer in (self.client, self.server):
             writer.transport.abort()
 
+    def silence(self) -> None:
+        self.silent = True
+
     def note_commands(self, data: bytes) -> None:
-        """Remember which commands wait for their reply."""
+        """Record which commands wait for their reply."""
         self.asked += data
         for frame in frames(self.asked):
             self._note(Command(words(frame)))
@@ -122,19 +128,19 @@ class Link:
 
 @dataclass
 class Trap:
-    """Waits for a reply and drops it, with its connection."""
+    """A reply to drop together with its connection, and the command whose reply was dropped."""
 
     wanted: Match
     dropped: threading.Event = field(default_factory=threading.Event)
     command: Command | None = None
 
     def wait(self) -> None:
-        """Wait until it has happened. Raises AssertionError when it does not."""
+        """Wait until the reply is dropped. Raises AssertionError when none comes."""
         assert self.dropped.wait(ANSWER_SECONDS), "no such reply came"
 
 
 class Proxy:
-    """Listens on a port of its own for one Redis server."""
+    """A proxy on a port of its own for one Redis server."""
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
@@ -142,7 +148,6 @@ class Proxy:
         self._links: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._trap: Trap | None = None
-        self._delay = 0.0
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
         self._listener = self._do(self._listen())
@@ -157,28 +162,24 @@ class Proxy:
     # Faults.
 
     def cut(self) -> int:
-        """Cut every connection, with a reset; how many there were."""
-        return self._do(self._cut())
+        """Reset every connection; how many there were."""
+        return self._do(self._for_each(Link.cut))
 
     def half_open(self) -> int:
-        """Swallow from now on what comes over the connections that there are, both ways; how many there are."""
-        return self._do(self._silence())
+        """Swallow from now on what the present connections carry, both ways; how many there are."""
+        return self._do(self._for_each(Link.silence))
 
     def connections(self) -> int:
-        """How many there are."""
+        """How many connections there are."""
         return len(self._links)
 
-    def delay(self, seconds: float) -> None:
-        """Pass everything on so much later."""
-        self._delay = seconds
-
     def drop_reply(self, wanted: Match) -> Trap:
-        """Drop the first such reply from now on, and cut its connection: Redis did it, the client never learns."""
+        """Drop the next such reply and cut its connection: Redis has run the command, the client never knows."""
         self._trap = Trap(wanted)
         return self._trap
 
     def disarm(self) -> None:
-        """Drop nothing."""
+        """Drop no reply any more."""
         self._trap = None
 
     # How it runs.
@@ -191,17 +192,12 @@ class Proxy:
 
     async def _close(self) -> None:
         self._listener.close()
-        await self._cut()
+        await self._for_each(Link.cut)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _cut(self) -> int:
+    async def _for_each(self, action: Callable[[Link], None]) -> int:
         for link in self._links:
-            link.cut()
-        return len(self._links)
-
-    async def _silence(self) -> int:
-        for link in self._links:
-            link.silent = True
+            action(link)
         return len(self._links)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -212,7 +208,10 @@ class Proxy:
             return
         link = Link(writer, to_server)
         self._links.add(link)
-        ways = [asyncio.create_task(self._ask(link, reader)), asyncio.create_task(self._answer(link, from_server))]
+        ways = [
+            asyncio.create_task(self._forward(link, reader, to_server, self._forward_commands)),
+            asyncio.create_task(self._forward(link, from_server, writer, self._forward_replies)),
+        ]
         self._tasks.update(ways)
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -222,43 +221,41 @@ class Proxy:
             await asyncio.gather(*ways, return_exceptions=True)
             self._tasks.difference_update(ways)
 
-    async def _ask(self, link: Link, reader: asyncio.StreamReader) -> None:
-        """From the client to Redis."""
+    async def _forward(
+        self,
+        link: Link,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        forward: Callable[[Link, bytes], bool],
+    ) -> None:
+        """Forward what comes from one side until it ends, or until `forward` returns False."""
         with suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
-                await asyncio.sleep(self._delay)
-                if link.silent:
-                    continue
-                if not link.unread:
-                    link.note_commands(data)
-                link.server.write(data)
-                await link.server.drain()
+                if not link.silent:
+                    if not forward(link, data):
+                        return
+                    await writer.drain()
 
-    async def _answer(self, link: Link, reader: asyncio.StreamReader) -> None:
-        """From Redis to the client."""
-        with suppress(OSError):
-            while data := await reader.read(CHUNK_BYTES):
-                await asyncio.sleep(self._delay)
-                if link.silent:
-                    continue
-                if not self._pass(link, data):
-                    return
-                await link.client.drain()
+    def _forward_commands(self, link: Link, data: bytes) -> bool:
+        if not link.unread:
+            link.note_commands(data)
+        link.server.write(data)
+        return True
 
-    def _pass(self, link: Link, data: bytes) -> bool:
-        """Give the client what it may have; False when its reply was dropped."""
+    def _forward_replies(self, link: Link, data: bytes) -> bool:
+        """Write replies to the client; False when one was dropped."""
         link.answered += data
         if link.unread:
             link.client.write(bytes(link.answered))
             link.answered.clear()
             return True
         for frame in frames(link.answered):
-            if not frame.startswith(b">") and self._traps(link.pending.popleft(), frame):
+            if not frame.startswith(b">") and self._is_dropped(link.pending.popleft(), frame):
                 return False
             link.client.write(frame)
         return True
 
-    def _traps(self, command: Command, reply: bytes) -> bool:
+    def _is_dropped(self, command: Command, reply: bytes) -> bool:
         trap = self._trap
         if not trap or not trap.wanted(command, reply):
             return False

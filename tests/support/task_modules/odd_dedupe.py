@@ -1,4 +1,4 @@
-"""Nodes that do not run again what was redelivered after it had succeeded."""
+"""Nodes that do not run a redelivered task again when it has succeeded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that end, or are called, as public bug reports have it. Named by CELERY_IMPORTS beside probe."""
+"""Tasks that end, or are called, in ways that public bug reports describe. Named by CELERY_IMPORTS beside probe."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from probe import note, wait_released  # type: ignore[import-not-found]  # where
 
 
 class OwnError(BaseException):
-    """An error that is no Exception, of somebody's own."""
+    """A task's own error that is no Exception."""
 
 
 class SpokenError(BaseException):
-    """One whose words are not its arguments."""
+    """An error with a text that is not made of its arguments."""
 
     def __init__(self, *, code: int) -> None:
         self.code = code
@@ -31,34 +31,30 @@ class SpokenError(BaseException):
         return f"code {self.code}"
 
 
-ERRORS: dict[str, Callable[[], Any]] = {
-    "exit": lambda: sys.exit("no more"),
-    "exit-0": lambda: sys.exit(0),
-    "interrupt": lambda: raise_(KeyboardInterrupt("pressed")),
-    "cancelled": lambda: raise_(asyncio.CancelledError("by a loop")),
-    "own": lambda: raise_(OwnError("something", 3)),
-    "spoken": lambda: raise_(SpokenError(code=7)),
-    "generator": lambda: raise_(GeneratorExit("closed")),
-    "memory": lambda: raise_(MemoryError("too much")),
-    "value": lambda: raise_(ValueError("plain")),
-    "shutdown": lambda: raise_(WorkerShutdown("I am the last")),
-    "terminate": lambda: raise_(WorkerTerminate("I am the last")),
+ERRORS: dict[str, Callable[[], BaseException]] = {
+    "exit": lambda: SystemExit("no more"),
+    "exit-0": lambda: SystemExit(0),
+    "interrupt": lambda: KeyboardInterrupt("pressed"),
+    "cancelled": lambda: asyncio.CancelledError("by a loop"),
+    "own": lambda: OwnError("something", 3),
+    "spoken": lambda: SpokenError(code=7),
+    "generator": lambda: GeneratorExit("closed"),
+    "memory": lambda: MemoryError("too much"),
+    "value": lambda: ValueError("plain"),
+    "shutdown": lambda: WorkerShutdown("I am the last"),
+    "terminate": lambda: WorkerTerminate("I am the last"),
 }
-
-
-def raise_(error: BaseException) -> None:
-    raise error
 
 
 @shared_task
 def end_with(label: str, how: str) -> None:
     """End with an error."""
     note("start", label)
-    ERRORS[how]()
+    raise ERRORS[how]()
 
 
 class Hooked(Task):  # type: ignore[misc]
-    """A task whose hook is called when it has failed."""
+    """A task that notes the call of its hook on_failure, with the class of the error."""
 
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         note(f"hook-{type(exc).__name__}", str(args[0]))
@@ -66,27 +62,27 @@ class Hooked(Task):  # type: ignore[misc]
 
 @shared_task(base=Hooked)
 def end_hooked(label: str, how: str) -> None:
-    """End with an error that a hook sees."""
+    """End with an error, of which the hook is told."""
     note("start", label)
-    ERRORS[how]()
+    raise ERRORS[how]()
 
 
-class EndsInItsHook(Task):  # type: ignore[misc]
-    """A task that exits before it has begun."""
+class ExitsInItsHook(Task):  # type: ignore[misc]
+    """A task that exits in its hook before_start."""
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         note("start", str(args[0]))
         sys.exit("before it began")
 
 
-@shared_task(base=EndsInItsHook)
+@shared_task(base=ExitsInItsHook)
 def end_in_hook(label: str) -> None:
     """Never run."""
 
 
 @shared_task
 def call_inside(label: str) -> str:
-    """Call a task as a function, and see the error that it raises."""
+    """Call a task as a function, and catch the error that it raises."""
     note("start", label)
     try:
         end_with(f"{label}-inside", "exit")
@@ -96,7 +92,7 @@ def call_inside(label: str) -> str:
 
 
 def wait_for_limit(label: str) -> str:
-    """Wait until released; say which soft limit came."""
+    """Wait for a soft time limit; return its message."""
     note("start", label)
     try:
         while True:
@@ -106,51 +102,42 @@ def wait_for_limit(label: str) -> str:
         return str(error)
 
 
-@shared_task
-def limitless(label: str) -> str:
-    return wait_for_limit(label)
-
-
-@shared_task(time_limit=3600)
-def hard_alone(label: str) -> str:
-    return wait_for_limit(label)
-
-
-@shared_task(soft_time_limit=3)
-def soft_alone(label: str) -> str:
-    return wait_for_limit(label)
-
-
-@shared_task(soft_time_limit=7200)
-def soft_beyond(label: str) -> str:
-    return wait_for_limit(label)
+# A task for each combination of time limits of its own.
+LIMITS: dict[str, dict[str, int]] = {
+    "limitless": {},
+    "hard_alone": {"time_limit": 3600},
+    "soft_alone": {"soft_time_limit": 3},
+    "soft_beyond": {"soft_time_limit": 7200},
+}
+for name, limits in LIMITS.items():
+    shared_task(name=f"{__name__}.{name}", **limits)(wait_for_limit)
 
 
 @shared_task(soft_time_limit=1)
 def stubborn(label: str) -> None:
-    """Do not end when asked to."""
+    """Ignore the signal of the soft time limit."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     wait_released(label)
 
 
 @shared_task(time_limit=7200)
 def quick(label: str) -> str:
-    """End at once, with a limit of its own that nobody needs."""
+    """End at once, long before the time limit."""
     note("start", label)
     return label
 
 
 @shared_task(time_limit=1, acks_on_timeout=False)
 def timed_out_again(label: str) -> None:
-    """Run into its limit each time that it is started."""
+    """Exceed the time limit at each start."""
     note("start", label)
     time.sleep(600)
 
 
-# The second time it has to end and to store its result within it, on a busy machine too.
+# Within the limit the second run has to end and to store its result, on a busy machine too.
 @shared_task(bind=True, time_limit=6, acks_on_timeout=False)
 def timed_out_once(self: Task, label: str) -> str:
-    """Run into its limit the first time that it is started."""
+    """Exceed the time limit at the first start."""
     note("start", label)
     if self.request.get("delivery_count") == 1:
         time.sleep(600)
@@ -159,25 +146,24 @@ def timed_out_once(self: Task, label: str) -> str:
 
 @shared_task(base=Hooked, time_limit=1)
 def timed_out_hooked(label: str) -> None:
-    """Run into its limit, and be done by that."""
+    """Exceed the time limit, and be acknowledged then."""
     note("start", label)
     time.sleep(600)
 
 
 @shared_task(bind=True)
 def requeue(self: Task, label: str, times: int) -> dict[str, Any]:
-    """Ask to be run later, until it has been so often."""
+    """Ask to be requeued that many times; then return what the request says of its deliveries."""
     note("start", label)
-    seen = {name: self.request.get(name) for name in ("delivery_count", "requeue_count")}
-    seen["redelivered"] = self.request.delivery_info["redelivered"]
-    if seen["requeue_count"] < times:
+    counts = {name: self.request.get(name) for name in ("delivery_count", "requeue_count")}
+    if counts["requeue_count"] < times:
         raise Reject("not now", requeue=True)
-    return seen
+    return {**counts, "redelivered": self.request.delivery_info["redelivered"]}
 
 
 @shared_task(bind=True)
 def until_redelivered(self: Task, label: str) -> int:
-    """Ask to be run later until this is no first delivery."""
+    """Ask to be requeued at the first delivery; return the count of the second one."""
     note("start", label)
     if not self.request.delivery_info["redelivered"]:
         raise Reject("not the first time", requeue=True)
@@ -186,7 +172,7 @@ def until_redelivered(self: Task, label: str) -> int:
 
 @shared_task(bind=True)
 def tell(self: Task, label: str) -> dict[str, Any]:
-    """What it is told of its own delivery, and by which process."""
+    """Return what the request says of its delivery, and which node and process run it."""
     note("start", label)
     return {
         "redelivered": self.request.delivery_info["redelivered"],
@@ -198,20 +184,20 @@ def tell(self: Task, label: str) -> dict[str, Any]:
 
 @shared_task(bind=True, rate_limit="1/s")
 def each_second(self: Task, label: str) -> dict[str, Any]:
-    """What it is told of its own delivery; not more than one a second."""
+    """Return what the request says of its delivery; not more than one a second."""
     note("start", label)
     return {"redelivered": self.request.delivery_info["redelivered"], "count": self.request.get("delivery_count")}
 
 
 @shared_task(rate_limit="1/h")
 def seldom(label: str) -> None:
-    """Run once an hour."""
+    """Start not more than once an hour."""
     note("start", label)
 
 
 @shared_task(rate_limit="50/s")
 def often(label: str) -> None:
-    """Run fifty times a second."""
+    """Start not more than fifty times a second."""
     note("start", label)
 
 
@@ -222,7 +208,7 @@ def ignore(label: str) -> None:
 
 
 def run_batch(batch: list[Any], how: str) -> str:
-    """What a pool runs for a batch of messages."""
+    """Run a batch of messages, in the pool; end in the way that they ask for."""
     for each in batch:
         note("start", each.args[0])
     if how == "hold":
@@ -240,7 +226,7 @@ class Batches(Task):  # type: ignore[misc]
     abstract = True
     typing = False
     size = 2
-    # What is not in a batch yet: None for a buffer of each connection; that of celery-batches outlives them.
+    # Requests that wait for a batch: None for a new list for each connection; that of celery-batches outlives them.
     buffer: list[Any] | None = None
 
     def Strategy(self, task: Any, app: Any, consumer: Any) -> Any:  # noqa: N802 - Celery's name
@@ -275,7 +261,7 @@ def in_kept_batches(label: str, how: str) -> None:
 
 @shared_task(bind=True)
 def die_when_stored(self: Task, label: str) -> str:
-    """Return something; the first time, die when it is stored and not acknowledged."""
+    """Return something; at the first delivery, kill the process when the result is stored and not acknowledged."""
     note("start", label)
     if not self.request.delivery_info["redelivered"]:
         store = self.backend.store_result

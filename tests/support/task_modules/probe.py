@@ -1,4 +1,4 @@
-"""Tasks for tests, named by CELERY_IMPORTS. Each start and end is a line in the file that PROBE_LOG names."""
+"""Tasks for tests, named by CELERY_IMPORTS. They append a line to the file in PROBE_LOG as they start and end."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from celery.worker.control import inspect_command
 
 from config import variable
 
-# A test that has failed releases nothing; one that waits for much else before it does takes minutes.
-HELD_SECONDS = 600
+# A failed test releases no task; other tests wait for minutes before they do.
+HOLD_SECONDS = 600
 
 
 def note(word: str, label: str) -> None:
-    """Append a line, in one write, because several processes do so at the same time."""
+    """Append a line in a single write, because several processes write at the same time."""
     line = f"{word} {label} {os.getpid()} {time.time()}\n"
     descriptor = os.open(variable("PROBE_LOG"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
@@ -34,7 +34,7 @@ def note(word: str, label: str) -> None:
 
 @shared_task(bind=True)
 def rest(self: Task, label: str, seconds: float) -> str:
-    """Wait, as a task does that talks to a slow service; return the node's name."""
+    """Sleep, as a task does that waits for a slow service; return the node's name."""
     note("start", label)
     time.sleep(seconds)
     note("end", label)
@@ -42,10 +42,10 @@ def rest(self: Task, label: str, seconds: float) -> str:
 
 
 def wait_released(label: str) -> None:
-    """Wait, and write that down, until there is a file LABEL.released beside the log."""
+    """Wait until there is a file LABEL.released beside the log; note when the wait starts and ends."""
     note("start", label)
     released = Path(variable("PROBE_LOG")).with_name(f"{label}.released")
-    end = time.monotonic() + HELD_SECONDS
+    end = time.monotonic() + HOLD_SECONDS
     while not released.exists() and time.monotonic() < end:
         time.sleep(0.05)
     note("end", label)
@@ -62,24 +62,24 @@ def hold(label: str) -> str:
 def burn(label: str, seconds: float) -> str:
     """Keep a core busy in pure Python."""
     note("start", label)
-    end, turns = time.monotonic() + seconds, 0
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
-        turns += 1
+        pass
     note("end", label)
     return label
 
 
-# Seconds, in which a busy machine has to get to the first line.
+# Long enough for a busy machine to reach the first line.
 @shared_task(soft_time_limit=10, time_limit=12)
 def overrun(label: str) -> None:
-    """Do not end when asked to by the soft time limit."""
+    """Ignore the soft time limit, so that the hard one kills the process."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     wait_released(label)
 
 
 @shared_task
 def mark(label: str) -> str:
-    """Only say that it ran."""
+    """Note that the task ran, and nothing else."""
     note("start", label)
     note("end", label)
     return label
@@ -87,12 +87,12 @@ def mark(label: str) -> str:
 
 @shared_task(acks_late=False)
 def hasty(label: str) -> None:
-    """Acknowledged before it runs, as its author wants it."""
+    """Do nothing; acknowledged before it runs, against the application's default."""
 
 
 @shared_task
 def grip(label: str, seconds: float) -> str:
-    """Compute in C without ever giving up the interpreter lock: no other thread of the process runs."""
+    """Compute in C without releasing the interpreter lock (GIL): no other thread of the process runs."""
     sample = 5_000_000
     began = time.monotonic()
     sum(range(sample))
@@ -105,7 +105,7 @@ def grip(label: str, seconds: float) -> str:
 
 @shared_task(bind=True, max_retries=1, default_retry_delay=0)
 def end(self: Task, label: str, how: str) -> str:
-    """Wait until released, then end in one of the ways that a task can; a second try is called LABEL-again."""
+    """Wait until released, then return, raise or retry; the retry has the label LABEL-again."""
     label += "-again" * self.request.retries
     wait_released(label)
     if how == "raises":
@@ -131,14 +131,14 @@ def pass_on_chord(label: str, queue: str) -> None:
 
 @shared_task
 def deliver(label: str, kind: str) -> object:
-    """Return something that cannot be stored: no JSON, or two megabytes."""
+    """Return a result that cannot be stored: not JSON, or two megabytes long."""
     note("start", label)
     return object() if kind == "object" else "x" * 2**21
 
 
 @shared_task(reject_on_worker_lost=False)
 def vanish(label: str) -> None:
-    """Wait until released, then die with the process, as for want of memory; the task is not to be tried again."""
+    """Wait until released, then kill the process, as the OOM killer does; the task is not run again."""
     wait_released(label)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -152,7 +152,7 @@ def collect(parts: list[str], label: str) -> list[str]:
 
 @shared_task(bind=True)
 def fall(self: Task, label: str) -> str:
-    """Return something; the first time, die between the storing of it and the counting of it in the task's chord."""
+    """Return something; at the first delivery, kill the process after its result is stored, before the chord counts."""
     note("start", label)
     if self.request.get("delivery_count", 1) == 1:
         self.backend.on_chord_part_return = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
@@ -161,7 +161,7 @@ def fall(self: Task, label: str) -> str:
 
 @shared_task
 def die(label: str, cure: str = "") -> str:
-    """Kill the process that runs it, as the kernel does when memory is short, unless there is a file `cure`."""
+    """Kill the process that runs it, as the OOM killer does, unless there is a file `cure`."""
     note("start", label)
     if not (cure and Path(cure).exists()):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -171,28 +171,28 @@ def die(label: str, cure: str = "") -> str:
 
 @shared_task(bind=True, max_retries=1, default_retry_delay=0)
 def fail(self: Task, label: str) -> None:
-    """Fail, each time that it is tried."""
+    """Fail, and fail again when retried."""
     note("start", label)
     raise self.retry(exc=ValueError("as it always does"))
 
 
 @shared_task
 def reject(label: str) -> None:
-    """Refuse to run, now and later."""
+    """Reject the message without a requeue."""
     note("start", label)
     raise Reject("not with me", requeue=False)
 
 
 @signals.task_rejected.connect
-def hear_of_rejected(**_: Any) -> None:
-    """Write down that a message was no task."""
+def note_rejected(**_: Any) -> None:
+    """Note that a message was not a task."""
     note("rejected", "message")
 
 
 @inspect_command()
 def census(state: Any) -> dict[str, int]:
-    """How many objects of each class, file descriptors and threads this node has: a prefork pool's parent."""
-    # Timers that are cancelled stay until they would have been due, half a minute at most after a reconnect.
+    """Count the objects of each class, file descriptors and threads of this node's main process."""
+    # Cancelled timers stay until they would be due, after a reconnect for half a minute at most: do not count them.
     queue, known = state.consumer.timer._queue, state.consumer.timer_entries_before_start
     queue[:] = [each for each in queue if not each.entry.canceled]
     heapq.heapify(queue)
