@@ -460,7 +460,9 @@ def old_task(name: str, count: int) -> bytes:
 
 
 # Messages that can be read, and are no tasks.
-NO_TASKS = (b'{"properties": {}}', kombus(), kombus(headers=[]), kombus(headers={"task": 7, "id": "x"}))
+NO_HEADERS: tuple[Any, ...] = ({}, [], {"task": 7, "id": "x"})
+NO_TASKS = [json.dumps(json.loads(build_task()) | {"headers": headers}).encode() for headers in NO_HEADERS]
+NO_TASKS += [b'{"properties": {}}', kombus()]
 
 
 def odd_tasks() -> list[bytes]:
