@@ -480,7 +480,7 @@ def odd_tasks() -> list[bytes]:
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_worker_survives_every_message_and_leaves_none_unacknowledged(world: World, pool: str) -> None:
     stack = world.stack(world.redis(""), WORKER_CONCURRENCY="1", WORKER_POOL=pool)
-    client = redis.Redis(port=stack.redis.port)
+    client: Any = redis.Redis(port=stack.redis.port)
     for message in odd_tasks():
         client.lpush("celery", message)
     worker = stack.worker()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, TypeVar
@@ -407,6 +407,7 @@ class Deliveries(RuleBasedStateMachine):
         for tag in reversed(pending["requeue"]):
             if message := self._take(tag):
                 self._requeue(message)
+        ends: dict[str, Callable[[Message, str], object]]
         ends = {"crash": self._crash, "requeue later": self._requeue_later, "reject": self._reject}
         for way, end in ends.items():
             for tag in pending[way]:

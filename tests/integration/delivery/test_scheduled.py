@@ -268,8 +268,8 @@ def test_a_revoked_task_stays_so_before_it_arrives_and_when_all_workers_are_star
         one.revoke()
     bare.world.wait_until(lambda: all(one.state == "REVOKED" for one in sent), TIMEOUT_SECONDS, "all say REVOKED")
     # In the order in which a task passes through them.
-    messages = lambda: bare.waiting() + bare.unacked() + scheduled(bare)  # noqa: E731
-    bare.world.wait_until(lambda: messages() == 0, TIMEOUT_SECONDS, "nothing waits")
+    none_is_there = lambda: bare.waiting() + bare.unacked() + scheduled(bare) == 0  # noqa: E731
+    bare.world.wait_until(none_is_there, TIMEOUT_SECONDS, "nothing waits")
     worker.process.end()
 
     start(bare).ready()

@@ -82,7 +82,7 @@ def id_of(raw_message: bytes) -> str:
 
 def park(stack: Stack, raw_message: bytes, queue: str, *, told: bool = True) -> int:
     """Write a dead letter as lua/dead_letter.lua does."""
-    client = stack.redis.client()
+    client: Any = stack.redis.client()
     number = int(client.incr(keys.DEAD_LETTERS_NEXT))
     fields = {"message": raw_message, "queue": queue, "reason": "crashed", "detail": "a test"}
     client.hset(f"{keys.DEAD_LETTER}{number}", mapping={**fields, "deliveries": 5, "parked_at": "1700000000.5"})
@@ -94,8 +94,9 @@ def park(stack: Stack, raw_message: bytes, queue: str, *, told: bool = True) -> 
 
 def wait_told(stack: Stack, *numbers: int) -> None:
     """Wait until nobody is left who has to be told of these dead letters."""
-    untold = lambda: stack.redis.client().smismember(keys.DEAD_LETTERS_UNTOLD, numbers)  # noqa: E731
-    stack.world.wait_until(lambda: not any(untold()), SWEEP_SECONDS, f"{numbers} are told")
+    client: Any = stack.redis.client()
+    told = lambda: not any(client.smismember(keys.DEAD_LETTERS_UNTOLD, numbers))  # noqa: E731
+    stack.world.wait_until(told, SWEEP_SECONDS, f"{numbers} are told")
 
 
 def failure(result: Any) -> BaseException:
