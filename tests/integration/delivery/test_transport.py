@@ -251,7 +251,7 @@ def sweep(broker: Broker, inbox: Inbox) -> None:
 EXPIRES = 600
 
 
-def expiring(broker: Broker, consumed: bool = True) -> Inbox:
+def consume_expiring(broker: Broker, consumed: bool = True) -> Inbox:
     """A consumer of a queue that expires, which has claimed a message. `consumed`: it has declared the queue."""
     channel = broker.connect().channel()
     Producer(channel).publish("a", routing_key="fleeting", declare=[Queue("fleeting", expires=EXPIRES)])
@@ -294,7 +294,7 @@ WAYS_BACK: dict[str, Callable[[Broker, Inbox], object]] = {
 @pytest.mark.parametrize("consumed", [True, False], ids=["declared by its consumer", "declared by its producer"])
 @pytest.mark.parametrize("way", WAYS_BACK)
 def test_a_queue_that_expires_does_so_with_what_comes_back_to_it(broker: Broker, way: str, consumed: bool) -> None:
-    inbox = expiring(broker, consumed)
+    inbox = consume_expiring(broker, consumed)
     WAYS_BACK[way](broker, inbox)
     broker.wait_until(lambda: broker.client.exists("fleeting"), "it is requeued")
     assert 0 < broker.client.pttl("fleeting") <= EXPIRES * 1000, broker.describe()
@@ -311,7 +311,7 @@ def test_a_reply_to_a_client_that_is_gone_expires(broker: Broker) -> None:
 
 
 def test_a_queue_that_expires_no_more_keeps_what_comes_back_to_it(broker: Broker) -> None:
-    expiring(broker).channel.connection.client.close()
+    consume_expiring(broker).channel.connection.client.close()
     broker.wait_until(lambda: broker.client.exists("fleeting"), "it is requeued")
     broker.client.delete("fleeting")
     assert broker.client.exists(f"{keys.EXPIRES}fleeting")
