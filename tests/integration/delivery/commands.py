@@ -81,6 +81,12 @@ def add_counts(message: bytes, starts: int, requeues: int = 0) -> bytes:
     return counts + (b"" if re.match(rb"\s*\}", rest) else b",") + rest
 
 
+def drop_counts(message: bytes) -> bytes:
+    """The message as if it had never been started."""
+    found = COUNTS.match(message)
+    return b"{" + message[found.end() :] if found else message
+
+
 def build_task(body: Any = ((4, 3), {}, {}), properties: Any = None, count: int = 0, **headers: Any) -> bytes:
     """A message as Celery writes it, except for what is given."""
     task, task_id = "services.tasks.arithmetic.add", uuid4().hex

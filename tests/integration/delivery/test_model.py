@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, TypeVar
@@ -36,7 +36,7 @@ from services.delivery.claim import Claim, ClaimIds, claim_command, parse_reply
 from services.delivery.lease_manager import LeaseManager
 from services.delivery.leases import Leases
 from services.delivery.unacked import UNKNOWN_TASK, Rules, UnackedDeliveries, clock
-from tests.integration.delivery.commands import COUNTS, ENDS, TASK, add_counts, read_counts, replay_letters
+from tests.integration.delivery.commands import ENDS, TASK, add_counts, drop_counts, read_counts, replay_letters
 from tests.support.redis.server import RedisServer
 
 pytestmark = pytest.mark.each_redis
@@ -130,11 +130,6 @@ class Message:
     def add_counts(self, starts: int = 1, requeues: int = 0) -> None:
         """Count more starts or requeues, or only mark that a process had it."""
         self.raw = add_counts(self.raw, starts, requeues)
-
-    def drop_counts(self) -> None:
-        """Count nothing, as if it had never been started."""
-        if found := COUNTS.match(self.raw):
-            self.raw = b"{" + self.raw[found.end() :]
 
     @property
     def record(self) -> bytes:
@@ -412,6 +407,7 @@ class Deliveries(RuleBasedStateMachine):
         for tag in reversed(pending["requeue"]):
             if message := self._take(tag):
                 self._requeue(message)
+        ends: dict[str, Callable[[Message, str], object]]
         ends = {"crash": self._crash, "requeue later": self._requeue_later, "reject": self._reject}
         for way, end in ends.items():
             for tag in pending[way]:
@@ -543,7 +539,7 @@ class Deliveries(RuleBasedStateMachine):
         assert replayed == [number for number in numbers if number]
         for number in replayed:
             message, *_ = self.dead.pop(number)
-            message.drop_counts()
+            message.raw = drop_counts(message.raw)
             self.lists.setdefault(message.list, []).insert(0, message)
             self._forget_report(number)
 

@@ -38,7 +38,7 @@ def stack(world: World, tmp_path: Path) -> Stack:
     return world.stack(CELERY_IMPORTS="probe,odd_tasks", WORKER_LEASE="6")
 
 
-def began(stack: Stack, label: str = "seldom-0") -> float:
+def read_start(stack: Stack, label: str = "seldom-0") -> float:
     """When a task was started, which was once."""
     ((_, _, moment),) = stack.world.notes("start", label)
     return moment
@@ -94,7 +94,7 @@ def test_tasks_over_their_rate_wait_in_redis_and_all_others_run(stack: Stack, po
     assert in_order(stack) == ["seldom-0"]
     found = dues(stack)
     assert list(found) == [one.id for one in list(sent.values())[1:]]
-    assert found[sent["seldom-1"].id] <= began(stack) + HOUR
+    assert found[sent["seldom-1"].id] <= read_start(stack) + HOUR
     check_apart(stack, HOUR)
     # One is revoked; for the others the limit is lifted.
     worker.ready()
@@ -209,14 +209,14 @@ def test_the_tokens_of_what_is_purged_or_expires_are_free_again(stack: Stack) ->
     assert stack.celery("purge -f -Q celery").exits(TIMEOUT_SECONDS) == 0
 
     stack.world.wait_until(lambda: list(dues(stack)) == [kept.id], TIMEOUT_SECONDS, "the other queue's waits alone")
-    assert dues(stack)[kept.id] <= began(stack) + HOUR
+    assert dues(stack)[kept.id] <= read_start(stack) + HOUR
 
     expires = stack.send("odd_tasks.seldom", "seldom-expires", expires=3)
     after = stack.send("odd_tasks.seldom", "seldom-after")
     stack.world.wait_until(lambda: expires.state == "REVOKED", TIMEOUT_SECONDS, "it has expired")
     wait_scheduled(stack, 2)
     # It was discarded only then, and has taken none.
-    assert dues(stack)[after.id] <= began(stack) + 2 * HOUR
+    assert dues(stack)[after.id] <= read_start(stack) + 2 * HOUR
     assert in_order(stack) == ["seldom-0"]
 
 
@@ -228,7 +228,7 @@ def test_an_eta_and_a_rate_are_both_kept(stack: Stack, pool: str) -> None:
 
     stack.world.wait_until(lambda: in_order(stack), TIMEOUT_SECONDS, "one of them starts")
     [label] = in_order(stack)
-    assert began(stack, label) > moment + 2 - EXACT
+    assert read_start(stack, label) > moment + 2 - EXACT
     wait_scheduled(stack, 1)
     [waits] = dues(stack)
     assert {waits, sent[int(label[-1])].id} == {one.id for one in sent}

@@ -96,7 +96,7 @@ def census(stack: Stack) -> dict[str, int]:
     return dict(counts)
 
 
-def grown(before: dict[str, int], after: dict[str, int], least: int) -> dict[str, int]:
+def find_growth(before: dict[str, int], after: dict[str, int], least: int) -> dict[str, int]:
     """What there is at least so much more of; a little more, such as a spare connection, is no leak."""
     more = {name: count - before.get(name, 0) for name, count in after.items() if not name.startswith(UNCOUNTED)}
     return {name: count for name, count in more.items() if count >= least}
@@ -109,7 +109,7 @@ def test_a_node_keeps_nothing_of_a_connection_that_was_cut(stack: Stack, times: 
     reconnect(stack, times)
     after = census(stack)
 
-    assert grown(before, after, times // 2) == {}
+    assert find_growth(before, after, times // 2) == {}
     assert after[RESIDENT] - before[RESIDENT] < GROWTH_BYTES, (before, after)
 
 
@@ -212,4 +212,4 @@ def test_a_client_keeps_nothing_of_what_has_ended(broker: Broker, use: Callable[
     before = count_objects()
     for _ in range(CLIENT_RECONNECTS):
         use(broker, connection)
-    assert grown(before, count_objects(), CLIENT_RECONNECTS // 2) == {}
+    assert find_growth(before, count_objects(), CLIENT_RECONNECTS // 2) == {}

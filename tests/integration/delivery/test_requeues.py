@@ -72,9 +72,9 @@ def wait_nothing_left(stack: Stack) -> None:
 def test_a_requeued_task_comes_back_later_and_later_and_knows_how_often(stack: Stack, pool: str, times: int) -> None:
     label = f"asks-{times}-{pool}"
 
-    told = stack.send("odd_tasks.requeue", label, times, queue=pool).get(timeout=TIMEOUT_SECONDS)
+    counts = stack.send("odd_tasks.requeue", label, times, queue=pool).get(timeout=TIMEOUT_SECONDS)
 
-    assert told == {"delivery_count": times + 1, "requeue_count": times, "redelivered": True}
+    assert counts == {"delivery_count": times + 1, "requeue_count": times, "redelivered": True}
     starts = [at for _, _, at in stack.world.notes("start", label)]
     assert len(starts) == times + 1
     for number, (before, after) in enumerate(pairwise(starts)):

@@ -62,7 +62,7 @@ def bare(world: World) -> Stack:
     return world.stack(WORKER_LEASE=str(LEASE))
 
 
-def scheduled(stack: Stack) -> int:
+def count_scheduled(stack: Stack) -> int:
     """How many tasks wait in Redis for their time."""
     with stack.redis.client().pipeline() as pipe:
         pipe.zcard(SCHEDULED)
@@ -73,7 +73,7 @@ def scheduled(stack: Stack) -> int:
 
 
 def wait_scheduled(stack: Stack, count: int, timeout: float = TIMEOUT_SECONDS) -> None:
-    stack.world.wait_until(lambda: scheduled(stack) == count, timeout, f"{count} tasks wait in Redis")
+    stack.world.wait_until(lambda: count_scheduled(stack) == count, timeout, f"{count} tasks wait in Redis")
 
 
 def later(stack: Stack, label: str, seconds: float = HOUR, **options: Any) -> Any:
@@ -118,7 +118,7 @@ def listening(stack: Stack) -> Node:
     return worker
 
 
-def waiting(stack: Stack, queue: str = "celery") -> list[str]:
+def list_waiting(stack: Stack, queue: str = "celery") -> list[str]:
     """The ids of the tasks that wait in a queue, all priorities together."""
     with stack.redis.client() as client:
         return [json.loads(text)["headers"]["id"] for key in get_lists(queue) for text in client.lrange(key, 0, -1)]
@@ -167,7 +167,7 @@ def test_what_is_due_starts_in_its_turn_and_not_before(bare: Stack, pool: str) -
     # The next one of those that are due is always the one that has been due for longest.
     assert [label for label, _, _ in bare.world.notes("start")] == list(sent)
     # What is not due has not come along.
-    assert scheduled(bare) == 1
+    assert count_scheduled(bare) == 1
 
 
 def test_a_restart_of_everything_loses_none_and_doubles_none(bare: Stack) -> None:
@@ -205,7 +205,7 @@ def test_a_node_shows_what_waits_for_its_queues_and_puts_back_what_is_due_of_oth
     other.process.end()
     make_due(stack, of_other)
     # A new worker of its queue would run it.
-    stack.world.wait_until(lambda: waiting(stack, "other"), TIMEOUT_SECONDS, "it is back in its queue")
+    stack.world.wait_until(lambda: list_waiting(stack, "other"), TIMEOUT_SECONDS, "it is back in its queue")
 
 
 @pytest.mark.slow
@@ -268,14 +268,14 @@ def test_a_revoked_task_stays_so_before_it_arrives_and_when_all_workers_are_star
         one.revoke()
     bare.world.wait_until(lambda: all(one.state == "REVOKED" for one in sent), TIMEOUT_SECONDS, "all say REVOKED")
     # In the order in which a task passes through them.
-    messages = lambda: bare.waiting() + bare.unacked() + scheduled(bare)  # noqa: E731
-    bare.world.wait_until(lambda: messages() == 0, TIMEOUT_SECONDS, "nothing waits")
+    none_is_there = lambda: bare.waiting() + bare.unacked() + count_scheduled(bare) == 0  # noqa: E731
+    bare.world.wait_until(none_is_there, TIMEOUT_SECONDS, "nothing waits")
     worker.process.end()
 
     start(bare).ready()
 
     bare.world.holds_for(
-        lambda: not bare.world.started("revoked") and not scheduled(bare), 2 * LEASE, "none runs or waits again"
+        lambda: not bare.world.started("revoked") and not count_scheduled(bare), 2 * LEASE, "none runs or waits again"
     )
 
 
@@ -341,7 +341,7 @@ def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(bare: Stack)
     assert refused.code == 1
     stop = "stop Stalk's workers first, with 'make scale WORKERS=0' for instance"
     assert refused.said["error"] == f"{NODE} would take it in again: {stop}"
-    assert scheduled(bare) == 1
+    assert count_scheduled(bare) == 1
     far.revoke()
     wait_scheduled(bare, 0)
     worker.process.terminate()
@@ -360,11 +360,11 @@ def test_stock_workers_go_on_with_all_that_was_left(bare: Stack) -> None:
     worker.process.end()
     make_due(bare, soon)
     client: Any = bare.redis.client()
-    (held,) = client.zrange(UNACKED_LEASES, 0, -1)
+    (lease,) = client.zrange(UNACKED_LEASES, 0, -1)
     # A lease that runs out when the test wants it.
-    client.zadd(UNACKED_LEASES, {held: time() + HOUR})
+    client.zadd(UNACKED_LEASES, {lease: time() + HOUR})
     early = services(bare, "to-plain")
-    client.zadd(UNACKED_LEASES, {held: time()})
+    client.zadd(UNACKED_LEASES, {lease: time()})
 
     late = services(bare, "to-plain")
 
@@ -374,8 +374,8 @@ def test_stock_workers_go_on_with_all_that_was_left(bare: Stack) -> None:
     assert (late.code, late.said) == (0, {"scheduled": 0, "restored": 1})
     assert client.exists(SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES) == 0
     # The right end is taken first: what was cut off, then what is due first.
-    assert waiting(bare)[:-2] == [one.id for one in (*far[::-1], soon)][: len(waiting(bare)) - 2]
-    assert urgent.id in waiting(bare)
+    assert list_waiting(bare)[:-2] == [one.id for one in (*far[::-1], soon)][: len(list_waiting(bare)) - 2]
+    assert urgent.id in list_waiting(bare)
     bare.world.release("cut-off")
     stock_worker(bare)
     bare.world.wait_until(lambda: bare.world.started("cut-off") == 2, TIMEOUT_SECONDS, "a stock worker runs it again")

@@ -109,15 +109,19 @@ def test_recover_requeues_what_is_not_acknowledged(broker: Broker) -> None:
     assert broker.count_unacked() == 3
 
 
-def test_closing_requeues_what_is_unacknowledged_in_its_old_order(broker: Broker) -> None:
+def test_closing_requeues_in_its_old_order_what_was_claimed_and_what_is_being_claimed(broker: Broker) -> None:
     connection = broker.connect()
     inbox = Inbox(connection.channel(), "one", prefetch=4, ack=False)
+    Inbox(connection.channel(), "two", ack=False).stays_at(0, 0.2)
     broker.send("one", *"abcdef")
     inbox.drain(2, broker)
     inbox.messages[0].ack()
+    # The reply to this claim comes when nobody reads it any more.
+    broker.send("two", *"abc")
+    connection.transport.cycle.on_poll_start()
     connection.close()
     broker.nothing_is_left()
-    assert broker.waiting("one") == [*"bcdef"]
+    assert [broker.waiting(name) for name in ("one", "two")] == [[*"bcdef"], [*"abc"]]
     # Nothing expires in a queue that does not.
     assert (broker.client.pttl("one"), broker.client.exists(f"{keys.EXPIRES}one")) == (-1, 0)
 
@@ -140,18 +144,6 @@ def test_a_connection_that_is_closed_leaves_its_event_loop(broker: Broker) -> No
     assert fd not in [number for number, _ in hub.poller.poll(0) or []]
     os.close(copy)
     hub.close()
-
-
-def test_closing_requeues_what_a_claim_under_way_takes(broker: Broker) -> None:
-    connection = broker.connect()
-    inbox = Inbox(connection.channel(), "one", ack=False)
-    inbox.stays_at(0, 0.2)
-    # The reply to a claim comes when nobody reads it any more.
-    broker.send("one", *"abc")
-    connection.transport.cycle.on_poll_start()
-    connection.close()
-    broker.nothing_is_left()
-    assert broker.waiting("one") == [*"abc"]
 
 
 def test_basic_get_claims_one_message(broker: Broker) -> None:
@@ -259,7 +251,7 @@ def sweep(broker: Broker, inbox: Inbox) -> None:
 EXPIRES = 600
 
 
-def expiring(broker: Broker, consumed: bool = True) -> Inbox:
+def consume_expiring(broker: Broker, consumed: bool = True) -> Inbox:
     """A consumer of a queue that expires, which has claimed a message. `consumed`: it has declared the queue."""
     channel = broker.connect().channel()
     Producer(channel).publish("a", routing_key="fleeting", declare=[Queue("fleeting", expires=EXPIRES)])
@@ -302,7 +294,7 @@ WAYS_BACK: dict[str, Callable[[Broker, Inbox], object]] = {
 @pytest.mark.parametrize("consumed", [True, False], ids=["declared by its consumer", "declared by its producer"])
 @pytest.mark.parametrize("way", WAYS_BACK)
 def test_a_queue_that_expires_does_so_with_what_comes_back_to_it(broker: Broker, way: str, consumed: bool) -> None:
-    inbox = expiring(broker, consumed)
+    inbox = consume_expiring(broker, consumed)
     WAYS_BACK[way](broker, inbox)
     broker.wait_until(lambda: broker.client.exists("fleeting"), "it is requeued")
     assert 0 < broker.client.pttl("fleeting") <= EXPIRES * 1000, broker.describe()
@@ -319,7 +311,7 @@ def test_a_reply_to_a_client_that_is_gone_expires(broker: Broker) -> None:
 
 
 def test_a_queue_that_expires_no_more_keeps_what_comes_back_to_it(broker: Broker) -> None:
-    expiring(broker).channel.connection.client.close()
+    consume_expiring(broker).channel.connection.client.close()
     broker.wait_until(lambda: broker.client.exists("fleeting"), "it is requeued")
     broker.client.delete("fleeting")
     assert broker.client.exists(f"{keys.EXPIRES}fleeting")

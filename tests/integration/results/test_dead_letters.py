@@ -80,22 +80,23 @@ def id_of(raw_message: bytes) -> str:
     return str(json.loads(raw_message)["headers"]["id"])
 
 
-def park(stack: Stack, raw_message: bytes, queue: str, *, told: bool = True) -> int:
+def park(stack: Stack, raw_message: bytes, queue: str, *, reported: bool = True) -> int:
     """Write a dead letter as lua/dead_letter.lua does."""
-    client = stack.redis.client()
+    client: Any = stack.redis.client()
     number = int(client.incr(keys.DEAD_LETTERS_NEXT))
     fields = {"message": raw_message, "queue": queue, "reason": "crashed", "detail": "a test"}
     client.hset(f"{keys.DEAD_LETTER}{number}", mapping={**fields, "deliveries": 5, "parked_at": "1700000000.5"})
     client.zadd(keys.DEAD_LETTERS, {str(number): number})
-    if not told:
+    if not reported:
         client.sadd(keys.DEAD_LETTERS_UNTOLD, number)
     return number
 
 
-def wait_told(stack: Stack, *numbers: int) -> None:
+def wait_reported(stack: Stack, *numbers: int) -> None:
     """Wait until nobody is left who has to be told of these dead letters."""
-    untold = lambda: stack.redis.client().smismember(keys.DEAD_LETTERS_UNTOLD, numbers)  # noqa: E731
-    stack.world.wait_until(lambda: not any(untold()), SWEEP_SECONDS, f"{numbers} are told")
+    client: Any = stack.redis.client()
+    reported = lambda: not any(client.smismember(keys.DEAD_LETTERS_UNTOLD, numbers))  # noqa: E731
+    stack.world.wait_until(reported, SWEEP_SECONDS, f"{numbers} are reported")
 
 
 def failure(result: Any) -> BaseException:
@@ -177,7 +178,7 @@ def test_a_message_that_is_no_task_is_kept_unchanged_and_whoever_listens_hears_o
 
     assert (letter["message"], letter["reason"], letter["queue"]) == (whole, b"undecodable", b"celery")
     stack.world.wait_until(lambda: stack.world.notes("rejected"), TIMEOUT_SECONDS, "it is heard of")
-    wait_told(stack, number)
+    wait_reported(stack, number)
 
 
 @pytest.mark.parametrize("kind", UNDECODABLE_BODIES)
@@ -246,11 +247,11 @@ def test_no_child_is_made_while_a_dead_letter_is_told_and_holds_locks(world: Wor
 
     assert reason(poison) == "crashed"
     world.wait_until(lambda: len(children(node.process.pid)) == 2, TIMEOUT_SECONDS, "there are two children")
-    held = {label: stack.send("probe.hold", label) for label in ("one", "two")}
-    for label in held:
+    sent = {label: stack.send("probe.hold", label) for label in ("one", "two")}
+    for label in sent:
         world.wait_started(label)
         world.release(label)
-    assert [result.get(timeout=TIMEOUT_SECONDS) for result in held.values()] == list(held)
+    assert [result.get(timeout=TIMEOUT_SECONDS) for result in sent.values()] == list(sent)
 
 
 def test_a_chord_a_chain_and_a_group_err_with_the_task_they_wait_for(stack: Stack) -> None:
@@ -318,12 +319,12 @@ def test_the_sender_is_told_by_another_worker_when_the_one_that_parked_the_task_
     copy = with_options(errbacks=[sign(stack, "probe.mark", "errback-of-copy").set(immutable=True)])
     stack.client.backend.store_result(id_of(copy), "done", "SUCCESS")
 
-    numbers = [park(stack, one, NOBODY, told=False) for one in (odd, copy, plain)]
+    numbers = [park(stack, one, NOBODY, reported=False) for one in (odd, copy, plain)]
 
     for one, number in ((odd, numbers[0]), (plain, numbers[2])):
         error = stack.client.AsyncResult(id_of(one)).get(timeout=SWEEP_SECONDS, propagate=False)
         assert (error.args[0], error.args[2]) == ("crashed", number)
-    wait_told(stack, *numbers)
+    wait_reported(stack, *numbers)
     assert stack.client.AsyncResult(id_of(copy)).state == "SUCCESS"
     assert stack.world.started("errback-of-copy") == 0
 
@@ -378,9 +379,9 @@ def test_many_letters_are_replayed_and_listed_newest_last_by_twenty_with_a_count
     assert latest.said["more"] == 230
     assert [one["id"] for one in everything.said["dead_letters"]] == ids
     assert everything.said["more"] == 0
-    shown = latest.said["dead_letters"][0]
-    assert datetime.fromisoformat(shown.pop("when")).timestamp() == 1700000000
-    assert shown == {
+    oldest = latest.said["dead_letters"][0]
+    assert datetime.fromisoformat(oldest.pop("when")).timestamp() == 1700000000
+    assert oldest == {
         "id": ids[-20],
         "reason": "crashed",
         "task": "probe.mark",
@@ -528,7 +529,7 @@ def test_a_full_redis_refuses_a_replay_whole_and_can_be_purged(bare: Stack) -> N
 def test_a_purge_deletes_all_letters_says_how_many_and_tells_who_has_not_been_told(bare: Stack) -> None:
     untold = message("probe.mark")
     for one in (untold, b"no task"):
-        park(bare, one, "mail", told=False)
+        park(bare, one, "mail", reported=False)
     for number in range(250):
         park(bare, message("probe.mark", number), "mail")
 

@@ -83,9 +83,10 @@ def test_a_result_that_redis_does_not_take_is_stored_later(
     labels = (*sent, *again, body)
     assert [stack.world.started(label) for label in labels] == [1] * len(labels)
     # A line when it begins, one when it is over, and no traceback of it; they pass through Supervisor's pipe.
-    waits = lambda: [one.process.count(WAITS) - one.process.count(GOES_ON) for one in workers.values()]  # noqa: E731
-    stack.world.wait_until(lambda: not any(waits()), TIMEOUT_SECONDS, "each wait is over in the log too")
-    assert [worker.process.count(r"redis\.exceptions") for worker in workers.values()] == [0, 0, 0]
+    nodes = [worker.process for worker in workers.values()]
+    ended = lambda: all(node.count(WAITS) == node.count(GOES_ON) for node in nodes)  # noqa: E731
+    stack.world.wait_until(ended, TIMEOUT_SECONDS, "each wait is over in the log too")
+    assert [node.count(r"redis\.exceptions") for node in nodes] == [0, 0, 0]
 
 
 def test_a_part_whose_process_dies_before_its_chord_has_counted_it_runs_again(
