@@ -116,23 +116,18 @@ def test_headroom_that_is_used_up_refuses_everybody_but_what_takes_no_memory(bro
     assert pipe.llen("list").expire("text", 60).delete("text").execute() == [0, False, 0]
 
 
-def test_a_transaction_with_an_error_in_it_is_carried_out_once_there_is_room(broker: Broker, in_worker: None) -> None:
-    broker.client.set("text", "no number")
+def test_what_may_have_been_carried_out_is_not_repeated_and_an_error_stays_one(broker: Broker, in_worker: None) -> None:
+    broker.client.mset({"text": "no number", "number": 0})
     broker.server.fill(FULL)
 
+    # Of a pipeline that is no transaction a part may have been.
+    refuses(worker(broker).pipeline(transaction=False).expire("number", 60).incr("number").execute)
+    assert broker.client.get("number") == b"0"
     # The refusal stays what it was: only with room does Redis look further.
     refuses(worker(broker).pipeline().incr("text").execute)
     broker.server.make_room()
     with pytest.raises(ResponseError, match="not an integer"):
         worker(broker).pipeline().incr("text").execute()
-
-
-def test_a_pipeline_that_may_have_been_carried_out_in_part_is_not_repeated(broker: Broker, in_worker: None) -> None:
-    broker.client.set("number", 0)
-    broker.server.fill(FULL)
-
-    refuses(worker(broker).pipeline(transaction=False).expire("number", 60).incr("number").execute)
-    assert broker.client.get("number") == b"0"
 
 
 @pytest.mark.parametrize("right", ["-eval", "-info", "-del"])

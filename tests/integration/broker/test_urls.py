@@ -17,70 +17,25 @@ from config import Settings, load
 from services.broker.client import connect
 from tests.integration.commands.test_call import services
 from tests.support.application import create_app
-from tests.support.ports import free_port
-from tests.support.redis.server import RedisServer, make_certificates, require_tls
+from tests.support.redis.urls import (
+    AWKWARD,
+    FORMS,
+    MASTER,
+    MORE,
+    SENTINEL_PASSWORD,
+    issue_certificates,
+    start_sentinel,
+    start_server,
+)
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import Node, World
 
-AWKWARD = "p@$$:/#%'\" é"
-SENTINEL_PASSWORD = "s:3/cr#t é"
-MASTER = "the-master"
 # As in a shell, or in somebody's web application.
 SAVING = """
 from redbeat import RedBeatSchedulerEntry
 from services.app import app
 RedBeatSchedulerEntry("saved", "services.tasks.arithmetic.add", 1, args=[2, 3], app=app).save()
 """
-TLS_FORMS = ("rediss", "sentinel with TLS")
-FORMS = ("redis", "redis+socket", "sentinel", *TLS_FORMS)
-# kombu alone does not read the version (kombu 5.7).
-MORE = "&ssl_check_hostname=true&ssl_min_version=TLSv1.3"
-
-
-def quoted(text: str) -> str:
-    """A text as redis.conf takes any: each byte by its number."""
-    return '"' + "".join(f"\\x{byte:02x}" for byte in text.encode()) + '"'
-
-
-def served(world: World, form: str, database: int = 0, options: str = "") -> tuple[RedisServer, dict[str, str]]:
-    """A server that is reached by this form of URL, and the settings that name it; results are in the next database.
-
-    `options` are more of those that stand in URLs with TLS. Of two sentinels the second is down.
-    """
-    redis = world.redis(AWKWARD, certificates=issue_certificates(world) if form in TLS_FORMS else None)
-    options = options if redis.certificates else ""
-    databases = (database, database + 1)
-    settings = {"REDIS_PASSWORD": AWKWARD}
-    # The password in the broker's URL, and from REDIS_PASSWORD for the results'.
-    urls = [redis.url(databases[0]), redis.url(databases[1], password="")]
-    if form == "redis+socket":
-        urls = [redis.socket_url(each) for each in databases]
-    if form.startswith("sentinel"):
-        port = start_sentinel(world, redis, SENTINEL_PASSWORD).port
-        authority = f"?ssl_ca_certs={redis.certificates / 'ca.crt'}" if redis.certificates else ""
-        urls = [f"sentinel://127.0.0.1:{port}/{each}{authority}" for each in databases]
-        # If the first were down, redis-py would try it for 3 s with each new connection (redis-py 8.1).
-        options += f";sentinel://127.0.0.1:{free_port()}"
-        settings |= {"CELERY_SENTINEL_MASTER": MASTER, "CELERY_SENTINEL_PASSWORD": SENTINEL_PASSWORD}
-    return redis, settings | {"CELERY_BROKER_URL": urls[0] + options, "CELERY_RESULT_BACKEND": urls[1] + options}
-
-
-def issue_certificates(world: World, *names: str) -> Path:
-    """Certificates for a server; skips the test where there is no TLS."""
-    require_tls(world.directory)
-    return make_certificates(world.path("certificates"), *names)
-
-
-def start_sentinel(
-    world: World, master: RedisServer, password: str = "", *lines: str, name: str = MASTER
-) -> RedisServer:
-    """A sentinel for this master."""
-    lines = (*lines, f"sentinel monitor {name} 127.0.0.1 {master.port} 1")
-    if password:
-        lines = (f"requirepass {quoted(password)}", *lines)
-    if master.password:
-        lines = (*lines, f"sentinel auth-pass {name} {quoted(master.password)}")
-    return world.redis(password, lines, sentinel=True, certificates=master.certificates)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +43,7 @@ def start_sentinel(
     [*((form, "solo", "") for form in FORMS), *((FORMS[-1], pool, MORE) for pool in ("prefork", "threads"))],
 )
 def test_a_stack_works_with_every_form_of_url(world: World, form: str, pool: str, options: str) -> None:
-    redis, settings = served(world, form, options=options)
+    redis, settings = start_server(world, form, options=options)
     stack = world.stack(redis, **settings, BEAT_SCHEDULE="report-free-space=1")
     worker = stack.worker(WORKER_POOL=pool, LOG_LEVEL="debug")
     beat = stack.beat(LOG_LEVEL="debug")
@@ -110,9 +65,6 @@ def assert_tells_no_secret(node: Node) -> None:
     for secret in (AWKWARD, SENTINEL_PASSWORD):
         forms = [secret, repr(secret)[1:-1], quote(secret, safe="")]
         assert not [form for form in forms if form in log]
-
-
-# Options of TLS mean the same to all that connect: to a Redis, to sentinels, and to the master that they name.
 
 
 def by_broker(settings: Settings) -> None:
