@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -91,62 +90,54 @@ def by_client(settings: Settings) -> None:
         client.ping()
 
 
-Options = list[list[str]]
-
-
-class Served:
-    """A Redis that speaks TLS, and a sentinel that does."""
-
-    def __init__(self, world: World, certificates: Path, *lines: str) -> None:
-        self.redis = world.redis("", certificates=certificates, lines=lines)
-        self.sentinel = start_sentinel(world, self.redis, "", *lines)
-
-    def settings(self, scheme: str, *options: str) -> Settings:
-        port = self.redis.port if scheme == "rediss" else self.sentinel.port
-        urls = [f"{scheme}://localhost:{port}/{database}?{'&'.join(options)}" for database in (0, 1)]
-        return load({"CELERY_BROKER_URL": urls[0], "CELERY_RESULT_BACKEND": urls[1], "CELERY_SENTINEL_MASTER": MASTER})
-
-
-# What a server does, and with which options a URL gets in beside the authority, and with which it does not.
+# What a server does, and with which options a URL gets in, and with which it does not.
 CASES = {
     "knows nothing newer than TLS 1.2": (
         ["tls-protocols TLSv1.2"],
-        [["{trusted}"], ["{trusted}", "ssl_min_version=TLSv1.2"]],
-        [["{trusted}", "ssl_min_version=TLSv1.3"]],
+        ["{trusted}", "{trusted}&ssl_min_version=TLSv1.2"],
+        ["{trusted}&ssl_min_version=TLSv1.3"],
     ),
     "shows the certificate of another host": (
         [],
-        [["{trusted}", "ssl_check_hostname=false"]],
-        [["{trusted}"], ["{trusted}", "ssl_check_hostname=true"]],
+        ["{trusted}&ssl_check_hostname=false"],
+        ["{trusted}", "{trusted}&ssl_check_hostname=true"],
     ),
-    "has an authority that nobody knows": ([], [["ssl_cert_reqs=none"]], [["ssl_cert_reqs=required"]]),
+    "has an authority that nobody knows": ([], ["ssl_cert_reqs=none"], ["ssl_cert_reqs=required"]),
     "lets in only who shows a certificate": (
         ["tls-auth-clients yes"],
-        [["{trusted}", "ssl_certfile={own}.crt", "ssl_keyfile={own}.key"]],
-        [["{trusted}"]],
+        ["{trusted}&ssl_certfile={own}.crt&ssl_keyfile={own}.key"],
+        ["{trusted}"],
     ),
 }
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest, shared_world: World) -> tuple[Served, Options, Options]:
-    """A server, and options with which it is reached and not reached."""
+def case(request: pytest.FixtureRequest, shared_world: World) -> tuple[dict[str, int], list[str], list[str]]:
+    """Ports of a Redis that speaks TLS and of its sentinel; options with which they are reached and not reached."""
     other = ["DNS:redis.example.com"] if "another host" in request.param else []
     certificates = issue_certificates(shared_world, *other)
     lines, right, wrong = CASES[request.param]
+    redis = shared_world.redis("", certificates=certificates, lines=lines)
+    ports = {"rediss": redis.port, "sentinel": start_sentinel(shared_world, redis, "", *lines).port}
     paths = {"trusted": f"ssl_ca_certs={certificates / 'ca.crt'}", "own": certificates / "server"}
-    right, wrong = ([[one.format(**paths) for one in options] for options in each] for each in (right, wrong))
-    return Served(shared_world, certificates, *lines), right, wrong
+    right, wrong = ([options.format(**paths) for options in each] for each in (right, wrong))
+    return ports, right, wrong
 
 
 @pytest.mark.parametrize("way", [by_broker, by_results, by_client])
 @pytest.mark.parametrize("scheme", ["rediss", "sentinel"])
 def test_a_server_is_reached_with_the_options_for_it_and_with_no_others(
-    case: tuple[Served, Options, Options], scheme: str, way: Callable[[Settings], None]
+    case: tuple[dict[str, int], list[str], list[str]], scheme: str, way: Callable[[Settings], None]
 ) -> None:
-    server, right, wrong = case
+    ports, right, wrong = case
+
+    def connect_with(options: str) -> None:
+        broker, results = (f"{scheme}://localhost:{ports[scheme]}/{database}?{options}" for database in (0, 1))
+        urls = {"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": results}
+        way(load({**urls, "CELERY_SENTINEL_MASTER": MASTER}))
+
     for options in right:
-        way(server.settings(scheme, *options))
+        connect_with(options)
     for options in wrong:
         with pytest.raises((ConnectionError, OperationalError)):
-            way(server.settings(scheme, *options))
+            connect_with(options)
