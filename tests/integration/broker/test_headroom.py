@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,9 +12,7 @@ from redis.exceptions import ResponseError
 from services.broker import headroom, scripts
 from services.broker.retry import RetryState
 from tests.support.redis.broker import QUIET, Broker, Inbox, Listener
-from tests.support.redis.server import RedisServer
 from tests.support.waiting import TIMEOUT_SECONDS, holds_for, wait_until
-from tests.support.world import World
 
 pytestmark = pytest.mark.each_redis
 
@@ -44,20 +41,11 @@ COMMANDS: tuple[tuple[Any, ...], ...] = (
 )
 
 
-@pytest.fixture(scope="module")
-def server(shared_world: World) -> RedisServer:
-    return shared_world.redis("", lines=["appendonly no"])
-
-
 @pytest.fixture
-def broker(server: RedisServer) -> Iterator[Broker]:
-    broker = Broker(server)
-    server.make_room()
-    broker.client.flushall()
+def broker(broker: Broker) -> Broker:
+    """A Redis that holds much beside what a test writes."""
     broker.client.setrange("filler", FILLER_BYTES, "x")
-    yield broker
-    server.make_room()
-    broker.close()
+    return broker
 
 
 @pytest.fixture
