@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from tests.support.redis.builds import NotAvailableError
 from tests.support.world import World
 from tests.upstream.sources import ROOT, get
-from tests.upstream.suites import HOME, LEFT_OUT, Suite
+from tests.upstream.suites import HOME, Suite
 
 LISTS = Path(__file__).parent
 CELERY, KOMBU = (Suite.read(LISTS / f"{package}.toml") for package in ("celery", "kombu"))
@@ -21,30 +20,20 @@ CELERY, KOMBU = (Suite.read(LISTS / f"{package}.toml") for package in ("celery",
 PART_SECONDS = 900
 
 
-class Part(NamedTuple):
-    """What one pytest runs: so that each takes about as long, the large files in pieces and the small ones together."""
-
-    suite: Suite
-    files: tuple[str, ...]
-    piece: str = "1/1"
-
-    def __str__(self) -> str:
-        return f"{self.suite.package}-{self.files[0].removesuffix('.py')}-{self.piece.replace('/', 'of')}"
-
-
 SMALL = """
 worker inspect connection_recovery events_state_memory_leak loader logfile_format request_backend_down serialization
 upgrade
 """
-PARTS = (
-    *(Part(CELERY, ("test_canvas.py",), f"{number}/4") for number in (1, 2, 3, 4)),
-    Part(CELERY, ("test_tasks.py",)),
-    Part(KOMBU, ("test_redis.py", "test_redis_brpop_qos.py")),
+# What one pytest runs: so that each takes about as long, the large files in pieces and the small ones together.
+PARTS: dict[str, tuple[Suite, list[str], str]] = {
+    **{f"celery-canvas-{number}of4": (CELERY, ["canvas"], f"{number}/4") for number in (1, 2, 3, 4)},
+    "celery-tasks": (CELERY, ["tasks"], "1/1"),
+    "kombu-redis": (KOMBU, ["redis", "redis_brpop_qos"], "1/1"),
     # In this order: with stock Celery, too, some of test_redis_backend.py do not pass where other tests have left
     # results, and one of test_worker.py where a worker runs already.
-    Part(CELERY, ("test_redis_backend.py", "test_beat.py", "test_group_chains.py")),
-    Part(CELERY, tuple(f"test_{name}.py" for name in SMALL.split())),
-)
+    "celery-backend": (CELERY, ["redis_backend", "beat", "group_chains"], "1/1"),
+    "celery-small": (CELERY, SMALL.split(), "1/1"),
+}
 
 
 def find_sources(suite: Suite) -> Path:
@@ -58,9 +47,10 @@ def find_sources(suite: Suite) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS, ids=str)
-def test_their_tests_pass_as_listed(part: Part, world: World) -> None:
-    tests, redis = find_sources(part.suite), world.redis(password="")
+@pytest.mark.parametrize("part", PARTS)
+def test_their_tests_pass_as_listed(part: str, world: World) -> None:
+    suite, files, piece = PARTS[part]
+    tests, redis = find_sources(suite), world.redis(password="")
     port = str(redis.port)
     # Some of them look for results where messages are.
     urls = dict.fromkeys(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "TEST_BROKER", "TEST_BACKEND"), redis.url())
@@ -77,8 +67,8 @@ def test_their_tests_pass_as_listed(part: Part, world: World) -> None:
     command = [
         sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "--disable-warnings", "-p", "no:cacheprovider",
         "-p", "celery.contrib.pytest", "-p", "tests.upstream.verdicts", "-p", "tests.upstream.stalk",
-        f"--suite={LISTS / part.suite.package}.toml", f"--part={part.piece}", f"--basetemp={world.path('tests')}",
-        *(f"{HOME}{file}" for file in part.files),
+        f"--suite={LISTS / suite.package}.toml", f"--part={piece}", f"--basetemp={world.path('tests')}",
+        *(f"{HOME}test_{file}.py" for file in files),
     ]
     # fmt: on
     process = world.process("suite", command, environment, tests)
@@ -94,7 +84,7 @@ def test_their_tests_pass_as_listed(part: Part, world: World) -> None:
 @pytest.mark.parametrize("suite", [CELERY, KOMBU], ids=lambda suite: suite.package)
 def test_each_file_of_theirs_runs_or_is_left_out_for_a_reason(suite: Suite) -> None:
     there = {path.name for path in (find_sources(suite) / HOME).glob("test_*.py")}
-    run = {file for part in PARTS if part.suite is suite for file in part.files}
-    left_out = {name for name in suite.lists[LEFT_OUT] if name.endswith(".py")}
+    run = {f"test_{file}.py" for of, files, _ in PARTS.values() if of is suite for file in files}
+    left_out = {name for name in suite.lists["left_out"] if name.endswith(".py")}
     assert run | left_out == there
     assert not run & left_out

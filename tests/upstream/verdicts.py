@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.upstream.suites import DIFFERS, HOME, LEFT_OUT, MAY_DIFFER, Suite, is_listed
+from tests.upstream.suites import HOME, Suite, is_listed
 
 # What a module's TIMEOUT becomes, which is 10 s or 60 s: a thousand tasks take 10 s, and on a busy machine much longer.
 MODULE_TIMEOUT = 150
@@ -34,9 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 MARKS = {
-    LEFT_OUT: pytest.mark.skip,
-    DIFFERS: pytest.mark.xfail(strict=True),
-    MAY_DIFFER: pytest.mark.xfail(strict=False),
+    "left_out": pytest.mark.skip,
+    "differs": pytest.mark.xfail(strict=True),
+    "may_differ": pytest.mark.xfail(strict=False),
 }
 ERRORS = pytest.StashKey[int]()
 HUNG = pytest.StashKey[bool]()

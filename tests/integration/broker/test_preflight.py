@@ -17,10 +17,10 @@ from redis.exceptions import RedisError
 from config import load
 from services.broker import preflight
 from services.broker.keys import UNACKED
-from tests.integration.broker.test_urls import MASTER, issue_certificates, start_sentinel
 from tests.support.ports import free_port
 from tests.support.processes import children
 from tests.support.redis.server import RedisServer, disguise
+from tests.support.redis.urls import MASTER, issue_certificates, start_sentinel
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import Node, Stack, World
 

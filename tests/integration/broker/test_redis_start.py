@@ -201,7 +201,7 @@ BIG = command(b"LPUSH", b"queue", b"a" * 40_000_000)
 MEMORY_KB = 30_000
 
 
-def repaired(started: Started, left: bytes, rest: bytes) -> bytes:
+def repair(started: Started, left: bytes, rest: bytes) -> bytes:
     """What docker/redis/repair makes of a file, with little memory; redis-check-aof gets as much as it likes."""
     tool = started.tool.with_name("roomy-check-aof")
     tool.write_text(f'#!/bin/sh\nulimit -Sv unlimited\nexec "{started.tool}" "$@"\n')
@@ -227,7 +227,7 @@ def repaired(started: Started, left: bytes, rest: bytes) -> bytes:
 def test_what_is_cut_off_is_kept(started: Started, rest: bytes) -> None:
     left = PUSH + MULTI + PUSH + EXEC
     for more in (rest, rest[:-1]):
-        assert repaired(started, left, more) == left
+        assert repair(started, left, more) == left
         assert (started.data / "cut-off.aof").read_bytes() == more
         assert f"cutting them off into {started.data / 'cut-off.aof'}" in started.process.log()
 
@@ -250,7 +250,7 @@ def test_what_is_cut_off_is_kept(started: Started, rest: bytes) -> None:
 )
 def test_what_no_crash_leaves_is_not_cut_off(started: Started, rest: bytes) -> None:
     left = PUSH + MULTI + PUSH + EXEC
-    assert repaired(started, left, rest) == left + rest
+    assert repair(started, left, rest) == left + rest
     assert f"is left to Redis, since what follows byte {len(left)} is not" in started.process.log()
     assert not list(started.data.glob("cut-off*"))
 
@@ -293,7 +293,9 @@ class Watched:
         return self._looks.exists()
 
     def wait(self) -> None:
+        """Wait until the start looks at the file."""
         wait_until(self.looks, START_SECONDS, "the start looks at the file", self._started.process.tail)
+        self._looks.unlink()
 
     def go_on(self) -> None:
         self._gate.write_text("go on\n")
@@ -309,8 +311,14 @@ def test_after_an_orderly_end_the_file_is_not_looked_at(started: Started, watche
     watched.wait()
 
 
-def test_a_start_that_is_told_to_end_while_it_looks_does_not_become_redis(started: Started, watched: Watched) -> None:
-    torn_in_a_transaction(started)
+def test_a_start_that_is_told_to_end_or_killed_while_it_looks_is_made_again(started: Started, watched: Watched) -> None:
+    whole = torn_in_a_transaction(started)
+    before = started.file.read_bytes()
+    process = started.launch()
+    watched.wait()
+    process.end()
+    assert started.file.read_bytes() == before
+
     process = started.launch()
     watched.wait()
     process.terminate()
@@ -318,14 +326,6 @@ def test_a_start_that_is_told_to_end_while_it_looks_does_not_become_redis(starte
     assert started.ends() == 128 + signal.SIGTERM
     assert "Redis is starting" not in process.log()
 
-
-def test_a_start_that_is_killed_while_it_looks_is_made_again(started: Started, watched: Watched) -> None:
-    whole = torn_in_a_transaction(started)
-    before = started.file.read_bytes()
-    process = started.launch()
-    watched.wait()
-    process.end()
-    assert started.file.read_bytes() == before
     started.launch()
     watched.go_on()
     assert state(started.connect()) == whole

@@ -24,10 +24,10 @@ from celery.worker.control import Panel
 from config import load
 from config.settings import SECRETS
 from services.control import task_commands  # noqa: F401 - registers commands
-from tests.integration.broker.test_urls import MASTER, start_sentinel
 from tests.support.ports import free_port
 from tests.support.processes import command_line
 from tests.support.redis.server import RedisServer
+from tests.support.redis.urls import MASTER, start_sentinel
 from tests.support.served_flower import Answer, basic
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import World

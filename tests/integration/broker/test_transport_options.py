@@ -17,9 +17,9 @@ from kombu.utils.encoding import bytes_to_str
 from config import load
 from config.celery import build_celery_configuration
 from services.delivery.connection import Connection
-from tests.integration.broker.test_urls import served
 from tests.support.application import create_app
 from tests.support.redis.broker import Broker, Inbox
+from tests.support.redis.urls import start_server
 from tests.support.waiting import TIMEOUT_SECONDS, wait_until
 from tests.support.world import World
 
@@ -83,17 +83,17 @@ def test_what_no_queue_is_bound_for_goes_where_deadletter_queue_says(broker: Bro
     ],
 )
 def test_a_broadcast_goes_by_prefix_and_patterns(broker: Broker, options: dict[str, Any], topic: str) -> None:
-    assert heard(broker.connect(**options), broker) == (["a"], 2, [topic])
+    assert broadcast(broker.connect(**options), broker) == (["a"], 2, [topic])
 
 
 def test_a_broadcast_on_both_topics_of_sentinels_is_heard_once(world: World) -> None:
-    server, variables = served(world, "sentinel")
+    server, variables = start_server(world, "sentinel")
     broker = Broker(server)
     broker.client = server.client()
     settings = build_celery_configuration(load(variables))
     options = settings["broker_transport_options"] | {"sentinel_fanout_compat": True}
     with Connection(settings["broker_url"], transport_options=options) as connection:
-        assert heard(connection, broker) == (["a"], 2, ["/0.everybody/all", "/{db}.everybody/all"])
+        assert broadcast(connection, broker) == (["a"], 2, ["/0.everybody/all", "/{db}.everybody/all"])
 
 
 def test_results_have_the_prefix_that_their_options_say(broker: Broker) -> None:
@@ -106,7 +106,7 @@ def test_results_have_the_prefix_that_their_options_say(broker: Broker) -> None:
     assert sorted(broker.client.keys()) == [b"shop:celery-task-meta-one", b"shop:celery-task-meta-two"]
 
 
-def heard(connection: Any, broker: Broker) -> tuple[list[str], int | None, list[str]]:
+def broadcast(connection: Any, broker: Broker) -> tuple[list[str], int | None, list[str]]:
     """What a node hears of a broadcast, how many have heard it by the sender's count, and on which topics it was.
 
     Those that hear it are the node, and this test.
@@ -118,10 +118,10 @@ def heard(connection: Any, broker: Broker) -> tuple[list[str], int | None, list[
         node.bodies = []
         queue = Queue("a node", EVERYBODY, routing_key="all", auto_delete=True)
         with Consumer(node, [queue], callbacks=[lambda body, message: node.bodies.append(body)], no_ack=True):
-            drained(connection, lambda: broker.client.pubsub_numpat() > 1, broker)
+            drain_until(connection, lambda: broker.client.pubsub_numpat() > 1, broker)
             Producer(sender, EVERYBODY).publish("a", routing_key="all")
-            drained(connection, lambda: node.bodies, broker)
-            drained(connection, lambda: True, broker)
+            drain_until(connection, lambda: node.bodies, broker)
+            drain_until(connection, lambda: True, broker)
         # The first one says that it listens.
         messages = [
             witness.get_message(timeout=TIMEOUT_SECONDS) for _ in range(1 + len(node._get_publish_topics("", "")))
@@ -129,7 +129,7 @@ def heard(connection: Any, broker: Broker) -> tuple[list[str], int | None, list[
     return node.bodies, sender.heard, [bytes_to_str(message["channel"]) for message in messages[1:]]
 
 
-def drained(connection: Any, condition: Callable[[], object], broker: Broker) -> None:
+def drain_until(connection: Any, condition: Callable[[], object], broker: Broker) -> None:
     """Have a connection deliver what comes, until something is so."""
 
     def look() -> object:

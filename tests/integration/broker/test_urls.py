@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -17,70 +16,25 @@ from config import Settings, load
 from services.broker.client import connect
 from tests.integration.commands.test_call import services
 from tests.support.application import create_app
-from tests.support.ports import free_port
-from tests.support.redis.server import RedisServer, make_certificates, require_tls
+from tests.support.redis.urls import (
+    AWKWARD,
+    FORMS,
+    MASTER,
+    MORE,
+    SENTINEL_PASSWORD,
+    issue_certificates,
+    start_sentinel,
+    start_server,
+)
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.world import Node, World
 
-AWKWARD = "p@$$:/#%'\" é"
-SENTINEL_PASSWORD = "s:3/cr#t é"
-MASTER = "the-master"
 # As in a shell, or in somebody's web application.
 SAVING = """
 from redbeat import RedBeatSchedulerEntry
 from services.app import app
 RedBeatSchedulerEntry("saved", "services.tasks.arithmetic.add", 1, args=[2, 3], app=app).save()
 """
-TLS_FORMS = ("rediss", "sentinel with TLS")
-FORMS = ("redis", "redis+socket", "sentinel", *TLS_FORMS)
-# kombu alone does not read the version (kombu 5.7).
-MORE = "&ssl_check_hostname=true&ssl_min_version=TLSv1.3"
-
-
-def quoted(text: str) -> str:
-    """A text as redis.conf takes any: each byte by its number."""
-    return '"' + "".join(f"\\x{byte:02x}" for byte in text.encode()) + '"'
-
-
-def served(world: World, form: str, database: int = 0, options: str = "") -> tuple[RedisServer, dict[str, str]]:
-    """A server that is reached by this form of URL, and the settings that name it; results are in the next database.
-
-    `options` are more of those that stand in URLs with TLS. Of two sentinels the second is down.
-    """
-    redis = world.redis(AWKWARD, certificates=issue_certificates(world) if form in TLS_FORMS else None)
-    options = options if redis.certificates else ""
-    databases = (database, database + 1)
-    settings = {"REDIS_PASSWORD": AWKWARD}
-    # The password in the broker's URL, and from REDIS_PASSWORD for the results'.
-    urls = [redis.url(databases[0]), redis.url(databases[1], password="")]
-    if form == "redis+socket":
-        urls = [redis.socket_url(each) for each in databases]
-    if form.startswith("sentinel"):
-        port = start_sentinel(world, redis, SENTINEL_PASSWORD).port
-        authority = f"?ssl_ca_certs={redis.certificates / 'ca.crt'}" if redis.certificates else ""
-        urls = [f"sentinel://127.0.0.1:{port}/{each}{authority}" for each in databases]
-        # If the first were down, redis-py would try it for 3 s with each new connection (redis-py 8.1).
-        options += f";sentinel://127.0.0.1:{free_port()}"
-        settings |= {"CELERY_SENTINEL_MASTER": MASTER, "CELERY_SENTINEL_PASSWORD": SENTINEL_PASSWORD}
-    return redis, settings | {"CELERY_BROKER_URL": urls[0] + options, "CELERY_RESULT_BACKEND": urls[1] + options}
-
-
-def issue_certificates(world: World, *names: str) -> Path:
-    """Certificates for a server; skips the test where there is no TLS."""
-    require_tls(world.directory)
-    return make_certificates(world.path("certificates"), *names)
-
-
-def start_sentinel(
-    world: World, master: RedisServer, password: str = "", *lines: str, name: str = MASTER
-) -> RedisServer:
-    """A sentinel for this master."""
-    lines = (*lines, f"sentinel monitor {name} 127.0.0.1 {master.port} 1")
-    if password:
-        lines = (f"requirepass {quoted(password)}", *lines)
-    if master.password:
-        lines = (*lines, f"sentinel auth-pass {name} {quoted(master.password)}")
-    return world.redis(password, lines, sentinel=True, certificates=master.certificates)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +42,7 @@ def start_sentinel(
     [*((form, "solo", "") for form in FORMS), *((FORMS[-1], pool, MORE) for pool in ("prefork", "threads"))],
 )
 def test_a_stack_works_with_every_form_of_url(world: World, form: str, pool: str, options: str) -> None:
-    redis, settings = served(world, form, options=options)
+    redis, settings = start_server(world, form, options=options)
     stack = world.stack(redis, **settings, BEAT_SCHEDULE="report-free-space=1")
     worker = stack.worker(WORKER_POOL=pool, LOG_LEVEL="debug")
     beat = stack.beat(LOG_LEVEL="debug")
@@ -110,9 +64,6 @@ def assert_tells_no_secret(node: Node) -> None:
     for secret in (AWKWARD, SENTINEL_PASSWORD):
         forms = [secret, repr(secret)[1:-1], quote(secret, safe="")]
         assert not [form for form in forms if form in log]
-
-
-# Options of TLS mean the same to all that connect: to a Redis, to sentinels, and to the master that they name.
 
 
 def by_broker(settings: Settings) -> None:
@@ -139,62 +90,54 @@ def by_client(settings: Settings) -> None:
         client.ping()
 
 
-Options = list[list[str]]
-
-
-class Served:
-    """A Redis that speaks TLS, and a sentinel that does."""
-
-    def __init__(self, world: World, certificates: Path, *lines: str) -> None:
-        self.redis = world.redis("", certificates=certificates, lines=lines)
-        self.sentinel = start_sentinel(world, self.redis, "", *lines)
-
-    def settings(self, scheme: str, *options: str) -> Settings:
-        port = self.redis.port if scheme == "rediss" else self.sentinel.port
-        urls = [f"{scheme}://localhost:{port}/{database}?{'&'.join(options)}" for database in (0, 1)]
-        return load({"CELERY_BROKER_URL": urls[0], "CELERY_RESULT_BACKEND": urls[1], "CELERY_SENTINEL_MASTER": MASTER})
-
-
-# What a server does, and with which options a URL gets in beside the authority, and with which it does not.
+# What a server does, and with which options a URL gets in, and with which it does not.
 CASES = {
     "knows nothing newer than TLS 1.2": (
         ["tls-protocols TLSv1.2"],
-        [["{trusted}"], ["{trusted}", "ssl_min_version=TLSv1.2"]],
-        [["{trusted}", "ssl_min_version=TLSv1.3"]],
+        ["{trusted}", "{trusted}&ssl_min_version=TLSv1.2"],
+        ["{trusted}&ssl_min_version=TLSv1.3"],
     ),
     "shows the certificate of another host": (
         [],
-        [["{trusted}", "ssl_check_hostname=false"]],
-        [["{trusted}"], ["{trusted}", "ssl_check_hostname=true"]],
+        ["{trusted}&ssl_check_hostname=false"],
+        ["{trusted}", "{trusted}&ssl_check_hostname=true"],
     ),
-    "has an authority that nobody knows": ([], [["ssl_cert_reqs=none"]], [["ssl_cert_reqs=required"]]),
+    "has an authority that nobody knows": ([], ["ssl_cert_reqs=none"], ["ssl_cert_reqs=required"]),
     "lets in only who shows a certificate": (
         ["tls-auth-clients yes"],
-        [["{trusted}", "ssl_certfile={own}.crt", "ssl_keyfile={own}.key"]],
-        [["{trusted}"]],
+        ["{trusted}&ssl_certfile={own}.crt&ssl_keyfile={own}.key"],
+        ["{trusted}"],
     ),
 }
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest, shared_world: World) -> tuple[Served, Options, Options]:
-    """A server, and options with which it is reached and not reached."""
+def case(request: pytest.FixtureRequest, shared_world: World) -> tuple[dict[str, int], list[str], list[str]]:
+    """Ports of a Redis that speaks TLS and of its sentinel; options with which they are reached and not reached."""
     other = ["DNS:redis.example.com"] if "another host" in request.param else []
     certificates = issue_certificates(shared_world, *other)
     lines, right, wrong = CASES[request.param]
+    redis = shared_world.redis("", certificates=certificates, lines=lines)
+    ports = {"rediss": redis.port, "sentinel": start_sentinel(shared_world, redis, "", *lines).port}
     paths = {"trusted": f"ssl_ca_certs={certificates / 'ca.crt'}", "own": certificates / "server"}
-    right, wrong = ([[one.format(**paths) for one in options] for options in each] for each in (right, wrong))
-    return Served(shared_world, certificates, *lines), right, wrong
+    right, wrong = ([options.format(**paths) for options in each] for each in (right, wrong))
+    return ports, right, wrong
 
 
 @pytest.mark.parametrize("way", [by_broker, by_results, by_client])
 @pytest.mark.parametrize("scheme", ["rediss", "sentinel"])
 def test_a_server_is_reached_with_the_options_for_it_and_with_no_others(
-    case: tuple[Served, Options, Options], scheme: str, way: Callable[[Settings], None]
+    case: tuple[dict[str, int], list[str], list[str]], scheme: str, way: Callable[[Settings], None]
 ) -> None:
-    server, right, wrong = case
+    ports, right, wrong = case
+
+    def connect_with(options: str) -> None:
+        broker, results = (f"{scheme}://localhost:{ports[scheme]}/{database}?{options}" for database in (0, 1))
+        urls = {"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": results}
+        way(load({**urls, "CELERY_SENTINEL_MASTER": MASTER}))
+
     for options in right:
-        way(server.settings(scheme, *options))
+        connect_with(options)
     for options in wrong:
         with pytest.raises((ConnectionError, OperationalError)):
-            way(server.settings(scheme, *options))
+            connect_with(options)

@@ -119,17 +119,7 @@ def test_an_answer_that_nobody_waits_for_is_dropped_in_silence(stack: Stack) -> 
     assert node.process.count("Traceback| ERROR ") == 0
 
 
-def test_an_answer_to_somebody_who_died_does_not_stay_for_ever(stack: Stack) -> None:
-    with asking(stack) as mailbox:
-        ask_and_leave(mailbox)
-        [answers] = [mailbox.reply_queue.name]
-        client = stack.redis.client()
-        stack.world.wait_until(lambda: client.llen(answers), TIMEOUT_SECONDS, "the node answers")
-        assert 0 < client.pttl(answers) <= ANSWER_MILLISECONDS
-    assert_hears(stack)
-
-
-def test_asking_leaves_nothing_behind(stack: Stack) -> None:
+def test_asking_leaves_nothing_behind_for_ever(stack: Stack) -> None:
     client = stack.redis.client()
     before = set(client.keys("*pidbox*"))
     with asking(stack) as mailbox:
@@ -138,6 +128,13 @@ def test_asking_leaves_nothing_behind(stack: Stack) -> None:
     # Stock Celery asks as well.
     assert stack.client.control.broadcast("ping", reply=True, limit=1, timeout=ANSWER_SECONDS)
     assert set(client.keys("*pidbox*")) == before
+    # Nor does an answer to somebody who died.
+    with asking(stack) as mailbox:
+        ask_and_leave(mailbox)
+        answers = mailbox.reply_queue.name
+        stack.world.wait_until(lambda: client.llen(answers), TIMEOUT_SECONDS, "the node answers")
+        assert 0 < client.pttl(answers) <= ANSWER_MILLISECONDS
+    assert_hears(stack)
 
 
 def published(text: str) -> Callable[[Stack], object]:
@@ -191,16 +188,14 @@ def test_a_node_hears_the_next_command_after_one_that_is_none(stack: Stack) -> N
     for mistake, make in MISTAKES.items():
         make(stack)
         assert_hears(stack, f"the next command after: {mistake}")
-    [node] = stack.nodes
-    assert node.process.count("Connected to") == 1
-    assert node.process.count("consumer: waiting for") == 0, "it has connected again"
-
-
-def test_whoever_asks_hears_why_there_is_no_answer(stack: Stack) -> None:
+    # Whoever asks is told why there is no answer.
     for command, reason in (("answer_what_no_message_can_hold", "EncodeError"), ("raise_an_error", "on purpose")):
         kind, why = ask(stack, command)
         assert (kind, reason in why) == ("error", True), why
         assert_hears(stack)
+    [node] = stack.nodes
+    assert node.process.count("Connected to") == 1
+    assert node.process.count("consumer: waiting for") == 0, "it has connected again"
 
 
 def test_a_node_hears_the_next_command_after_an_answer_that_a_full_redis_refused(stack: Stack) -> None:

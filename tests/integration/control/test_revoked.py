@@ -76,9 +76,6 @@ def never_runs(stack: Stack, *sent: Any) -> None:
             one.get(timeout=TIMEOUT_SECONDS)
 
 
-# While no node lives.
-
-
 def test_what_is_revoked_while_the_only_node_is_stopped_never_runs_and_waits_no_longer(stack: Stack, pool: str) -> None:
     client, world = stack.redis.client(), stack.world
     first = start(stack, pool)
@@ -143,9 +140,6 @@ def test_what_waits_behind_a_running_task_never_runs(stack: Stack, pool: str, pr
     never_runs(stack, *victims)
     stack.world.wait_until(lambda: running.state == "REVOKED", TIMEOUT_SECONDS, "it is not tried again")
     assert not stack.world.started("held-again")
-
-
-# Nodes that die, and nodes that are cut off.
 
 
 @pytest.mark.parametrize("how", ["id", "stamp", "alive"])
@@ -223,9 +217,6 @@ def test_one_of_two_nodes_that_was_cut_off_knows_it(stack: Stack) -> None:
     assert not stack.world.started("victim")
 
 
-# What is kept, and for how long.
-
-
 @pytest.fixture
 def raw(stack: Stack) -> redis.Redis:
     return redis.Redis(port=stack.redis.port, password=stack.redis.password)
@@ -284,9 +275,6 @@ def test_celerys_book_of_stamps_holds_what_a_bounded_one_does(monkeypatch: pytes
     assert worker_state.revoked_stamps == {"owner": ["b"], "count": [1]}
 
 
-# What it costs.
-
-
 def test_no_task_asks_redis_what_is_revoked(stack: Stack, raw: Any, pool: str) -> None:
     wait_listening(stack, start(stack, pool))
     stack.send("probe.mark", "before")
@@ -302,9 +290,6 @@ def test_no_task_asks_redis_what_is_revoked(stack: Stack, raw: Any, pool: str) -
 
     assert sum("probe.mark" in command for command in commands) > 20, commands
     assert not [command for command in commands if REVOKED_TASKS in command or REVOKED_STAMPS in command]
-
-
-# When Redis refuses.
 
 
 def test_a_full_redis_keeps_what_is_revoked(stack: Stack) -> None:

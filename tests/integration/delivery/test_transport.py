@@ -26,11 +26,11 @@ from services.control.mailbox import Mailbox
 from services.delivery import claim, sweeper
 from services.delivery.channel import Channel
 from services.delivery.connection import Connection
-from tests.integration.broker.test_urls import FORMS, served
 from tests.integration.delivery.commands import end_leases, replay_letters
 from tests.support.redis.broker import LEASE, QUIET, Broker, Inbox, Listener
 from tests.support.redis.proxy import Proxy, has_word
 from tests.support.redis.server import RedisServer
+from tests.support.redis.urls import FORMS, start_server
 from tests.support.waiting import TIMEOUT_SECONDS, holds_for, wait_until
 from tests.support.world import World
 
@@ -627,7 +627,7 @@ def test_a_forked_process_claims_under_names_of_its_own(broker: Broker) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_messages_travel_with_every_form_of_url(world: World, form: str) -> None:
-    server, variables = served(world, form)
+    server, variables = start_server(world, form)
     settings = build_celery_configuration(load(variables))
     name = uuid4().hex
     with Connection(settings["broker_url"], transport_options=settings["broker_transport_options"]) as connection:

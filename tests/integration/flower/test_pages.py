@@ -76,13 +76,10 @@ def test_what_the_pages_scripts_ask_for_answers_under_the_prefix(flower: ServedF
     assert flower.ask(f"/api/task/result/{task}").json["result"] == 6
 
 
-@pytest.mark.parametrize("path", ["/", "/flower"])
-def test_the_root_leads_to_the_prefix(flower: ServedFlower, path: str) -> None:
-    answer = flower.ask(path, prefix="")
-    assert (answer.status, answer.headers["Location"]) == (302, "/flower/")
-
-
-def test_an_unknown_page_is_a_404_and_no_traceback(flower: ServedFlower) -> None:
+def test_the_root_leads_to_the_prefix_and_an_unknown_page_is_a_404_without_a_traceback(flower: ServedFlower) -> None:
+    for path in ("/", "/flower"):
+        answer = flower.ask(path, prefix="")
+        assert (answer.status, answer.headers["Location"]) == (302, "/flower/")
     assert flower.ask("/nowhere").status == 404
     assert flower.ask("/login").status == 404
     assert {flower.ask(path, prefix="").status for path in ("/workers", "/tasks")} == {404}

@@ -16,10 +16,10 @@ from celery import Celery
 from services.broker.client import connect
 from services.broker.keys import get_lists
 from services.flower.health import LivenessProbe, get_local_host
-from tests.integration.broker.test_urls import AWKWARD, FORMS, MORE, served
 from tests.integration.flower.conftest import Serve
 from tests.support.ports import free_port
 from tests.support.redis.server import RedisServer
+from tests.support.redis.urls import AWKWARD, FORMS, MORE, start_server
 from tests.support.served_flower import TIMEOUT, send_events
 from tests.support.world import World
 
@@ -35,7 +35,13 @@ def test_health_follows_redis_and_the_heartbeat_does_not(
     own_redis: RedisServer,
     serve: Serve,
 ) -> None:
-    served = serve(own_redis, FLOWER_URL_PREFIX="/flower").ready()
+    # Flower starts before Redis.
+    own_redis.kill()
+    served = serve(own_redis, FLOWER_URL_PREFIX="/flower")
+    served.until(lambda: served.health() == 503, TIMEOUT, "Flower answers without Redis")
+    served.until(served.heartbeat.exists, TIMEOUT, "there is a heartbeat without Redis")
+    own_redis.start()
+    served.ready()
     served.wait_for_task(send_events(own_redis.url())[0])
     fault(own_redis)
     served.until(lambda: served.health() == 503, TIMEOUT, "the health check says that Redis is away")
@@ -50,15 +56,6 @@ def test_health_follows_redis_and_the_heartbeat_does_not(
     served.until(lambda: served.health() == 200, TIMEOUT, "the health check says that Redis is back")
     served.until(lambda: send_events(own_redis.url())[0] in served.tasks(), TIMEOUT, "events arrive again")
     assert "Traceback" not in served.process.log()
-
-
-def test_flower_that_starts_before_redis_is_unhealthy_until_then(own_redis: RedisServer, serve: Serve) -> None:
-    own_redis.kill()
-    served = serve(own_redis)
-    served.until(lambda: served.health() == 503, TIMEOUT, "Flower answers without Redis")
-    served.until(served.heartbeat.exists, TIMEOUT, "there is a heartbeat without Redis")
-    own_redis.start()
-    served.ready().wait_for_task(send_events(own_redis.url())[0])
 
 
 def test_the_health_check_is_cheap(own_redis: RedisServer, serve: Serve) -> None:
@@ -98,7 +95,7 @@ def test_there_is_no_heartbeat_when_nothing_answers() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_queue_lengths_and_events_come_over_every_kind_of_url(form: str, world: World, serve: Serve) -> None:
-    _, settings = served(world, form, database=7, options=MORE)
+    _, settings = start_server(world, form, database=7, options=MORE)
     flower = serve(None, **(settings | {"CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/0"})).ready()
     with connect(flower.settings.broker_url, flower.settings) as client:
         for key in get_lists("celery"):
@@ -108,14 +105,6 @@ def test_queue_lengths_and_events_come_over_every_kind_of_url(form: str, world: 
     assert re.search(r"<td>celery</td>\s*<td[^>]*>8</td>", page)
     assert html.unescape(page).count(flower.settings.broker_url.mask()) == 1
     assert quote(AWKWARD, safe="") not in page + flower.process.log()
-
-
-def test_a_queue_that_no_worker_takes_from_is_shown(own_redis: RedisServer, serve: Serve) -> None:
-    served = serve(own_redis).ready()
-    with Celery("client", broker=own_redis.url(), set_as_current=False) as app:
-        app.send_task("shop.add", (1, 2), queue="forgotten", priority=6)
-    lengths = {queue["name"]: queue["messages"] for queue in served.ask("/api/queues/length").json["active_queues"]}
-    assert lengths == {"celery": 0, "forgotten": 1}
 
 
 def lose_a_message(redis: RedisServer) -> None:
@@ -129,9 +118,15 @@ def lose_a_message(redis: RedisServer) -> None:
     client.zadd("unacked_index", {"tag": 1})
 
 
-def test_flower_leaves_the_unacknowledged_messages_of_workers_alone(own_redis: RedisServer, serve: Serve) -> None:
+def test_flower_shows_every_queue_and_leaves_the_unacknowledged_messages_of_workers_alone(
+    own_redis: RedisServer, serve: Serve
+) -> None:
     client = own_redis.client()
     served = serve(own_redis).ready()
+    with Celery("client", broker=own_redis.url(), set_as_current=False) as app:
+        app.send_task("shop.add", (1, 2), queue="forgotten", priority=6)
+    lengths = {queue["name"]: queue["messages"] for queue in served.ask("/api/queues/length").json["active_queues"]}
+    assert lengths == {"celery": 0, "forgotten": 1}
     lose_a_message(own_redis)
     for _ in range(2):
         assert served.ask("/api/workers?refresh=1").status == 200
