@@ -42,9 +42,7 @@ def reading(**processes: int) -> Reading:
 
 def test_a_process_has_its_share_of_what_is_no_file_and_what_was_swapped_out() -> None:
     assert footprint(SMAPS) == Footprint((20112 + 30 + 300) * KIB, (40112 + 900) * KIB, 10308 * KIB)
-
-
-def test_a_kernel_that_tells_no_shares_is_not_taken_for_a_process_without_memory() -> None:
+    # A kernel that tells no shares.
     with pytest.raises(KeyError):
         footprint("Rss:   61780 kB\nPss:   30450 kB\n")
 
@@ -60,19 +58,19 @@ def test_a_tree_takes_what_its_processes_take() -> None:
     assert reading(p1=40, p2=25, p3=25).own == 90 * MIB
 
 
-def test_growth_is_bounded_and_shrinking_is_welcome() -> None:
-    assert growth("node", 100 * MIB, 110 * MIB - 1, 10 * MIB).kept
-    assert not growth("node", 100 * MIB, 110 * MIB, 10 * MIB).kept
-    assert growth("node", 100 * MIB, 50 * MIB, 10 * MIB).kept
-
-
-@pytest.mark.parametrize("after", [90, 110])
-def test_a_difference_is_bounded_both_ways(after: int) -> None:
-    assert not change("node", 100 * MIB, after * MIB, 10 * MIB).kept
-
-
-def test_a_task_that_ran_twice_breaks_the_count() -> None:
-    assert not exactly("results", 1001, 1000).kept
+@pytest.mark.parametrize(
+    ("figure", "kept"),
+    [
+        (growth("node", 100 * MIB, 110 * MIB - 1, 10 * MIB), True),
+        (growth("node", 100 * MIB, 110 * MIB, 10 * MIB), False),
+        (growth("node", 100 * MIB, 50 * MIB, 10 * MIB), True),
+        (change("node", 100 * MIB, 110 * MIB, 10 * MIB), False),
+        (change("node", 100 * MIB, 90 * MIB, 10 * MIB), False),
+        (exactly("results", 1001, 1000), False),
+    ],
+)
+def test_growth_differences_and_counts_are_bounded_and_shrinking_is_welcome(figure: Figure, kept: bool) -> None:
+    assert figure.kept is kept
 
 
 def test_a_child_that_was_replaced_is_told() -> None:
