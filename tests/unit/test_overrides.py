@@ -26,8 +26,8 @@ from tornado.web import URLSpec
 
 from services.flower.pages import build_handlers
 from tests.support.application import create_app  # noqa: F401 - registers Stalk's own methods
+from tests.support.documents import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "overrides.md"
 OURS = ("config", "services", "stack")
 # Python's own, and pydantic, whose classes are meant to be filled in by those that derive from them.
@@ -38,16 +38,11 @@ NOT_THEIRS = {"_commands", "_exit"}
 Row = tuple[str, str, str]
 
 
-def section(title: str) -> str:
-    """A section of the document, without its heading."""
-    _, found, rest = DOCUMENT.read_text().partition(f"\n## {title}\n")
-    assert found, f"{DOCUMENT} has no section {title!r}"
-    return rest.partition("\n## ")[0]
-
-
 def rows(title: str) -> Iterator[list[list[str]]]:
     """What stands in backquotes in each cell of a section's tables."""
-    for line in section(title).splitlines():
+    _, found, rest = DOCUMENT.read_text().partition(f"\n## {title}\n")
+    assert found, f"{DOCUMENT} has no section {title!r}"
+    for line in rest.partition("\n## ")[0].splitlines():
         if line.startswith("| `"):
             yield [re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split(" | ")]
 
@@ -159,23 +154,17 @@ def touched() -> set[tuple[str, str]]:
                 if private or (isinstance(node.ctx, ast.Store) and _is_theirs(node.value, module)):
                     found.add((file, node.attr))
             elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr"):
-                found |= {(file, name) for name in _texts(node) if is_private(name)}
+                texts = [str(each.value) for each in node.args if isinstance(each, ast.Constant)]
+                found |= {(file, text) for text in texts if is_private(text)}
     return found
-
-
-def _texts(call: ast.Call) -> list[str]:
-    return [each.value for each in call.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
 
 
 def _own(of: ast.Module) -> set[str]:
     """Names that a file defines."""
-    found = set(on_self(of, ast.Store))
-    for node in ast.walk(of):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
-    return found
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    nodes = list(ast.walk(of))
+    variables = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return {*variables, *on_self(of, ast.Store), *(node.name for node in nodes if isinstance(node, kinds))}
 
 
 def _is_theirs(value: ast.expr, module: ModuleType) -> bool:
@@ -204,9 +193,8 @@ def has(owner: Any, name: str) -> bool:
 
 def complaint(missing: set[Any], excess: set[Any]) -> str:
     lines = [f"missing in {DOCUMENT.name}: {' | '.join(row)}" for row in sorted(missing)]
-    lines += [
-        f"in {DOCUMENT.name}, but not in the code, or not in the package: {' | '.join(row)}" for row in sorted(excess)
-    ]
+    gone = f"in {DOCUMENT.name}, but not in the code, or not in the package"
+    lines += [f"{gone}: {' | '.join(row)}" for row in sorted(excess)]
     return "\n".join(lines)
 
 
