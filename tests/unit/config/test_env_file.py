@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import string
 import subprocess
 from collections.abc import Callable
@@ -66,11 +67,8 @@ Compose = Callable[..., dict[str, str]]
 @pytest.fixture(scope="module")
 def compose_works() -> None:
     """Skips where there is no Compose; fails instead where Docker is required."""
-    try:
-        version = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
-    except FileNotFoundError:
-        version = 127
-    if version == 0:
+    docker = shutil.which("docker") or "false"
+    if subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0:
         return
     if os.environ.get("STALK_REQUIRE_DOCKER") == "1":
         pytest.fail("`docker compose version` does not work, and STALK_REQUIRE_DOCKER=1")

@@ -32,8 +32,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def said(**urls: str) -> list[str]:
-    """What is said of these URLs; nothing where they are taken."""
+def find_mistakes(**urls: str) -> list[str]:
+    """The sentences about these URLs; none where they are accepted."""
     try:
         require_tls_files(load(urls))
     except ConfigError as error:
@@ -47,15 +47,15 @@ def url(files: Path, scheme: str = "rediss", **options: str) -> str:
 
 def test_files_that_can_be_used_are_taken(files: Path) -> None:
     whole = url(files, ssl_ca_certs="ca.crt", ssl_certfile="server.crt", ssl_keyfile="server.key")
-    assert said(CELERY_BROKER_URL=whole, CELERY_RESULT_BACKEND=whole) == []
-    assert said(CELERY_BROKER_URL="rediss://redis.example.com/0", CELERY_RESULT_BACKEND=PLAIN) == []
+    assert find_mistakes(CELERY_BROKER_URL=whole, CELERY_RESULT_BACKEND=whole) == []
+    assert find_mistakes(CELERY_BROKER_URL="rediss://redis.example.com/0", CELERY_RESULT_BACKEND=PLAIN) == []
 
 
 @pytest.mark.parametrize("name", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
 @pytest.mark.parametrize(("file", "reason"), [("gone.crt", "No such file or directory"), (".", "Is a directory")])
 def test_a_file_that_cannot_be_read_is_named_with_its_variable(files: Path, name: str, file: str, reason: str) -> None:
     options = {"ssl_certfile": "server.crt"} if name == "ssl_keyfile" else {}
-    assert said(CELERY_BROKER_URL=PLAIN, CELERY_RESULT_BACKEND=url(files, **options | {name: file})) == [
+    assert find_mistakes(CELERY_BROKER_URL=PLAIN, CELERY_RESULT_BACKEND=url(files, **options | {name: file})) == [
         f"{RESULTS}: {name} names {files / file}, which cannot be read ({reason}): correct the path; in a container it "
         "is one inside, where the file has to be mounted (docs/connect.md)"
     ]
@@ -63,7 +63,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_variable(files: Path, name
 
 @pytest.mark.parametrize("file", ["text", "empty", "server.key"])
 def test_an_authority_that_is_none_is_named(files: Path, file: str) -> None:
-    (sentence,) = said(CELERY_BROKER_URL=url(files, ssl_ca_certs=file))
+    (sentence,) = find_mistakes(CELERY_BROKER_URL=url(files, ssl_ca_certs=file))
     assert sentence.startswith(f"{BROKER}: ssl_ca_certs names {files / file}, which has no certificate in PEM form (")
     assert sentence.endswith("): correct it")
 
@@ -71,7 +71,7 @@ def test_an_authority_that_is_none_is_named(files: Path, file: str) -> None:
 @pytest.mark.parametrize("key", ["", "ca.key", "locked.key", "public.key", "empty"])
 def test_a_certificate_without_its_key_is_named(files: Path, key: str) -> None:
     named = {"ssl_certfile": "server.crt"} | ({"ssl_keyfile": key} if key else {})
-    (sentence,) = said(CELERY_BROKER_URL=url(files, **named))
+    (sentence,) = find_mistakes(CELERY_BROKER_URL=url(files, **named))
     both = " and ".join(str(files / file) for file in named.values())
     assert sentence.startswith(f"{BROKER}: ssl_certfile and ssl_keyfile name {both}, which cannot be used (")
     assert sentence.endswith("): name a certificate and its key, in PEM form, the key without a password")
@@ -79,14 +79,13 @@ def test_a_certificate_without_its_key_is_named(files: Path, key: str) -> None:
 
 def test_each_url_has_a_sentence_and_none_has_its_password(files: Path) -> None:
     broker = url(files, ssl_ca_certs="gone").replace("://", "://:Zq7-s3cret@")
-    sentences = said(CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=url(files, ssl_ca_certs="lost"))
-    assert [sentence.partition(":")[0] for sentence in sentences] == [BROKER, RESULTS]
+    results = url(files, "sentinel", ssl_ca_certs="lost")
+    sentences = find_mistakes(CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=results, CELERY_SENTINEL_MASTER="main")
+    assert [sentence.partition(",")[0] for sentence in sentences] == [
+        f"{BROKER}: ssl_ca_certs names {files / 'gone'}",
+        f"{RESULTS}: ssl_ca_certs names {files / 'lost'}",
+    ]
     assert "Zq7-s3cret" not in "".join(sentences)
-
-
-def test_files_for_sentinels_are_looked_at(files: Path) -> None:
-    (sentence,) = said(CELERY_BROKER_URL=url(files, "sentinel", ssl_ca_certs="gone"), CELERY_SENTINEL_MASTER="main")
-    assert sentence.startswith(f"{BROKER}: ssl_ca_certs names {files / 'gone'}, which cannot be read (")
 
 
 @pytest.mark.parametrize(

@@ -39,23 +39,18 @@ def test_a_client_of_our_own_names_the_variables() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "configured"),
     [
-        {"STALK_RUN_DIR": "/run/stalk"},
-        {BROKER: "redis://redis:6379/0", RESULTS: "redis://redis:6379/1"},
-        {BROKER: URL, RESULTS: URL},
+        ({"STALK_RUN_DIR": "/run/stalk"}, {}),
+        ({BROKER: "redis://redis:6379/0", RESULTS: "redis://redis:6379/1"}, {}),
+        ({BROKER: URL, RESULTS: URL}, {}),
+        ({}, {"broker_url": URL, "result_backend": URL}),
     ],
-    ids=["inside the stack", "the default, set", "another URL"],
+    ids=["inside the stack", "the default, set", "another URL", "configured by hand"],
 )
-def test_a_url_that_is_set_or_known_to_be_right_is_taken(settings: dict[str, str]) -> None:
+def test_a_url_that_is_set_or_known_to_be_right_is_used(settings: dict[str, str], configured: dict[str, str]) -> None:
     app = create_app(load(settings))
-    assert app.connection_for_write().as_uri()
-    assert app.backend.client
-
-
-def test_a_url_that_is_configured_by_hand_is_taken() -> None:
-    app = create_app(load({}))
-    app.conf.update(broker_url=URL, result_backend=URL)
+    app.conf.update(configured)
     assert app.connection_for_write().as_uri()
     assert app.backend.client
 

@@ -14,6 +14,9 @@ from tests.support.application import create_app
 from tests.support.checkout import Checkout
 from tests.unit.refusals import run_refused
 
+OWN, SHOP, SCHEDULE = "services/tasks/own.py", "shop/tasks.py", "services/schedule.py"
+IMPORTS = {"CELERY_IMPORTS": "shop.tasks"}
+THREAD = "__import__('threading').Thread(target=__import__('time').sleep, args=[3600]).start()"
 GOOD = {"task": "services.tasks.disk.report_free_space", "schedule": 300.0}
 
 
@@ -30,37 +33,22 @@ def test_nothing_is_wrong_with_the_checkout_and_no_redis_is_needed(checkout: Che
 @pytest.mark.parametrize(
     ("file", "text", "settings", "says"),
     [
+        (OWN, "import json\ndef broken(:\n", {}, f"{OWN} line 2: SyntaxError: invalid syntax"),
         (
-            "services/tasks/own.py",
-            "import json\ndef broken(:\n",
-            {},
-            "services/tasks/own.py line 2: SyntaxError: invalid syntax",
-        ),
-        (
-            "services/tasks/own.py",
+            OWN,
             "import json\n\njson.loads('{')\n",
             {},
-            "services/tasks/own.py line 3: JSONDecodeError: Expecting property name enclosed in double quotes",
+            f"{OWN} line 3: JSONDecodeError: Expecting property name enclosed ",
         ),
+        (OWN, f"import sys\n{THREAD}\nsys.exit('so')\n", {}, f"{OWN} line 3: SystemExit: so"),
+        (SHOP, "x = 1\nraise ValueError('of\\ntwo lines')\n", IMPORTS, f"{SHOP} line 2: ValueError: of two lines"),
         (
-            "services/tasks/own.py",
-            "import sys, threading, time\nthreading.Thread(target=time.sleep, args=[3600]).start()\nsys.exit('so')\n",
-            {},
-            "services/tasks/own.py line 3: SystemExit: so",
-        ),
-        (
-            "shop/tasks.py",
-            "x = 1\nraise ValueError('of\\ntwo lines')\n",
-            {"CELERY_IMPORTS": "shop.tasks"},
-            "shop/tasks.py line 2: ValueError: of two lines",
-        ),
-        (
-            "shop/tasks.py",
+            "shop/orders.py",
             "",
-            {"CELERY_IMPORTS": "shop.task"},
-            "shop.task cannot be imported: ModuleNotFoundError: No module named 'shop.task'",
+            IMPORTS,
+            "shop.tasks cannot be imported: ModuleNotFoundError: No module named 'shop.tasks'",
         ),
-        ("services/schedule.py", "ENTRIES = {\n", {}, "services/schedule.py line 1: SyntaxError: '{' was never closed"),
+        (SCHEDULE, "ENTRIES = {\n", {}, f"{SCHEDULE} line 1: SyntaxError: '{{' was never closed"),
         (
             "own.py",
             "",
