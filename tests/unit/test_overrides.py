@@ -176,15 +176,6 @@ def _is_theirs(value: ast.expr, module: ModuleType) -> bool:
     return found is not None and package.partition(".")[0] not in (*OURS, *NOT_LISTED)
 
 
-def find(path: str) -> Any:
-    """The class or module of this name. Raises AttributeError, or ImportError."""
-    try:
-        return importlib.import_module(path)
-    except ImportError:
-        parent, _, name = path.rpartition(".")
-        return getattr(find(parent), name)
-
-
 def has(owner: Any, name: str) -> bool:
     """Whether a module, object or class of theirs has a name, or its instances do."""
     classes = owner.__mro__ if inspect.isclass(owner) else ()
@@ -212,7 +203,7 @@ def test_everything_reached_from_outside_is_listed_and_still_there() -> None:
     listed, gone = set(), set()
     for [file], [owner], names, *_ in rows("What is reached or set from outside"):
         listed |= {(file, name) for name in names}
-        gone |= {(file, f"{owner} has no {name}") for name in names if not has(find(owner), name)}
+        gone |= {(file, f"{owner} has no {name}") for name in names if not has(pkgutil.resolve_name(owner), name)}
     missing = touched() - listed
     used = {(file, name) for file, name in listed if re.search(rf"\b{name}\b", (ROOT / file).read_text())}
     assert not (missing or gone or listed - used), complaint(missing, gone | (listed - used))

@@ -1,5 +1,7 @@
-"""TLS files that a URL names and that cannot be used are refused before anything starts: redis-py would report a Redis
-that is away, for ever."""
+"""URLs that an application outside the stack lacks, and TLS files that cannot be used: refused before anything starts.
+
+Without that, Celery would look for the stack's own Redis, and redis-py would report for ever a Redis that is away.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from config import ConfigError, load
-from services.broker.client import require_tls_files
+from services.broker.client import UrlNotSetError, connect, require_tls_files
+from tests.support.application import create_app
 from tests.support.checkout import Checkout
 from tests.support.redis.server import make_certificates
 from tests.unit.refusals import run_refused
 
 BROKER, RESULTS = "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"
-PLAIN = "redis://127.0.0.1:1/1"
+URL = "redis://127.0.0.1:1/1"
+UNSET = f"{BROKER} and {RESULTS} must be exported, because nobody outside the stack's containers"
+GONE = {BROKER: "rediss://127.0.0.1:1/0?ssl_ca_certs=/etc/stalk/gone.crt", RESULTS: URL}
 # openssl takes milliseconds.
 SECONDS = 120
 
@@ -45,17 +50,20 @@ def url(files: Path, scheme: str = "rediss", **options: str) -> str:
     return f"{scheme}://redis.example.com/0?" + "&".join(f"{name}={files / file}" for name, file in options.items())
 
 
+# --- TLS files
+
+
 def test_files_that_can_be_used_are_taken(files: Path) -> None:
     whole = url(files, ssl_ca_certs="ca.crt", ssl_certfile="server.crt", ssl_keyfile="server.key")
     assert find_mistakes(CELERY_BROKER_URL=whole, CELERY_RESULT_BACKEND=whole) == []
-    assert find_mistakes(CELERY_BROKER_URL="rediss://redis.example.com/0", CELERY_RESULT_BACKEND=PLAIN) == []
+    assert find_mistakes(CELERY_BROKER_URL="rediss://redis.example.com/0", CELERY_RESULT_BACKEND=URL) == []
 
 
 @pytest.mark.parametrize("name", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
 @pytest.mark.parametrize(("file", "reason"), [("gone.crt", "No such file or directory"), (".", "Is a directory")])
 def test_a_file_that_cannot_be_read_is_named_with_its_variable(files: Path, name: str, file: str, reason: str) -> None:
     options = {"ssl_certfile": "server.crt"} if name == "ssl_keyfile" else {}
-    assert find_mistakes(CELERY_BROKER_URL=PLAIN, CELERY_RESULT_BACKEND=url(files, **options | {name: file})) == [
+    assert find_mistakes(CELERY_BROKER_URL=URL, CELERY_RESULT_BACKEND=url(files, **options | {name: file})) == [
         f"{RESULTS}: {name} names {files / file}, which cannot be read ({reason}): correct the path; in a container it "
         "is one inside, where the file has to be mounted (docs/connect.md)"
     ]
@@ -88,20 +96,71 @@ def test_each_url_has_a_sentence_and_none_has_its_password(files: Path) -> None:
     assert "Zq7-s3cret" not in "".join(sentences)
 
 
+# --- URLs that are not set
+
+
+def test_a_publish_names_both_variables() -> None:
+    with pytest.raises(UrlNotSetError, match=UNSET):
+        create_app(load({})).send_task("any")
+
+
+def test_where_no_result_can_be_read_the_variable_is_named_and_no_task_is_sent_that_has_one() -> None:
+    app = create_app(load({BROKER: URL}))
+    with pytest.raises(UrlNotSetError, match=f"^{RESULTS} must be exported"):
+        _ = app.AsyncResult("any").state
+    with pytest.raises(UrlNotSetError, match=f"^{RESULTS} must be exported"):
+        app.send_task("any", retry=False)
+
+
+def test_a_client_of_our_own_names_the_variables() -> None:
+    settings = load({"REDIS_PASSWORD": "secret"})
+    for url in (settings.broker_url, settings.result_url):
+        with pytest.raises(UrlNotSetError, match="REDIS_PASSWORD, where the URL has no password"):
+            connect(url, settings)
+
+
 @pytest.mark.parametrize(
-    "command",
+    ("settings", "configured"),
     [
-        "-m services.launch worker",
-        "-m services.launch node --hostname=node0@here",
-        "-m services.launch beat",
-        "-m services.launch flower",
-        "-m celery -A services.app worker",
-        "-m services status",
-        "-m services.commands.check",
-        "-c __import__('services.app')",
+        ({"STALK_RUN_DIR": "/run/stalk"}, {}),
+        ({BROKER: "redis://redis:6379/0", RESULTS: "redis://redis:6379/1"}, {}),
+        ({BROKER: URL, RESULTS: URL}, {}),
+        ({}, {"broker_url": URL, "result_backend": URL}),
+    ],
+    ids=["inside the stack", "the default, set", "another URL", "configured by hand"],
+)
+def test_a_url_that_is_set_or_known_to_be_right_is_used(settings: dict[str, str], configured: dict[str, str]) -> None:
+    app = create_app(load(settings))
+    app.conf.update(configured)
+    assert app.connection_for_write().as_uri()
+    assert app.backend.client
+
+
+# --- Commands
+
+
+@pytest.mark.parametrize(
+    ("urls", "says", "command"),
+    [
+        *(
+            (GONE, f"{BROKER}: ssl_ca_certs names /etc/stalk/gone.crt, which cannot be read (No such file or", command)
+            for command in (
+                "-m services.launch worker",
+                "-m services.launch node --hostname=node0@here",
+                "-m services.launch beat",
+                "-m services.launch flower",
+                "-m celery -A services.app worker",
+                "-m services status",
+                "-m services.commands.check",
+                "-c __import__('services.app')",
+            )
+        ),
+        *(({}, UNSET, f"-m {command}") for command in ("celery -A services.app worker", "services status")),
+        ({}, UNSET, "-m celery -A services.app beat"),
     ],
 )
-def test_nothing_starts_with_an_authority_that_is_not_there(checkout: Checkout, command: str) -> None:
-    urls = {BROKER: "rediss://127.0.0.1:1/0?ssl_ca_certs=/etc/stalk/gone.crt", RESULTS: PLAIN}
+def test_a_command_is_refused_in_one_sentence(
+    checkout: Checkout, urls: dict[str, str], says: str, command: str
+) -> None:
     (sentence,) = run_refused(checkout, *command.split(), **urls)
-    assert f"{BROKER}: ssl_ca_certs names /etc/stalk/gone.crt, which cannot be read (No such file or" in sentence
+    assert says in sentence
