@@ -239,20 +239,12 @@ def test_an_image_is_our_own_and_built_or_comes_through_a_variable_with_a_full_v
         match = re.fullmatch(r"\$\{[A-Z_]+:-(.+)\}", image)
         assert match, f"{image} cannot be replaced from the environment"
         assert FULL_VERSION.fullmatch(match[1]), f"{image} has no full version"
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert set(re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)) == {"${PYTHON_IMAGE}"}
 
 
-def test_the_application_image_is_built_on_a_variable_alone() -> None:
-    text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
-    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${PYTHON_IMAGE}"}
-
-
-@pytest.mark.parametrize("attribute", ["python_image", "redis_image"])
-def test_a_default_image_has_a_full_version(attribute: str) -> None:
-    assert FULL_VERSION.fullmatch(StackSettings.model_fields[attribute].default)
-
-
-@pytest.mark.parametrize(
-    "image", ["redis", "redis:latest", "redis:8", "redis:8.8", "redis:8.8-trixie", "redis@sha256:ab"]
-)
-def test_a_floating_tag_is_no_full_version(image: str) -> None:
-    assert not FULL_VERSION.fullmatch(image)
+def test_a_default_image_has_a_full_version_and_a_floating_tag_is_none() -> None:
+    for attribute in ("python_image", "redis_image"):
+        assert FULL_VERSION.fullmatch(StackSettings.model_fields[attribute].default)
+    for image in ("redis", "redis:latest", "redis:8", "redis:8.8", "redis:8.8-trixie", "redis@sha256:ab"):
+        assert not FULL_VERSION.fullmatch(image)

@@ -11,22 +11,10 @@ from threading import Barrier, get_ident
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.cost import starts
+from benchmarks.cost import figures, starts
 from benchmarks.cost.__main__ import Pair, main, row
 from benchmarks.cost.commands import count_calls, count_from_outside
-from benchmarks.cost.figures import (
-    FIGURES,
-    Figure,
-    Measurement,
-    Summary,
-    format_number,
-    format_summary,
-    judge,
-    percentile,
-    rate,
-    ratios,
-    summarize,
-)
+from benchmarks.cost.figures import FIGURES, Figure, Measurement, Summary
 from benchmarks.cost.proc import cpu_seconds
 from services.supervisor.proc_stat import parse_stat
 
@@ -40,25 +28,25 @@ def measurement(value: float) -> Measurement:
 def test_a_rate_leaves_out_the_first_tenth() -> None:
     # The first two of 20 take a second each, the others 10 ms.
     times = [0.0, 1.0, *(2.0 + 0.01 * step for step in range(18))]
-    assert rate(times) == pytest.approx(100)
+    assert figures.rate(times) == pytest.approx(100)
 
 
 def test_a_summary_tells_median_range_and_spread() -> None:
-    found = summarize([4.0, 2.0, 3.0])
+    found = figures.summarize([4.0, 2.0, 3.0])
     assert found == Summary(median=3, least=2, most=4)
-    assert (found.spread, summarize([0.0, 1.0]).spread) == (2, math.inf)
-    assert format_summary(found) == "3.00 (2.00 to 4.00)"
+    assert (found.spread, figures.summarize([0.0, 1.0]).spread) == (2, math.inf)
+    assert figures.format_summary(found) == "3.00 (2.00 to 4.00)"
     with pytest.raises(ValueError, match="nothing was measured"):
-        summarize([])
+        figures.summarize([])
 
 
 @pytest.mark.parametrize(("part", "expected"), [(50, 50), (99, 99), (100, 100), (0.1, 1)])
 def test_a_percentile_is_one_of_the_values(part: float, expected: float) -> None:
-    assert percentile(range(100, 0, -1), part) == expected
+    assert figures.percentile(range(100, 0, -1), part) == expected
 
 
 def test_a_ratio_is_that_of_a_pair_and_a_baseline_of_zero_has_none() -> None:
-    assert ratios([2.0, 4.0, 0.0], [1.0, 8.0, 1.0]) == [0.5, 2.0]
+    assert figures.ratios([2.0, 4.0, 0.0], [1.0, 8.0, 1.0]) == [0.5, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +61,7 @@ def test_a_ratio_is_that_of_a_pair_and_a_baseline_of_zero_has_none() -> None:
 def test_a_verdict_counts_the_pairs_that_are_better_than_a_steady_baseline(
     figure: Figure, slowest: float, ratios: list[float], verdict: str
 ) -> None:
-    assert judge(figure, summarize([1.0, slowest]), ratios) == verdict
+    assert figures.judge(figure, figures.summarize([1.0, slowest]), ratios) == verdict
 
 
 @pytest.mark.parametrize(
@@ -81,7 +69,7 @@ def test_a_verdict_counts_the_pairs_that_are_better_than_a_steady_baseline(
     [(0, "0"), (12345.6, "12,346"), (99.96, "100.0"), (12.34, "12.3"), (1.234, "1.23"), (0.01234, "0.0123")],
 )
 def test_a_number_is_shown_with_the_digits_that_count(value: float, expected: str) -> None:
-    assert format_number(value) == expected
+    assert figures.format_number(value) == expected
 
 
 def test_a_row_has_both_sides_and_their_ratio() -> None:

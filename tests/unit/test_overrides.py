@@ -128,7 +128,7 @@ def names_of(kind: type) -> set[str]:
     return {name for name in names if not name.startswith("__") or name in ("__init__", "__call__")}
 
 
-def overridden() -> set[Row]:
+def find_overrides() -> set[Row]:
     """Every name of one of our classes that a class of theirs has, which comes after it in some class of ours."""
     found = set()
     for kind in (*our_classes(), *(handler for _, handler in build_handlers(""))):
@@ -140,7 +140,7 @@ def overridden() -> set[Row]:
     return found
 
 
-def touched() -> set[tuple[str, str]]:
+def find_touched() -> set[tuple[str, str]]:
     """File and name of what is reached or set from outside: private names, and attributes of what is imported."""
     found = set()
     for module in modules():
@@ -195,7 +195,7 @@ def test_every_override_is_listed_and_still_overrides_something() -> None:
         for [ours], [theirs], names, *_ in rows("Classes that derive from theirs")
         for name in names
     }
-    found = overridden()
+    found = find_overrides()
     assert listed == found, complaint(found - listed, listed - found)
 
 
@@ -204,7 +204,7 @@ def test_everything_reached_from_outside_is_listed_and_still_there() -> None:
     for [file], [owner], names, *_ in rows("What is reached or set from outside"):
         listed |= {(file, name) for name in names}
         gone |= {(file, f"{owner} has no {name}") for name in names if not has(pkgutil.resolve_name(owner), name)}
-    missing = touched() - listed
+    missing = find_touched() - listed
     used = {(file, name) for file, name in listed if re.search(rf"\b{name}\b", (ROOT / file).read_text())}
     assert not (missing or gone or listed - used), complaint(missing, gone | (listed - used))
 
@@ -246,6 +246,6 @@ def test_the_versions_are_those_of_the_lock(package: str) -> None:
 
 def test_every_package_that_is_overridden_has_a_version() -> None:
     distributions = {"redbeat": "celery-redbeat"}
-    packages = {theirs.partition(".")[0] for _, theirs, _ in overridden()}
+    packages = {theirs.partition(".")[0] for _, theirs, _ in find_overrides()}
     listed = {name for [name], *_ in rows("Versions")}
     assert {distributions.get(name, name) for name in packages} <= listed

@@ -19,15 +19,8 @@ from config.loading import REQUEUE_SECONDS, SUPERVISOR_EXIT_SECONDS
 from services.launch import NODE_VARIABLES, build_node_command, list_variables, supervisor_values
 from tests.support.checkout import ROOT, Checkout
 from tests.unit.refusals import run_refused
+from tests.unit.secret_settings import MARK, build_secrets
 
-MARK = "Zq7-s3cret"
-SECRETS = {
-    "CELERY_BROKER_URL": f"redis://user:{MARK}@redis/0",
-    "CELERY_RESULT_BACKEND": f"redis://user:{MARK}@redis/1",
-    "REDIS_PASSWORD": MARK,
-    "CELERY_SENTINEL_PASSWORD": MARK,
-    "FLOWER_BASIC_AUTH": f"admin:{MARK}",
-}
 # Options that change how much is printed, not what is done.
 HARMLESS = {"NO_COLOR"}
 
@@ -80,7 +73,7 @@ def test_every_pool_is_one_of_celerys(pool: str, module: str) -> None:
 
 
 def test_no_command_line_carries_a_secret() -> None:
-    settings = load(SECRETS)
+    settings = load(build_secrets())
     assert MARK not in " ".join(build_node_command(settings))
     assert MARK not in repr(supervisor_values(settings))
 
@@ -164,6 +157,6 @@ def test_wrong_arguments_are_refused_with_the_usage(checkout: Checkout, argument
 def test_a_wrong_configuration_is_refused_before_anything_starts(
     checkout: Checkout, command: list[str], wrong: dict[str, str], says: list[str]
 ) -> None:
-    lines = run_refused(checkout, *command, **SECRETS | wrong)
+    lines = run_refused(checkout, *command, **build_secrets() | wrong)
     assert [line[: len(start)] for line, start in zip(lines, says, strict=True)] == says
     assert MARK not in "".join(lines)

@@ -76,8 +76,5 @@ def test_the_place_of_a_redis_has_no_login() -> None:
         Redis(unix_socket_path="/run/redis.sock", password="secret"),
         Sentinel([("there", 26379)], password="secret").master_for("main"),  # type: ignore[no-untyped-call]
     ]
-    assert list(map(describe_server, clients)) == [
-        "Redis at here:7000/2",
-        "Redis at /run/redis.sock/0",
-        "Redis at main/0",
-    ]
+    places = ("here:7000/2", "/run/redis.sock/0", "main/0")
+    assert list(map(describe_server, clients)) == [f"Redis at {place}" for place in places]

@@ -23,8 +23,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENTRIES, ONE, {"task": "probe", "schedule": 300.0, "options": {"expires": 300.0}})
 
 
-def changed(text: str) -> dict[str, dict[str, object]]:
-    """The schedule with BEAT_SCHEDULE set to `text`."""
+def change_schedule(text: str) -> dict[str, dict[str, object]]:
+    """Build the schedule with BEAT_SCHEDULE set to `text`."""
     return beat_schedule(load({"BEAT_SCHEDULE": text}).beat.schedule)
 
 
@@ -37,10 +37,10 @@ def test_every_entry_names_a_task_that_exists_and_can_be_changed(entry: str) -> 
     before = copy.deepcopy(ENTRIES)
     module, _, name = ENTRIES[entry]["task"].rpartition(".")
     assert getattr(importlib.import_module(module), name).name == ENTRIES[entry]["task"]
-    assert changed(f"{entry}=off").keys() == ENTRIES.keys() - {entry}
-    assert changed(f"{entry}=60")[entry]["schedule"] == 60.0
+    assert change_schedule(f"{entry}=off").keys() == ENTRIES.keys() - {entry}
+    assert change_schedule(f"{entry}=60")[entry]["schedule"] == 60.0
     weekdays = crontab(minute="30", hour="3", day_of_week="mon-fri")
-    assert changed(f"{entry}=30 3 * * mon-fri")[entry]["schedule"] == weekdays
+    assert change_schedule(f"{entry}=30 3 * * mon-fri")[entry]["schedule"] == weekdays
     assert before == ENTRIES
 
 
@@ -55,7 +55,7 @@ def test_a_run_that_waited_for_longer_than_its_period_is_dropped() -> None:
     [(f"{ONE}=off; {ONE}=60", 60.0), (f"{ONE}=60; {ONE}=off", None), (f"{ONE}=60; {ONE}=90", 90.0)],
 )
 def test_the_last_change_of_an_entry_counts(text: str, period: float | None) -> None:
-    assert changed(text).get(ONE, {}).get("schedule") == period
+    assert change_schedule(text).get(ONE, {}).get("schedule") == period
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_the_last_change_of_an_entry_counts(text: str, period: float | None) -> 
 )
 def test_a_crontab_that_cannot_be_read_is_refused_with_its_entry(period: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        changed(f"{ONE}={period}")
+        change_schedule(f"{ONE}={period}")
     (problem,) = refusal.value.problems
     assert problem.startswith(f"BEAT_SCHEDULE: the crontab {period!r} of {ONE} cannot be read (")
 
 
 def test_all_mistakes_are_reported_at_once_with_what_is_allowed() -> None:
     with pytest.raises(ConfigError) as refusal:
-        changed(f"nightly=off; {ONE}=99 * * * *; hourly=60")
+        change_schedule(f"nightly=off; {ONE}=99 * * * *; hourly=60")
     unknown, unreadable, other = refusal.value.problems
     assert unknown == f"BEAT_SCHEDULE: found entry 'nightly'; allowed: {', '.join(sorted(ENTRIES))}"
     assert f"of {ONE} cannot be read" in unreadable
