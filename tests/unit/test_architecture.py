@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from config.settings import StackSettings
+from tests.support.documents import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MAP = ROOT / "docs" / "architecture.md"
 # Whoever uses Stalk puts tasks there: as many modules and folders as they like.
 TASKS = "services/tasks/"
@@ -47,14 +47,13 @@ def imports(source: str, package: str = "") -> Iterator[str]:
             yield from (word.value for word in node.args[:1] if isinstance(word, ast.Constant))  # type: ignore[misc]
 
 
-def environment_uses(source: str) -> list[str]:
-    """Where a module touches the process environment."""
-    return [
-        f"line {getattr(node, 'lineno', 0)}"
-        for node in ast.walk(ast.parse(source))
-        if (isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT)
+def reads_environment(source: str) -> bool:
+    """Whether a module touches the process environment."""
+    return any(
+        (isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT)
         or (isinstance(node, ast.ImportFrom) and node.module == "os" and {a.name for a in node.names} & ENVIRONMENT)
-    ]
+        for node in ast.walk(ast.parse(source))
+    )
 
 
 def is_within(name: str, package: str) -> bool:
@@ -171,14 +170,10 @@ def test_every_page_that_the_code_names_is_there() -> None:
 # --- The environment
 
 
-@pytest.mark.parametrize("path", sources("services", "stack"), ids=relative)
-def test_only_config_reads_the_environment(path: Path) -> None:
-    assert environment_uses(path.read_text(encoding="utf-8")) == [], f"{relative(path)}: ask config/ for it"
-
-
 def test_only_one_module_of_config_reads_the_environment() -> None:
-    readers = [path.name for path in sources("config") if environment_uses(path.read_text(encoding="utf-8"))]
-    assert readers == ["environment.py"]
+    paths = sources("config", "services", "stack")
+    readers = [relative(path) for path in paths if reads_environment(path.read_text(encoding="utf-8"))]
+    assert readers == ["config/environment.py"], "ask config/ for it"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +187,7 @@ def test_only_one_module_of_config_reads_the_environment() -> None:
     ],
 )
 def test_every_way_to_the_environment_is_seen(source: str) -> None:
-    assert environment_uses(source)
+    assert reads_environment(source)
 
 
 @pytest.mark.parametrize(
@@ -233,40 +228,23 @@ def test_every_package_that_is_imported_is_declared(packages: tuple[str, ...], g
 # --- Images
 
 
-def images() -> list[str]:
-    """Images that compose.yaml takes from others, as it writes them."""
-    services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
-    own = {service["image"] for service in services.values() if service.get("pull_policy") == "never"}
-    return sorted({service["image"] for service in services.values()} - own)
-
-
-def test_an_image_of_others_comes_through_a_variable_with_a_full_version() -> None:
-    assert images()
-    for image in images():
+def test_an_image_is_our_own_and_built_or_comes_through_a_variable_with_a_full_version() -> None:
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"].values()
+    own = {service["image"] for service in services if service.get("pull_policy") == "never"}
+    assert len(own) == 1
+    assert [service["image"] in own for service in services if "build" in service] == [True]
+    others = {service["image"] for service in services} - own
+    assert others
+    for image in others:
         match = re.fullmatch(r"\$\{[A-Z_]+:-(.+)\}", image)
         assert match, f"{image} cannot be replaced from the environment"
         assert FULL_VERSION.fullmatch(match[1]), f"{image} has no full version"
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert set(re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)) == {"${PYTHON_IMAGE}"}
 
 
-def test_our_own_image_is_built_and_never_fetched() -> None:
-    services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
-    own = [service for service in services.values() if service["image"] not in images()]
-    assert len({service["image"] for service in own}) == 1
-    assert sum("build" in service for service in own) == 1
-
-
-def test_the_application_image_is_built_on_a_variable_alone() -> None:
-    text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
-    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${PYTHON_IMAGE}"}
-
-
-@pytest.mark.parametrize("attribute", ["python_image", "redis_image"])
-def test_a_default_image_has_a_full_version(attribute: str) -> None:
-    assert FULL_VERSION.fullmatch(StackSettings.model_fields[attribute].default)
-
-
-@pytest.mark.parametrize(
-    "image", ["redis", "redis:latest", "redis:8", "redis:8.8", "redis:8.8-trixie", "redis@sha256:ab"]
-)
-def test_a_floating_tag_is_no_full_version(image: str) -> None:
-    assert not FULL_VERSION.fullmatch(image)
+def test_a_default_image_has_a_full_version_and_a_floating_tag_is_none() -> None:
+    for attribute in ("python_image", "redis_image"):
+        assert FULL_VERSION.fullmatch(StackSettings.model_fields[attribute].default)
+    for image in ("redis", "redis:latest", "redis:8", "redis:8.8", "redis:8.8-trixie", "redis@sha256:ab"):
+        assert not FULL_VERSION.fullmatch(image)

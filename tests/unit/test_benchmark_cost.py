@@ -11,21 +11,10 @@ from threading import Barrier, get_ident
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.cost import starts
+from benchmarks.cost import figures, starts
 from benchmarks.cost.__main__ import Pair, main, row
 from benchmarks.cost.commands import count_calls, count_from_outside
-from benchmarks.cost.figures import (
-    FIGURES,
-    Figure,
-    Measurement,
-    format_number,
-    format_summary,
-    judge,
-    percentile,
-    rate,
-    ratios,
-    summarize,
-)
+from benchmarks.cost.figures import FIGURES, Figure, Measurement, Summary
 from benchmarks.cost.proc import cpu_seconds
 from services.supervisor.proc_stat import parse_stat
 
@@ -39,41 +28,40 @@ def measurement(value: float) -> Measurement:
 def test_a_rate_leaves_out_the_first_tenth() -> None:
     # The first two of 20 take a second each, the others 10 ms.
     times = [0.0, 1.0, *(2.0 + 0.01 * step for step in range(18))]
-    assert rate(times) == pytest.approx(100)
+    assert figures.rate(times) == pytest.approx(100)
 
 
 def test_a_summary_tells_median_range_and_spread() -> None:
-    found = summarize([4.0, 2.0, 3.0])
-    assert (found.median, found.least, found.most, found.spread) == (3, 2, 4, 2)
-    assert summarize([0.0, 1.0]).spread == math.inf
-
-
-def test_nothing_measured_is_no_summary() -> None:
+    found = figures.summarize([4.0, 2.0, 3.0])
+    assert found == Summary(median=3, least=2, most=4)
+    assert (found.spread, figures.summarize([0.0, 1.0]).spread) == (2, math.inf)
+    assert figures.format_summary(found) == "3.00 (2.00 to 4.00)"
     with pytest.raises(ValueError, match="nothing was measured"):
-        summarize([])
+        figures.summarize([])
 
 
 @pytest.mark.parametrize(("part", "expected"), [(50, 50), (99, 99), (100, 100), (0.1, 1)])
 def test_a_percentile_is_one_of_the_values(part: float, expected: float) -> None:
-    assert percentile(range(100, 0, -1), part) == expected
+    assert figures.percentile(range(100, 0, -1), part) == expected
 
 
-def test_a_ratio_is_that_of_a_pair() -> None:
-    assert ratios([2.0, 4.0], [1.0, 8.0]) == [0.5, 2.0]
+def test_a_ratio_is_that_of_a_pair_and_a_baseline_of_zero_has_none() -> None:
+    assert figures.ratios([2.0, 4.0, 0.0], [1.0, 8.0, 1.0]) == [0.5, 2.0]
 
 
-def test_a_baseline_of_zero_has_no_ratio() -> None:
-    assert ratios([0.0, 4.0], [1.0, 8.0]) == [2.0]
-
-
-@pytest.mark.parametrize(("figure", "expected"), [(MORE, "better in 2 of 4"), (LESS, "better in 1 of 4")])
-def test_a_verdict_counts_the_pairs_that_are_better(figure: Figure, expected: str) -> None:
-    assert judge(figure, summarize([10.0, 11.0]), [1.1, 1.2, 0.9, 1.0]) == expected
-
-
-def test_an_unsteady_baseline_allows_no_verdict() -> None:
-    assert judge(MORE, summarize([1.0, 1.6]), [9.0, 9.0]) == "none: stock itself spreads 1.60 times"
-    assert judge(MORE, summarize([1.0, 1.5]), [9.0, 9.0]) == "better in 2 of 2"
+@pytest.mark.parametrize(
+    ("figure", "slowest", "ratios", "verdict"),
+    [
+        (MORE, 1.1, [1.1, 1.2, 0.9, 1.0], "better in 2 of 4"),
+        (LESS, 1.1, [1.1, 1.2, 0.9, 1.0], "better in 1 of 4"),
+        (MORE, 1.5, [9.0, 9.0], "better in 2 of 2"),
+        (MORE, 1.6, [9.0, 9.0], "none: stock itself spreads 1.60 times"),
+    ],
+)
+def test_a_verdict_counts_the_pairs_that_are_better_than_a_steady_baseline(
+    figure: Figure, slowest: float, ratios: list[float], verdict: str
+) -> None:
+    assert figures.judge(figure, figures.summarize([1.0, slowest]), ratios) == verdict
 
 
 @pytest.mark.parametrize(
@@ -81,11 +69,7 @@ def test_an_unsteady_baseline_allows_no_verdict() -> None:
     [(0, "0"), (12345.6, "12,346"), (99.96, "100.0"), (12.34, "12.3"), (1.234, "1.23"), (0.01234, "0.0123")],
 )
 def test_a_number_is_shown_with_the_digits_that_count(value: float, expected: str) -> None:
-    assert format_number(value) == expected
-
-
-def test_a_summary_is_shown_with_its_range() -> None:
-    assert format_summary(summarize([1.0, 2.0, 3.0])) == "2.00 (1.00 to 3.00)"
+    assert figures.format_number(value) == expected
 
 
 def test_a_row_has_both_sides_and_their_ratio() -> None:
@@ -110,36 +94,34 @@ def test_cpu_is_read_behind_a_name_with_brackets_and_includes_children() -> None
     assert (stat.cpu, stat.children_cpu) == (14 + 15, 16 + 17)
 
 
-def test_a_process_that_is_gone_has_used_nothing() -> None:
+def test_this_process_has_used_some_and_one_that_is_gone_nothing() -> None:
+    assert cpu_seconds([os.getpid()]) > 0
     # Above the greatest that Linux gives.
     assert cpu_seconds([1 << 23]) == 0
 
 
-def test_this_process_has_used_some() -> None:
-    assert cpu_seconds([os.getpid()]) > 0
-
-
 def test_commands_are_counted_without_those_of_the_benchmark() -> None:
-    assert (
-        count_calls({"cmdstat_evalsha": {"calls": 3}, "cmdstat_zadd": {"calls": 5}, "cmdstat_info": {"calls": 9}}) == 8
-    )
+    calls = {"cmdstat_evalsha": 3, "cmdstat_zadd": 5, "cmdstat_info": 9}
+    assert count_calls({name: {"calls": number} for name, number in calls.items()}) == 8
 
 
 def test_a_command_inside_a_script_does_not_come_from_outside() -> None:
-    said = (
+    output = (
         b'+OK\r\n+OK\r\n+1700000000.000001 [0 127.0.0.1:5000] "EVALSHA" "ab" "1" "celery"\r\n'
         b'+1700000000.000002 [0 lua] "LPUSH" "celery" "+1.0 [0 127.0.0.1:1] \\"x\\""\r\n'
         b'+1700000000.000003 [1 unix:/run/redis.sock] "SETEX" "a" "1" "b"\r\n'
         b'+1700000000.000004 [0 127.0.0.1:5001] "TYPE" "unacked"\r\n'
     )
-    assert count_from_outside(said) == 2
+    assert count_from_outside(output) == 2
 
 
-def test_starts_are_counted_over_all_processes(tmp_path: Path) -> None:
+def test_starts_are_counted_over_all_processes_and_one_without_room_is_an_error(tmp_path: Path) -> None:
     assert starts.count(tmp_path) == 0
-    recorder = starts.Recorder(tmp_path, room=3)
+    recorder = starts.Recorder(tmp_path, room=2)
     recorder.record()
     recorder.record()
+    with pytest.raises(IndexError):
+        recorder.record()
     (tmp_path / "another").write_bytes(starts.SLOT.pack(1) + starts.SLOT.pack(0.5))
     # Made, and not yet written to.
     (tmp_path / "empty").touch()
@@ -162,14 +144,6 @@ def test_threads_that_start_at_once_lose_no_start(tmp_path: Path, monkeypatch: p
         for each in [pool.submit(start) for _ in range(8)]:
             each.result(60)
     assert starts.count(tmp_path) == 8
-
-
-def test_a_start_without_room_is_an_error(tmp_path: Path) -> None:
-    recorder = starts.Recorder(tmp_path, room=1)
-    recorder.record()
-    with pytest.raises(IndexError):
-        recorder.record()
-    assert starts.count(tmp_path) == 1
 
 
 @pytest.mark.parametrize("arguments", [["--pool", "gevent"], ["--pairs", "0"], ["--tasks", "1"], ["--nonsense"]])

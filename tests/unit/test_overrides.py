@@ -26,8 +26,8 @@ from tornado.web import URLSpec
 
 from services.flower.pages import build_handlers
 from tests.support.application import create_app  # noqa: F401 - registers Stalk's own methods
+from tests.support.documents import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "overrides.md"
 OURS = ("config", "services", "stack")
 # Python's own, and pydantic, whose classes are meant to be filled in by those that derive from them.
@@ -38,16 +38,11 @@ NOT_THEIRS = {"_commands", "_exit"}
 Row = tuple[str, str, str]
 
 
-def section(title: str) -> str:
-    """A section of the document, without its heading."""
-    _, found, rest = DOCUMENT.read_text().partition(f"\n## {title}\n")
-    assert found, f"{DOCUMENT} has no section {title!r}"
-    return rest.partition("\n## ")[0]
-
-
 def rows(title: str) -> Iterator[list[list[str]]]:
     """What stands in backquotes in each cell of a section's tables."""
-    for line in section(title).splitlines():
+    _, found, rest = DOCUMENT.read_text().partition(f"\n## {title}\n")
+    assert found, f"{DOCUMENT} has no section {title!r}"
+    for line in rest.partition("\n## ")[0].splitlines():
         if line.startswith("| `"):
             yield [re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split(" | ")]
 
@@ -133,7 +128,7 @@ def names_of(kind: type) -> set[str]:
     return {name for name in names if not name.startswith("__") or name in ("__init__", "__call__")}
 
 
-def overridden() -> set[Row]:
+def find_overrides() -> set[Row]:
     """Every name of one of our classes that a class of theirs has, which comes after it in some class of ours."""
     found = set()
     for kind in (*our_classes(), *(handler for _, handler in build_handlers(""))):
@@ -145,7 +140,7 @@ def overridden() -> set[Row]:
     return found
 
 
-def touched() -> set[tuple[str, str]]:
+def find_touched() -> set[tuple[str, str]]:
     """File and name of what is reached or set from outside: private names, and attributes of what is imported."""
     found = set()
     for module in modules():
@@ -159,23 +154,17 @@ def touched() -> set[tuple[str, str]]:
                 if private or (isinstance(node.ctx, ast.Store) and _is_theirs(node.value, module)):
                     found.add((file, node.attr))
             elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr"):
-                found |= {(file, name) for name in _texts(node) if is_private(name)}
+                texts = [str(each.value) for each in node.args if isinstance(each, ast.Constant)]
+                found |= {(file, text) for text in texts if is_private(text)}
     return found
-
-
-def _texts(call: ast.Call) -> list[str]:
-    return [each.value for each in call.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
 
 
 def _own(of: ast.Module) -> set[str]:
     """Names that a file defines."""
-    found = set(on_self(of, ast.Store))
-    for node in ast.walk(of):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
-    return found
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    nodes = list(ast.walk(of))
+    variables = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return {*variables, *on_self(of, ast.Store), *(node.name for node in nodes if isinstance(node, kinds))}
 
 
 def _is_theirs(value: ast.expr, module: ModuleType) -> bool:
@@ -187,15 +176,6 @@ def _is_theirs(value: ast.expr, module: ModuleType) -> bool:
     return found is not None and package.partition(".")[0] not in (*OURS, *NOT_LISTED)
 
 
-def find(path: str) -> Any:
-    """The class or module of this name. Raises AttributeError, or ImportError."""
-    try:
-        return importlib.import_module(path)
-    except ImportError:
-        parent, _, name = path.rpartition(".")
-        return getattr(find(parent), name)
-
-
 def has(owner: Any, name: str) -> bool:
     """Whether a module, object or class of theirs has a name, or its instances do."""
     classes = owner.__mro__ if inspect.isclass(owner) else ()
@@ -204,9 +184,8 @@ def has(owner: Any, name: str) -> bool:
 
 def complaint(missing: set[Any], excess: set[Any]) -> str:
     lines = [f"missing in {DOCUMENT.name}: {' | '.join(row)}" for row in sorted(missing)]
-    lines += [
-        f"in {DOCUMENT.name}, but not in the code, or not in the package: {' | '.join(row)}" for row in sorted(excess)
-    ]
+    gone = f"in {DOCUMENT.name}, but not in the code, or not in the package"
+    lines += [f"{gone}: {' | '.join(row)}" for row in sorted(excess)]
     return "\n".join(lines)
 
 
@@ -216,7 +195,7 @@ def test_every_override_is_listed_and_still_overrides_something() -> None:
         for [ours], [theirs], names, *_ in rows("Classes that derive from theirs")
         for name in names
     }
-    found = overridden()
+    found = find_overrides()
     assert listed == found, complaint(found - listed, listed - found)
 
 
@@ -224,8 +203,8 @@ def test_everything_reached_from_outside_is_listed_and_still_there() -> None:
     listed, gone = set(), set()
     for [file], [owner], names, *_ in rows("What is reached or set from outside"):
         listed |= {(file, name) for name in names}
-        gone |= {(file, f"{owner} has no {name}") for name in names if not has(find(owner), name)}
-    missing = touched() - listed
+        gone |= {(file, f"{owner} has no {name}") for name in names if not has(pkgutil.resolve_name(owner), name)}
+    missing = find_touched() - listed
     used = {(file, name) for file, name in listed if re.search(rf"\b{name}\b", (ROOT / file).read_text())}
     assert not (missing or gone or listed - used), complaint(missing, gone | (listed - used))
 
@@ -267,6 +246,6 @@ def test_the_versions_are_those_of_the_lock(package: str) -> None:
 
 def test_every_package_that_is_overridden_has_a_version() -> None:
     distributions = {"redbeat": "celery-redbeat"}
-    packages = {theirs.partition(".")[0] for _, theirs, _ in overridden()}
+    packages = {theirs.partition(".")[0] for _, theirs, _ in find_overrides()}
     listed = {name for [name], *_ in rows("Versions")}
     assert {distributions.get(name, name) for name in packages} <= listed

@@ -66,7 +66,7 @@ def test_the_tests_pass_on_another_python(version: str, place: Path) -> None:
 
 
 def run(command: list[str], environment: dict[str, str], seconds: float) -> None:
-    """Run a command from the checkout; what it said, if it fails."""
+    """Run a command from the checkout, which must succeed."""
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False
     )

@@ -56,7 +56,7 @@ def test_what_delivery_relies_on_is_configured() -> None:
     assert configuration["broker_transport_options"].items() >= options.items()
 
 
-def test_sentinels_are_asked_for_the_master_with_their_own_password() -> None:
+def test_sentinels_and_nobody_else_are_asked_for_the_master_with_their_own_password() -> None:
     settings = load(SENTINEL | {"CELERY_SENTINEL_PASSWORD": "watcher"})
     configuration = build_celery_configuration(settings)
     for name in ("broker_transport_options", "result_backend_transport_options"):
@@ -64,7 +64,4 @@ def test_sentinels_are_asked_for_the_master_with_their_own_password() -> None:
         assert configuration[name]["sentinel_kwargs"]["password"] == "watcher"
     # An empty password would be sent, and refused.
     assert "password" not in build_sentinel_options(load(SENTINEL), load(SENTINEL).broker_url)
-
-
-def test_without_sentinels_nothing_is_said_of_them() -> None:
     assert "master_name" not in build_celery_configuration(load({}))["broker_transport_options"]

@@ -5,13 +5,7 @@ from __future__ import annotations
 from config.settings import VARIABLES
 from tests.support.checkout import Checkout
 from tests.unit.refusals import run_refused
-
-MARK = "Zq7-s3cret"
-SECRETS = {
-    "REDIS_PASSWORD": f"{MARK}$#'\"\\@:/% ü",
-    "CELERY_SENTINEL_PASSWORD": MARK,
-    "FLOWER_BASIC_AUTH": f"admin:{MARK}",
-}
+from tests.unit.secret_settings import MARK, build_secrets
 
 
 def run_config(checkout: Checkout, command: str, **environment: str) -> tuple[list[str], str]:
@@ -23,7 +17,8 @@ def run_config(checkout: Checkout, command: str, **environment: str) -> tuple[li
 
 
 def test_check_says_that_a_good_configuration_is_good_and_what_to_look_at(checkout: Checkout) -> None:
-    assert run_config(checkout, "check", **SECRETS) == (["The configuration is good."], "")
+    secrets = build_secrets(f"{MARK}$#'\"\\@:/% ü")
+    assert run_config(checkout, "check", **secrets) == (["The configuration is good."], "")
     output, warnings = run_config(checkout, "check", WORKER_POOL="threads")
     assert output == ["The configuration is good."]
     assert warnings.startswith("warning: WORKER_POOL=threads cannot enforce CELERY_TASK_TIME_LIMIT")
@@ -31,7 +26,7 @@ def test_check_says_that_a_good_configuration_is_good_and_what_to_look_at(checko
 
 def test_check_names_and_explains_every_mistake(checkout: Checkout) -> None:
     wrong = {"CELERY_BROKER_URL": f"redis://{MARK}@redis/0", "LOG_LEVEL": "loud", "FLOWER_PORT": "http"}
-    mistakes = run_refused(checkout, "-m", "config", "check", **SECRETS | wrong)
+    mistakes = run_refused(checkout, "-m", "config", "check", **build_secrets() | wrong)
     assert [line.partition(": found")[0] for line in mistakes] == [f"error: {variable}" for variable in wrong]
     assert ": found a value that is not shown (it has a user but no password: " in mistakes[0]
     assert "write redis://:secret@host" in mistakes[0]
@@ -45,7 +40,9 @@ def test_check_reads_env_of_its_checkout(own_checkout: Checkout) -> None:
 
 
 def test_show_prints_what_is_in_force_with_secrets_masked(checkout: Checkout) -> None:
-    output, errors = run_config(checkout, "show", **SECRETS, LOG_LEVEL="debug")
+    # Neither URL has a password of its own.
+    changes = {"CELERY_BROKER_URL": "", "CELERY_RESULT_BACKEND": "", "FLOWER_READ_ONLY_AUTH": "", "LOG_LEVEL": "debug"}
+    output, errors = run_config(checkout, "show", **build_secrets() | changes)
     lines = [line for line in output if line and not line.startswith("#")]
     assert [line.partition("=")[0] for line in lines] == list(VARIABLES)
     in_force = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import string
 import subprocess
 from collections.abc import Callable
@@ -61,16 +62,14 @@ VALUES = st.text(st.characters(codec="utf-8") | st.sampled_from("$#'\"\\` ="))
 SAME_FILE = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 Compose = Callable[..., dict[str, str]]
+Write = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
 def compose_works() -> None:
     """Skips where there is no Compose; fails instead where Docker is required."""
-    try:
-        version = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
-    except FileNotFoundError:
-        version = 127
-    if version == 0:
+    docker = shutil.which("docker") or "false"
+    if subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0:
         return
     if os.environ.get("STALK_REQUIRE_DOCKER") == "1":
         pytest.fail("`docker compose version` does not work, and STALK_REQUIRE_DOCKER=1")
@@ -100,7 +99,7 @@ def compose(tmp_path: Path, compose_works: None) -> Compose:
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[[str], Path]:
+def write(tmp_path: Path) -> Write:
     """Writes an env file."""
 
     def write(text: str) -> Path:
@@ -120,20 +119,18 @@ def problems(path: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(("text", "value"), READABLE.items())
-def test_a_file_means_what_it_says(write: Callable[[str], Path], text: str, value: str) -> None:
+def test_a_file_means_what_it_says(write: Write, text: str, value: str) -> None:
     assert read_env_file(write(f"{text}\nZ=last\n")) == {"A": value, "Z": "last"}
 
 
 @pytest.mark.parametrize(("text", "value"), READABLE.items())
-def test_a_file_means_the_same_to_compose(
-    write: Callable[[str], Path], compose: Compose, text: str, value: str
-) -> None:
+def test_a_file_means_the_same_to_compose(write: Write, compose: Compose, text: str, value: str) -> None:
     assert compose(write(f"{text}\nZ=last\n"), "A", "Z") == {"A": value, "Z": "last"}
 
 
 @pytest.mark.parametrize("environment", [{}, {"LOG_LEVEL": "debug"}, {"LOG_LEVEL": ""}])
 def test_the_environment_beats_the_file_as_it_does_for_compose(
-    write: Callable[[str], Path], compose: Compose, environment: dict[str, str]
+    write: Write, compose: Compose, environment: dict[str, str]
 ) -> None:
     env_file = write("LOG_LEVEL=error\n")
     # In the container there is no file: what Compose passes on is all that the settings are made of.
@@ -167,7 +164,7 @@ def test_the_environment_beats_the_file_as_it_does_for_compose(
     ],
 )
 def test_a_value_that_compose_would_read_differently_is_refused_with_the_form_that_works(
-    write: Callable[[str], Path], line: str
+    write: Write, line: str
 ) -> None:
     path = write(f"# a comment\n\nB=good\n\n\n{line}\n")
     (problem,) = problems(path)
@@ -180,23 +177,20 @@ def test_a_value_that_compose_would_read_differently_is_refused_with_the_form_th
     "line",
     ["A", "export A", "A: value", "'A'=value", "A B=value", "1A=value", "A.B=value", "=value", "A='open", "A='a'b"],
 )
-def test_a_line_that_is_no_assignment_is_refused(write: Callable[[str], Path], line: str) -> None:
+def test_a_line_that_is_no_assignment_is_refused(write: Write, line: str) -> None:
     path = write(f"B=good\n\n{line}\n")
     assert problems(path) == (f"{path} line 3: it is not NAME=value",)
 
 
-def test_every_bad_line_of_a_file_is_named_and_no_value_is_repeated(write: Callable[[str], Path]) -> None:
+def test_every_bad_line_of_a_file_is_named_and_no_value_is_repeated(write: Write) -> None:
     path = write("REDIS_PASSWORD=s3cret$Zq7\nB=good\nREDIS_PASSWORD: s3cret$Zq7\nD=s3cret$Zq7\n")
     found = problems(path)
     assert [problem.split(":")[0] for problem in found] == [f"{path} line {line}" for line in (1, 3, 4)]
     assert not any(part in problem for problem in found for part in ("s3cret", "Zq7"))
 
 
-def test_a_file_that_is_not_there_is_empty(tmp_path: Path) -> None:
-    assert read_env_file(tmp_path / ".env") == {}
-
-
-def test_a_file_that_cannot_be_read_is_refused(write: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_refused_and_one_that_is_not_there_is_empty(write: Write, tmp_path: Path) -> None:
+    assert read_env_file(tmp_path / "gone") == {}
     assert problems(tmp_path) == (f"{tmp_path}: cannot be read (Is a directory)",)
     (problem,) = problems(write("# old\rA=one\n"))
     assert "carriage return" in problem
@@ -217,7 +211,7 @@ def test_a_file_that_cannot_be_read_is_refused(write: Callable[[str], Path], tmp
 @example("a\\\\b")
 @example("a\\'b")
 @example("a\\")
-def test_a_value_is_read_back_unchanged_or_has_no_form_and_is_refused(write: Callable[[str], Path], value: str) -> None:
+def test_a_value_is_read_back_unchanged_or_has_no_form_and_is_refused(write: Write, value: str) -> None:
     if value.endswith("\\") or any(mark in value for mark in ("\n", "\r", "\\\\", "\\'")):
         with pytest.raises(ValueError, match="cannot be written"):
             quote_value(value)
@@ -230,9 +224,7 @@ def test_a_value_is_quoted_only_where_it_must_be() -> None:
     assert quote_value("it's") == "'it\\'s'"
 
 
-def test_a_password_that_stalk_has_written_is_the_same_for_compose(
-    write: Callable[[str], Path], compose: Compose
-) -> None:
+def test_a_password_that_stalk_has_written_is_the_same_for_compose(write: Write, compose: Compose) -> None:
     values = {f"PASSWORD_{number}": value for number, value in enumerate(PASSWORDS) if not value.endswith("\\")}
     env_file = write("".join(f"{name}={quote_value(value)}\n" for name, value in values.items()))
     assert read_env_file(env_file) == values

@@ -123,20 +123,12 @@ def attributes_read() -> set[tuple[str, str]]:
     return found
 
 
-@cache
-def names_expanded() -> set[str]:
-    return set().union(*map(expanded, [COMPOSE_FILE, *scripts("docker")]))
+NAMES_EXPANDED = set().union(*map(expanded, [COMPOSE_FILE, *scripts("docker")]))
 
 
 @pytest.mark.parametrize("variable", VARIABLES.values(), ids=VARIABLES)
 def test_a_documented_variable_is_read_by_something(variable: Variable) -> None:
-    assert (variable.group, variable.attribute) in attributes_read() or variable.name in names_expanded()
-
-
-def test_reading_is_told_from_documenting() -> None:
-    assert ("worker", "no_such_setting") not in attributes_read()
-    assert "WORKER_QUEUES" not in names_expanded()
-    assert "WORKER_MEMORY" in names_expanded()
+    assert (variable.group, variable.attribute) in attributes_read() or variable.name in NAMES_EXPANDED
 
 
 # --- What Compose passes on
@@ -169,14 +161,16 @@ def defaults_written_outside() -> list[tuple[str, str, str]]:
     return found
 
 
+def test_what_is_read_and_the_defaults_outside_config_are_found() -> None:
+    assert ("worker", "no_such_setting") not in attributes_read()
+    assert "WORKER_QUEUES" not in NAMES_EXPANDED
+    assert "WORKER_MEMORY" in NAMES_EXPANDED
+    defaults = {("compose.yaml", "WORKER_MEMORY", "1g"), ("compose.yaml", "FLOWER_BIND", "127.0.0.1")}
+    assert defaults <= set(defaults_written_outside())
+
+
 @pytest.mark.parametrize(("file", "variable", "default"), defaults_written_outside())
 def test_a_default_outside_config_is_the_default(file: str, variable: str, default: str) -> None:
     assert default == format_value(VARIABLES[variable].default), (
         f"{file} has another default of {variable} than config/settings.py"
-    )
-
-
-def test_defaults_outside_config_are_found() -> None:
-    assert {("compose.yaml", "WORKER_MEMORY", "1g"), ("compose.yaml", "FLOWER_BIND", "127.0.0.1")} <= set(
-        defaults_written_outside()
     )

@@ -2,88 +2,53 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from celery import Celery
 from celery.schedules import crontab
 
 from config import load
 from services.commands.check import find_mistake
 from tests.support.application import create_app
 from tests.support.checkout import Checkout
+from tests.unit.refusals import run_refused
 
-# Importing the application takes a second on an idle machine.
-SECONDS = 120
+OWN, SHOP, SCHEDULE = "services/tasks/own.py", "shop/tasks.py", "services/schedule.py"
+IMPORTS = {"CELERY_IMPORTS": "shop.tasks"}
+THREAD = "__import__('threading').Thread(target=__import__('time').sleep, args=[3600]).start()"
 GOOD = {"task": "services.tasks.disk.report_free_space", "schedule": 300.0}
 
 
 def check(checkout: Checkout, **settings: str) -> list[str]:
-    """What is wrong: nothing, or the lines on standard error with exit code 2."""
-    done = subprocess.run(
-        [sys.executable, "-m", "services.commands.check"],
-        cwd=checkout.path,
-        env={"LANG": "C.UTF-8", **settings},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    said = done.stderr.splitlines()
-    assert done.returncode == (2 if said else 0), done
-    return said
+    """The mistakes, a line each."""
+    return run_refused(checkout, "-m", "services.commands.check", **settings)
 
 
 def test_nothing_is_wrong_with_the_checkout_and_no_redis_is_needed(checkout: Checkout) -> None:
-    assert check(checkout) == []
+    done = checkout.run("-m", "services.commands.check")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
     ("file", "text", "settings", "says"),
     [
+        (OWN, "import json\ndef broken(:\n", {}, f"{OWN} line 2: SyntaxError: invalid syntax"),
+        (OWN, "import json\n\njson.loads('[')\n", {}, f"{OWN} line 3: JSONDecodeError: Expecting value"),
+        (OWN, f"import sys\n{THREAD}\nsys.exit('so')\n", {}, f"{OWN} line 3: SystemExit: so"),
+        (SHOP, "x = 1\nraise ValueError('of\\ntwo lines')\n", IMPORTS, f"{SHOP} line 2: ValueError: of two lines"),
         (
-            "services/tasks/own.py",
-            "import json\ndef broken(:\n",
-            {},
-            "error: services/tasks/own.py line 2: SyntaxError: invalid syntax",
-        ),
-        (
-            "services/tasks/own.py",
-            "import json\n\njson.loads('{')\n",
-            {},
-            "error: services/tasks/own.py line 3: JSONDecodeError: Expecting property name enclosed in double quotes",
-        ),
-        (
-            "services/tasks/own.py",
-            "import sys, threading, time\nthreading.Thread(target=time.sleep, args=[3600]).start()\nsys.exit('so')\n",
-            {},
-            "error: services/tasks/own.py line 3: SystemExit: so",
-        ),
-        (
-            "shop/tasks.py",
-            "x = 1\nraise ValueError('of\\ntwo lines')\n",
-            {"CELERY_IMPORTS": "shop.tasks"},
-            "error: shop/tasks.py line 2: ValueError: of two lines",
-        ),
-        (
-            "shop/tasks.py",
+            "shop/orders.py",
             "",
-            {"CELERY_IMPORTS": "shop.task"},
-            "error: shop.task cannot be imported: ModuleNotFoundError: No module named 'shop.task'",
+            IMPORTS,
+            "shop.tasks cannot be imported: ModuleNotFoundError: No module named 'shop.tasks'",
         ),
-        (
-            "services/schedule.py",
-            "ENTRIES = {\n",
-            {},
-            "error: services/schedule.py line 1: SyntaxError: '{' was never closed",
-        ),
+        (SCHEDULE, "ENTRIES = {\n", {}, f"{SCHEDULE} line 1: SyntaxError: '{{' was never closed"),
         (
             "own.py",
             "",
             {"BEAT_SCHEDULE": "nightly=60"},
-            "error: BEAT_SCHEDULE: found entry 'nightly'; allowed: report-free-space",
+            "BEAT_SCHEDULE: found entry 'nightly'; allowed: report-free-space",
         ),
     ],
     ids=["syntax", "import", "exit and thread", "own package", "no such module", "schedule", "BEAT_SCHEDULE"],
@@ -93,8 +58,8 @@ def test_a_mistake_is_one_line_with_its_place(
 ) -> None:
     (own_checkout.path / file).parent.mkdir(exist_ok=True)
     own_checkout.write(file, text)
-    (said,) = check(own_checkout, **settings)
-    assert said.startswith(says)
+    (mistake,) = check(own_checkout, **settings)
+    assert mistake.startswith(f"error: {says}")
 
 
 def test_an_entry_of_the_schedule_is_found_by_its_line(own_checkout: Checkout) -> None:
@@ -108,11 +73,11 @@ def test_an_entry_of_the_schedule_is_found_by_its_line(own_checkout: Checkout) -
 
 
 @pytest.fixture(scope="module")
-def mistake() -> Callable[[Any], str]:
-    """What is wrong with an entry."""
+def app() -> Celery:
+    """The application, with its tasks."""
     app = create_app(load({}))
     app.loader.import_default_modules()
-    return lambda entry: find_mistake(app, "name", entry)
+    return app
 
 
 @pytest.mark.parametrize(
@@ -131,15 +96,11 @@ def mistake() -> Callable[[Any], str]:
         ({"args": ({1, 2},)}, "cannot be used: TypeError: "),
     ],
 )
-def test_an_entry_that_beat_could_not_use_is_refused(
-    mistake: Callable[[Any], str], changes: dict[str, Any], says: str
-) -> None:
-    said = mistake(GOOD | changes)
-    assert said.startswith(says)
-    assert bool(said) == bool(says)
+def test_an_entry_that_beat_could_not_use_is_refused(app: Celery, changes: dict[str, Any], says: str) -> None:
+    mistake = find_mistake(app, "name", GOOD | changes)
+    assert mistake.startswith(says)
+    assert bool(mistake) == bool(says)
 
 
-def test_an_entry_with_the_name_of_beats_lock_is_refused() -> None:
-    app = create_app(load({}))
-    app.loader.import_default_modules()
+def test_an_entry_with_the_name_of_beats_lock_is_refused(app: Celery) -> None:
     assert find_mistake(app, "lock", GOOD) == "has a name that beat needs for itself"

@@ -19,14 +19,10 @@ class Keys(Channel):  # type: ignore[misc]
         pass
 
 
-@pytest.mark.parametrize("queue", ["celery", "reports", "with.dots-and_dashes"])
+@pytest.mark.parametrize("queue", ["celery", "with.dots-and_dashes", "odd\x06\x16name"])
 def test_the_lists_of_a_queue_are_those_that_kombu_fills(queue: str) -> None:
-    keys = Keys()
-    assert set(get_lists(queue)) == {keys._q_for_pri(queue, priority) for priority in range(10)}
-
-
-@pytest.mark.parametrize("queue", ["celery", "odd\x06\x16name"])
-def test_a_list_tells_its_queue_and_priority(queue: str) -> None:
+    kombu = Keys()
+    assert set(get_lists(queue)) == {kombu._q_for_pri(queue, priority) for priority in range(10)}
     assert [parse_list(key) for key in get_lists(queue)] == [(queue, step) for step in keys.PRIORITY_STEPS]
     assert parse_list(Keys.sep.join([queue, "1"])) == (queue, 1)
 
@@ -39,14 +35,8 @@ def test_the_most_urgent_list_comes_first() -> None:
 @pytest.mark.parametrize(
     ("exchange", "carries"),
     [
-        ("celery", True),
-        ("reports", True),
-        ("permanent.reports", True),
-        ("celeryevents", True),
-        ("pidbox", True),
-        ("celeryev", False),
-        ("celery.pidbox", False),
-        ("reply.celery.pidbox", False),
+        *((queue, True) for queue in ("celery", "reports", "permanent.reports", "celeryevents", "pidbox")),
+        *((exchange, False) for exchange in ("celeryev", "celery.pidbox", "reply.celery.pidbox")),
     ],
 )
 def test_bindings_of_tasks_are_told_from_those_of_events_and_commands(exchange: str, carries: bool) -> None:

@@ -14,7 +14,7 @@ ROWS: list[tuple[Cell, ...]] = [("1", ("crashed", RED), "a worker died while it 
 HEADER = ("ID", "Reason", "Detail")
 
 
-def printed(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **variables: str) -> str:
+def print_rows(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **variables: str) -> str:
     for name in ("NO_COLOR", "TERM"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -25,7 +25,7 @@ def printed(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **variables: s
 
 
 def test_a_row_is_one_plain_line_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert printed(monkeypatch, io.StringIO(), TERM="xterm", COLUMNS="20").splitlines() == [
+    assert print_rows(monkeypatch, io.StringIO(), TERM="xterm", COLUMNS="20").splitlines() == [
         "ID  Reason    Detail",
         "1   crashed   a worker died while it ran",
         "12  rejected",
@@ -34,7 +34,7 @@ def test_a_row_is_one_plain_line_where_there_is_no_terminal(monkeypatch: pytest.
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_a_terminal_shows_rows_folded_to_its_width(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    assert printed(monkeypatch, Screen(), COLUMNS="26", **variables).splitlines() == [
+    assert print_rows(monkeypatch, Screen(), COLUMNS="26", **variables).splitlines() == [
         "ID  Reason    Detail",
         "1   crashed   a worker",
         "              died while",
@@ -44,7 +44,7 @@ def test_a_terminal_shows_rows_folded_to_its_width(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_terminal_shows_colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    head, first, _ = printed(monkeypatch, Screen(), TERM="xterm", COLUMNS="80").splitlines()
+    head, first, _ = print_rows(monkeypatch, Screen(), TERM="xterm", COLUMNS="80").splitlines()
 
     assert head.startswith("\x1b[1mID\x1b[0m  \x1b[1mReason  \x1b[0m  ")
     assert first.startswith("1   \x1b[31mcrashed \x1b[0m  a worker")

@@ -26,37 +26,33 @@ COMMAND = 'Command # 1 (SETEX celery-task-meta-1 86400 {"result": "-OOM BUSY NOP
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("temporary", "error"),
     [
-        ConnectionError("Error 111 connecting to redis:6379. Connection refused."),
-        TimeoutError("Timeout reading from socket"),
-        OSError("Network is unreachable"),
-        AuthenticationError("invalid username-password pair"),
-        BusyLoadingError("Redis is loading the dataset in memory"),
-        OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
-        ReadOnlyError("You can't write against a read only replica."),
-        NoPermissionError("this user has no permissions to run the 'setex' command"),
-        ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
-        ResponseError(COMMAND + "MISCONF Errors writing to the AOF file: No space left on device"),
-        ResponseError("NOREPLICAS Not enough good replicas to write."),
-        ResponseError("ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed when used …"),
+        (True, ConnectionError("Error 111 connecting to redis:6379. Connection refused.")),
+        (True, TimeoutError("Timeout reading from socket")),
+        (True, OSError("Network is unreachable")),
+        (True, AuthenticationError("invalid username-password pair")),
+        (True, BusyLoadingError("Redis is loading the dataset in memory")),
+        (True, OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")),
+        (True, ReadOnlyError("You can't write against a read only replica.")),
+        (True, NoPermissionError("this user has no permissions to run the 'setex' command")),
+        (True, ResponseError("MISCONF Errors writing to the AOF file: No space left on device")),
+        (True, ResponseError(COMMAND + "MISCONF Errors writing to the AOF file: No space left on device")),
+        (True, ResponseError("NOREPLICAS Not enough good replicas to write.")),
+        (
+            True,
+            ResponseError(
+                "ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed when used …"
+            ),
+        ),
+        (False, ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")),
+        (False, ResponseError(COMMAND + "WRONGTYPE Operation against a key holding the wrong kind of value")),
+        (False, ResponseError("string exceeds maximum allowed size (proto-max-bulk-len)")),
+        (False, DataError("Invalid input of type: 'dict'.")),
     ],
 )
-def test_what_says_nothing_of_the_result_is_waited_for(error: Exception) -> None:
-    assert is_temporary(error)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
-        ResponseError(COMMAND + "WRONGTYPE Operation against a key holding the wrong kind of value"),
-        ResponseError("string exceeds maximum allowed size (proto-max-bulk-len)"),
-        DataError("Invalid input of type: 'dict'."),
-    ],
-)
-def test_what_redis_will_never_take_is_not_waited_for(error: Exception) -> None:
-    assert not is_temporary(error)
+def test_only_what_may_pass_is_waited_for(temporary: bool, error: Exception) -> None:
+    assert is_temporary(error) is temporary
 
 
 def test_nobody_but_a_worker_waits() -> None:

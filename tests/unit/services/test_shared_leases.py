@@ -92,11 +92,7 @@ def lose(deliveries: UnackedDeliveries) -> None:
 
 @pytest.mark.parametrize(
     "end",
-    [
-        lose,
-        lambda deliveries: deliveries.requeue(["tag"]),
-        lambda deliveries: deliveries.requeue_all(),
-    ],
+    [lose, lambda deliveries: deliveries.requeue(["tag"]), UnackedDeliveries.requeue_all],
     ids=["lost", "requeued", "all-requeued"],
 )
 def test_a_delivery_that_is_lost_or_requeued_has_no_lease(end: Callable[[UnackedDeliveries], object]) -> None:

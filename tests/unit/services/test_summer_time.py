@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import pairwise
@@ -40,51 +39,26 @@ ZONES = [
 ]
 # Minute, hour, day of month, month, day of week, as BEAT_SCHEDULE has them.
 FORMS = [
-    "* * * * *",
-    "*/15 * * * *",
-    "*/7 * * * *",
-    "0 * * * *",
-    "45 * * * *",
-    "10,40 * * * *",
-    "20-50/10 * * * *",
-    "0 */2 * * *",
-    "30 */3 * * *",
-    "*/20 2 * * *",
-    "*/10 1-3 * * *",
-    "0 9 * * *",
-    "0 0 * * *",
-    "0 1 * * *",
-    "30 1 * * *",
-    "59 1 * * *",
-    "0 2 * * *",
-    "10 2 * * *",
-    "15,45 2 * * *",
-    "30 2 * * *",
-    "0 3 * * *",
-    "0,30 0-4 * * *",
-    "0-59 1,2 * * *",
-    "15 22-3 * * *",
-    "0 0-23 * * *",
-    "0 0-23/2 * * *",
-    "30 2 * * sun",
-    "30 2 * * sat,mon",
-    "15 1-2 * * fri-mon",
-    "30 2 1-8 * *",
-    "30 2 */2 * *",
-    "30 2 * mar-apr,oct-nov *",
-    "30 2 * */3 *",
+    *("* * * * *", "*/15 * * * *", "*/7 * * * *"),
+    *("0 * * * *", "45 * * * *", "10,40 * * * *", "20-50/10 * * * *"),
+    *("0 */2 * * *", "30 */3 * * *", "*/20 2 * * *", "*/10 1-3 * * *"),
+    *("0 9 * * *", "0 0 * * *", "0 1 * * *", "30 1 * * *", "59 1 * * *", "0 2 * * *", "10 2 * * *", "15,45 2 * * *"),
+    *("30 2 * * *", "0 3 * * *", "0,30 0-4 * * *", "0-59 1,2 * * *", "15 22-3 * * *", "0 0-23 * * *", "0 0-23/2 * * *"),
+    *("30 2 * * sun", "30 2 * * sat,mon", "15 1-2 * * fri-mon"),
+    *("30 2 1-8 * *", "30 2 */2 * *", "30 2 * mar-apr,oct-nov *", "30 2 * */3 *"),
     # Celery needs both days to match, Debian's cron one of them.
-    "15 1,2 1-7 * sun",
-    "*/30 * 25-31 3,10 sunday",
+    *("15 1,2 1-7 * sun", "*/30 * 25-31 3,10 sunday"),
 ]
-NAMES = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+DAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
+# Lowest and highest number, and names, of each field.
+FIELDS: list[tuple[int, int, list[str]]] = [(0, 59, []), (0, 23, []), (1, 31, []), (1, 12, MONTHS), (0, 6, DAYS)]
 
 
 # The reference.
 
 
-def numbers(field: str, lowest: int, highest: int, names: Iterable[str] = ()) -> set[int]:
+def numbers(field: str, lowest: int, highest: int, names: Iterable[str]) -> set[int]:
     """The numbers that a field of a crontab allows."""
     known = {name: number for number, name in enumerate(names, lowest)}
     found: set[int] = set()
@@ -101,66 +75,34 @@ def numbers(field: str, lowest: int, highest: int, names: Iterable[str] = ()) ->
     return found
 
 
-class Form:
-    """A crontab, parsed from its five fields."""
-
-    def __init__(self, text: str) -> None:
-        minute, hour, day, month, weekday = text.split()
-        self.floats = minute.startswith("*") or hour.startswith("*")
-        self.minutes, self.hours = numbers(minute, 0, 59), numbers(hour, 0, 23)
-        self.days, self.months = numbers(day, 1, 31), numbers(month, 1, 12, MONTHS)
-        self.weekdays = numbers(weekday, 0, 6, NAMES)
-
-    def names(self, time: datetime) -> bool:
-        """Whether `time` is one of its times."""
-        return (
-            time.minute in self.minutes
-            and time.hour in self.hours
-            and time.day in self.days
-            and time.month in self.months
-            and time.isoweekday() % 7 in self.weekdays
-        )
-
-
-def minutes(zone: str, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime, bool, list[datetime]]]:
-    """Each minute: the moment, the local time, whether it is a repetition, and the local times skipped before."""
-    place = ZoneInfo(zone)
-    # A repeated hour was first shown within the last three hours.
-    moment = start - 3 * HOUR
-    before = latest = moment.astimezone(place).replace(tzinfo=None) - MINUTE
-    while moment < end:
-        shown = moment.astimezone(place).replace(tzinfo=None)
-        left_out = []
-        while before + MINUTE < shown:
-            before += MINUTE
-            left_out.append(before)
-        yield moment, shown, shown <= latest, left_out
-        before, latest, moment = shown, max(latest, shown), moment + MINUTE
-
-
 def expected(text: str, zone: str, start: datetime, end: datetime) -> list[datetime]:
     """When a crontab runs after `start` and before `end`, by checking every minute."""
-    form, found = Form(text), []
-    for moment, shown, again, left_out in minutes(zone, start, end):
-        runs = form.names(shown) and (form.floats or not again)
-        runs = runs or (not form.floats and any(map(form.names, left_out)))
+    allowed = [numbers(field, *limits) for field, limits in zip(text.split(), FIELDS, strict=True)]
+    floats = any(field.startswith("*") for field in text.split()[:2])
+
+    def matches(time: datetime) -> bool:
+        shown = (time.minute, time.hour, time.day, time.month, time.isoweekday() % 7)
+        return all(number in field for number, field in zip(shown, allowed, strict=True))
+
+    found = []
+    # A repeated hour was first shown within the last three hours.
+    moment = start - 3 * HOUR
+    before = latest = to_local(moment, zone) - MINUTE
+    while moment < end:
+        shown = to_local(moment, zone)
+        skipped = (before + minutes * MINUTE for minutes in range(1, (shown - before) // MINUTE))
+        runs = matches(shown) if floats else (shown > latest and matches(shown)) or any(map(matches, skipped))
         if runs and moment > start:
             found.append(moment)
+        before, latest, moment = shown, max(latest, shown), moment + MINUTE
     return found
 
 
+def to_local(moment: datetime, zone: str) -> datetime:
+    return moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None)
+
+
 # Beat.
-
-
-@dataclass
-class Clock:
-    """The application's clock."""
-
-    app: Any
-    now: datetime
-
-    def __post_init__(self) -> None:
-        self.app.now = lambda: self.now.astimezone(self.app.timezone)
 
 
 @cache
@@ -168,36 +110,37 @@ def application(zone: str) -> Any:
     return create_app(load({"CELERY_TIMEZONE": zone}))
 
 
-def clock(zone: str, now: datetime) -> Clock:
-    return Clock(application(zone), now)
+class Beat:
+    """Beat in a time zone, at a time."""
+
+    def __init__(self, zone: str, now: datetime) -> None:
+        self.app, self.now = application(zone), now
+        self.app.now = lambda: self.now.astimezone(self.app.timezone)
+
+    def entry(self, schedule: Any, **definition: Any) -> Any:
+        return RedBeatSchedulerEntry(app=self.app, schedule=schedule, **{"name": "one", "task": "task", **definition})
+
+    def runs(self, entry: Any, end: datetime) -> Iterator[datetime]:
+        """When it sends an entry: it reads what is stored, when the stored score says."""
+        kept, score = stored(entry), entry.score
+        while True:
+            # A tick is always slightly late.
+            self.now = max(self.now, datetime.fromtimestamp(score, UTC)) + timedelta(seconds=0.3)
+            if self.now >= end:
+                return
+            entry = entries.read(self.app, entry.key, kept)
+            due, seconds = entry.is_due()
+            if due:
+                yield self.now.replace(second=0, microsecond=0)
+                following = ScheduleEntry._next_instance(entry)
+                kept, score = [kept[0], entries.encode_meta(following)], following.score
+            else:
+                self.now += timedelta(seconds=max(seconds, 1))
 
 
 def stored(entry: Any) -> list[str]:
     """An entry as stored in Redis."""
     return [entries.encode({name: getattr(entry, name) for name in entries.DEFINITION}), entries.encode_meta(entry)]
-
-
-def runs(clock: Clock, entry: Any, end: datetime) -> Iterator[datetime]:
-    """When beat sends an entry: it reads what is stored, when the stored score says."""
-    kept = stored(entry)
-    score = entry.score
-    while True:
-        # A tick is always slightly late.
-        clock.now = max(clock.now, datetime.fromtimestamp(score, UTC)) + timedelta(seconds=0.3)
-        if clock.now >= end:
-            return
-        entry = entries.read(clock.app, entry.key, kept)
-        due, seconds = entry.is_due()
-        if due:
-            yield clock.now.replace(second=0, microsecond=0)
-            following = ScheduleEntry._next_instance(entry)
-            kept, score = [kept[0], entries.encode_meta(following)], following.score
-        else:
-            clock.now += timedelta(seconds=max(seconds, 1))
-
-
-def entry(clock: Clock, schedule: Any) -> Any:
-    return RedBeatSchedulerEntry("one", "task", schedule, app=clock.app)
 
 
 def around(zone: str, night: datetime, before: timedelta, after: timedelta) -> tuple[datetime, datetime]:
@@ -206,13 +149,16 @@ def around(zone: str, night: datetime, before: timedelta, after: timedelta) -> t
     return midnight - before, midnight + after
 
 
+def assert_runs_as_expected(form: str, zone: str, start: datetime, end: datetime, **definition: Any) -> None:
+    beat = Beat(zone, start)
+    entry = beat.entry(**{"schedule": crontab.from_string(form), **definition})
+    assert list(beat.runs(entry, end)) == expected(form, zone, start, end)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("zone", "night"), NIGHTS)
 def test_a_crontab_runs_when_every_minute_says_that_it_should(zone: str, night: datetime, form: str) -> None:
-    start, end = around(zone, night, 8 * HOUR, 30 * HOUR)
-    at = clock(zone, start)
-
-    assert list(runs(at, entry(at, crontab.from_string(form)), end)) == expected(form, zone, start, end)
+    assert_runs_as_expected(form, zone, *around(zone, night, 8 * HOUR, 30 * HOUR))
 
 
 def field(lowest: int, highest: int) -> st.SearchStrategy[str]:
@@ -235,33 +181,27 @@ def test_any_crontab_runs_when_every_minute_says_that_it_should(
 ) -> None:
     form = " ".join(fields)
     try:
-        schedule = crontab.from_string(form)
+        crontab.from_string(form)
     except ValueError:
         # A day that exists in no month.
         return
-    start, end = around(*change, HOUR, 8 * HOUR)
-    at = clock(change[0], start)
-
-    assert list(runs(at, entry(at, schedule), end)) == expected(form, change[0], start, end)
+    assert_runs_as_expected(form, change[0], *around(*change, HOUR, 8 * HOUR))
 
 
 @pytest.mark.parametrize("form", ["30 2 * * sun", "45 1 */10 mar-nov *", "0 */6 29 2 *"])
 @pytest.mark.parametrize("zone", ZONES)
 def test_a_rare_crontab_runs_in_all_of_the_year(zone: str, form: str) -> None:
     # With a 29 February.
-    start, end = datetime(2027, 9, 1, tzinfo=UTC), datetime(2028, 12, 1, tzinfo=UTC)
-    at = clock(zone, start)
-
-    assert list(runs(at, entry(at, crontab.from_string(form)), end)) == expected(form, zone, start, end)
+    assert_runs_as_expected(form, zone, datetime(2027, 9, 1, tzinfo=UTC), datetime(2028, 12, 1, tzinfo=UTC))
 
 
 @pytest.mark.parametrize("seconds", [60, 300, 3600, 5400])
 @pytest.mark.parametrize(("zone", "night"), CHANGES)
 def test_an_interval_is_as_long_as_ever(zone: str, night: datetime, seconds: int) -> None:
     start, end = around(zone, night, 6 * HOUR, 12 * HOUR)
-    at = clock(zone, start)
+    beat = Beat(zone, start)
 
-    times = list(runs(at, entry(at, float(seconds)), end))
+    times = list(beat.runs(beat.entry(float(seconds)), end))
 
     # Each run is a tick late.
     assert {round((after - before) / MINUTE) for before, after in pairwise(times)} <= {seconds // 60, seconds // 60 + 1}
@@ -275,12 +215,12 @@ def test_what_a_beat_missed_that_was_down_over_the_change_is_sent_once(
     zone: str, night: datetime, form: str, hours: int
 ) -> None:
     start, end = around(zone, night, HOUR, 48 * HOUR)
-    at = clock(zone, start)
-    one = entry(at, crontab.from_string(form))
+    beat = Beat(zone, start)
+    entry = beat.entry(crontab.from_string(form))
     up = start + hours * HOUR + 7 * MINUTE
-    at.now = up
+    beat.now = up
 
-    times = list(runs(at, one, end))
+    times = list(beat.runs(entry, end))
 
     late = [up] if expected(form, zone, start, up + MINUTE) else []
     assert times == late + expected(form, zone, up, end)
@@ -288,20 +228,16 @@ def test_what_a_beat_missed_that_was_down_over_the_change_is_sent_once(
 
 @pytest.mark.parametrize(("zone", "night"), CHANGES)
 def test_an_entry_of_the_code_is_no_other(zone: str, night: datetime) -> None:
-    start, end = around(zone, night, 8 * HOUR, 30 * HOUR)
-    at = clock(zone, start)
-    code = beat_schedule(load({"BEAT_SCHEDULE": "report-free-space=30 2 * * *"}).beat.schedule)["report-free-space"]
-
-    one = RedBeatSchedulerEntry(**code, name="report-free-space", app=at.app)
-
-    assert list(runs(at, one, end)) == expected("30 2 * * *", zone, start, end)
+    form, name = "30 2 * * *", "report-free-space"
+    code = beat_schedule(load({"BEAT_SCHEDULE": f"{name}={form}"}).beat.schedule)[name]
+    assert_runs_as_expected(form, zone, *around(zone, night, 8 * HOUR, 30 * HOUR), name=name, **code)
 
 
 def test_a_time_that_is_shown_twice_is_kept_as_the_one_that_it_is() -> None:
-    at = clock("Europe/Berlin", datetime(2026, 10, 25, 1, 30, tzinfo=UTC))
-    one = entry(at, 300.0)
+    beat = Beat("Europe/Berlin", datetime(2026, 10, 25, 1, 30, tzinfo=UTC))
+    entry = beat.entry(300.0)
 
-    assert one.last_run_at.fold == 1
-    read = entries.read(at.app, one.key, stored(one))
-    assert read.last_run_at.astimezone(UTC) == at.now
-    assert one.due_at == at.now + timedelta(seconds=300)
+    assert entry.last_run_at.fold == 1
+    read = entries.read(beat.app, entry.key, stored(entry))
+    assert read.last_run_at.astimezone(UTC) == beat.now
+    assert entry.due_at == beat.now + timedelta(seconds=300)

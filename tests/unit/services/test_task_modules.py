@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,17 +15,11 @@ SHIPPED = Path(services.tasks.__file__).parent
 
 
 @pytest.fixture
-def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Adds an empty module to services.tasks, as a user adds a file to its directory."""
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The directory of services.tasks, empty."""
     monkeypatch.setattr(services.tasks, "__path__", [str(tmp_path)])
     before = set(sys.modules)
-
-    def add(file: str) -> None:
-        path = tmp_path / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-    yield add
+    yield tmp_path
     for name in set(sys.modules) - before:
         del sys.modules[name]
 
@@ -39,9 +33,8 @@ def test_every_module_that_ships_is_found() -> None:
 @pytest.mark.parametrize(
     ("files", "found"),
     [
-        (["invoices.py"], ["invoices"]),
-        (["shop/__init__.py", "shop/orders.py"], ["shop", "shop.orders"]),
         (["monthly_invoices.py"], ["monthly_invoices"]),
+        (["shop/__init__.py", "shop/orders.py"], ["shop", "shop.orders"]),
         (["README.md", "data/table.csv"], []),
         *(
             ([hidden, "invoices.py", "shop/__init__.py", "_private/__init__.py"], ["invoices", "shop"])
@@ -49,18 +42,11 @@ def test_every_module_that_ships_is_found() -> None:
         ),
     ],
 )
-def test_modules_and_sub_packages_are_found_whose_names_begin_with_no_underscore(
-    added: Callable[[str], None], files: list[str], found: list[str]
+def test_modules_and_sub_packages_are_found_whose_names_begin_with_no_underscore_and_then_the_imports(
+    directory: Path, files: list[str], found: list[str]
 ) -> None:
     for file in files:
-        added(file)
-    assert find_task_modules(()) == [f"services.tasks.{name}" for name in found]
-
-
-def test_imports_come_after_what_is_found(added: Callable[[str], None]) -> None:
-    added("invoices.py")
-    assert find_task_modules(("shop.tasks", "shop.reports")) == [
-        "services.tasks.invoices",
-        "shop.tasks",
-        "shop.reports",
-    ]
+        (directory / file).parent.mkdir(exist_ok=True)
+        (directory / file).touch()
+    imports = ("shop.tasks", "shop.reports")
+    assert find_task_modules(imports) == [*(f"services.tasks.{name}" for name in found), *imports]

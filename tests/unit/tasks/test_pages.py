@@ -198,17 +198,13 @@ def test_a_server_that_hangs_or_drips_is_given_up_after_the_timeout(site: Site) 
             fetch(url, timeout=0.1)
 
 
-def test_a_page_without_end_is_given_up_at_the_bound(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "MAX_BYTES", 100_000)
-    result = fetch.apply(args=(site.on("/", site.send_without_end(bytes(10_000), pause=0)),))
-    assert isinstance(result.result, PageError)
-    assert "more than 100000 bytes" in str(result.result)
-    assert len(site.requests) == 1
-
-
-def test_a_page_of_just_the_bound_is_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_is_read_up_to_the_bound_and_then_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "MAX_BYTES", len(BODY))
     assert fetch(site.on("/", status(200, BODY)))["bytes"] == len(BODY)
+    result = fetch.apply(args=(site.on("/endless", site.send_without_end(BODY[:3], pause=0)),))
+    assert isinstance(result.result, PageError)
+    assert f"more than {len(BODY)} bytes" in str(result.result)
+    assert site.requests == ["/", "/endless"]
 
 
 def test_proxies_of_the_environment_are_not_used(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
