@@ -1,7 +1,5 @@
 """Memory of a process tree, from /proc/<pid>/smaps_rollup, and the table of a run about it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress

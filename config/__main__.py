@@ -3,8 +3,6 @@
 Exit codes: 0 the configuration is good, 2 it has mistakes or the command is unknown.
 """
 
-from __future__ import annotations
-
 import sys
 
 import click

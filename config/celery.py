@@ -1,7 +1,5 @@
 """Celery's configuration, made from the settings."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from config.redis_url import RedisUrl

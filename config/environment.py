@@ -1,7 +1,5 @@
 """Where settings come from: the process environment over `.env`, and `NAME_FILE` for secrets."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -1,7 +1,5 @@
 """What a mistake in the configuration raises, and how a command ends that meets one."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

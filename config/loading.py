@@ -1,7 +1,5 @@
 """From the environment and `.env` to Settings: every mistake at once, each by the name of its variable."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches

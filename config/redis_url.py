@@ -1,12 +1,10 @@
 """Redis URLs: one parser, because Celery, kombu, RedBeat and redis-py each read them differently."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from ssl import TLSVersion
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 SCHEMES = ("redis", "rediss", "redis+socket", "sentinel")
@@ -56,7 +54,7 @@ class RedisUrl:
         """Equal for two URLs of the same server, whatever their database and login."""
         return (self.hosts, self.socket_path)
 
-    def with_password(self, password: str) -> RedisUrl:
+    def with_password(self, password: str) -> Self:
         """The same URL with `password`, unless it has a password of its own."""
         return self if self.password or not password else replace(self, password=password)
 

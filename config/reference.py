@@ -1,7 +1,5 @@
 """docs/configuration.md, .env.example and what `python -m config show` prints: all written from config/settings.py."""
 
-from __future__ import annotations
-
 import ast
 import textwrap
 from functools import cache

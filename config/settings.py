@@ -1,7 +1,5 @@
 """Every variable that can be set: its meaning, its default and why it is that."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 

@@ -1,7 +1,5 @@
 """Types of the settings: how a value is read from the text of its variable, and what is allowed, in words."""
 
-from __future__ import annotations
-
 import re
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import Annotated, Literal

@@ -5,8 +5,6 @@ docs/flower-workers.png. The names of nodes are in them: `make scale WORKERS=2` 
 about the machine, makes the better picture.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ Exit codes: 0 good (call: SUCCESS), 1 the task failed, Redis does not answer or 
 letter, 2 bad input, 3 no result in time.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from functools import partial

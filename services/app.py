@@ -1,7 +1,5 @@
 """The Celery application: `celery -A services.app …` and `from services.app import app`."""
 
-from __future__ import annotations
-
 from celery import Celery
 
 from config import Settings, exit_on_mistakes, load

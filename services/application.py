@@ -1,7 +1,5 @@
 """The class of the Celery application: which transport, worker, control and clients it uses."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from celery import Celery

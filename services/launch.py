@@ -5,8 +5,6 @@ Exit codes: 0 stopped by TERM while waiting for Redis, 2 the configuration has m
 that of Supervisor, Celery or Flower.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

@@ -1,7 +1,5 @@
 """The periodic tasks that beat sends. BEAT_SCHEDULE changes an entry's period or switches it off."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Find the modules with tasks: every module of services/tasks/, and those that CELERY_IMPORTS names."""
 
-from __future__ import annotations
-
 import pkgutil
 from collections.abc import Iterable
 

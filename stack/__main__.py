@@ -4,8 +4,6 @@ Exit codes: 0 done, 1 it failed, 2 the configuration or the call has a mistake; 
 services/__main__.py. make turns each of them but 0 into its own 2.
 """
 
-from __future__ import annotations
-
 import io
 import sys
 

@@ -1,7 +1,5 @@
 """One command at a time changes the stack: two `make up` must not start two Redis on the same data."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import sys

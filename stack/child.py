@@ -4,8 +4,6 @@ Becomes that program, with the environment variables that the last `make up` wro
 Supervisor that runs has `-m stack.child` in its configuration, and `make scale` is no reason to restart it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

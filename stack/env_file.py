@@ -1,7 +1,5 @@
 """.env: created once with random secrets, then changed a line at a time; read although it has mistakes."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

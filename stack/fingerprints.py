@@ -1,7 +1,5 @@
 """Hashes of files, by which a change of what a program runs on is seen."""
 
-from __future__ import annotations
-
 import hashlib
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where the state of this checkout lives: .stalk/, which is no configuration and is never copied between hosts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,7 +1,5 @@
 """Ports of this host that another program has: what `make up` says of them, with Docker and without."""
 
-from __future__ import annotations
-
 import re
 import socket
 

@@ -1,7 +1,5 @@
 """Wait until every unit works, and print what is waited for and for how long."""
 
-from __future__ import annotations
-
 from time import monotonic, sleep
 
 from stack.errors import CommandError

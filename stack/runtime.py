@@ -3,8 +3,6 @@
 The choice is made once and kept in .stalk/runtime: a second Redis with other data would be a disaster.
 """
 
-from __future__ import annotations
-
 import subprocess
 from dataclasses import dataclass
 from typing import Protocol

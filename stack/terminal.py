@@ -1,7 +1,5 @@
 """Errors in red on the terminal, and programs: run for what they print, or attached to the terminal."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 Gates nothing. Exit codes: 0 everything was measured, 1 a run failed, 2 the command line is wrong, 143 stopped by TERM.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

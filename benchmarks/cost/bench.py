@@ -1,7 +1,5 @@
 """Measure one side of a pair: a Redis, a node, and its producers."""
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Callable

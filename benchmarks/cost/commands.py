@@ -1,7 +1,5 @@
 """Redis commands, counted: all of them, and those that came over a connection."""
 
-from __future__ import annotations
-
 import re
 import socket
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Figures of both sides, and what pairs of them say."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the kernel says about the CPU time of processes."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 

@@ -5,8 +5,6 @@ a JSON list of monotonic times in seconds: of `fill` after each publish, of `sin
 own, because an app belongs to its process's environment.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -3,8 +3,6 @@
 A log line a task would cost more than what is measured; a slot costs less than a microsecond.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import struct

@@ -3,8 +3,6 @@
 Time limits cost a timer a task and events a message each: a comparison has both on both sides.
 """
 
-from __future__ import annotations
-
 from config import load
 from config.celery import build_celery_configuration
 from tests.chaos.workload.stock_app import SOCKETS, app

@@ -1,7 +1,5 @@
 """The task that does nothing but tell when it starts. Imports nothing of ours: it runs in nodes of every kind."""
 
-from __future__ import annotations
-
 import os
 from threading import get_ident
 

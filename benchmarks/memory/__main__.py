@@ -4,8 +4,6 @@ Each part has a Redis and a node of its own. Exit codes: 0 every bound was kept,
 nothing, 2 the command line is wrong.
 """
 
-from __future__ import annotations
-
 import shlex
 import signal
 import sys

@@ -3,8 +3,6 @@
 A process of its own, because an app belongs to its process's environment.
 """
 
-from __future__ import annotations
-
 import click
 
 from benchmarks.memory.tasks import NOOP

@@ -1,7 +1,5 @@
 """The site of a benchmark: one Redis, one node with default settings, and producers."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The task that benchmarks send, named by CELERY_IMPORTS."""
 
-from __future__ import annotations
-
 from celery import shared_task
 
 NOOP = "benchmarks.noop"

@@ -8,8 +8,6 @@
 - An entry of the code can be replaced until beat's next start, and one named `lock` takes the key of beat's lock.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta

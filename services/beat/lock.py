@@ -1,7 +1,5 @@
 """Beat's lock: of all beats only the one that has it sends periodic tasks; it takes or renews it at each tick."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from celery.utils.log import get_logger

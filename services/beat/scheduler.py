@@ -12,8 +12,6 @@ were missed are not made up for: the next one counts from when the run was sent.
 exchange (a broadcast) is published before the transaction, because Redis keeps no list for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -9,8 +9,6 @@ cronsim has the same rules, but ORs day of month and day of week where Celery AN
 ranges than Celery.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any

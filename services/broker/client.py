@@ -1,7 +1,5 @@
 """redis-py clients for the Redis URLs that the broker and the result backend are given."""
 
-from __future__ import annotations
-
 import os
 import re
 import ssl

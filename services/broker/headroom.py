@@ -5,8 +5,6 @@ lets through as long as its headroom lasts (services/broker/lua/headroom.lua). W
 results lets nobody run scripts, the refusal stands. Producers outside of workers, beat and Flower have no headroom.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, TypeVar

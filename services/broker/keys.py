@@ -1,7 +1,5 @@
 """Names of queues and of Redis keys: the only module that spells them."""
 
-from __future__ import annotations
-
 DEFAULT_QUEUE = "celery"
 # kombu keeps a list for each priority step; that of step 0 has the queue's own name. 0 is the most urgent one, and that
 # of a task that names none; on RabbitMQ it is the least urgent one.

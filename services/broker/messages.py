@@ -1,7 +1,5 @@
 """A message of Celery, read apart from any channel: out of a dead letter, a list, or the schedule."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Outages: the log lines of a loop that waits for Redis: one when it begins, one a minute, and one when it is over."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from time import monotonic
 

@@ -5,8 +5,6 @@ a user or a server with which Stalk's scripts fail, eviction, and a broker that 
 not answer yet is waited for.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import sys

@@ -1,7 +1,5 @@
 """Which queues there are on the broker, how many messages wait in each, and which of them no node reads."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any

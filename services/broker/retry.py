@@ -1,7 +1,5 @@
 """Retry: inside a worker, a command that must not be lost is retried until Redis takes it."""
 
-from __future__ import annotations
-
 import random
 import re
 import signal

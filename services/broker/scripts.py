@@ -1,14 +1,12 @@
 """The Lua scripts: Redis runs each step of a delivery wholly or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from redis import Redis
 from redis.exceptions import NoScriptError
@@ -28,7 +26,7 @@ class Script:
     sha: str
 
     @classmethod
-    def from_text(cls, text: str) -> Script:
+    def from_text(cls, text: str) -> Self:
         """The script with this text."""
         return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
@@ -44,7 +42,7 @@ class Script:
             return client.eval(self.text, len(keys), *keys, *arguments)
 
     @cached_property
-    def with_headroom(self) -> Script:
+    def with_headroom(self) -> "Script":
         """The same script with all of the headroom of a full Redis (lua/headroom.lua)."""
         return Script.from_text("\n".join((_read("headroom"), "use_headroom(1)", self.text)))
 

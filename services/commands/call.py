@@ -1,7 +1,5 @@
 """`call`: send one task, wait for it, and return its result or its error."""
 
-from __future__ import annotations
-
 import json
 import traceback
 from difflib import get_close_matches

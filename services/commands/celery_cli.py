@@ -3,8 +3,6 @@
 docs/operations.md has a table of all commands; tests/integration/commands/test_celery_cli.py compares it with Celery's.
 """
 
-from __future__ import annotations
-
 import inspect
 import sys
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Each mistake is a line on standard error, with file and line. Neither Redis nor 
 Exit codes: 0 no mistake, 2 a mistake.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import signal

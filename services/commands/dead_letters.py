@@ -1,7 +1,5 @@
 """`dead-letters`, `replay` and `purge-dead-letters`: what is typed, and what is printed."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

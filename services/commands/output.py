@@ -1,7 +1,5 @@
 """What commands print: tables and sentences for people, JSON for programs; colour and folding only on a terminal."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """`schedule`: every entry of beat's schedule, what it sends, how often, and when next."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from celery import Celery

@@ -1,7 +1,5 @@
 """`status`: nodes, queue lengths, beat's last tick, and what waits in vain or runs too long."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from celery import Celery

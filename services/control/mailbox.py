@@ -6,8 +6,6 @@ because its pool is solo and runs a task, is waited for as long as with Celery.
 Revocations are kept in Redis before they are broadcast, and a node reads them whenever it begins to listen.
 """
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 from typing import Any

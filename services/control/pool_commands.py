@@ -1,7 +1,5 @@
 """Remote control commands about pools and events, where Celery's own fail, do nothing, or leave no process."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from celery.worker import control as celery_control

@@ -1,7 +1,5 @@
 """Revocations, kept in Redis: a node that starts later, or was cut off when they were broadcast, reads them there."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import Any, NamedTuple

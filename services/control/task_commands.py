@@ -3,8 +3,6 @@
 Celery's own commands know only the worker that runs them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime

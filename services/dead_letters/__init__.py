@@ -3,8 +3,6 @@
 What becomes one is decided in services/worker/dead_letter_rules.py, and by the scripts that count deaths and requeues.
 """
 
-from __future__ import annotations
-
 import sys
 
 

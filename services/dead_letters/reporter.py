@@ -4,8 +4,6 @@ Its result is stored as FAILURE, its errbacks run, its chord and the later links
 twice, when a process dies over it.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterable

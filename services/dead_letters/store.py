@@ -4,8 +4,6 @@ lua/dead_letter.lua writes them. A replay is one script call, so a message is ei
 Functions return the JSON object that their command prints; where not all could be done, it has an "error".
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any

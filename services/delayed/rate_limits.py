@@ -3,14 +3,12 @@
 Celery keeps such tasks in the worker, where they use up its prefetch count (celery 5.7).
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from time import monotonic, time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from redis import Redis
 
@@ -43,7 +41,7 @@ class Rate:
     node: str
 
     @classmethod
-    def per_second(cls, task: str, count: float, node: str) -> Rate:
+    def per_second(cls, task: str, count: float, node: str) -> Self:
         """So many starts a second. The interval is text, so that it is the same number in every process."""
         return cls(task, f"{1 / count:.9f}", node)
 

@@ -1,7 +1,5 @@
 """The schedule: tasks that wait in Redis for their time are listed, deleted, and put back into their queues."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """`to-plain`: put back into plain queues what only Stalk's workers understand, before stock workers take over."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from celery import Celery

@@ -1,7 +1,5 @@
 """Acknowledgements wait a moment, so that many are sent together. After a crash what waits is run again."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 # What a crash can cost at most: long enough for a batch under load, too short for anybody to notice.

@@ -3,8 +3,6 @@
 It ends with its connection; the deliveries that it has claimed do not, and are in unacked.py.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import uuid

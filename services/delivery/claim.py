@@ -6,8 +6,6 @@ changed. So an idle worker sends next to nothing, any of many lists wakes it, an
 outside a claim.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import uuid

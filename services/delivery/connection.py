@@ -3,8 +3,6 @@
 `broker_transport` would not do: kombu 5.7 takes the transport of a redis+socket:// URL from the URL.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any

@@ -3,8 +3,6 @@
 It has a connection of its own, so that neither a busy task nor a broken consumer keeps it from renewing.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any

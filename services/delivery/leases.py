@@ -6,8 +6,6 @@ the kernel has taken arrives even when this process is killed the moment after. 
 (ack_buffer.py) go with it: their tasks have ended in a process which the next one may kill.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Sequence
 from contextlib import suppress

@@ -4,8 +4,6 @@ Redis has nothing of them any more: the process that has received one runs it, n
 dies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The deliveries of this process, by broker, each with its lease manager."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import threading

@@ -4,8 +4,6 @@ Only the parent writes. A delivery has a number, and with it a slot, which it lo
 whoever looks it up then finds that it is gone.
 """
 
-from __future__ import annotations
-
 import mmap
 from itertools import count
 
@@ -28,7 +26,7 @@ class SharedLeaseTable:
         self._untils = shared[BYTES * SLOTS :].cast("d")
         self._next = count(NOTHING + 1)
 
-    def add(self, until: float) -> LeaseSlot:
+    def add(self, until: float) -> "LeaseSlot":
         """Give one more delivery a slot; its lease lasts `until`."""
         number = next(self._next)
         slot = number % SLOTS

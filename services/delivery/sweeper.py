@@ -1,7 +1,5 @@
 """Sweep: requeue messages of dead workers, and put tasks into their queues that are due."""
 
-from __future__ import annotations
-
 import json
 import re
 import time

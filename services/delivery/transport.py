@@ -1,7 +1,5 @@
 """The kombu transport: its channel, and the poller that waits for all channels."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable

@@ -4,14 +4,13 @@ Connections and channels come and go; this stays. The consumer and the threads o
 delivery; the lease manager (lease_manager.py) tells Redis, so that nobody waits for the network to acknowledge a task.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from celery.utils.log import get_logger
 from redis.exceptions import RedisError
@@ -134,7 +133,7 @@ class PendingUpdates:
     rejections: list[Rejection] = field(default_factory=list)
     postponements: list[Postponement] = field(default_factory=list)
 
-    def add(self, other: PendingUpdates) -> None:
+    def add(self, other: Self) -> None:
         """Append another one's updates."""
         for name, updates in vars(self).items():
             updates.extend(getattr(other, name))

@@ -1,7 +1,5 @@
 """Celery events: the thread that receives them, and the state they make, kept in a file that survives a kill."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Flower's health check, and its heartbeat for the container's health check."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 

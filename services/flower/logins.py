@@ -1,7 +1,5 @@
 """Authentication of Flower's users: a login that may do everything, a read-only one, and proxies that log users in."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import hmac

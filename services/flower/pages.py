@@ -1,7 +1,5 @@
 """The pages and API routes that differ from Flower's own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from flower import urls

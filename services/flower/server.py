@@ -4,8 +4,6 @@ Flower stays Flower: this package subclasses it and sets its options. What its o
 variables, the command line, flowerconfig.py) is never read, so only the validated settings count.
 """
 
-from __future__ import annotations
-
 import base64
 import logging
 import os

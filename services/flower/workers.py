@@ -1,7 +1,5 @@
 """What Flower knows of workers: it inspects new ones, and forgets those that have been offline for long."""
 
-from __future__ import annotations
-
 from math import inf
 from time import monotonic
 from typing import Any

@@ -5,8 +5,6 @@ list is marked as started, so that it counts when its process dies, and those th
 A delivery is known by its tag: its task may have been redelivered before the strategy forgets the first delivery.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any

@@ -5,8 +5,6 @@ they move again, and the child may move before its parent. So the child first re
 with its parent (services/delivery/shared_leases.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ Celery takes what is no Exception for the end of a process, and runs the task ag
 WorkerShutdown or WorkerTerminate fails with it, and its node stops: requeued, it would stop one node after another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache, wraps

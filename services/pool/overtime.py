@@ -4,8 +4,6 @@ Only a pool of processes can end a task. In other pools a thread of the node log
 for `make status`: a solo pool that runs a task answers no remote control.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 from contextlib import suppress

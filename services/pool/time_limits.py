@@ -1,7 +1,5 @@
 """Time limits of a task: those of its message, its author or an operator replace the limits of all tasks."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -12,8 +12,6 @@ of results that nothing is left of its headroom (services/broker/headroom.py) ta
 REDIS_MAXMEMORY is raised.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from functools import cached_property, partial

@@ -6,8 +6,6 @@ message can be told from a first one. A body with a chord in it that only a disp
 of two) gets new groups each time; its messages are different ones then, and are enqueued again.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

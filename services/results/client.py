@@ -1,7 +1,5 @@
 """The client of the result backend: inside `retry_commands` it repeats a command until Redis takes it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ Written by every node, by beat and by Flower. Read by the watchdog, by `make dev
 docker/healthcheck, which is a shell script. Only the standard library: supervisord must not carry Celery in memory.
 """
 
-from __future__ import annotations
-
 import os
 from logging import getLogger
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the kernel tells of a process in /proc/<pid>/stat, see proc(5). Only the standard library, for supervisord."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

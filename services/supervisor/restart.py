@@ -4,8 +4,6 @@ Running tasks finish first. Returns when all nodes take tasks again. Exit codes:
 started, and its log says why.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from time import sleep

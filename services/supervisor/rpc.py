@@ -1,7 +1,5 @@
 """Supervisor's commands over its Unix socket, http://supervisord.org/api.html."""
 
-from __future__ import annotations
-
 import socket
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path

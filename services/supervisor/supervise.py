@@ -3,8 +3,6 @@
 supervisord itself exits with 0 in both cases, and stays when all its programs have failed (supervisor 4.3).
 """
 
-from __future__ import annotations
-
 import sys
 
 from supervisor import supervisord

@@ -4,8 +4,6 @@ docker/supervisor/worker.conf loads it as an RPC interface, which is supervisord
 of its own. It imports nothing of Celery, which supervisord would carry in memory.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

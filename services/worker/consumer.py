@@ -1,7 +1,5 @@
 """Celery's consumer: it drops no message, and postpones tasks in Redis that wait for their ETA or their rate limit."""
 
-from __future__ import annotations
-
 import logging
 import re
 import time

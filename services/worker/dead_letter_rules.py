@@ -5,8 +5,6 @@ that has killed too many workers is one by lua/crash.lua and lua/sweep.lua, one 
 by lua/requeue_later.lua.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry, WorkerLostError

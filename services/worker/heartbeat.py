@@ -4,8 +4,6 @@ A heartbeat says that the main loop of the node turns, not merely that the proce
 or a shutdown stop the loop for good reasons; the heartbeat goes on, with another word.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from time import monotonic

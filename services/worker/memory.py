@@ -1,7 +1,5 @@
 """Memory: a node that runs for months does not grow, and survives a task that takes more memory than there is."""
 
-from __future__ import annotations
-
 import gc
 import heapq
 from pathlib import Path

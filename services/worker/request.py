@@ -1,7 +1,5 @@
 """Celery's request: it marks its delivery as started, and acknowledges, requeues or rejects it at its end."""
 
-from __future__ import annotations
-
 import os
 import weakref
 from collections.abc import Callable

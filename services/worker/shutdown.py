@@ -6,8 +6,6 @@ Celery's own soft shutdown sleeps its whole length even when the tasks have long
 pool (celery 5.7). Here TERM is a plain warm shutdown, which ends as soon as the tasks have, and a timer bounds it.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

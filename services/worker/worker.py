@@ -1,7 +1,5 @@
 """Celery's worker: it starts only tasks that still have a lease, and requeues all that it has at its end."""
 
-from __future__ import annotations
-
 from concurrent.futures import Future
 from functools import partial
 from typing import Any

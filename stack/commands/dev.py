@@ -3,8 +3,6 @@
 Source that cannot be imported is refused, and the old code goes on. Ctrl-C ends watching, not the stack.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, strftime

@@ -1,7 +1,5 @@
 """make lock: pin the version of every package, with its hashes."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from pathlib import Path

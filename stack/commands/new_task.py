@@ -1,7 +1,5 @@
 """make new-task: a small, tested task module to start from."""
 
-from __future__ import annotations
-
 import keyword
 import re
 

@@ -1,7 +1,5 @@
 """make status: the units, which only the host sees; nodes, queues and beat are printed inside the stack."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import asdict

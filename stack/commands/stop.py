@@ -1,7 +1,5 @@
 """make stop, down and clean: stop the stack, remove what runs, delete its data."""
 
-from __future__ import annotations
-
 import sys
 
 from stack import paths, terminal

@@ -1,7 +1,5 @@
 """make up: from a fresh clone to a working stack."""
 
-from __future__ import annotations
-
 import subprocess
 from time import monotonic
 

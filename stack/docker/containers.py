@@ -1,7 +1,5 @@
 """The runtime of containers: compose.yaml, on a Docker Engine."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Run docker and docker compose, and find out whether they are there and new enough."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 

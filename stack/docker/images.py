@@ -1,7 +1,5 @@
 """Base images: those of the local store, else from their registry, else built from Debian's packages."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -4,8 +4,6 @@
 still starts its programs with those of the last `make up`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The health of the local stack's programs, by the rules of Docker's health checks."""
 
-from __future__ import annotations
-
 import os
 import time
 

@@ -4,8 +4,6 @@ The same launcher, the same definition of a node (docker/supervisor/worker.conf)
 .env as in containers. Everything lives in .stalk/; nothing is installed or written elsewhere.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

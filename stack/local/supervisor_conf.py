@@ -4,8 +4,6 @@ Paths in it are relative to the checkout, in which Supervisor runs: the checkout
 expands, and a ; or a #, which begin a comment.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
