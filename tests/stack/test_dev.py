@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack.handle import MAKE_SECONDS, Stack, save
+from tests.stack.deployment import MAKE_SECONDS
+from tests.stack.handle import Stack, save
 from tests.support.waiting import wait_until
 
 TASK = "services.tasks.edited.word"

@@ -11,8 +11,9 @@ from uuid import uuid4
 
 import pytest
 
-from tests.local.handle import MAKE_SECONDS, Local
+from tests.stack.deployment import MAKE_SECONDS
 from tests.stack.handle import save
+from tests.stack.processes.handle import Local
 from tests.support.waiting import wait_until
 
 MODULE = "services/tasks/seen.py"
