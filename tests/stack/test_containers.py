@@ -59,15 +59,13 @@ def test_a_service_has_limits_and_a_grace_period(shipped: dict[str, Any], servic
     assert re.fullmatch(r"(\d+m)?\d+s", about["stop_grace_period"])
 
 
-def test_limits_come_from_the_environment(stack: Stack) -> None:
-    fewer: dict[str, str] = {}
-    expected: dict[str, dict[str, Any]] = {}
-    for number, service in enumerate(SERVICES, 1):
-        name = service.upper()
-        memory, cpus, pids = 300 + number, number / 8, 70 + number
-        fewer |= {f"{name}_MEMORY": f"{memory}m", f"{name}_CPUS": f"{cpus}", f"{name}_PIDS": f"{pids}"}
-        expected[service] = {"memory": str(memory * 1024 * 1024), "cpus": cpus, "pids": pids}
-    services = json.loads(stack.compose("config", "--format", "json", variables=fewer).stdout)["services"]
+def test_limits_come_from_the_environment(shipped: dict[str, Any], stack: Stack) -> None:
+    given = {"REDIS_MEMORY": "301m", "WORKER_MEMORY": "302m", "WORKER_CPUS": "0.25"}
+    # All others are changed in compose.override.yaml.
+    expected = {service: dict(shipped["services"][service]["deploy"]["resources"]["limits"]) for service in SERVICES}
+    expected["redis"] |= {"memory": str(301 * 1024 * 1024)}
+    expected["worker"] |= {"memory": str(302 * 1024 * 1024), "cpus": 0.25}
+    services = json.loads(stack.compose("config", "--format", "json", variables=given).stdout)["services"]
     assert {service: services[service]["deploy"]["resources"]["limits"] for service in SERVICES} == expected
 
 
