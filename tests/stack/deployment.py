@@ -144,8 +144,11 @@ class Deployment:
         with ThreadPoolExecutor(1) as background:
             changing = background.submit(change)
             self.wait(lambda: self.shutdowns() > before or changing.done(), "the node is told to stop")
+            told = self.shutdowns() > before
             release()
-            return changing.result()
+            result = changing.result()
+        assert told, f"the change ended and no node was told to stop\n{self.describe()}"
+        return result
 
     # ---- Flower
 

@@ -291,6 +291,7 @@ class Stack(Deployment):
         self.shell("worker", f"kill -KILL {before}")
         self.wait(lambda: self.node_pid() not in (before, 0), "another process is node0")
         # Its other nodes would have gone on.
+        assert self.ids("worker") == [container]
         assert self.inspect(container)["RestartCount"] == 0
 
     def kill_redis(self) -> str:
