@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from stack.docker.engine import LOWEST_API, LOWEST_COMPOSE, parse_version
-from tests.stack.handle import ROOT, clone, environment, run
+from tests.stack.deployment import run
+from tests.stack.handle import ROOT, clone, environment
 from tests.support.ports import free_port
 
 # None of these commands does more than start Python and look for Docker.

@@ -11,7 +11,7 @@ import pytest
 
 from stack.commands import new_task
 from stack.errors import CommandError
-from tests.local.handle import Local
+from tests.stack.processes.handle import Local
 
 
 def test_a_new_task_is_found_after_up_and_its_test_passes(local: Local) -> None:

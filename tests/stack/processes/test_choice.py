@@ -13,7 +13,7 @@ import pytest
 from config.celery import LOWEST_REDIS_VERSION
 from stack.errors import CommandError
 from stack.local import redis_server
-from tests.local.handle import Local
+from tests.stack.processes.handle import Local
 
 # What `docker` answers on a machine with an engine; everything that would change something fails.
 FAKE_DOCKER = """#!/bin/sh
@@ -127,7 +127,7 @@ def test_another_port_is_looked_at_too_while_flower_runs(local: Local) -> None:
         port = taken.getsockname()[1]
         done = local.make("up", check=False, exported={"FLOWER_PORT": str(port)})
     assert f"port {port} on 127.0.0.1 is not available" in sentence(done.stderr)
-    assert local.flower() == 200
+    assert local.flower().status == 200
 
 
 def test_a_path_that_is_too_long_for_sockets_is_named(bare: Callable[..., Local]) -> None:

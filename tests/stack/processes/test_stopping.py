@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ import pytest
 
 from stack import paths
 from stack.checkout_lock import lock_checkout
-from tests.local.handle import MAKE_SECONDS, PROGRAMS, Local
+from tests.stack.deployment import MAKE_SECONDS
+from tests.stack.processes.handle import PROGRAMS, Local
 
 
 def test_stop_lets_running_tasks_finish_and_up_runs_the_queued_ones(local: Local) -> None:
@@ -98,30 +98,6 @@ def test_a_closed_terminal_ends_nothing(local: Local) -> None:
     before = local.pids()
     assert sorted(before) == list(PROGRAMS)
     assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
-    assert local.pids() == before
-
-
-def test_ctrl_c_ends_the_logs_and_nothing_else(local: Local) -> None:
-    before = local.pids()
-    logs = subprocess.Popen(
-        local.command("logs", SERVICE="worker"),
-        cwd=local.directory,
-        env=local.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert logs.stdout
-    seen = ""
-    while "ready." not in seen:
-        line = logs.stdout.readline()
-        assert line, seen
-        seen += line
-    os.killpg(logs.pid, signal.SIGINT)
-    rest, _ = logs.communicate(timeout=MAKE_SECONDS)
-    assert "Traceback" not in seen + rest
-    assert "beat:" not in seen
     assert local.pids() == before
 
 
