@@ -130,14 +130,23 @@ def test_a_command_inside_the_stack_asks_on_the_terminal(stack: Stack) -> None:
         terminal.wait_for("error: nothing was deleted")
 
 
-def test_make_logs_follows_one_service_until_ctrl_c_which_ends_nothing_else(deployment: Deployment) -> None:
+@pytest.mark.parametrize("service", ["beat", "worker"])
+def test_make_logs_follows_one_service_until_ctrl_c_which_ends_nothing_else(
+    deployment: Deployment, service: str
+) -> None:
     before = deployment.units()
-    with Terminal(deployment, *deployment.command("logs", SERVICE="beat")) as terminal:
-        # Whatever its word was first: "waiting" is none that it logs, nor what comes after it.
-        terminal.wait_for("beat: ")
+    # What the service logs at its start: for beat whatever its word was first, as "waiting" is none that it logs.
+    logged = {"beat": "beat: ", "worker": "ready."}
+    others = {"beat": ("worker-1", "worker1-node0"), "worker": ("beat: ", "beat-1")}
+    with Terminal(deployment, *deployment.command("logs", SERVICE=service)) as terminal:
+        terminal.wait_for(logged[service])
+        if service == "worker":
+            # Once it shows what there is, it follows what comes.
+            answer = deployment.make("call", TASK=ADD, ARGS="[4, 3]").stdout
+            terminal.wait_for(json.loads(answer)["id"])
         os.killpg(terminal.program.pid, signal.SIGINT)
         terminal.program.wait(COMMAND_SECONDS)
-        for other in ("worker-1", "redis-1", "worker1-node0", "Traceback"):
+        for other in (*others[service], "redis-1", "Traceback"):
             assert other not in terminal.shown
     assert deployment.units() == before
 

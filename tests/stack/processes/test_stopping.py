@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from stack import paths
-from stack.checkout_lock import lock_checkout
 from tests.stack.deployment import MAKE_SECONDS
 from tests.stack.processes.handle import PROGRAMS, Local
 
@@ -73,13 +71,6 @@ def begin_up(local: Local, log: Path) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-
-
-def test_who_has_the_turn_is_named_and_is_not_afterwards(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["stack", "up"])
-    with lock_checkout():
-        assert paths.LOCK.read_text() == f"'make up' (pid {os.getpid()})\n"
-    assert paths.LOCK.read_text() == ""
 
 
 @pytest.mark.slow
