@@ -139,9 +139,9 @@ def test_an_image_that_does_not_build_is_told_with_the_builders_lines(other_stac
     assert other_stack.remains() == {}
 
 
-def test_make_clean_asks_and_deletes_nothing_where_nobody_answers(stack: Stack) -> None:
-    before = stack.ids()
-    done = stack.make("clean", check=False)
+def test_make_clean_asks_and_deletes_nothing_where_nobody_answers(deployment: Deployment) -> None:
+    before = deployment.units()
+    done = deployment.make("clean", check=False)
     assert done.returncode == 2
     assert "run 'make clean YES=1'" in done.stderr
-    assert stack.ids() == before
+    assert deployment.units() == before

@@ -95,18 +95,6 @@ def test_make_up_keeps_what_make_scale_has_set(three_workers: Stack) -> None:
     assert len(three_workers.ids("worker")) == 1
 
 
-@pytest.mark.parametrize(
-    ("workers", "says"),
-    [("three", "must be a whole number"), ("", "must be a whole number"), ("-1", "must be a whole number")],
-)
-def test_a_number_of_workers_that_is_none_is_refused(stack: Stack, workers: str, says: str) -> None:
-    before = stack.env_file.read_bytes()
-    done = stack.make("scale", check=False, WORKERS=workers)
-    assert (done.returncode, says in done.stderr) == (2, True), done.stderr
-    assert "Traceback" not in done.stderr
-    assert stack.env_file.read_bytes() == before
-
-
 @pytest.mark.slow
 def test_a_task_that_ends_in_time_ends_before_its_worker_stops(patient: Stack) -> None:
     stack = patient

@@ -7,7 +7,7 @@ from base64 import b64encode
 import pytest
 
 from tests.stack.deployment import Deployment
-from tests.stack.handle import SERVICES, Stack, sentences
+from tests.stack.handle import SERVICES, Stack
 
 # The same path on the host, where make reads it, and in the containers.
 MOUNT = "  {service}:\n    volumes: ['{path}:{path}:ro']\n"
@@ -50,16 +50,3 @@ def test_neither_a_command_nor_what_runs_shows_a_secret(deployment: Deployment) 
     shown |= deployment.readable()
 
     assert not [place for place, text in shown.items() for secret in secrets if secret in text]
-
-
-def test_a_line_that_compose_cannot_read_is_named_and_not_shown(stack: Stack) -> None:
-    tasks = stack.directory / ".env.tasks"
-    tasks.write_text("SHOP_URL=https://shop.example.com\nSHOP_TOKEN='canary\n")
-    try:
-        done = stack.make("up", check=False)
-    finally:
-        tasks.unlink()
-
-    assert done.returncode == 2
-    assert sentences(done.stderr) == [f"error: {tasks} line 2: it is not NAME=value"]
-    assert "canary" not in done.stdout + done.stderr

@@ -139,14 +139,6 @@ def test_what_listens_is_seen_by_its_number(local: Local) -> None:
     assert [address.partition(":")[2] for address in listening(local.pids()["flower"])] == [f"{local.port:04X}"]
 
 
-def test_flower_is_served_under_its_url_with_its_login(local: Local) -> None:
-    assert local.flower().status == 200
-    assert local.flower("/flower/api/workers").status == 200
-    assert local.flower(login="").status == 401
-    assert local.flower(login="admin:wrong").status == 401
-    assert (local.run / "flower.heartbeat").read_text() == "ready\n"
-
-
 def test_a_task_sees_its_variables_and_nothing_of_the_shell(local: Local) -> None:
     names = set(local.run_task("services.tasks.seen.names"))
     assert "PROBE_LOG" in names
