@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.local.handle import Local
-from tests.stack.handle import ROOT, Stack, environment, run
+from tests.stack.deployment import run
+from tests.stack.handle import ROOT, Stack, environment
+from tests.stack.processes.handle import Local
 
 PAGE = ROOT / "docs" / "connect.md"
 BLOCK = re.compile(r"<!-- test: ([a-z-]+) -->\n```[a-z]+\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import json
 import os
@@ -10,36 +9,26 @@ import re
 import shutil
 import subprocess
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from services.broker.keys import DEAD_LETTERS_UNTOLD
-from tests.support.ports import free_port
-from tests.support.waiting import wait_until
+from tests.stack.deployment import MAKE_SECONDS, SHOWN_LOG_LINES, TIMEOUT_SECONDS, WARM_SHUTDOWN, Deployment, run
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("redis", "worker", "beat", "flower")
-SHOWN_LOG_LINES = "25"
-WARM_SHUTDOWN = "Warm shutdown"
 # What a program needs to find its way on this machine; everything else of the caller's environment stays out.
 PASSED_ON = ("PATH", "HOME", "TMPDIR", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT", "DOCKER_CERT_PATH",
              "DOCKER_TLS_VERIFY", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "PIP_INDEX_URL", "UV_INDEX_URL",
              "UV_DEFAULT_INDEX", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy",
              "no_proxy")  # fmt: skip
-# All are for a machine of two cores that is busy with much else; they cost nothing where things work.
-MAKE_SECONDS = 900.0
+# For a machine of two cores that is busy with much else; it costs nothing where things work.
 COMMAND_SECONDS = 300.0
-HEALTHY_SECONDS = 300.0
-PAGE_SECONDS = 60.0
 # How many are held, and, when it is none, what the queues have forgotten: a script is one command for all of it.
 EMPTY_QUEUES = "local n = redis.call('HLEN', 'unacked') if n == 0 then redis.call('DEL', unpack(KEYS)) end return n"
 QUEUES = ("celery", "io", "one", "unacked_index")
@@ -83,39 +72,12 @@ def clone(directory: Path, mode_mask: int = 0) -> Path:
     return directory
 
 
-def run(
-    command: Sequence[str], directory: Path, variables: Mapping[str, str], timeout: float, given: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Run a command and return what it printed."""
-    return subprocess.run(
-        command,
-        cwd=directory,
-        env=dict(variables),
-        capture_output=True,
-        text=True,
-        input=given,
-        timeout=timeout,
-        check=False,
-    )
-
-
 def save(path: Path, text: str) -> None:
     """As many editors do it: at once, by another name."""
     new = path.with_suffix(".tmp")
     new.touch(mode=0o600)
     new.write_text(text)
     new.replace(path)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What Flower answered."""
-
-    status: int
-    text: str
-
-    def json(self) -> Any:
-        return json.loads(self.text)
 
 
 @contextmanager
@@ -126,15 +88,15 @@ def one_at_a_time() -> Iterator[None]:
         yield
 
 
-class Stack:
-    """One project: a directory, a project name and a port of its own."""
+class Stack(Deployment):
+    """The stack in containers: a Compose project."""
+
+    # Compose reads the whole project for each question, and each `docker` is a program of its own.
+    look_seconds = 0.2
 
     def __init__(self, directory: Path, project: str, **settings: str) -> None:
-        self.directory = directory
+        super().__init__(directory, settings)
         self.project = project
-        self.port = free_port()
-        self.settings = settings
-        self.env_file = directory / ".env"
         self.override = directory / "compose.override.yaml"
         self._started_with = ""
 
@@ -145,16 +107,12 @@ class Stack:
         own = {"COMPOSE_PROJECT_NAME": self.project, "FLOWER_PORT": str(self.port)}
         return environment(**own | self.settings | variables)
 
-    def make(
-        self, target: str, check: bool = True, timeout: float = MAKE_SECONDS, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
-        """`make target NAME=value`."""
-        # The clone shares the checkout's .venv, and a test must not set about installing it anew.
-        command = ["make", "--old-file=.venv/ready", target, *(f"{name}={value}" for name, value in variables.items())]
-        done = run(command, self.directory, self.environment(), timeout)
+    def make(self, target: str, *arguments: Any, **variables: Any) -> subprocess.CompletedProcess[str]:
+        """Run `make target NAME=value`, and remember the .env with which the stack was started."""
+        done = super().make(target, *arguments, **variables)
         if target == "up" and self.env_file.exists():
             self._started_with = self.env_file.read_text()
-        return self._checked(done) if check else done
+        return done
 
     def compose(
         self,
@@ -167,21 +125,14 @@ class Stack:
         """`docker compose …` in the clone, with `given` as its input and some variables set in the shell."""
         command = ["docker", "compose", *arguments]
         done = run(command, self.directory, self.environment(**(variables or {})), timeout, given)
-        return self._checked(done) if check else done
+        return self.checked(done) if check else done
 
     def docker(self, *arguments: str, check: bool = True, errors: bool = True) -> str:
         """`docker …`; what it printed, with its errors unless told otherwise."""
         done = run(["docker", *arguments], self.directory, self.environment(), COMMAND_SECONDS)
         if check:
-            self._checked(done)
+            self.checked(done)
         return done.stdout + (done.stderr if errors else "")
-
-    def _checked(self, done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
-        command = " ".join(done.args)
-        assert done.returncode == 0, (
-            f"'{command}' exited with {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.describe()}"
-        )
-        return done
 
     # ---- containers
 
@@ -215,6 +166,25 @@ class Stack:
             for container in self.inspected(service)
         ]
 
+    def units(self) -> dict[str, str]:
+        return {container["Name"]: container["ID"] for container in self.containers()}
+
+    def readable(self) -> dict[str, str]:
+        shown: dict[str, str] = {}
+        for identifier in self.ids():
+            container = self.inspect(identifier)
+            # What it was given, by whoever may ask Docker to show it: docs/configuration.md says how to keep it out.
+            assert container["Config"].pop("Env")
+            name, image = container["Name"], container["Image"]
+            shown |= {
+                f"docker inspect {name}": json.dumps(container),
+                f"docker logs {name}": self.docker("logs", identifier),
+                f"docker top {name}": self.docker("top", identifier, "-eo", "pid,args"),
+                f"the image of {name}": self.docker("history", "--no-trunc", image) + self.docker("inspect", image),
+            }
+            assert "PID" in shown[f"docker top {name}"]
+        return shown
+
     def inspect(self, identifier: str) -> dict[str, Any]:
         return dict(json.loads(self.docker("inspect", identifier))[0])
 
@@ -225,7 +195,7 @@ class Stack:
     def execute(self, service: str, *command: str, check: bool = True, given: str = "") -> str:
         """What a command prints on its standard output inside the container of a service."""
         done = self.executed(service, *command, given=given)
-        return (self._checked(done) if check else done).stdout
+        return (self.checked(done) if check else done).stdout
 
     def executed(self, service: str, *command: str, given: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command inside the first container of a service that runs."""
@@ -252,13 +222,9 @@ class Stack:
         """State and last log lines of every container, for somebody who asks why a test failed."""
         parts = []
         for container in self.containers():
-            last = self.docker("logs", "--tail", SHOWN_LOG_LINES, container["ID"], check=False)
+            last = self.docker("logs", "--tail", str(SHOWN_LOG_LINES), container["ID"], check=False)
             parts.append(f"--- {container['Name']}: {container['State']} {container['Health']}\n{last}")
         return "\n".join(parts)
-
-    def wait(self, condition: Callable[[], T], what: str, timeout: float = HEALTHY_SECONDS, look: float = 0.2) -> T:
-        """`condition()` once it is true; a wait in vain shows every container."""
-        return wait_until(condition, timeout, what, context=self.describe, look=look)
 
     def wait_healthy(self, *services: str) -> None:
         """Return when every container, or every one of these services, is healthy."""
@@ -271,7 +237,7 @@ class Stack:
 
     # ---- tasks
 
-    def call(self, task: str, *arguments: Any, wait: float = HEALTHY_SECONDS) -> tuple[dict[str, Any], int]:
+    def call(self, task: str, *arguments: Any, wait: float = TIMEOUT_SECONDS) -> tuple[dict[str, Any], int]:
         """`python -m services call` inside the stack: the object that it printed, and its exit code."""
         options = ["--args", json.dumps(arguments), "--wait", f"{wait:g}"]
         done = self.executed("flower", "python", "-m", "services", "call", *options, "--", task)
@@ -304,14 +270,29 @@ class Stack:
         return self.make("purge-dead-letters", YES="1").stdout
 
     def stop_while_they_run(self, stop: Callable[[], T], *marks: Marks) -> T:
-        """Begin to stop, and wake the tasks once their worker has been told; what `stop` returned."""
-        before = self.logs("worker").count(WARM_SHUTDOWN)
-        with ThreadPoolExecutor(1) as background:
-            stopping = background.submit(stop)
-            self.wait(lambda: self.logs("worker").count(WARM_SHUTDOWN) > before, "the worker told to stop")
-            for mark in marks:
-                mark.release()
-            return stopping.result()
+        """Begin to stop, and wake the tasks once their worker was told to; what `stop` returned."""
+        return self.while_stopping(stop, lambda: [*map(Marks.release, marks)])
+
+    def shutdowns(self) -> int:
+        return self.logs("worker").count(WARM_SHUTDOWN)
+
+    def node_pid(self) -> int:
+        """The process of the first node, by its own container's numbers."""
+        script = "cat /run/stalk/supervisord.pid; for p in /proc/[0-9]*; do echo $p $(cut -d' ' -f4 $p/stat); done"
+        supervisor, *parents = self.shell("worker", script, check=False).splitlines()
+        children = [line.split() for line in parents if line.split()[1:] == [supervisor]]
+        return int(children[0][0].rpartition("/")[2]) if children else 0
+
+    def kill_node(self) -> None:
+        # Before that, Supervisor would try again whatever autorestart says. The command is the one that a comment in
+        # docker/supervisor/worker.conf promises.
+        self.wait(lambda: "RUNNING" in self.shell("worker", "supervisorctl status", check=False), "node0 up for 10 s")
+        (container,), before = self.ids("worker"), self.node_pid()
+        self.shell("worker", f"kill -KILL {before}")
+        self.wait(lambda: self.node_pid() not in (before, 0), "another process is node0")
+        # Its other nodes would have gone on.
+        assert self.ids("worker") == [container]
+        assert self.inspect(container)["RestartCount"] == 0
 
     def kill_redis(self) -> str:
         """kill -9 of Redis, whose file has all that it has answered; its container."""
@@ -330,30 +311,12 @@ class Stack:
         """Flower's user:password."""
         return self.environment_of("flower")["FLOWER_BASIC_AUTH"]
 
-    def flower(self, path: str, login: str | None = None) -> Answer:
-        """GET a page of Flower; `login` is user:password, "" for none, the right one by default."""
-        login = self.login() if login is None else login
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
-        if login:
-            request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
-        try:
-            with urllib.request.urlopen(request, timeout=PAGE_SECONDS) as response:
-                return Answer(response.status, response.read().decode(errors="replace"))
-        except urllib.error.HTTPError as error:
-            return Answer(error.code, error.read().decode())
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            return Answer(0, str(error))
-
     def nodes_in_flower(self) -> list[str]:
         """The workers that Flower shows."""
         answer = self.flower(f"{self.settings.get('FLOWER_URL_PREFIX', '')}/api/workers?status=1")
         return sorted(name for name, alive in answer.json().items() if alive) if answer.status == 200 else []
 
     # ---- order
-
-    def env_value(self, name: str) -> str:
-        """What .env says of a variable."""
-        return str(re.findall(rf"^{name}=(.*)$", self.env_file.read_text(), re.MULTILINE)[-1])
 
     def set_variables(self, text: str) -> None:
         """Add lines to .env, as an editor would; later lines win."""

@@ -9,7 +9,6 @@ import pytest
 
 from services.broker.keys import BEAT_LOCK
 from tests.stack.handle import Stack
-from tests.stack.test_workers import node_pid
 
 # A lock that runs out and a watchdog that is patient take most of a minute; tests/integration has both, shorter.
 pytestmark = pytest.mark.slow
@@ -67,7 +66,7 @@ def two_beats(first_stack: tuple[Stack, str]) -> Beats:
 @pytest.fixture(scope="module")
 def faults(two_beats: Beats) -> Faults:
     """Both at once, because each of them takes its time to be noticed."""
-    stack, worker, node = two_beats.stack, two_beats.stack.ids("worker")[0], node_pid(two_beats.stack)
+    stack, worker, node = two_beats.stack, two_beats.stack.ids("worker")[0], two_beats.stack.node_pid()
     assert 0 < int(stack.redis("PTTL", BEAT_LOCK)) <= LONGEST_LOCK_MILLISECONDS
     stack.shell("worker", f"kill -STOP {node}")
     stack.docker("kill", "--signal=KILL", two_beats.deliveries)
@@ -105,7 +104,7 @@ def test_the_standby_sends_when_the_holder_was_killed(faults: Faults) -> None:
 
 def test_a_node_that_stands_still_is_killed_and_replaced(faults: Faults) -> None:
     stack = faults.beats.stack
-    stack.wait(lambda: node_pid(stack) not in (faults.node, 0), "another process is node0")
+    stack.wait(lambda: stack.node_pid() not in (faults.node, 0), "another process is node0")
     stack.wait(lambda: "watchdog: killing node0 (pid" in stack.logs("worker"), "the watchdog says so")
     assert stack.call("services.tasks.arithmetic.add", 4, 3)[1] == 0
     stack.wait_healthy("worker")

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from tests.stack.deployment import Deployment
 from tests.stack.handle import COMMAND_SECONDS, SERVICES, Marks, Stack
 
 ADD = "services.tasks.arithmetic.add"
 
 
-def test_make_call_prints_one_json_object_and_nothing_else(stack: Stack) -> None:
-    done = stack.make("call", TASK=ADD, ARGS="[4, 3]")
+def test_make_call_prints_one_json_object_and_nothing_else(deployment: Deployment) -> None:
+    done = deployment.make("call", TASK=ADD, ARGS="[4, 3]")
     assert done.stdout.count("\n") == 1
     answer = json.loads(done.stdout)
     assert answer.pop("id")
@@ -86,13 +87,13 @@ def test_make_status_shows_containers_nodes_queues_and_beat_on_one_screen(stack:
 class Terminal:
     """A program on a terminal of its own."""
 
-    def __init__(self, stack: Stack, *command: str) -> None:
-        self._stack = stack
+    def __init__(self, deployment: Deployment, *command: str) -> None:
+        self._deployment = deployment
         self._ours, theirs = pty.openpty()
         streams: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
-        environment = stack.environment(TERM="dumb")
+        environment = deployment.environment(TERM="dumb")
         self.program = subprocess.Popen(
-            command, cwd=stack.directory, env=environment, start_new_session=True, **streams
+            command, cwd=deployment.directory, env=environment, start_new_session=True, **streams
         )
         os.close(theirs)
         os.set_blocking(self._ours, False)
@@ -115,7 +116,7 @@ class Terminal:
                 self.shown += os.read(self._ours, 65536).decode(errors="replace")
             return text in self.shown
 
-        self._stack.wait(has_shown, f"{text!r} on the terminal")
+        self._deployment.wait(has_shown, f"{text!r} on the terminal")
 
     def type(self, text: str) -> None:
         """Press keys."""
@@ -129,15 +130,25 @@ def test_a_command_inside_the_stack_asks_on_the_terminal(stack: Stack) -> None:
         terminal.wait_for("error: nothing was deleted")
 
 
-def test_make_logs_follows_one_service_until_ctrl_c(stack: Stack) -> None:
-    with Terminal(stack, "make", "--old-file=.venv/ready", "logs", "SERVICE=beat") as terminal:
-        # Whatever its word was first: "waiting" is none that it logs, nor what comes after it.
-        terminal.wait_for("beat: ")
-        assert "worker-1" not in terminal.shown
-        assert "redis-1" not in terminal.shown
+@pytest.mark.parametrize("service", ["beat", "worker"])
+def test_make_logs_follows_one_service_until_ctrl_c_which_ends_nothing_else(
+    deployment: Deployment, service: str
+) -> None:
+    before = deployment.units()
+    # What the service logs at its start: for beat whatever its word was first, as "waiting" is none that it logs.
+    logged = {"beat": "beat: ", "worker": "ready."}
+    others = {"beat": ("worker-1", "worker1-node0"), "worker": ("beat: ", "beat-1")}
+    with Terminal(deployment, *deployment.command("logs", SERVICE=service)) as terminal:
+        terminal.wait_for(logged[service])
+        if service == "worker":
+            # Once it shows what there is, it follows what comes.
+            answer = deployment.make("call", TASK=ADD, ARGS="[4, 3]").stdout
+            terminal.wait_for(json.loads(answer)["id"])
         os.killpg(terminal.program.pid, signal.SIGINT)
         terminal.program.wait(COMMAND_SECONDS)
-        assert "Traceback" not in terminal.shown
+        for other in (*others[service], "redis-1", "Traceback"):
+            assert other not in terminal.shown
+    assert deployment.units() == before
 
 
 def test_logs_of_a_service_that_does_not_exist_are_refused(stack: Stack) -> None:
@@ -146,7 +157,7 @@ def test_logs_of_a_service_that_does_not_exist_are_refused(stack: Stack) -> None
 
 
 def test_make_shell_has_the_app_and_the_tasks(stack: Stack) -> None:
-    with Terminal(stack, "make", "--old-file=.venv/ready", "shell") as terminal:
+    with Terminal(stack, *stack.command("shell")) as terminal:
         terminal.wait_for(">>>")
         terminal.type("print(app.main, add(40, 3), add.delay(50, 4).get(timeout=300))\n")
         terminal.wait_for("stalk 43 54")

@@ -14,7 +14,6 @@ import redis
 import yaml
 
 from config.environment import read_env_file
-from tests.local.handle import Local
 from tests.stack.conftest import SETTINGS
 from tests.stack.connecting import (
     ADDRESS,
@@ -32,7 +31,9 @@ from tests.stack.connecting import (
     python,
     urls,
 )
-from tests.stack.handle import COMMAND_SECONDS, ROOT, Stack, clone, environment, run
+from tests.stack.deployment import run
+from tests.stack.handle import COMMAND_SECONDS, ROOT, Stack, clone, environment
+from tests.stack.processes.handle import Local
 from tests.support.ports import free_port
 from tests.support.redis.server import require_openssl, require_tls
 

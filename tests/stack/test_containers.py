@@ -152,22 +152,10 @@ def test_the_limits_are_in_force(stack: Stack, service: str) -> None:
     assert host["RestartPolicy"]["Name"] == "unless-stopped"
 
 
-def test_the_image_holds_no_compiler_and_no_secret(stack: Stack) -> None:
+def test_the_image_holds_no_compiler(stack: Stack) -> None:
     names = ("gcc", "cc", "c++", "g++", "clang", "tcc", "make", "ld", "uv")
     script = "; ".join(f"command -v {name}" for name in names) + "; find / -xdev -name 'cc1*' -type f 2>/dev/null"
     assert stack.shell("worker", script, check=False).split() == []
-    image = stack.inspect(stack.ids("worker")[0])["Config"]["Image"]
-    told = stack.docker("history", "--no-trunc", image) + json.dumps(stack.inspect(image))
-    for secret in secrets(stack):
-        assert secret not in told
-
-
-def test_no_password_is_in_a_process_list_or_a_log(stack: Stack) -> None:
-    for identifier in stack.ids():
-        told = stack.docker("top", identifier, "-eo", "pid,args") + stack.docker("logs", identifier)
-        assert "PID" in told
-        for secret in secrets(stack):
-            assert secret not in told
 
 
 def test_python_says_what_is_in_force_without_the_passwords(stack: Stack) -> None:

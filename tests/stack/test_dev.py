@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.stack.handle import MAKE_SECONDS, Stack, save
-from tests.support.waiting import wait_until
+from tests.stack.deployment import MAKE_SECONDS
+from tests.stack.dev import Dev
+from tests.stack.handle import Stack, save
 
 TASK = "services.tasks.edited.word"
 MODULE = """\
@@ -35,23 +33,9 @@ def module(patient: Stack) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_change_is_taken_up_warm_and_mistakes_are_refused(stack: Stack, module: Path) -> None:
-    log = stack.directory / "dev.log"
-    with log.open("w") as output:
-        dev = subprocess.Popen(
-            ["make", "--old-file=.venv/ready", "dev"],
-            cwd=stack.directory,
-            env=stack.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def says(text: str, times: int = 1) -> None:
-        wait_until(lambda: log.read_text().count(text) >= times, MAKE_SECONDS, f"{text!r} {times} times", log.read_text)
-
+    dev = Dev(stack)
     try:
-        says("Watching config/ and services/")
+        dev.says("Watching config/ and services/")
         worker = stack.ids("worker")
         marks = stack.send_marks([None])
         marks.wait_started()
@@ -59,7 +43,7 @@ def test_a_change_is_taken_up_warm_and_mistakes_are_refused(stack: Stack, module
         def edit() -> None:
             # As an editor under umask 077 saves it: the container's user must still be able to read it.
             save(module, MODULE.format(word="first"))
-            says("the new code runs")
+            dev.says("the new code runs")
 
         stack.stop_while_they_run(edit, marks)
         assert len(marks.all("started")) == 1
@@ -67,14 +51,14 @@ def test_a_change_is_taken_up_warm_and_mistakes_are_refused(stack: Stack, module
         assert stack.call(TASK)[0]["result"] == "first"
 
         save(module, MODULE.format(word="broken") + "def (\n")
-        says("; the old code goes on")
-        assert "services/tasks/edited.py line 7: SyntaxError" in log.read_text()
+        dev.says("; the old code goes on")
+        assert "services/tasks/edited.py line 7: SyntaxError" in dev.log.read_text()
         save(module, MODULE.format(word="broken") + "no_such_name\n")
-        says("; the old code goes on", times=2)
-        assert "services/tasks/edited.py line 7: NameError" in log.read_text()
+        dev.says("; the old code goes on", times=2)
+        assert "services/tasks/edited.py line 7: NameError" in dev.log.read_text()
 
         save(module, MODULE.format(word="second"))
-        says("the new code runs", times=2)
+        dev.says("the new code runs", times=2)
         assert stack.call(TASK)[0]["result"] == "second"
         assert stack.ids("worker") == worker, "the nodes are new, their container is not"
 
@@ -83,9 +67,9 @@ def test_a_change_is_taken_up_warm_and_mistakes_are_refused(stack: Stack, module
         mounted = [mount["Destination"] for one in stack.ids("worker") for mount in stack.inspect(one)["Mounts"]]
         assert mounted.count("/app/services") == 2
     finally:
-        os.killpg(dev.pid, signal.SIGINT)
-        dev.wait(MAKE_SECONDS)
-    assert "Watching has ended; the stack goes on" in log.read_text()
+        dev.interrupt()
+        dev.process.wait(MAKE_SECONDS)
+    assert "Watching has ended; the stack goes on" in dev.log.read_text()
     assert len(stack.ids("worker")) == 2
     stack.make("scale", WORKERS="1")
     assert stack.call(TASK)[0]["result"] == "second"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from tests.stack.deployment import Deployment
 from tests.stack.handle import Stack
 
 PAGES = ("/flower/", "/flower/tasks", "/flower/broker", "/flower/api/workers", "/flower/api/tasks", "/flower/metrics")
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_every_page_wants_the_login(stack: Stack, path: str) -> None:
-    login = stack.login()
+def test_every_page_wants_the_login(deployment: Deployment, path: str) -> None:
+    login = deployment.login()
     user, _, password = login.partition(":")
-    assert stack.flower(path, login).status == 200
+    assert deployment.flower(path, login).status == 200
     for wrong in ("", f"{user}:", f"{user}:{password}x", f"x{user}:{password}", f"{user}:{password[:-1]}", user):
-        assert stack.flower(path, wrong).status == 401, wrong
+        assert deployment.flower(path, wrong).status == 401, wrong
 
 
 def test_only_the_health_check_is_free(stack: Stack) -> None:

@@ -8,7 +8,8 @@ from functools import partial
 
 import pytest
 
-from tests.stack.handle import MAKE_SECONDS, Stack, run
+from tests.stack.deployment import MAKE_SECONDS, run
+from tests.stack.handle import Stack
 from tests.support.documents import commands, names
 
 DOCUMENT = "docs/operations.md"

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from tests.stack.handle import MAKE_SECONDS, Stack
+from tests.stack.deployment import MAKE_SECONDS
+from tests.stack.handle import Stack
 from tests.support.documents import block, commands
 
 DOCUMENT = "README.md"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.stack.deployment import Deployment
 from tests.stack.handle import Stack, sentences
 
 # Every character that one of Compose, make, sh, Python and an URL reads in a way of its own.
@@ -28,29 +29,44 @@ def test_the_first_make_up_writes_secrets_and_says_where_to_look(first_stack: tu
         assert secret not in said
 
 
-def test_make_up_again_changes_nothing(stack: Stack) -> None:
-    before = stack.ids(), stack.env_file.read_bytes()
-    stack.make("up")
-    assert (stack.ids(), stack.env_file.read_bytes()) == before
+def test_make_up_again_changes_nothing(deployment: Deployment) -> None:
+    before = deployment.units(), deployment.env_file.read_bytes()
+    runtime = deployment.status()["runtime"]
+    assert f"Runtime: {runtime} (as before)." in deployment.make("up").stdout
+    assert (deployment.units(), deployment.env_file.read_bytes()) == before
 
 
-def test_a_mistake_in_what_is_about_to_run_is_one_sentence_and_the_old_stack_goes_on(stack: Stack) -> None:
-    before = stack.ids(), [stack.inspect(one)["Image"] for one in stack.ids("worker")]
-    broken = stack.directory / "services" / "tasks" / "broken.py"
-    for text, says in (("no_such_name\n", "line 1: NameError: "), ("def broken(:\n", "line 1: SyntaxError: ")):
-        broken.write_text(text)
+def test_a_mistake_in_what_is_about_to_run_is_one_sentence_and_the_old_stack_goes_on(deployment: Deployment) -> None:
+    before = deployment.units()
+    mistakes = {
+        "import json\nno_such_name\n": "line 2: NameError: name 'no_such_name' is not defined; ",
+        "def broken(:\n": "line 1: SyntaxError: ",
+    }
+    for text, says in mistakes.items():
+        broken = deployment.write_task("broken", text)
         try:
-            done = stack.make("up", check=False)
+            done = deployment.make("up", check=False)
         finally:
             broken.unlink()
-        (sentence,) = sentences(done.stderr)
-        assert f"services/tasks/broken.py {says}" in sentence
-        assert sentence.endswith("; nothing was started or replaced")
+        assert done.returncode == 2, done
+        first, last = done.stderr.splitlines()
+        assert first.startswith(f"error: services/tasks/broken.py {says}")
+        assert first.endswith("; nothing was started or replaced")
         # 2 is also what make itself makes of every failure.
-        assert "Error 2" in done.stderr
-    assert stack.ids() == before[0]
-    # What is added meanwhile runs what the others run.
-    assert stack.docker("image", "inspect", "--format={{.Id}}", f"{stack.project}-app").split() == before[1]
+        assert last.startswith("make: *** ")
+        assert last.endswith("Error 2")
+    assert deployment.units() == before
+    assert deployment.add() == 7
+
+
+def test_a_refused_up_leaves_the_image_that_an_added_container_would_run(stack: Stack) -> None:
+    broken = stack.write_task("broken", "no_such_name\n")
+    try:
+        stack.make("up", check=False)
+    finally:
+        broken.unlink()
+    tagged = stack.docker("image", "inspect", "--format={{.Id}}", f"{stack.project}-app").split()
+    assert tagged == [stack.inspect(one)["Image"] for one in stack.ids("worker")]
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +139,9 @@ def test_an_image_that_does_not_build_is_told_with_the_builders_lines(other_stac
     assert other_stack.remains() == {}
 
 
-def test_make_clean_asks_and_deletes_nothing_where_nobody_answers(stack: Stack) -> None:
-    before = stack.ids()
-    done = stack.make("clean", check=False)
+def test_make_clean_asks_and_deletes_nothing_where_nobody_answers(deployment: Deployment) -> None:
+    before = deployment.units()
+    done = deployment.make("clean", check=False)
     assert done.returncode == 2
     assert "run 'make clean YES=1'" in done.stderr
-    assert stack.ids() == before
+    assert deployment.units() == before

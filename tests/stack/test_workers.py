@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.stack.deployment import Deployment
 from tests.stack.handle import Stack
 from tests.support.documents import block
 
-ADD = "services.tasks.arithmetic.add"
 # Tasks that run beside one that takes all memory, and how many of those there are, one after the other.
 INNOCENTS = [[None]] * 8
 HOGS = 5
@@ -95,18 +95,6 @@ def test_make_up_keeps_what_make_scale_has_set(three_workers: Stack) -> None:
     assert len(three_workers.ids("worker")) == 1
 
 
-@pytest.mark.parametrize(
-    ("workers", "says"),
-    [("three", "must be a whole number"), ("", "must be a whole number"), ("-1", "must be a whole number")],
-)
-def test_a_number_of_workers_that_is_none_is_refused(stack: Stack, workers: str, says: str) -> None:
-    before = stack.env_file.read_bytes()
-    done = stack.make("scale", check=False, WORKERS=workers)
-    assert (done.returncode, says in done.stderr) == (2, True), done.stderr
-    assert "Traceback" not in done.stderr
-    assert stack.env_file.read_bytes() == before
-
-
 @pytest.mark.slow
 def test_a_task_that_ends_in_time_ends_before_its_worker_stops(patient: Stack) -> None:
     stack = patient
@@ -133,17 +121,9 @@ def test_a_task_that_takes_too_long_waits_again_when_its_worker_has_stopped(stac
     assert len(marks.all("started")) == 6
 
 
-def test_a_node_that_is_killed_is_back(stack: Stack) -> None:
-    container = stack.ids("worker")
-    # Before that, Supervisor would try again whatever autorestart says. The command is the one that a comment in
-    # docker/supervisor/worker.conf promises.
-    stack.wait(lambda: "RUNNING" in stack.shell("worker", "supervisorctl status", check=False), "node0 up for 10 s")
-    before = node_pid(stack)
-    stack.shell("worker", f"kill -KILL {before}")
-    stack.wait(lambda: node_pid(stack) not in (before, 0), "another process is node0")
-    assert stack.call(ADD, 4, 3)[1] == 0
-    assert stack.ids("worker") == container
-    assert stack.inspect(container[0])["RestartCount"] == 0
+def test_a_node_that_is_killed_is_back(deployment: Deployment) -> None:
+    deployment.kill_node()
+    assert deployment.add() == 7
 
 
 @pytest.fixture
@@ -161,7 +141,7 @@ def small(stack: Stack) -> Iterator[Stack]:
 
 @pytest.mark.slow
 def test_a_task_that_takes_all_memory_becomes_a_dead_letter_alone(small: Stack) -> None:
-    before, node = small.inspected("worker")[0], node_pid(small)
+    before, node = small.inspected("worker")[0], small.node_pid()
     hogs: list[str] = []
     for _ in range(HOGS):
         innocents = small.send_marks(*INNOCENTS)
@@ -175,7 +155,7 @@ def test_a_task_that_takes_all_memory_becomes_a_dead_letter_alone(small: Stack) 
         innocents.wait_finished()
         assert len(innocents.all("started")) == len(INNOCENTS), small.describe()
     after = small.inspected("worker")[0]
-    assert node_pid(small) == node, small.describe()
+    assert small.node_pid() == node, small.describe()
     assert (after["Id"], after["RestartCount"]) == (before["Id"], before["RestartCount"])
 
 
@@ -193,11 +173,3 @@ def test_a_node_that_cannot_start_ends_its_container_with_an_error(stack: Stack)
     assert done.returncode == 1, told
     assert "RuntimeError: broken on purpose" in told
     assert "watchdog: node0 could not be started; its error is above; stopping the container" in told
-
-
-def node_pid(stack: Stack) -> int:
-    """The process of the first node, by its own container's numbers."""
-    script = "cat /run/stalk/supervisord.pid; for p in /proc/[0-9]*; do echo $p $(cut -d' ' -f4 $p/stat); done"
-    supervisor, *parents = stack.shell("worker", script, check=False).splitlines()
-    children = [line.split() for line in parents if line.split()[1:] == [supervisor]]
-    return int(children[0][0].rpartition("/")[2]) if children else 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from base64 import b64encode
 
 import pytest
 
-from tests.stack.handle import SERVICES, Stack, sentences
+from tests.stack.deployment import Deployment
+from tests.stack.handle import SERVICES, Stack
 
 # The same path on the host, where make reads it, and in the containers.
 MOUNT = "  {service}:\n    volumes: ['{path}:{path}:ro']\n"
@@ -41,35 +41,12 @@ def test_secrets_come_from_files_and_are_in_no_containers_environment(stack: Sta
         stack.env_file.write_text(before)
 
 
-def test_neither_docker_nor_make_shows_a_secret(stack: Stack) -> None:
-    login = stack.login()
-    secrets = [stack.env_value("REDIS_PASSWORD"), login.partition(":")[2], b64encode(login.encode()).decode()]
-    assert stack.flower("/flower/").status == 200
+def test_neither_a_command_nor_what_runs_shows_a_secret(deployment: Deployment) -> None:
+    login = deployment.login()
+    secrets = [deployment.env_value("REDIS_PASSWORD"), login.partition(":")[2], b64encode(login.encode()).decode()]
+    assert deployment.flower().status == 200
 
-    shown = {f"make {name} {JSON}": stack.make(name, JSON=JSON).stdout for name in ASKING for JSON in ("", "1")}
-    for identifier in stack.ids():
-        container = stack.inspect(identifier)
-        # What it was given, by whoever may ask Docker to show it: docs/configuration.md says how to keep it out.
-        assert container["Config"].pop("Env")
-        name, image = container["Name"], container["Image"]
-        shown |= {
-            f"docker inspect {name}": json.dumps(container),
-            f"docker logs {name}": stack.docker("logs", identifier),
-            f"docker top {name}": stack.docker("top", identifier, "-eo", "pid,args"),
-            f"the image of {name}": stack.docker("history", "--no-trunc", image) + stack.docker("inspect", image),
-        }
+    shown = {f"make {name} {JSON}": deployment.make(name, JSON=JSON).stdout for name in ASKING for JSON in ("", "1")}
+    shown |= deployment.readable()
 
     assert not [place for place, text in shown.items() for secret in secrets if secret in text]
-
-
-def test_a_line_that_compose_cannot_read_is_named_and_not_shown(stack: Stack) -> None:
-    tasks = stack.directory / ".env.tasks"
-    tasks.write_text("SHOP_URL=https://shop.example.com\nSHOP_TOKEN='canary\n")
-    try:
-        done = stack.make("up", check=False)
-    finally:
-        tasks.unlink()
-
-    assert done.returncode == 2
-    assert sentences(done.stderr) == [f"error: {tasks} line 2: it is not NAME=value"]
-    assert "canary" not in done.stdout + done.stderr

@@ -19,6 +19,9 @@ MOST_WORKERS = 12
 # Fixtures that own something that many tests share: the containers, and the stack as processes.
 CONTAINERS, FAULTS, PROCESSES = "containers", "containers of faults", "processes"
 OWNERS = {"first_stack": CONTAINERS, "container_stack": FAULTS, "first_up": PROCESSES}
+# The values of the parameter `deployment`, each the fixture of a runtime, and what that fixture owns: a test asks for
+# it only when it runs, so that its name is not among those that pytest knows while it collects.
+RUNTIMES = {"stack": "first_stack", "local": "first_up"}
 # Files whose tests take a second one, because the first one alone would take longest of all.
 SECOND_HALF = {
     CONTAINERS: frozenset({"test_call.py", "test_redis.py", "test_workers.py"}),
@@ -61,7 +64,9 @@ def group(item: pytest.Item) -> str:
 
 def fixtures(item: pytest.Item) -> list[str]:
     """The names of all fixtures that a test uses, directly or not."""
-    return list(getattr(item, "fixturenames", ()))
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    runtime = RUNTIMES.get(parameters.get("deployment", ""), "")
+    return [*getattr(item, "fixturenames", ()), *filter(None, [runtime])]
 
 
 def shares(item: pytest.Item) -> bool:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from services.commands.output import RED, Cell, print_error, print_table
-from tests.local.test_terminal import Screen
+from tests.unit.stack.test_terminal import Screen
 
 ROWS: list[tuple[Cell, ...]] = [("1", ("crashed", RED), "a worker died while it ran"), ("12", "rejected", "")]
 HEADER = ("ID", "Reason", "Detail")

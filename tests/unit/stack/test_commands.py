@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from stack.docker.engine import LOWEST_API, LOWEST_COMPOSE, parse_version
-from tests.stack.handle import ROOT, clone, environment, run
+from tests.stack.deployment import run
+from tests.stack.handle import ROOT, clone, environment
 from tests.support.ports import free_port
 
 # None of these commands does more than start Python and look for Docker.
@@ -171,7 +172,7 @@ def test_a_command_of_docker_that_fails_is_told_by_its_last_line(checkout: Path,
 @pytest.mark.parametrize("name", [".env", ".env.tasks"])
 def test_a_line_that_compose_cannot_read_is_named_and_not_said_back(tmp_path: Path, name: str) -> None:
     own = clone(tmp_path / "clone")
-    (own / name).write_text("SHOP_TOKEN='canary\n")
+    (own / name).write_text("SHOP_URL=https://shop.example.com\nSHOP_TOKEN='canary\n")
     # Docker has every image and no container.
     script = (
         f'{ENGINE}case "$*" in *--short) echo 2.30.0;; info*) echo 2;; '
@@ -181,7 +182,7 @@ def test_a_line_that_compose_cannot_read_is_named_and_not_said_back(tmp_path: Pa
     for command in ("up", "logs", "stop"):
         done = stack(own, command, **variables)
         assert done.returncode == 2, done
-        assert f"{own / name} line 1: it is not NAME=value" in done.stderr
+        assert f"error: {own / name} line 2: it is not NAME=value" in done.stderr.splitlines()
         assert "canary" not in done.stdout + done.stderr
 
 
@@ -209,6 +210,11 @@ def test_without_registry_and_debootstrap_one_sentence_names_both_ways_out(tmp_p
     [
         ("call", {}, "TASK is not set: make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'"),
         ("scale", {}, "WORKERS: found ''; it must be a whole number, as in: make scale WORKERS=4"),
+        (
+            "scale",
+            {"WORKERS": "three"},
+            "WORKERS: found 'three'; it must be a whole number, as in: make scale WORKERS=4",
+        ),
         ("scale", {"WORKERS": "-1"}, "WORKERS: found '-1'; it must be a whole number, as in: make scale WORKERS=4"),
         ("scale", {"WORKERS": "1.5"}, "WORKERS: found '1.5'; it must be a whole number, as in: make scale WORKERS=4"),
         ("scale", {"WORKERS": "5000"}, "WORKERS: found '5000'; allowed: a whole number from 0 to 1000"),
@@ -225,6 +231,7 @@ def test_a_variable_of_make_that_is_missing_or_wrong_is_one_sentence(
     assert first == f"error: {says}"
     # make adds a line of its own.
     assert [line for line in rest if not line.startswith("make: ***")] == []
+    assert not (checkout / ".env").exists()
 
 
 def test_make_alone_lists_every_target_with_a_line(checkout: Path) -> None:

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
 from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
 
-from tests.local.handle import MAKE_SECONDS, Local
+from tests.stack.deployment import MAKE_SECONDS
+from tests.stack.dev import Dev
 from tests.stack.handle import save
-from tests.support.waiting import wait_until
+from tests.stack.processes.handle import Local
 
 MODULE = "services/tasks/seen.py"
 WORD = "services.tasks.seen.word"
-
-
-class Dev:
-    """`make dev`, as it runs in a terminal."""
-
-    def __init__(self, local: Local) -> None:
-        self.local = local
-        self.log = local.directory / "dev.log"
-        with self.log.open("w") as output:
-            self.process = subprocess.Popen(
-                local.command("dev"),
-                cwd=local.directory,
-                env=local.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def says(self, text: str, times: int = 1) -> None:
-        """Return when its output has a text so many times."""
-        wait_until(lambda: self.log.read_text().count(text) >= times, MAKE_SECONDS, repr(text), self.log.read_text)
-
-    def interrupt(self) -> None:
-        """Ctrl-C: the whole foreground gets it."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGINT)
 
 
 @pytest.fixture

@@ -6,17 +6,13 @@ import json
 import os
 import signal
 import stat
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import redis
 
 from config.environment import read_env_file
-from tests.local.handle import PROGRAMS, Local
-
-# What people ask with `make`.
-ASKING = ("status", "schedule", "dead-letters")
+from tests.stack.processes.handle import PROGRAMS, Local
 
 
 def test_the_first_up_says_which_runtime_and_why_and_keeps_it_beside_the_data(first_up: tuple[Local, str]) -> None:
@@ -27,40 +23,8 @@ def test_the_first_up_says_which_runtime_and_why_and_keeps_it_beside_the_data(fi
     assert not read_env_file(local.env_file).get("STALK_RUNTIME")
 
 
-def test_a_second_up_changes_nothing(local: Local) -> None:
-    before = local.pids()
-    assert "Runtime: local (as before)." in local.make("up").stdout
-    assert local.pids() == before
-
-
-def test_a_mistake_in_what_is_about_to_run_is_one_sentence_and_the_old_stack_goes_on(local: Local) -> None:
-    before = local.pids()
-    broken = local.write_task("broken", "import json\nno_such_name\n")
-    try:
-        done = local.make("up", check=False)
-    finally:
-        broken.unlink()
-    assert done.returncode == 2, done
-    first, last = done.stderr.splitlines()
-    assert first == (
-        "error: services/tasks/broken.py line 2: NameError: name 'no_such_name' is not defined; "
-        "nothing was started or replaced"
-    )
-    # 2 is also what make itself makes of every failure.
-    assert last.startswith("make: *** ")
-    assert last.endswith("Error 2")
-    assert local.pids() == before
-    assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
-
-
 def test_make_local_asks_for_processes(local: Local) -> None:
     assert "Runtime: local (as STALK_RUNTIME says)." in local.make("local").stdout
-
-
-def test_call_prints_the_result_as_json(local: Local) -> None:
-    done = local.make("call", TASK="services.tasks.arithmetic.add", ARGS="[4, 3]")
-    answer = json.loads(done.stdout)
-    assert (answer["state"], answer["result"]) == ("SUCCESS", 7)
 
 
 def test_status_shows_units_nodes_queues_and_beat_without_colours(local: Local) -> None:
@@ -119,13 +83,6 @@ def test_scaling_leaves_those_that_run_as_they_are(local: Local) -> None:
     later.unlink()
 
 
-def test_a_node_that_is_killed_is_back(local: Local) -> None:
-    before = local.pids()["worker1-node0"]
-    os.killpg(before, signal.SIGKILL)
-    local.wait(lambda: local.pids()["worker1-node0"] not in (0, before), "another node")
-    assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
-
-
 def test_a_redis_that_is_killed_is_back_with_its_data(local: Local) -> None:
     with local.redis(database=5) as client:
         client.set("kept", "yes")
@@ -160,19 +117,7 @@ def test_redis_is_reached_through_its_socket_alone_and_with_its_password(local: 
             assert client.config_get(name)[name] == value
 
 
-def test_no_secret_is_shown_or_written_but_where_only_its_owner_reads(local: Local) -> None:
-    login = read_env_file(local.env_file)["FLOWER_BASIC_AUTH"].partition(":")[2]
-    assert local.flower() == 200
-
-    shown = {f"make {name} {JSON}": local.make(name, JSON=JSON).stdout for name in ASKING for JSON in ("", "1")}
-    shown |= {f"process {number}": line for number, line in enumerate(local.left())}
-    for path in local.state.rglob("*"):
-        # Flower writes by another name, which is gone in a moment.
-        with suppress(FileNotFoundError):
-            if path.is_file() and path != local.run / "environment.json":
-                shown[str(path)] = path.read_bytes().decode(errors="replace")
-
-    assert not [place for place, text in shown.items() for secret in (local.password(), login) if secret in text]
+def test_what_holds_secrets_is_readable_by_its_owner_alone(local: Local) -> None:
     for path in (local.env_file, local.run / "environment.json"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -192,14 +137,6 @@ def listening(pid: int) -> list[str]:
 
 def test_what_listens_is_seen_by_its_number(local: Local) -> None:
     assert [address.partition(":")[2] for address in listening(local.pids()["flower"])] == [f"{local.port:04X}"]
-
-
-def test_flower_is_served_under_its_url_with_its_login(local: Local) -> None:
-    assert local.flower() == 200
-    assert local.flower("/flower/api/workers") == 200
-    assert local.flower(login="") == 401
-    assert local.flower(login="admin:wrong") == 401
-    assert (local.run / "flower.heartbeat").read_text() == "ready\n"
 
 
 def test_a_task_sees_its_variables_and_nothing_of_the_shell(local: Local) -> None:

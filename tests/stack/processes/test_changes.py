@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.local.handle import Local
+from tests.stack.processes.handle import Local
 
 WORD = "services.tasks.seen.word"
 VARIABLE = "services.tasks.seen.variable"

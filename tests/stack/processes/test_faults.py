@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
-from tests.local.conftest import kill
-from tests.local.handle import MAKE_SECONDS, ROOT_PYTHON, Local
+from tests.stack.deployment import MAKE_SECONDS
+from tests.stack.processes.handle import ROOT_PYTHON, Local, kill
 
 
 def release_when_up_says(local: Local, text: str, label: str) -> None:
@@ -72,9 +72,9 @@ def test_up_recovers_when_somebody_has_deleted_the_sockets(local: Local) -> None
 @pytest.mark.slow
 def test_a_supervisor_that_is_told_to_stop_by_somebody_is_waited_for(local: Local) -> None:
     local.start("told")
-    before, stops = local.supervisor(), local.told_to_stop()
+    before, stops = local.supervisor(), local.shutdowns()
     os.kill(before, signal.SIGTERM)
-    local.wait(lambda: local.told_to_stop() > stops, "the node is told to stop")
+    local.wait(lambda: local.shutdowns() > stops, "the node is told to stop")
     release_when_up_says(local, "Waiting for a Supervisor that does not answer any more", "told")
     assert local.supervisor() != before
     assert (local.notes("start", "told"), local.notes("end", "told")) == (1, 1)

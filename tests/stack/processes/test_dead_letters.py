@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from services.broker.keys import DEAD_LETTER, DEAD_LETTERS, DEAD_LETTERS_UNTOLD, SCHEDULED
-from tests.local.handle import MAKE_SECONDS, Local
+from tests.stack.deployment import MAKE_SECONDS
+from tests.stack.processes.handle import Local
 
 HOUR = 3600
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
-import subprocess
+import signal
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,16 +17,13 @@ from celery import Celery
 
 from config import load
 from config.celery import build_celery_configuration
-from config.environment import read_env_file
 from config.redis_url import RedisUrl
 from services.supervisor import rpc
+from tests.stack.deployment import PAGE_SECONDS, SHOWN_LOG_LINES, WARM_SHUTDOWN, Deployment
 from tests.stack.handle import clone
-from tests.support.ports import free_port
-from tests.support.waiting import wait_until
 
 T = TypeVar("T")
 
-HERE = Path(__file__).parent
 ROOT_PYTHON = sys.executable
 NO_DOCKER = "unix:///nowhere/docker.sock"
 # Nothing runs by itself: tests count what runs.
@@ -40,28 +33,19 @@ SETTINGS = {
     "BEAT_SCHEDULE": "report-free-space=off",
     "FLOWER_URL_PREFIX": "/flower",
 }
-# All are for a machine of two cores that is busy with much else; they cost nothing where things work.
-MAKE_SECONDS = 600.0
-WAIT_SECONDS = 300.0
-ANSWER_SECONDS = 60
-WARM_SHUTDOWN = "Warm shutdown"
-SHOWN_LOG_LINES = 25
 # As compose.yaml has them.
 PROGRAMS = ("beat", "flower", "redis", "worker1-node0")
 
 
-class Local:
+class Local(Deployment):
     """A checkout of its own, with a home of its own."""
 
     def __init__(self, base: Path, name: str = "our checkout, 100% #1; 'really'", **settings: str) -> None:
         # The name has what shells, Supervisor's % and its comments could stumble over.
-        self.directory = clone(base / name)
+        super().__init__(clone(base / name), SETTINGS | settings)
         self.home, self.scratch = base / "home", base / "tmp"
         self.home.mkdir()
         self.scratch.mkdir()
-        self.port = free_port()
-        self.settings = SETTINGS | settings
-        self.env_file = self.directory / ".env"
         self.tasks_file = self.directory / ".env.tasks"
         self.state = self.directory / ".stalk"
         self.run = self.state / "run"
@@ -84,31 +68,6 @@ class Local:
             **variables,
         }
 
-    def command(self, target: str, **variables: str) -> list[str]:
-        """`make target NAME=value`."""
-        # The copy shares the checkout's .venv, and a test must not set about installing it anew.
-        return ["make", "--old-file=.venv/ready", target, *(f"{name}={value}" for name, value in variables.items())]
-
-    def make(
-        self, target: str, check: bool = True, exported: Mapping[str, str] | None = None, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run it; `exported` are variables of the shell."""
-        done = subprocess.run(
-            self.command(target, **variables),
-            cwd=self.directory,
-            env=self.environment(**(exported or {})),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=MAKE_SECONDS,
-            check=False,
-        )
-        if check:
-            assert done.returncode == 0, (
-                f"make {target}: {done.returncode}\n{done.stdout}{done.stderr}{self.describe()}"
-            )
-        return done
-
     # ---- Supervisor's view
 
     def processes(self) -> dict[str, dict[str, Any]]:
@@ -122,6 +81,23 @@ class Local:
     def pids(self) -> dict[str, int]:
         """The process id of each program."""
         return {name: process["pid"] for name, process in self.processes().items()}
+
+    def units(self) -> dict[str, str]:
+        return {name: str(pid) for name, pid in self.pids().items()}
+
+    def kill_node(self) -> None:
+        before = self.pids()["worker1-node0"]
+        os.killpg(before, signal.SIGKILL)
+        self.wait(lambda: self.pids()["worker1-node0"] not in (0, before), "another node")
+
+    def readable(self) -> dict[str, str]:
+        shown = {f"process {number}": line for number, line in enumerate(self.left())}
+        for path in self.state.rglob("*"):
+            # Flower writes by another name, which is gone in a moment.
+            with suppress(FileNotFoundError):
+                if path.is_file() and path != self.run / "environment.json":
+                    shown[str(path)] = path.read_bytes().decode(errors="replace")
+        return shown
 
     def supervisor(self) -> int:
         """The process id of Supervisor."""
@@ -154,14 +130,10 @@ class Local:
             parts += [f"--- {log.name}", *lines]
         return "\n".join(parts)
 
-    def wait(self, condition: Callable[[], T], what: str, timeout: float = WAIT_SECONDS) -> T:
-        """`condition()` once it is true; a wait in vain shows every program."""
-        return wait_until(condition, timeout, what, context=self.describe)
-
     # ---- tasks
 
     def password(self) -> str:
-        return read_env_file(self.env_file)["REDIS_PASSWORD"]
+        return self.env_value("REDIS_PASSWORD")
 
     def url(self, database: int) -> str:
         """The Redis URL of this stack's database, as the host reaches it."""
@@ -176,7 +148,7 @@ class Local:
             password=self.password(),
             db=database,
             decode_responses=True,
-            socket_timeout=ANSWER_SECONDS,
+            socket_timeout=PAGE_SECONDS,
         )
 
     def send(self, task: str, *arguments: Any, **options: Any) -> Sent:
@@ -213,58 +185,15 @@ class Local:
 
     def end_while(self, change: Callable[[], T], *labels: str) -> T:
         """Begin a change, and let these tasks end once their node was told to stop; what the change returned."""
-        before = self.told_to_stop()
-        with ThreadPoolExecutor(1) as background:
-            changing = background.submit(change)
-            self.wait(lambda: self.told_to_stop() > before or changing.done(), "the node is told to stop")
-            self.release(*labels)
-            return changing.result()
+        return self.while_stopping(change, lambda: self.release(*labels))
 
-    def told_to_stop(self) -> int:
-        """How often a node of the first worker was told to stop."""
+    def shutdowns(self) -> int:
         return (self.state / "log" / "worker1-node0.log").read_text(errors="replace").count(WARM_SHUTDOWN)
 
     # ---- Flower
 
-    def flower(self, path: str = "/flower/", login: str | None = None) -> int:
-        """The HTTP status of a page; `login` is user:password, the right one by default, "" for none."""
-        login = read_env_file(self.env_file)["FLOWER_BASIC_AUTH"] if login is None else login
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
-        if login:
-            request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
-        try:
-            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as response:
-                return int(response.status)
-        except urllib.error.HTTPError as error:
-            return error.code
-        except OSError:
-            return 0
-
-    # ---- files that a person edits
-
-    def set_variable(self, file: Path, name: str, value: str) -> None:
-        """Change a line of an env file, or add it."""
-        text = file.read_text() if file.exists() else ""
-        line = f"{name}={value}"
-        changed, count = re.subn(rf"^#?{name}=.*$", lambda _: line, text, flags=re.MULTILINE)
-        file.write_text(changed if count else f"{text}{line}\n")
-
-    def replace(self, file: str, old: str, new: str) -> None:
-        """Change a file; fails when what is to be changed is not there."""
-        path = self.directory / file
-        text = path.read_text()
-        assert text.count(old) == 1, f"{file} has {old!r} {text.count(old)} times"
-        path.write_text(text.replace(old, new))
-
-    def write_task(self, name: str, text: str) -> Path:
-        """A module in services/tasks/."""
-        path = self.directory / "services" / "tasks" / f"{name}.py"
-        path.write_text(text)
-        return path
-
-    def status(self) -> dict[str, Any]:
-        """`make status JSON=1`."""
-        return dict(json.loads(self.make("status", JSON="1").stdout))
+    def login(self) -> str:
+        return self.env_value("FLOWER_BASIC_AUTH")
 
 
 class Sent:
@@ -283,3 +212,9 @@ class Sent:
         answer = json.loads(str(kept)) if kept else {}
         assert answer.get("status") in (None, "SUCCESS"), answer
         return [answer["result"]] if answer else []
+
+
+def kill(pid: int) -> None:
+    """Kill a process that may have gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

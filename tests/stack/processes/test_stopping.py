@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from stack import paths
-from stack.checkout_lock import lock_checkout
-from tests.local.handle import MAKE_SECONDS, PROGRAMS, Local
+from tests.stack.deployment import MAKE_SECONDS
+from tests.stack.processes.handle import PROGRAMS, Local
 
 
 def test_stop_lets_running_tasks_finish_and_up_runs_the_queued_ones(local: Local) -> None:
@@ -75,13 +73,6 @@ def begin_up(local: Local, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def test_who_has_the_turn_is_named_and_is_not_afterwards(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["stack", "up"])
-    with lock_checkout():
-        assert paths.LOCK.read_text() == f"'make up' (pid {os.getpid()})\n"
-    assert paths.LOCK.read_text() == ""
-
-
 @pytest.mark.slow
 def test_a_closed_terminal_ends_nothing(local: Local) -> None:
     local.make("stop")
@@ -98,30 +89,6 @@ def test_a_closed_terminal_ends_nothing(local: Local) -> None:
     before = local.pids()
     assert sorted(before) == list(PROGRAMS)
     assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
-    assert local.pids() == before
-
-
-def test_ctrl_c_ends_the_logs_and_nothing_else(local: Local) -> None:
-    before = local.pids()
-    logs = subprocess.Popen(
-        local.command("logs", SERVICE="worker"),
-        cwd=local.directory,
-        env=local.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert logs.stdout
-    seen = ""
-    while "ready." not in seen:
-        line = logs.stdout.readline()
-        assert line, seen
-        seen += line
-    os.killpg(logs.pid, signal.SIGINT)
-    rest, _ = logs.communicate(timeout=MAKE_SECONDS)
-    assert "Traceback" not in seen + rest
-    assert "beat:" not in seen
     assert local.pids() == before
 
 
