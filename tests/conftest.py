@@ -1,7 +1,5 @@
 """Fixtures for all tests that start something: Redis servers and processes of the stack."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -12,9 +10,9 @@ import pytest
 
 from tests.support.checkout import Checkout
 from tests.support.fork_server import LIBRARIES_ONLY, ForkServer
+from tests.support.harness import Harness
 from tests.support.redis.server import RedisServer
 from tests.support.waiting import GaveUp
-from tests.support.world import World
 
 # What a shell starts in the background ignores Ctrl-C and Ctrl-\, and so would all that tests start and press it for.
 # A CI job that is cancelled gets TERM, and what tests have started must not outlive it.
@@ -45,23 +43,25 @@ def own_checkout(tmp_path: Path) -> Checkout:
 
 
 @pytest.fixture
-def world(tmp_path: Path, checkout: Checkout, redis_build: None) -> Iterator[World]:
+def harness(tmp_path: Path, checkout: Checkout, redis_build: None) -> Iterator[Harness]:
     """What the test starts, and its end."""
-    with World(tmp_path, checkout).opened() as world:
-        yield world
+    with Harness(tmp_path, checkout).opened() as harness:
+        yield harness
 
 
 @pytest.fixture(scope="module")
-def shared_world(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout, redis_build: None) -> Iterator[World]:
+def shared_harness(
+    tmp_path_factory: pytest.TempPathFactory, checkout: Checkout, redis_build: None
+) -> Iterator[Harness]:
     """What all tests of a module use together."""
-    with World(tmp_path_factory.mktemp("shared"), checkout).opened() as world:
-        yield world
+    with Harness(tmp_path_factory.mktemp("shared"), checkout).opened() as harness:
+        yield harness
 
 
 @pytest.fixture
-def redis_server(world: World) -> Callable[..., RedisServer]:
-    """Starts a Redis server; see World.redis."""
-    return world.redis
+def redis_server(harness: Harness) -> Callable[..., RedisServer]:
+    """Starts a Redis server; see Harness.redis."""
+    return harness.redis
 
 
 @pytest.hookimpl(wrapper=True)
@@ -72,6 +72,6 @@ def pytest_runtest_makereport(
     report = yield
     # A wait that failed has told all of it already.
     if report.failed and not (call.excinfo and call.excinfo.errisinstance(GaveUp)):
-        for world in World.existing:
-            report.sections.append((f"processes in {world.directory}", world.describe()))
+        for harness in Harness.existing:
+            report.sections.append((f"processes in {harness.directory}", harness.describe()))
     return report

@@ -29,8 +29,8 @@ from benchmarks.cost.figures import (
 from tests.chaos.report import describe_versions
 from tests.chaos.subjects import CONCURRENCY, POOLS, PREFETCH, STALK, Subject
 from tests.support.checkout import Checkout
+from tests.support.harness import Harness
 from tests.support.waiting import GaveUp
-from tests.support.world import World
 
 STOCK = Subject("stock", "benchmarks.cost.stock_app")
 # 128 and the number of SIGTERM, as shells say it.
@@ -118,9 +118,9 @@ def row(figure: Figure, pairs: Sequence[Pair]) -> tuple[str, ...]:
 def one_side(directory: Path, code: Checkout, subject: Subject, plan: Plan) -> Measurement:
     """Measure one side, on a Redis and a node of its own that are gone afterwards."""
     directory.mkdir(parents=True)
-    with World(directory, code).opened() as world:
+    with Harness(directory, code).opened() as harness:
         try:
-            return measure(Bench(world, subject, plan))
+            return measure(Bench(harness, subject, plan))
         except GaveUp as error:
             raise click.ClickException(str(error)) from None
 

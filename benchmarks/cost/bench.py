@@ -13,8 +13,8 @@ from benchmarks.cost.figures import COLD, Measurement, percentile, rate
 from benchmarks.cost.proc import cpu_seconds
 from benchmarks.footprint import MIB, read
 from tests.chaos.subjects import Subject, settings
+from tests.support.harness import Harness, Node
 from tests.support.waiting import wait_until
-from tests.support.world import Node, World
 
 # The default of WORKER_LEASE: tasks that do nothing are done before it matters.
 LEASE = 60
@@ -56,11 +56,11 @@ class Snapshot:
 class Bench:
     """One Redis, one node and its producers."""
 
-    def __init__(self, world: World, subject: Subject, plan: Plan) -> None:
-        self.world, self.subject, self.plan = world, subject, plan
-        self.redis = world.redis()
+    def __init__(self, harness: Harness, subject: Subject, plan: Plan) -> None:
+        self.harness, self.subject, self.plan = harness, subject, plan
+        self.redis = harness.redis()
         self._client = self.redis.client()
-        self.starts = world.path("starts")
+        self.starts = harness.path("starts")
         self.starts.mkdir()
 
     def environment(self) -> dict[str, str]:
@@ -75,14 +75,14 @@ class Bench:
             "COST_ROOM": str(room),
         }
         urls = {name: self.redis.url(database) for database, name in names}
-        return self.world.environment(**settings(self.plan.pool, LEASE) | urls | own)
+        return self.harness.environment(**settings(self.plan.pool, LEASE) | urls | own)
 
     def send(self, way: str, count: int) -> list[float]:
         """Run a producer to its end; see benchmarks.cost.producer."""
-        path = self.world.path("sent")
+        path = self.harness.path("sent")
         command = f"-m benchmarks.cost.producer {self.subject.app} {way} {count} {path}"
-        process = self.world.python("producer", command, self.environment())
-        self.world.wait_until(lambda: not process.alive, count / SLOWEST + MARGIN_SECONDS, "all is sent")
+        process = self.harness.python("producer", command, self.environment())
+        self.harness.wait_until(lambda: not process.alive, count / SLOWEST + MARGIN_SECONDS, "all is sent")
         if process.code:
             raise click.ClickException(process.tail())
         times: list[float] = json.loads(path.read_text())
@@ -92,7 +92,7 @@ class Bench:
         """The node under test; it is perhaps not ready yet."""
         environment = self.environment()
         arguments = self.subject.node(self.plan.pool, f"node0@{self.subject.name}")
-        return Node(self.world, self.world.python("node", arguments, environment), environment)
+        return Node(self.harness, self.harness.python("node", arguments, environment), environment)
 
     def snapshot(self, node: Node) -> Snapshot:
         """Counts and CPU time so far."""
@@ -120,7 +120,7 @@ class Bench:
         def over() -> bool:
             return condition() or not node.process.alive
 
-        wait_until(over, seconds, what, self.world.describe, LOOK_SECONDS)
+        wait_until(over, seconds, what, self.harness.describe, LOOK_SECONDS)
         if not node.process.alive:
             raise click.ClickException(node.process.tail())
 

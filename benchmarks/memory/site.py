@@ -17,9 +17,9 @@ from benchmarks.memory.tasks import NOOP
 from services.broker.keys import DEFAULT_QUEUE, UNACKED
 from services.supervisor.heartbeat_file import READY
 from tests.support.checkout import Checkout
+from tests.support.harness import READY_SECONDS, Harness, Node, Stack
 from tests.support.processes import Process
 from tests.support.waiting import wait_until
-from tests.support.world import READY_SECONDS, Node, Stack, World
 
 # The smallest node in which tasks run beside each other; solo knows one only.
 CONCURRENCY = {"prefork": 2, "threads": 2, "solo": 1}
@@ -55,7 +55,7 @@ class Site:
             assert self.node.process.alive, f"the node has ended before this: {what}\n{self.node.process.tail()}"
             return condition()
 
-        wait_until(happened, seconds, what, self.stack.world.describe, LOOK_SECONDS)
+        wait_until(happened, seconds, what, self.stack.harness.describe, LOOK_SECONDS)
 
     def wait_executed(self, count: int, more: int) -> None:
         """Wait until `count` tasks have been executed, of which `more` are missing."""
@@ -105,7 +105,9 @@ class Site:
                 process.end()
 
     def _producer(self, options: str) -> Process:
-        return self.stack.world.python("producer", f"-m benchmarks.memory.producer {options}", self.stack.environment())
+        return self.stack.harness.python(
+            "producer", f"-m benchmarks.memory.producer {options}", self.stack.environment()
+        )
 
     def ask(self) -> float:
         """Seconds from the publish of one task to its result. Raises celery.exceptions.TimeoutError."""
@@ -140,20 +142,20 @@ def open_site(pool: str, producers: int, **settings: str) -> Iterator[Site]:
     }
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         checkout = Checkout(Path(name) / "code", packages=("benchmarks", "tests/support"))
-        with World(Path(name), checkout).opened() as world:
-            stack = world.stack(**own, **settings)
+        with Harness(Path(name), checkout).opened() as harness:
+            stack = harness.stack(**own, **settings)
             yield Site(stack, _node(stack), producers)
 
 
 def _node(stack: Stack) -> Node:
     environment = stack.environment()
-    process = stack.world.python("node", "-m services.launch node --hostname=node0@benchmark", environment)
-    node = Node(stack.world, process, environment)
+    process = stack.harness.python("node", "-m services.launch node --hostname=node0@benchmark", environment)
+    node = Node(stack.harness, process, environment)
 
     def is_ready() -> bool:
         # Its log is silent about it at this level.
         assert process.alive, f"the node ended instead of getting ready\n{process.tail()}"
         return node.heartbeat().exists() and node.heartbeat().read_text().strip() == READY
 
-    stack.world.wait_until(is_ready, READY_SECONDS, "the node is ready")
+    stack.harness.wait_until(is_ready, READY_SECONDS, "the node is ready")
     return node

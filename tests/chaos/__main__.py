@@ -5,8 +5,6 @@ With `--subject stock` kombu's own transport is struck, and what becomes of it k
 Exit codes: 0 Stalk kept its contract in every run, 1 it did not, 2 the command line is wrong.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """The event log: what tasks record of their starts and ends, outside Redis, and what happened to nodes."""
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable

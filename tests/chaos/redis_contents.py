@@ -3,8 +3,6 @@
 `python -m tests.chaos.redis_contents` prints them where the broker is at hand.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

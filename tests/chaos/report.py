@@ -1,7 +1,5 @@
 """The table: docs/chaos.md."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Iterable
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """One run: start nodes and load, let the fault strike, wait until all tasks have ended, count."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Second starts of tasks, and whether an incident explains each."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

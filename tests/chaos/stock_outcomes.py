@@ -3,8 +3,6 @@
 `make chaos-stock` writes the file, a run a line; `make chaos` takes the last columns of its table from it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The subjects of a run: Stalk, and stock Celery with kombu's own transport and the same settings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

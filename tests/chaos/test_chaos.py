@@ -1,7 +1,5 @@
 """The short form: every fault, each on one pool by turns, against Stalk; and kombu's own transport, which must fail."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The short form of the faults of the shipped containers: each on one pool by turns."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

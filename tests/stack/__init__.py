@@ -1,1 +1,1 @@
-"""The shipped stack in real containers: a clone of this checkout, brought up by `make up` once a session."""
+"""The stack in real containers and as processes: clones of this checkout, brought up by `make up` once a session."""

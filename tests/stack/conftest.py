@@ -1,7 +1,5 @@
 """The stacks that all tests here share, one per runtime, and the Docker Engine that containers need."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -11,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.stack.containers import own_tasks
+from tests.stack.containers.handle import Stack, clone, environment, one_at_a_time
 from tests.stack.deployment import Deployment
-from tests.stack.handle import Stack, clone, environment, one_at_a_time
+from tests.stack.processes import own_module
 from tests.stack.processes.handle import PROGRAMS, Local, kill
 from tests.support.pytest_plugins.scheduling import RUNTIMES
 from tests.support.task_modules import probe
@@ -65,8 +65,7 @@ def first_stack(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -
     """The stack in a fresh clone, started by its first `make up`, and what that printed."""
     # As under umask 077: whatever a container cannot read then, no test will find working.
     directory = clone(tmp_path_factory.mktemp("stack") / "clone", mode_mask=0o077)
-    here = Path(__file__).parent
-    shutil.copy(here / "own_tasks.py", directory / "services" / "tasks" / "own_tasks.py")
+    shutil.copy(own_tasks.__file__, directory / "services" / "tasks" / "own_tasks.py")
     (directory / "services" / "broken.py").write_text('raise RuntimeError("broken on purpose")\n')
     # A busy machine needs more to answer; a node whose solo pool is at work never does.
     status = directory / "services" / "commands" / "status.py"
@@ -141,7 +140,7 @@ def first_up() -> Iterator[tuple[Local, str]]:
 def prepare(local: Local) -> None:
     """The checkout of somebody who has begun to work: tasks and variables of their own."""
     shutil.copy(probe.__file__, local.directory / "own_probe.py")
-    shutil.copy(Path(__file__).parent / "processes" / "seen.py", local.directory / "services" / "tasks" / "seen.py")
+    shutil.copy(own_module.__file__, local.directory / "services" / "tasks" / "own_module.py")
     # The answer of a node on a busy machine.
     local.replace("services/commands/status.py", "\nANSWER_SECONDS = 1.0", "\nANSWER_SECONDS = 60.0")
     local.tasks_file.write_text(

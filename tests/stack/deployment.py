@@ -1,7 +1,5 @@
 """What every test does with a stack, whichever runtime it runs in: make, call, Flower, files, waits."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

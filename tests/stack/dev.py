@@ -1,7 +1,5 @@
 """`make dev`, in either runtime."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """services.app for tests in this process: importing it makes an application, here without the checkout's own .env."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Chromium, headless and without a way out of this machine: for the browser tests and the README's pictures."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A copy of what the image holds: tests run the stack from it, without this checkout's .env, and may change it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

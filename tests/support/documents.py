@@ -1,7 +1,5 @@
 """Commands and code in the documents, so that the tests run what people read."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -6,8 +6,6 @@ where it becomes another Python program (os.execve) it stays the same process. T
 not read their environment at import. Tests about how a program starts or becomes another take a new interpreter.
 """
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import gc
@@ -77,7 +75,7 @@ class ForkServer:
 
     def fork(
         self, command: Sequence[str], environment: Mapping[str, str], directory: Path, output: int, errors: int
-    ) -> Forked:
+    ) -> "Forked":
         """Fork a program that writes to these file descriptors."""
         program = {"command": list(command), "environment": dict(environment), "directory": str(directory)}
         request = json.dumps(program).encode()
@@ -170,7 +168,7 @@ def serve(requests: socket.socket) -> None:
             os.close(descriptor)
 
 
-def run_and_report(program: Program, output: int, errors: int, reporter: int) -> NoReturn:
+def run_and_report(program: "Program", output: int, errors: int, reporter: int) -> NoReturn:
     """Fork a program; report its pid, and then its exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()

@@ -1,7 +1,5 @@
 """Ports for what a test starts."""
 
-from __future__ import annotations
-
 import os
 import random
 import socket

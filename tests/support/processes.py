@@ -1,7 +1,5 @@
 """Processes under test: each with a log of its own, and killed with everything that it started."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """Flower in a process of its own, with workers and events for it to show."""
 
-from __future__ import annotations
-
 import base64
 import http.client
 import json
@@ -9,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 from celery import Celery
@@ -17,10 +15,10 @@ from celery.events import EventDispatcher
 
 from config import load
 from tests.support.fork_server import LIBRARIES_ONLY
+from tests.support.harness import Harness, forget_results
 from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.redis.server import RedisServer
-from tests.support.world import World, forget_results
 
 # Generous, for a busy machine: Flower checks most things once a second.
 TIMEOUT = 120
@@ -90,17 +88,17 @@ class ServedFlower:
     """Flower in a process of its own, as services/launch.py serves it."""
 
     def __init__(
-        self, world: World, directory: Path, settings: dict[str, str], surroundings: dict[str, str], port: int
+        self, harness: Harness, directory: Path, settings: dict[str, str], surroundings: dict[str, str], port: int
     ) -> None:
         directory.mkdir(exist_ok=True)
-        self.world, self.port = world, port
+        self.harness, self.port = harness, port
         self.database, self.heartbeat = directory / "flower.db", directory / "heartbeat"
         self.settings = load(settings)
         self.prefix = f"/{self.settings.flower.url_prefix}".rstrip("/")
         given = {"settings": settings, "port": port, "database": str(self.database), "heartbeat": str(self.heartbeat)}
-        environment = {"PYTHONPATH": str(world.checkout.path), "GIVEN": json.dumps(given), **surroundings}
+        environment = {"PYTHONPATH": str(harness.checkout.path), "GIVEN": json.dumps(given), **surroundings}
         (directory / "served.py").write_text(RUNNER)
-        self.process = world.python("flower", "-m served", environment, directory)
+        self.process = harness.python("flower", "-m served", environment, directory)
 
     def until(self, check: Callable[[], Any], seconds: float, what: str) -> Any:
         """Wait until `check()` is true and return its value; fail at once when Flower has ended."""
@@ -109,9 +107,9 @@ class ServedFlower:
             assert self.process.alive, f"Flower ended before {what}\n{self.process.tail()}"
             return check()
 
-        return self.world.wait_until(check_alive, seconds, what)
+        return self.harness.wait_until(check_alive, seconds, what)
 
-    def ready(self) -> ServedFlower:
+    def ready(self) -> Self:
         self.healthy()
         return self
 
@@ -179,7 +177,7 @@ def basic(login: str) -> str:
 
 
 def start_flower(
-    world: World,
+    harness: Harness,
     redis: RedisServer | None,
     directory: Path,
     settings: dict[str, str],
@@ -189,18 +187,18 @@ def start_flower(
 ) -> ServedFlower:
     urls = {"CELERY_BROKER_URL": redis.url(), "CELERY_RESULT_BACKEND": redis.url()} if redis else {}
     given = {**urls, "FLOWER_BASIC_AUTH": LOGIN, "FLOWER_STATE_SAVE_INTERVAL": "1", **settings}
-    return ServedFlower(world, directory, given, surroundings or {}, port or free_port())
+    return ServedFlower(harness, directory, given, surroundings or {}, port or free_port())
 
 
-def start_worker(world: World, broker: str, name: str) -> Process:
+def start_worker(harness: Harness, broker: str, name: str) -> Process:
     """Start a stock Celery worker and wait until it is ready."""
-    directory = world.path("shop")
+    directory = harness.path("shop")
     directory.mkdir()
     (directory / "shop.py").write_text(TASKS)
     command = f"-m celery -A shop worker -P solo -n {name} -l INFO"
     environment = {"PATH": os.environ["PATH"], "BROKER": broker, "RESULTS": broker}
-    worker = world.python("worker", command, environment, directory, LIBRARIES_ONLY)
-    world.wait_until(lambda: worker.count(r" ready\.$"), TIMEOUT, f"{name} is ready")
+    worker = harness.python("worker", command, environment, directory, LIBRARIES_ONLY)
+    harness.wait_until(lambda: worker.count(r" ready\.$"), TIMEOUT, f"{name} is ready")
     return worker
 
 

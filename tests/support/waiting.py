@@ -1,7 +1,5 @@
 """Bounded waits: a test never sleeps for a fixed time, and a wait that fails shows the state of what was waited for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TypeVar

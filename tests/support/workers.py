@@ -1,11 +1,9 @@
 """Workers of each pool, and waits for what their tasks do."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 
+from tests.support.harness import Node, Stack
 from tests.support.waiting import TIMEOUT_SECONDS
-from tests.support.world import Node, Stack
 
 POOLS = ("prefork", "threads", "solo")
 
@@ -25,17 +23,17 @@ def start_workers(stack: Stack, room: int = 1) -> dict[str, Node]:
 def wait_running(stack: Stack, labels: Iterable[str]) -> None:
     """Wait until the tasks with these labels run."""
     for label in labels:
-        stack.world.wait_started(label)
+        stack.harness.wait_started(label)
 
 
 def release(stack: Stack, labels: Collection[str]) -> None:
     """Let these tasks end, and wait until they have."""
-    stack.world.release(*labels)
-    stack.world.wait_until(lambda: all(map(stack.world.ended, labels)), TIMEOUT_SECONDS, f"{[*labels]} have ended")
+    stack.harness.release(*labels)
+    stack.harness.wait_until(lambda: all(map(stack.harness.ended, labels)), TIMEOUT_SECONDS, f"{[*labels]} have ended")
 
 
 def wait_acknowledged(stack: Stack) -> None:
-    stack.world.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "all are acknowledged")
+    stack.harness.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "all are acknowledged")
 
 
 def stop(node: Node) -> int:

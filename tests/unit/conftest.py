@@ -1,7 +1,5 @@
 """Hypothesis for the unit tests: a busy machine is no reason to fail."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

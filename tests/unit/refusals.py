@@ -1,7 +1,5 @@
 """Commands that refuse to start: exit code 2, and sentences where a traceback would be."""
 
-from __future__ import annotations
-
 from tests.support.checkout import Checkout
 
 

@@ -1,7 +1,5 @@
 """A configuration with a secret in every place that can hold one, for tests of what must not show it."""
 
-from __future__ import annotations
-
 from urllib.parse import quote
 
 # Distinct enough not to turn up by chance in what must not contain it.

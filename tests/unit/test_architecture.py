@@ -1,7 +1,5 @@
 """Who may import whom, who may read the environment, and what images the stack takes from others."""
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

@@ -1,7 +1,5 @@
 """The arithmetic of benchmarks/cost, and what it reads from the kernel and from Redis."""
 
-from __future__ import annotations
-
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor

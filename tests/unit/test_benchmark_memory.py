@@ -1,7 +1,5 @@
 """benchmarks: what memory a process has, and what breaks a bound."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

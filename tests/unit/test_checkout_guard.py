@@ -1,7 +1,5 @@
 """Use of the checkout's own stack in a test is refused, and fails the test where the refusal is swallowed."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 from collections.abc import Callable, Iterator

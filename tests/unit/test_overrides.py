@@ -3,8 +3,6 @@
 Whoever upgrades a package reads there what to look at; here it is compared with the code and with the packages.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """The unit tests, and those of delivery that are quick, on each other Python that this machine has."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

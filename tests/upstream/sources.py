@@ -1,7 +1,5 @@
 """The tests of Celery and kombu: from their source distributions, of the versions and hashes in the lock."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -1,7 +1,5 @@
 """Stalk in the place of what Celery's and kombu's tests test: a plugin of the pytest that runs them."""
 
-from __future__ import annotations
-
 import os
 from copy import deepcopy
 from functools import partial

@@ -1,10 +1,8 @@
 """A suite of tests that others have written, with the lists of what differs: celery.toml and kombu.toml."""
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 # Where Celery and kombu have the tests that need a broker.
 HOME = "t/integration/"
@@ -23,7 +21,7 @@ class Suite(NamedTuple):
     lists: dict[str, dict[str, str]]
 
     @classmethod
-    def read(cls, path: Path) -> Suite:
+    def read(cls, path: Path) -> Self:
         """The suite that a file describes."""
         found = tomllib.loads(path.read_text())
         lists = {

@@ -1,7 +1,5 @@
 """Celery's and kombu's own tests pass with Stalk in the place of what they test, except for those that are listed."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -9,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.harness import Harness
 from tests.support.redis.builds import NotAvailableError
-from tests.support.world import World
 from tests.upstream.sources import ROOT, get
 from tests.upstream.suites import HOME, Suite
 
@@ -48,30 +46,30 @@ def find_sources(suite: Suite) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
-def test_their_tests_pass_as_listed(part: str, world: World) -> None:
+def test_their_tests_pass_as_listed(part: str, harness: Harness) -> None:
     suite, files, piece = PARTS[part]
-    tests, redis = find_sources(suite), world.redis(password="")
+    tests, redis = find_sources(suite), harness.redis(password="")
     port = str(redis.port)
     # Some of them look for results where messages are.
     urls = dict.fromkeys(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "TEST_BROKER", "TEST_BACKEND"), redis.url())
-    environment = world.environment(
+    environment = harness.environment(
         **urls,
         REDIS_HOST="127.0.0.1",
         REDIS_PORT=port,
         REDIS_6379_TCP=port,
         # They start `celery`.
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        PYTHONPATH=os.pathsep.join(map(str, (world.checkout.path, ROOT, tests))),
+        PYTHONPATH=os.pathsep.join(map(str, (harness.checkout.path, ROOT, tests))),
     )
     # fmt: off
     command = [
         sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "--disable-warnings", "-p", "no:cacheprovider",
         "-p", "celery.contrib.pytest", "-p", "tests.upstream.verdicts", "-p", "tests.upstream.stalk",
-        f"--suite={LISTS / suite.package}.toml", f"--part={piece}", f"--basetemp={world.path('tests')}",
+        f"--suite={LISTS / suite.package}.toml", f"--part={piece}", f"--basetemp={harness.path('tests')}",
         *(f"{HOME}test_{file}.py" for file in files),
     ]
     # fmt: on
-    process = world.process("suite", command, environment, tests)
+    process = harness.process("suite", command, environment, tests)
     try:
         ended = f"exit code {process.wait(PART_SECONDS)}"
     except subprocess.TimeoutExpired:

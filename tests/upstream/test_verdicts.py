@@ -1,7 +1,5 @@
 """What the lists make of a test's end: each that is not as listed is a failure, by its name."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A plugin of the pytest that runs a suite: what is listed must fail, what is not must pass, and nothing may hang."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import signal

@@ -3,8 +3,6 @@
 The order is that of the rows of docs/chaos.md.
 """
 
-from __future__ import annotations
-
 from types import ModuleType
 
 from tests.chaos.faults import connections, containers, nodes, redis, tasks

@@ -1,7 +1,5 @@
 """Faults of connections to Redis: cut, half open, a reply dropped."""
 
-from __future__ import annotations
-
 from time import monotonic
 
 from tests.chaos.event_log import CUT_OFF, Incident

@@ -1,7 +1,5 @@
 """Faults of the shipped containers: what Docker can do to them."""
 
-from __future__ import annotations
-
 from time import monotonic
 
 from tests.chaos.event_log import CUT_OFF, DIED, Incident

@@ -1,7 +1,5 @@
 """The decorator that makes a function a fault."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

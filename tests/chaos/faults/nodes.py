@@ -1,7 +1,5 @@
 """Faults of nodes: killed, frozen, stopped, killed by their own tasks, beside stock ones."""
 
-from __future__ import annotations
-
 import os
 import signal
 from contextlib import suppress

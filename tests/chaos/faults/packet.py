@@ -1,7 +1,5 @@
 """Publish a task and send a command in one packet, so that no worker gets in between."""
 
-from __future__ import annotations
-
 import json
 import os
 from contextlib import suppress
@@ -16,8 +14,8 @@ from tests.chaos.subjects import STOCK
 from tests.chaos.testbeds.base import NODES
 from tests.chaos.testbeds.processes import QUEUE, ProcessTestbed
 from tests.chaos.workload.tasks import record
+from tests.support.harness import READY_SECONDS
 from tests.support.waiting import GaveUp
-from tests.support.world import READY_SECONDS
 
 # The remark on a strike in which no stock node was waiting for the message.
 NOBODY_WAITED = "no stock node was waiting for a message"

@@ -1,7 +1,5 @@
 """Faults of Redis: killed, restarted, frozen, full, its scripts flushed, its append-only file torn."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """Faults about tasks: longer than the lease, scheduled beyond it, chords, and a restart of everything."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 from tests.chaos.faults.fault import fault

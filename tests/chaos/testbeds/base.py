@@ -1,7 +1,5 @@
 """What every testbed has: a plan, the event log, what was done to nodes, and the load of tasks."""
 
-from __future__ import annotations
-
 import json
 import random
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """A testbed of processes: one Redis, perhaps a proxy before it, two nodes and producers."""
 
-from __future__ import annotations
-
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +17,10 @@ from tests.chaos.subjects import STALK, Subject, settings
 from tests.chaos.testbeds.base import GO_ON_SECONDS, NODES, PRODUCER_SECONDS, Plan, Testbed, Workload
 from tests.support.checkout import Checkout
 from tests.support.fork_server import LIBRARIES_ONLY
+from tests.support.harness import Harness, Node
 from tests.support.processes import Process, children
 from tests.support.redis.proxy import Proxy
 from tests.support.waiting import LOOK_SECONDS, GaveUp, T, wait_until
-from tests.support.world import Node, World
 
 # A process that was told to stop does so within milliseconds.
 STOP_SECONDS = 60
@@ -42,8 +40,8 @@ QUEUE = "celery"
 class NodeUnderTest(Node):
     """A node with its name, its subject, and what was done to it."""
 
-    def __init__(self, world: World, process: Process, environment: Mapping[str, str], subject: Subject, name: str):
-        super().__init__(world, process, environment)
+    def __init__(self, harness: Harness, process: Process, environment: Mapping[str, str], subject: Subject, name: str):
+        super().__init__(harness, process, environment)
         self.subject, self.name = subject, name
         # It was stopped or killed on purpose, so its end is no surprise.
         self.leaving = False
@@ -58,16 +56,16 @@ class NodeUnderTest(Node):
 class ProcessTestbed(Testbed):
     """The processes of one run."""
 
-    def __init__(self, world: World, plan: Plan, proxied: bool = False) -> None:
-        super().__init__(plan, world.directory)
-        self.world, self.redis = world, world.redis()
+    def __init__(self, harness: Harness, plan: Plan, proxied: bool = False) -> None:
+        super().__init__(plan, harness.directory)
+        self.harness, self.redis = harness, harness.redis()
         self.allowed_seconds = GO_ON_SECONDS if plan.subject == STALK else STOCK_SECONDS
         self.proxy = Proxy(self.redis.port) if proxied else None
         # Variables that the fault needs.
         self.more: dict[str, str] = {}
         self.nodes: list[NodeUnderTest] = []
         # The name that tests.chaos.workload.producer knows.
-        self._pause = world.directory / "pause"
+        self._pause = harness.directory / "pause"
         self._started = 0
         self._starting: list[NodeUnderTest] = []
         self._producers: list[Process] = []
@@ -86,7 +84,7 @@ class ProcessTestbed(Testbed):
             for name, database in (("CELERY_BROKER_URL", 0), ("CELERY_RESULT_BACKEND", 1))
         }
         events = {"CHAOS_EVENTS": str(self.events.directory)}
-        return self.world.environment(**urls | events | settings(self.plan.pool, self.plan.lease) | self.more)
+        return self.harness.environment(**urls | events | settings(self.plan.pool, self.plan.lease) | self.more)
 
     def start_node(self, subject: Subject | None = None) -> NodeUnderTest:
         """Start one more node; it is perhaps not ready yet."""
@@ -95,8 +93,8 @@ class ProcessTestbed(Testbed):
         # Each has its own name, which events carry.
         name = f"node{self._started}@{subject.name}"
         environment = self.environment()
-        process = self.world.python("node", subject.node(self.plan.pool, name), environment)
-        node = NodeUnderTest(self.world, process, environment, subject, name)
+        process = self.harness.python("node", subject.node(self.plan.pool, name), environment)
+        node = NodeUnderTest(self.harness, process, environment, subject, name)
         self.nodes.append(node)
         return node
 
@@ -130,7 +128,7 @@ class ProcessTestbed(Testbed):
         """Stop a node with all of its processes."""
         node.frozen_since, node.frozen_snapshot = monotonic(), self.take_snapshot()
         node.process.signal_family(signal.SIGSTOP)
-        self.world.wait_until(
+        self.harness.wait_until(
             lambda: {state(pid) for pid in node.process.family()} <= {"T", "Z"}, STOP_SECONDS, f"{node.name} is frozen"
         )
 
@@ -180,7 +178,7 @@ class ProcessTestbed(Testbed):
         return {node.name for node in self.nodes if node.alive}
 
     def describe(self) -> str:
-        return self.world.describe()
+        return self.harness.describe()
 
     # Sending.
 
@@ -195,12 +193,12 @@ class ProcessTestbed(Testbed):
     def _start_producer(self, workload: Workload) -> Process:
         workload = replace(workload, app=self.plan.subject.app)
         arguments = shlex.join(["-m", "tests.chaos.workload.producer", workload.to_json()])
-        producer = self.world.python("producer", arguments, self.environment())
+        producer = self.harness.python("producer", arguments, self.environment())
         self._producers.append(producer)
         return producer
 
     def _wait_sent(self, workload: Workload, producer: Process) -> None:
-        self.world.wait_until(
+        self.harness.wait_until(
             lambda: self.events.tasks_of("sent", workload.label) or not producer.alive,
             PRODUCER_SECONDS,
             f"{workload.label} is sent",
@@ -241,7 +239,7 @@ class ProcessTestbed(Testbed):
             self.replace_ended()
             return condition()
 
-        return wait_until(check, seconds, what, self.world.describe)
+        return wait_until(check, seconds, what, self.harness.describe)
 
     def wait_short_queue(self) -> None:
         """Wait until few tasks wait: after strike upon strike, a recovery would be the length of the queue.
@@ -282,5 +280,5 @@ def state(pid: int) -> str:
 def open_testbed(directory: Path, plan: Plan, proxied: bool = False) -> Iterator[ProcessTestbed]:
     """A testbed in a new directory; whatever was started in it is gone afterwards."""
     checkout = Checkout(directory / "code", LIBRARIES_ONLY, packages=["tests/chaos"])
-    with World(directory, checkout).opened() as world, closing(ProcessTestbed(world, plan, proxied)) as testbed:
+    with Harness(directory, checkout).opened() as harness, closing(ProcessTestbed(harness, plan, proxied)) as testbed:
         yield testbed

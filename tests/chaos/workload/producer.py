@@ -4,8 +4,6 @@ WORKLOAD is the JSON of tests.chaos.testbeds.base.Workload. A task whose publish
 other one as `refused`. A process of its own, because an app belongs to its process's environment.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time

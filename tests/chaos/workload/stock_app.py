@@ -3,8 +3,6 @@
 Sockets, retries and acknowledgement are those of Stalk; what is left to differ is the transport.
 """
 
-from __future__ import annotations
-
 import os
 
 from celery import Celery

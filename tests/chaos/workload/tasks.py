@@ -3,8 +3,6 @@
 Imports nothing of ours: it runs in Stalk's nodes and in stock ones.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import threading

@@ -1,7 +1,5 @@
 """Beat sends each entry on time and once, whatever happens to beat, to its lock or to Redis."""
 
-from __future__ import annotations
-
 import json
 import signal
 from bisect import bisect
@@ -19,10 +17,10 @@ from services.beat.scheduler import LATE_SECONDS, TICK_SECONDS
 from services.broker.keys import BEAT_LOCK_SECONDS
 from tests.support.checkout import Checkout
 from tests.support.fork_server import LIBRARIES_ONLY
+from tests.support.harness import Harness, Node, Stack
 from tests.support.redis.server import RedisServer
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import stop
-from tests.support.world import Node, Stack, World
 
 # Every second, the shortest period.
 SCHEDULE = "report-free-space=1"
@@ -45,7 +43,7 @@ def assert_once(stack: Stack) -> None:
         pipe.hget(ENTRY, "meta")
         pipe.llen("celery")
         meta, tasks = pipe.execute()
-    assert tasks == json.loads(meta).get("total_run_count", 0), stack.world.describe()
+    assert tasks == json.loads(meta).get("total_run_count", 0), stack.harness.describe()
 
 
 def gaps(times: list[float]) -> list[float]:
@@ -55,7 +53,7 @@ def gaps(times: list[float]) -> list[float]:
 def wait_sent(stack: Stack, more: int = 1, period: int = 1) -> list[float]:
     """Wait until `more` tasks have been sent; when."""
     before = len(sent(stack.redis))
-    stack.world.wait_until(
+    stack.harness.wait_until(
         lambda: len(sent(stack.redis)) >= before + more, TIMEOUT_SECONDS, f"beat sends {more} more tasks"
     )
     return sent(stack.redis, period)[before:]
@@ -64,10 +62,10 @@ def wait_sent(stack: Stack, more: int = 1, period: int = 1) -> list[float]:
 def ticks(beat: Node, times: int) -> None:
     """Wait for so many more ticks of a beat."""
     path = beat.heartbeat("beat")
-    beat.world.wait_until(path.exists, TIMEOUT_SECONDS, "beat ticks")
+    beat.harness.wait_until(path.exists, TIMEOUT_SECONDS, "beat ticks")
     for _ in range(times):
         before = path.stat().st_mtime_ns
-        beat.world.wait_until(lambda: path.stat().st_mtime_ns > before, TIMEOUT_SECONDS, "beat ticks")  # noqa: B023
+        beat.harness.wait_until(lambda: path.stat().st_mtime_ns > before, TIMEOUT_SECONDS, "beat ticks")  # noqa: B023
 
 
 def change_socket_timeout(checkout: Checkout, seconds: int) -> Checkout:
@@ -76,9 +74,9 @@ def change_socket_timeout(checkout: Checkout, seconds: int) -> Checkout:
 
 
 @pytest.fixture
-def long_socket_timeout(world: World, own_checkout: Checkout) -> Checkout:
+def long_socket_timeout(harness: Harness, own_checkout: Checkout) -> Checkout:
     """Code that waits longer for Redis than any test does, so that whatever blocks on it fails the test."""
-    world.checkout = change_socket_timeout(own_checkout, LONG_SECONDS)
+    harness.checkout = change_socket_timeout(own_checkout, LONG_SECONDS)
     return own_checkout
 
 
@@ -128,20 +126,22 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fault
     """A beat for each fault, all at the same time."""
     directory = tmp_path_factory.mktemp("faulty")
     checkout = change_socket_timeout(Checkout(directory / "code", LIBRARIES_ONLY), 2)
-    with World(directory, checkout).opened() as world:
+    with Harness(directory, checkout).opened() as harness:
         found = {}
         for fault in FAULTS:
-            stack = world.stack(BEAT_SCHEDULE=f"report-free-space={PERIOD_SECONDS}")
+            stack = harness.stack(BEAT_SCHEDULE=f"report-free-space={PERIOD_SECONDS}")
             found[fault] = FaultyRedis(stack, stack.beat())
         for fault, one in found.items():
             redis = one.stack.redis
-            world.wait_until(lambda redis=redis: sent(redis), TIMEOUT_SECONDS, "the first run is sent")  # type: ignore[misc]
+            harness.wait_until(lambda redis=redis: sent(redis), TIMEOUT_SECONDS, "the first run is sent")  # type: ignore[misc]
             one.first = sent(redis, PERIOD_SECONDS)[0]
             FAULTS[fault][0](redis)
             # By now more than one run may have been sent.
             one.failed = time()
         last = max(one.failed for one in found.values())
-        world.wait_until(lambda: time() > last + PERIOD_SECONDS + MENDED_SECONDS, TIMEOUT_SECONDS, "it was due in vain")
+        harness.wait_until(
+            lambda: time() > last + PERIOD_SECONDS + MENDED_SECONDS, TIMEOUT_SECONDS, "it was due in vain"
+        )
         for fault, one in found.items():
             if fault in ("full", "refused"):
                 one.waiting = len(sent(one.stack.redis))
@@ -158,13 +158,13 @@ class Failover(NamedTuple):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def failover(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Failover:
+def failover(shared_harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> Failover:
     """Kill the one of two beats that has the lock, early, so that other tests run meanwhile."""
     checkout = Checkout(tmp_path_factory.mktemp("failover") / "code")
-    shared_world.checkout = change_socket_timeout(checkout, LONG_SECONDS)
-    stack = shared_world.stack(BEAT_SCHEDULE=SCHEDULE)
+    shared_harness.checkout = change_socket_timeout(checkout, LONG_SECONDS)
+    stack = shared_harness.stack(BEAT_SCHEDULE=SCHEDULE)
     beats = [stack.beat(), stack.beat()]
-    shared_world.wait_until(
+    shared_harness.wait_until(
         lambda: {state(beat) for beat in beats} == {"ticking", "standby"}, TIMEOUT_SECONDS, "one ticks, one stands by"
     )
     holder, standby = sorted(beats, key=state, reverse=True)
@@ -175,9 +175,9 @@ def failover(shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> F
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World) -> Stack:
+def stack(shared_harness: Harness) -> Stack:
     """One beat, for several faults one after another."""
-    stack = shared_world.stack(BEAT_SCHEDULE=SCHEDULE)
+    stack = shared_harness.stack(BEAT_SCHEDULE=SCHEDULE)
     stack.beat()
     wait_sent(stack)
     return stack
@@ -191,7 +191,7 @@ def assert_goes_on(stack: Stack) -> None:
 
 
 def test_beat_survives_a_redis_that_is_emptied_lets_it_write_nothing_or_goes_away(stack: Stack) -> None:
-    world, beat = stack.world, stack.nodes[0]
+    harness, beat = stack.harness, stack.nodes[0]
 
     stack.redis.client().flushall()
     assert_goes_on(stack)
@@ -205,7 +205,7 @@ def test_beat_survives_a_redis_that_is_emptied_lets_it_write_nothing_or_goes_awa
     assert_goes_on(stack)
 
     stack.redis.kill()
-    world.wait_until(lambda: state(beat) == "waiting", TIMEOUT_SECONDS, "beat says that it waits")
+    harness.wait_until(lambda: state(beat) == "waiting", TIMEOUT_SECONDS, "beat says that it waits")
     ticks(beat, 1)
     stack.redis.start()
     assert_goes_on(stack)
@@ -219,18 +219,18 @@ def test_a_beat_that_stops_gives_its_lock_away_and_the_next_removes_what_is_swit
 
     assert client.exists("redbeat:lock") == 0
     off = stack.beat(BEAT_SCHEDULE="report-free-space=off")
-    stack.world.wait_until(lambda: state(off) == "ticking", TIMEOUT_SECONDS, "the next beat ticks")
+    stack.harness.wait_until(lambda: state(off) == "ticking", TIMEOUT_SECONDS, "the next beat ticks")
     assert client.exists(ENTRY) == 0
 
 
 @pytest.mark.usefixtures("long_socket_timeout")
-def test_a_worker_with_beat_inside_sends_the_schedule_and_doubles_nobody(world: World) -> None:
-    stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
+def test_a_worker_with_beat_inside_sends_the_schedule_and_doubles_nobody(harness: Harness) -> None:
+    stack = harness.stack(BEAT_SCHEDULE=SCHEDULE)
     # With another queue, so that what beat sends stays in the default queue and can be counted.
     worker = stack.celery("worker --beat --queues=other --hostname=node0@%h --loglevel=info").ready()
     wait_sent(stack)
     beat = stack.beat()
-    world.wait_until(lambda: state(beat) == "standby", TIMEOUT_SECONDS, "the second beat stands by")
+    harness.wait_until(lambda: state(beat) == "standby", TIMEOUT_SECONDS, "the second beat stands by")
 
     wait_sent(stack, WATCHED)
 
@@ -242,7 +242,7 @@ def test_a_worker_with_beat_inside_sends_the_schedule_and_doubles_nobody(world: 
 def test_a_run_that_could_not_be_sent_is_sent_late_and_once(faulty: dict[str, FaultyRedis], fault: str) -> None:
     one = faulty[fault]
 
-    one.stack.world.wait_until(
+    one.stack.harness.wait_until(
         lambda: len(one.sent()[1]) >= 2, TIMEOUT_SECONDS, "the late run and the next one are sent"
     )
 
@@ -280,20 +280,20 @@ def die(**_):
 
 
 def test_a_run_is_neither_lost_nor_doubled_by_a_beat_that_dies_in_the_middle_of_it(
-    world: World, own_checkout: Checkout, tmp_path: Path
+    harness: Harness, own_checkout: Checkout, tmp_path: Path
 ) -> None:
-    world.checkout = own_checkout
+    harness.checkout = own_checkout
     stacks = []
     for when in ("before_task_publish", "after_task_publish"):
         own_checkout.write(f"{when}.py", DYING.format(when=when))
         # After the run that is made due, none is due while the test lasts.
         options = {"BEAT_SCHEDULE": "report-free-space=3600", "CELERY_IMPORTS": when}
-        stack = world.stack(**options, DIED_BEFORE=str(tmp_path / when))
+        stack = harness.stack(**options, DIED_BEFORE=str(tmp_path / when))
         stack.beat()
         stacks.append(stack)
     for stack in stacks:
         client = stack.redis.client()
-        world.wait_until(lambda: client.exists(ENTRY), TIMEOUT_SECONDS, "the schedule is written")  # noqa: B023
+        harness.wait_until(lambda: client.exists(ENTRY), TIMEOUT_SECONDS, "the schedule is written")  # noqa: B023
         # An entry that has never run is due at once.
         client.hset(ENTRY, "meta", '{"last_run_at": null}')
         client.zadd("redbeat::schedule", {ENTRY: 0})
@@ -328,14 +328,14 @@ def freeze(**_):
 
 
 def test_a_beat_that_stood_still_does_not_send_again_what_its_successor_has_sent(
-    world: World, own_checkout: Checkout, tmp_path: Path
+    harness: Harness, own_checkout: Checkout, tmp_path: Path
 ) -> None:
     own_checkout.write("freezing.py", FREEZING)
-    world.checkout = own_checkout
+    harness.checkout = own_checkout
     frozen, go_on = tmp_path / "frozen", tmp_path / "go on"
-    stack = world.stack(BEAT_SCHEDULE=SCHEDULE, CELERY_IMPORTS="freezing", FROZEN=str(frozen), GO_ON=str(go_on))
+    stack = harness.stack(BEAT_SCHEDULE=SCHEDULE, CELERY_IMPORTS="freezing", FROZEN=str(frozen), GO_ON=str(go_on))
     beat = stack.beat()
-    world.wait_until(frozen.exists, TIMEOUT_SECONDS, "it stands still")
+    harness.wait_until(frozen.exists, TIMEOUT_SECONDS, "it stands still")
     # As after BEAT_LOCK_SECONDS.
     stack.redis.client().delete("redbeat:lock")
     taken_over = time()
@@ -351,10 +351,10 @@ def test_a_beat_that_stood_still_does_not_send_again_what_its_successor_has_sent
     assert min(sent(stack.redis)) > taken_over
 
 
-def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, long_socket_timeout: Checkout) -> None:
+def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(harness: Harness, long_socket_timeout: Checkout) -> None:
     other = '    "other": {"task": "t", "schedule": 1.0, "options": {"queue": "forbidden"}},'
     long_socket_timeout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{other}\n")
-    stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
+    stack = harness.stack(BEAT_SCHEDULE=SCHEDULE)
     stack.redis.ask("ACL", "SETUSER", "default", "resetkeys", "~redbeat:*", "~celery*", "~_kombu.binding*")
     beat = stack.beat()
 
@@ -364,15 +364,15 @@ def test_a_queue_that_cannot_be_declared_keeps_no_other_entry(world: World, long
 
 
 def test_an_entry_is_sent_to_a_queue_that_expires_beside_one_that_never_can_be_and_without_results(
-    world: World, long_socket_timeout: Checkout
+    harness: Harness, long_socket_timeout: Checkout
 ) -> None:
     broken = '    "broken": {"task": "t", "schedule": 1.0, "options": {"serializer": "none"}},'
     long_socket_timeout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{broken}\n")
     default = "        task_default_queue=DEFAULT_QUEUE,\n"
     expiring = f"{default}        task_queues=[__import__('kombu').Queue(DEFAULT_QUEUE, expires={TIMEOUT_SECONDS})],\n"
     long_socket_timeout.replace("services/app.py", default, expiring)
-    results = world.redis()
-    stack = world.stack(BEAT_SCHEDULE=SCHEDULE, CELERY_RESULT_BACKEND=results.url(1, password=""))
+    results = harness.redis()
+    stack = harness.stack(BEAT_SCHEDULE=SCHEDULE, CELERY_RESULT_BACKEND=results.url(1, password=""))
     beat = stack.beat()
     wait_sent(stack)
 
@@ -387,7 +387,9 @@ def test_an_entry_is_sent_to_a_queue_that_expires_beside_one_that_never_can_be_a
 def test_the_standby_takes_over_when_the_beat_with_the_lock_is_killed(failover: Failover) -> None:
     stack = failover.stack
 
-    stack.world.wait_until(lambda: state(failover.standby) == "ticking", TIMEOUT_SECONDS, "the other beat has the lock")
+    stack.harness.wait_until(
+        lambda: state(failover.standby) == "ticking", TIMEOUT_SECONDS, "the other beat has the lock"
+    )
 
     wait_sent(stack, 3)
     # Not before the lock of the killed beat has expired.

@@ -1,7 +1,5 @@
 """Entries of the schedule that are added, changed, switched off and removed while beat runs."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from collections import Counter
@@ -24,9 +22,9 @@ from tests.integration.commands.test_call import services
 from tests.support.application import create_app
 from tests.support.checkout import Checkout
 from tests.support.documents import block
+from tests.support.harness import Harness, Stack
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import stop
-from tests.support.world import Stack, World
 from tests.unit.services.test_summer_time import expected
 
 OFF = "report-free-space=off"
@@ -57,7 +55,7 @@ def definition(name: str, **fields: Any) -> bytes:
 
 def run(stack: Stack, code: str) -> subprocess.CompletedProcess[str]:
     """Run `code` in a process that has the application, as in `make shell`."""
-    return stack.world.answer(["-c", IMPORTS + code], stack.environment(), TIMEOUT_SECONDS)
+    return stack.harness.answer(["-c", IMPORTS + code], stack.environment(), TIMEOUT_SECONDS)
 
 
 def do(stack: Stack, code: str) -> None:
@@ -79,7 +77,7 @@ def sent(stack: Stack, task: str = "no.such.task") -> list[Any]:
 def wait_sent(stack: Stack, word: str = "", times: int = 1, task: str = "no.such.task") -> None:
     """Wait until so many of these have been sent."""
     what = f"beat sends {word} {times} times"
-    stack.world.wait_until(lambda: sent(stack, task).count(word) >= times, TIMEOUT_SECONDS, what)
+    stack.harness.wait_until(lambda: sent(stack, task).count(word) >= times, TIMEOUT_SECONDS, what)
 
 
 def dump(stack: Stack) -> dict[str, Any]:
@@ -89,9 +87,9 @@ def dump(stack: Stack) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World) -> Stack:
+def stack(shared_harness: Harness) -> Stack:
     """A beat without entries of the code, which looks at its schedule each second."""
-    stack = shared_world.stack(BEAT_SCHEDULE=OFF)
+    stack = shared_harness.stack(BEAT_SCHEDULE=OFF)
     do(stack, "Entry('metronome', 'metronome', 1, app=app).save()")
     stack.beat().says("beat: ticking")
     return stack
@@ -124,8 +122,8 @@ def test_an_entry_is_added_changed_switched_off_and_on_and_removed_while_beat_ru
     assert beat.process.count("Traceback") == 0
 
 
-def test_an_entry_survives_a_restart_and_a_deploy(world: World, own_checkout: Checkout) -> None:
-    stack = world.stack(BEAT_SCHEDULE=SCHEDULE)
+def test_an_entry_survives_a_restart_and_a_deploy(harness: Harness, own_checkout: Checkout) -> None:
+    stack = harness.stack(BEAT_SCHEDULE=SCHEDULE)
     beat = stack.beat()
     do(stack, EACH_SECOND.format(word="kept", enabled=True))
     wait_sent(stack, "kept")
@@ -133,7 +131,7 @@ def test_an_entry_survives_a_restart_and_a_deploy(world: World, own_checkout: Ch
     before = sent(stack).count("kept")
     # A release whose code has another entry, and lacks the one it had.
     own_checkout.replace(*OTHER_ENTRY)
-    world.checkout = own_checkout
+    harness.checkout = own_checkout
 
     stack.beat(BEAT_SCHEDULE="another=1")
 
@@ -144,11 +142,11 @@ def test_an_entry_survives_a_restart_and_a_deploy(world: World, own_checkout: Ch
     assert set(client.zrange("redbeat::schedule", 0, -1)) == {"redbeat:another", "redbeat:one"}
 
 
-def test_what_the_code_had_and_somebody_saves_now_stays(world: World, own_checkout: Checkout) -> None:
-    stack = world.stack()
+def test_what_the_code_had_and_somebody_saves_now_stays(harness: Harness, own_checkout: Checkout) -> None:
+    stack = harness.stack()
     stack.beat().says("beat: ticking")
     own_checkout.replace(*OTHER_ENTRY)
-    world.checkout = own_checkout
+    harness.checkout = own_checkout
     do(stack, "Entry('report-free-space', 'no.such.task', 1, args=['mine'], app=app).save()")
     stop(stack.nodes[0])
 
@@ -172,11 +170,11 @@ def add(sender, **_):
 
 @pytest.mark.parametrize("schedule", ["report-free-space=60", OFF])
 def test_the_name_of_an_entry_of_the_code_is_refused_and_nothing_is_written(
-    world: World, own_checkout: Checkout, schedule: str
+    harness: Harness, own_checkout: Checkout, schedule: str
 ) -> None:
     own_checkout.write("periodic.py", PERIODIC)
-    world.checkout = own_checkout
-    stack = world.stack(BEAT_SCHEDULE=schedule, CELERY_IMPORTS="periodic")
+    harness.checkout = own_checkout
+    stack = harness.stack(BEAT_SCHEDULE=schedule, CELERY_IMPORTS="periodic")
     stop(stack.beat().says("beat: ticking"))
     before = dump(stack)
 
@@ -262,8 +260,8 @@ BROKEN: dict[str, tuple[bytes, str]] = {
 }
 
 
-def test_a_broken_entry_is_reported_and_keeps_no_other(world: World) -> None:
-    stack = world.stack(BEAT_SCHEDULE=OFF)
+def test_a_broken_entry_is_reported_and_keeps_no_other(harness: Harness) -> None:
+    stack = harness.stack(BEAT_SCHEDULE=OFF)
     beat = stack.beat().says("beat: ticking")
     client = stack.redis.client()
     for name, (broken, meta) in BROKEN.items():
@@ -303,19 +301,19 @@ CHANGES = {
 
 
 def test_what_is_changed_between_a_look_and_a_send_is_not_sent_as_it_was(
-    world: World, own_checkout: Checkout, tmp_path: Path
+    harness: Harness, own_checkout: Checkout, tmp_path: Path
 ) -> None:
     own_checkout.write("freezing.py", FREEZING)
-    world.checkout = own_checkout
+    harness.checkout = own_checkout
     stacks = {}
     for change in CHANGES:
         frozen, go_on = tmp_path / f"{change} frozen", tmp_path / f"{change} go on"
         imports = {"CELERY_IMPORTS": "freezing", "FROZEN": str(frozen), "GO_ON": str(go_on)}
-        stack = stacks[change] = world.stack(BEAT_SCHEDULE=OFF, **imports)
+        stack = stacks[change] = harness.stack(BEAT_SCHEDULE=OFF, **imports)
         do(stack, EACH_SECOND.format(word="old", enabled=True))
         stack.beat()
     for change, code in CHANGES.items():
-        world.wait_until((tmp_path / f"{change} frozen").exists, TIMEOUT_SECONDS, "it stands still")
+        harness.wait_until((tmp_path / f"{change} frozen").exists, TIMEOUT_SECONDS, "it stands still")
         do(stacks[change], code)
         (tmp_path / f"{change} go on").touch()
 
@@ -332,11 +330,11 @@ def test_what_is_changed_between_a_look_and_a_send_is_not_sent_as_it_was(
     assert dump(stacks["removed"]).keys() == {"redbeat:lock"}
 
 
-def test_all_entries_are_listed_beside_those_of_the_code(world: World, own_checkout: Checkout) -> None:
+def test_all_entries_are_listed_beside_those_of_the_code(harness: Harness, own_checkout: Checkout) -> None:
     more = '    "other": {"task": "t", "schedule": 60.0},'
     own_checkout.replace("services/schedule.py", "]] = {\n", f"]] = {{\n{more}\n")
-    world.checkout = own_checkout
-    stack = world.stack(BEAT_SCHEDULE="report-free-space=30 2 * * sun; other=off", CELERY_TIMEZONE="Europe/Berlin")
+    harness.checkout = own_checkout
+    stack = harness.stack(BEAT_SCHEDULE="report-free-space=30 2 * * sun; other=off", CELERY_TIMEZONE="Europe/Berlin")
     written = {"source": "code", "task": "services.tasks.disk.report_free_space", "schedule": "30 2 * * sun"}
     shown = services(stack, "schedule").said["schedule"][1]
     state = {"enabled": True, "last_run": None, "next_due": None, "problem": None}
@@ -368,12 +366,12 @@ def test_all_entries_are_listed_beside_those_of_the_code(world: World, own_check
     assert rows["broken"]["problem"].startswith("JSONDecodeError")
 
 
-def test_a_schedule_that_cannot_be_listed_is_an_error_with_the_reason(stack: Stack, world: World) -> None:
+def test_a_schedule_that_cannot_be_listed_is_an_error_with_the_reason(stack: Stack, harness: Harness) -> None:
     answer = services(stack, "schedule", CELERY_IMPORTS="no_such_module")
     reason = "the tasks cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"
     assert (answer.code, answer.said) == (1, {"error": reason})
 
-    without = world.stack()
+    without = harness.stack()
     without.redis.kill()
     answer = services(without, "schedule")
     assert answer.code == 1
@@ -397,8 +395,8 @@ def make_app(stack: Stack, zone: str, get_now: Callable[[], datetime]) -> Celery
     return app
 
 
-def test_what_another_time_zone_or_an_earlier_release_has_saved_is_due_by_the_time_of_beat(world: World) -> None:
-    stack = world.stack(BEAT_SCHEDULE=OFF)
+def test_what_another_time_zone_or_an_earlier_release_has_saved_is_due_by_the_time_of_beat(harness: Harness) -> None:
+    stack = harness.stack(BEAT_SCHEDULE=OFF)
     now = datetime(2026, 7, 1, 6, tzinfo=UTC)
     app, other = (make_app(stack, zone, lambda: now) for zone in (BERLIN, "UTC"))
     nine = RedBeatSchedulerEntry("nine", "nine", crontab(minute=0, hour=9), app=other)
@@ -447,8 +445,8 @@ FORMS = {"code": "30 2 * * *", "hourly": "0 * * * *", "quarters": "*/15 1-3 * * 
 
 
 @pytest.mark.parametrize("night", NIGHTS)
-def test_a_beat_sends_each_entry_when_it_should_in_the_night_of_a_change(world: World, night: datetime) -> None:
-    stack = world.stack(CELERY_TIMEZONE=BERLIN, BEAT_SCHEDULE=f"report-free-space={FORMS['code']}")
+def test_a_beat_sends_each_entry_when_it_should_in_the_night_of_a_change(harness: Harness, night: datetime) -> None:
+    stack = harness.stack(CELERY_TIMEZONE=BERLIN, BEAT_SCHEDULE=f"report-free-space={FORMS['code']}")
     start = night.replace(tzinfo=ZoneInfo(BERLIN)).astimezone(UTC) - timedelta(hours=1)
     end = start + timedelta(hours=12)
     now = start

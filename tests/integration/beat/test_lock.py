@@ -1,7 +1,5 @@
 """services.beat.lock: of two beats one has the lock, and each knows whether it is the one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """What a worker writes while Redis is at maxmemory: it goes through as long as the headroom lasts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """A Redis that is full is emptied by its workers; and what all say of one that is full, or away."""
 
-from __future__ import annotations
-
 from typing import Any
 from urllib.request import urlopen
 
@@ -10,10 +8,10 @@ from celery import chain, chord
 from kombu.exceptions import OperationalError
 
 from tests.integration.results.outages import GOES_ON, OUTAGE_SECONDS, WAITS, sign
+from tests.support.harness import Harness, Node, Stack
 from tests.support.ports import free_port
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS, start_workers, wait_running
-from tests.support.world import Node, Stack, World
 
 # Tasks of so many bytes, which are nearly all of what Redis holds then: 16 MB.
 PADDED, PADDING = 400, 40_000
@@ -31,8 +29,8 @@ return found
 
 
 @pytest.fixture
-def stack(world: World) -> Stack:
-    return world.stack()
+def stack(harness: Harness) -> Stack:
+    return harness.stack()
 
 
 def fill(stack: Stack, queue: str) -> None:
@@ -51,10 +49,10 @@ def send_all_kinds(stack: Stack, queue: str) -> dict[str, Any]:
     """Send tasks that send something: retry, callback, next link, chord and other task; two of their results."""
 
     def sign_in(task: str, label: str, *arguments: str) -> Any:
-        stack.world.release(f"{queue}-{label}")
+        stack.harness.release(f"{queue}-{label}")
         return sign(stack, task, f"{queue}-{label}", *arguments, queue=queue)
 
-    stack.world.release(f"{queue}-retried-again")
+    stack.harness.release(f"{queue}-retried-again")
     parts = [sign_in("end", f"part-{number}", "returns") for number in range(2)]
     chain(sign_in("end", "first", "returns"), sign_in("collect", "last"), app=stack.client)()
     sign_in("end", "called", "returns").apply_async(link=sign_in("collect", "callback"))
@@ -86,10 +84,10 @@ def is_quiet(node: Node) -> bool:
 @pytest.mark.each_redis("prefork")
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_redis_that_is_full_of_tasks_is_emptied_by_its_workers(stack: Stack, pool: str) -> None:
-    world = stack.world
+    harness = stack.harness
     before = stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool).ready()
     held = stack.send("probe.hold", "held", queue=pool)
-    world.wait_started("held")
+    harness.wait_started("held")
     sent = send_all_kinds(stack, pool)
     used = int(stack.redis.client().info("memory")["used_memory"])
     stack.redis.ask("CONFIG", "SET", "maxmemory", str(used + PADDED * PADDING))
@@ -99,12 +97,12 @@ def test_a_redis_that_is_full_of_tasks_is_emptied_by_its_workers(stack: Stack, p
     # What is first in the queue ends while Redis is full: the filling comes after it.
     late = stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool)
     late.ready()
-    world.release("held")
+    harness.release("held")
 
-    world.wait_until(lambda: is_empty(stack, pool), TIMEOUT_SECONDS, "it is empty")
+    harness.wait_until(lambda: is_empty(stack, pool), TIMEOUT_SECONDS, "it is empty")
     assert [one.get(timeout=TIMEOUT_SECONDS) for one in (held, sent["retried"])] == ["held", f"{pool}-retried-again"]
     assert sent["body"].get(timeout=TIMEOUT_SECONDS) == [f"{pool}-part-0", f"{pool}-part-1"]
-    assert {label: world.started(f"{pool}-{label}") for label in STARTED} == STARTED
+    assert {label: harness.started(f"{pool}-{label}") for label in STARTED} == STARTED
     assert stack.send("probe.mark", "taken", queue=pool).get(timeout=TIMEOUT_SECONDS) == "taken"
     assert is_quiet(before)
     assert is_quiet(late)
@@ -113,7 +111,7 @@ def test_a_redis_that_is_full_of_tasks_is_emptied_by_its_workers(stack: Stack, p
 
 @pytest.mark.each_redis
 def test_a_redis_whose_headroom_is_used_up_makes_workers_wait_until_there_is_room(stack: Stack) -> None:
-    world = stack.world
+    harness = stack.harness
     before = start_workers(stack)
     labels = [f"{pool}-held" for pool in POOLS]
     held = [stack.send("probe.hold", label, queue=pool) for label, pool in zip(labels, POOLS, strict=True)]
@@ -124,18 +122,18 @@ def test_a_redis_whose_headroom_is_used_up_makes_workers_wait_until_there_is_roo
     stack.redis.fill(USED_UP)
 
     late = [stack.worker(WORKER_POOL=pool, WORKER_QUEUES=pool) for pool in POOLS]
-    world.release(*labels)
+    harness.release(*labels)
     for node in (*late, *before.values()):
         node.says(WAITS)
     firsts = padded[: len(POOLS)]
-    world.holds_for(lambda: not any(map(world.started, firsts)), OUTAGE_SECONDS, "nothing is claimed")
+    harness.holds_for(lambda: not any(map(harness.started, firsts)), OUTAGE_SECONDS, "nothing is claimed")
     stack.redis.fill(FULL)
 
     for node in late:
         node.ready()
     assert [one.get(timeout=TIMEOUT_SECONDS) for one in held] == labels
-    world.wait_until(lambda: is_empty(stack, *POOLS), TIMEOUT_SECONDS, "it is empty")
-    assert [world.started(label) for label in padded] == [1] * PADDED
+    harness.wait_until(lambda: is_empty(stack, *POOLS), TIMEOUT_SECONDS, "it is empty")
+    assert [harness.started(label) for label in padded] == [1] * PADDED
     for node in (*late, *before.values()):
         assert is_quiet(node)
         # A line when it begins, and one when it is over.
@@ -156,11 +154,11 @@ FLOOD = r"Cannot connect to|Connection to broker lost|In Celery 5\.1|Traceback"
 
 
 @pytest.mark.parametrize("fault", LOOPS)
-def test_an_outage_has_one_line_when_it_begins_and_one_when_it_is_over(world: World, fault: str) -> None:
-    stack = world.stack(BEAT_SCHEDULE="report-free-space=1")
+def test_an_outage_has_one_line_when_it_begins_and_one_when_it_is_over(harness: Harness, fault: str) -> None:
+    stack = harness.stack(BEAT_SCHEDULE="report-free-space=1")
     redis = stack.redis
     port = free_port()
-    flower = f"-m services.launch flower --address 127.0.0.1 --port {port} --database {world.path('flower.db')}"
+    flower = f"-m services.launch flower --address 127.0.0.1 --port {port} --database {harness.path('flower.db')}"
     nodes = {"beat": stack.beat(), "flower": stack.python(flower, FLOWER_BASIC_AUTH="admin:correct-horse")}
     nodes |= start_workers(stack)
     for pool in POOLS:
@@ -168,13 +166,13 @@ def test_an_outage_has_one_line_when_it_begins_and_one_when_it_is_over(world: Wo
     wait_running(stack, [f"{pool}-held" for pool in POOLS])
     nodes["beat"].says("beat: ticking")
     nodes["flower"].says("Flower listens")
-    world.wait_until(lambda: hears_redis(port), TIMEOUT_SECONDS, "Flower receives events")
+    harness.wait_until(lambda: hears_redis(port), TIMEOUT_SECONDS, "Flower receives events")
 
     if fault == "stopped":
         redis.stop()
     else:
         redis.fill(USED_UP)
-    world.release(*(f"{pool}-held" for pool in POOLS))
+    harness.release(*(f"{pool}-held" for pool in POOLS))
     for name, loops in LOOPS[fault].items():
         for loop in loops:
             # A solo node, which has one thread, finds its connection broken when it can store the result.

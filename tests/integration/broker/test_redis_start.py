@@ -1,7 +1,5 @@
 """docker/redis/start, without a container around it, on what a killed Redis or a crash of the machine has left."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -15,11 +13,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.support.checkout import ROOT
+from tests.support.harness import PASSWORD, Harness
 from tests.support.processes import Process
 from tests.support.redis.builds import write_check_aof
 from tests.support.redis.server import ANSWER_SECONDS, START_SECONDS, STOP_SECONDS, executable
 from tests.support.waiting import wait_until
-from tests.support.world import PASSWORD, World
 
 pytestmark = pytest.mark.each_redis
 
@@ -47,10 +45,10 @@ WRITES: tuple[Callable[[redis.Redis], object], ...] = (
 class Started:
     """Redis as the stack starts it, on a directory of its own."""
 
-    def __init__(self, world: World) -> None:
-        self.world, self.data = world, world.path("data")
+    def __init__(self, harness: Harness) -> None:
+        self.harness, self.data = harness, harness.path("data")
         self.data.mkdir()
-        self.tool = world.path("tools") / "redis-check-aof"
+        self.tool = harness.path("tools") / "redis-check-aof"
         self.tool.parent.mkdir()
         write_check_aof(Path(executable()), self.tool)
         self.socket = self.data / "redis.sock"
@@ -75,7 +73,7 @@ class Started:
             "STALK_REDIS_DIR": str(self.data),
             "STALK_REDIS_SOCKET": str(self.socket),
         }
-        self.process = self.world.process("start", ["sh", str(ROOT / "docker" / "redis" / "start")], settings)
+        self.process = self.harness.process("start", ["sh", str(ROOT / "docker" / "redis" / "start")], settings)
         return self.process
 
     def start(self) -> redis.Redis:
@@ -143,8 +141,8 @@ def state(client: redis.Redis) -> State:
 
 
 @pytest.fixture
-def started(world: World) -> Started:
-    return Started(world)
+def started(harness: Harness) -> Started:
+    return Started(harness)
 
 
 # Each byte takes two starts. Every thirteenth meets numbers, words, line ends and what is between two commands as well.
@@ -209,7 +207,7 @@ def repair(started: Started, left: bytes, rest: bytes) -> bytes:
     started.file.write_bytes(left + rest)
     repair = f'ulimit -Sv {MEMORY_KB}; exec sh "{ROOT / "docker" / "redis" / "repair"}" "{started.data}"'
     environment = {"PATH": os.environ["PATH"], "STALK_REDIS_CHECK_AOF": str(tool)}
-    started.process = started.world.process("repair", ["sh", "-c", repair], environment)
+    started.process = started.harness.process("repair", ["sh", "-c", repair], environment)
     assert started.ends() == 0, started.process.tail()
     return started.file.read_bytes()
 
@@ -267,14 +265,14 @@ def test_a_transaction_that_cannot_be_kept_is_not_cut_off(started: Started) -> N
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
 def test_a_password_is_read_from_a_file_as_clients_read_it(started: Started, end: str) -> None:
-    path = started.world.path("password")
+    path = started.harness.path("password")
     path.write_text(PASSWORD + end, newline="")
     started.login = {"REDIS_PASSWORD_FILE": str(path)}
     assert started.start().ping()
 
 
 @pytest.fixture
-def watched(started: Started) -> Watched:
+def watched(started: Started) -> "Watched":
     return Watched(started)
 
 

@@ -4,8 +4,6 @@ A stack is made to talk: at its most talkative log level, asked whatever it can 
 passwords no more, and one that dies.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -24,13 +22,13 @@ from celery.worker.control import Panel
 from config import load
 from config.settings import SECRETS
 from services.control import task_commands  # noqa: F401 - registers commands
+from tests.support.harness import Harness
 from tests.support.ports import free_port
 from tests.support.processes import command_line
 from tests.support.redis.server import RedisServer
 from tests.support.redis.urls import MASTER, start_sentinel
 from tests.support.served_flower import Answer, basic
 from tests.support.waiting import TIMEOUT_SECONDS
-from tests.support.world import World
 
 ADD = "services.tasks.arithmetic.add"
 # What URLs, shells, JSON, HTML or log lines write in ways of their own stands between two words that none of them does.
@@ -121,21 +119,21 @@ def opened(name: str) -> str:
 class Talk:
     """A stack, and all that it writes."""
 
-    def __init__(self, world: World, form: str) -> None:
-        self.world = world
+    def __init__(self, harness: Harness, form: str) -> None:
+        self.harness = harness
         users = [f"user {user} {opened(name)}" for name, user in USERS.items()]
-        redis = world.redis(planted("REDIS_PASSWORD"), users)
+        redis = harness.redis(planted("REDIS_PASSWORD"), users)
         password = planted("CELERY_SENTINEL_PASSWORD")
-        self.sentinel = start_sentinel(world, redis, password) if form == "sentinel" else None
+        self.sentinel = start_sentinel(harness, redis, password) if form == "sentinel" else None
         settings = secrets(form, self.sentinel or redis)
         if self.sentinel:
-            settings = in_files(settings, world) | {"CELERY_SENTINEL_MASTER": MASTER}
+            settings = in_files(settings, harness) | {"CELERY_SENTINEL_MASTER": MASTER}
         urls = load(settings).broker_url, load(settings).result_url
         assert [url.password for url in urls] == [planted(name) for name in USERS]
-        self.stack = world.stack(redis, **settings, **{OWN: planted(OWN)}, LOG_LEVEL="debug")
+        self.stack = harness.stack(redis, **settings, **{OWN: planted(OWN)}, LOG_LEVEL="debug")
         self.worker, self.beat = self.stack.worker(), self.stack.beat()
         self.events = self.stack.celery("events --dump")
-        self.port, database = free_port(), world.path("flower.db")
+        self.port, database = free_port(), harness.path("flower.db")
         flower = f"-m services.launch flower --address 127.0.0.1 --port {self.port} --database {database}"
         self.flower = self.stack.python(flower)
         # What node and Flower have answered; commands have written it down.
@@ -171,7 +169,9 @@ class Talk:
 
     def find(self, pattern: str, path: str) -> list[str]:
         """Wait until a page of Flower has this."""
-        return self.world.wait_until(lambda: re.findall(pattern, self.page(path)), TIMEOUT_SECONDS, f"{pattern} there")
+        return self.harness.wait_until(
+            lambda: re.findall(pattern, self.page(path)), TIMEOUT_SECONDS, f"{pattern} there"
+        )
 
     def see_flower(self) -> None:
         """Keep pages of every kind."""
@@ -206,7 +206,7 @@ class Talk:
 
     def places(self) -> dict[str, str]:
         """Everything that may hold no secret: answers, files that somebody wrote, and what `ps` shows."""
-        files = [path for path in self.world.directory.rglob("*") if path.is_file() and path.name not in MEANT_TO]
+        files = [path for path in self.harness.directory.rglob("*") if path.is_file() and path.name not in MEANT_TO]
         written = {}
         for path in files:
             # A temporary one of Redis may be gone.
@@ -216,11 +216,11 @@ class Talk:
         return self.answers | written | processes
 
 
-def in_files(settings: dict[str, str], world: World) -> dict[str, str]:
+def in_files(settings: dict[str, str], harness: Harness) -> dict[str, str]:
     """The same, each secret in a file of its own."""
     given = dict.fromkeys(settings, "")
     for name, value in settings.items():
-        path = world.path(name) / "secret"
+        path = harness.path(name) / "secret"
         path.parent.mkdir()
         path.write_text(value)
         given[f"{name}_FILE"] = str(path)
@@ -236,8 +236,8 @@ def shown(text: str) -> list[str]:
     "form",
     [pytest.param("redis", marks=pytest.mark.slow), "redis+socket", pytest.param("sentinel", marks=pytest.mark.slow)],
 )
-def test_no_secret_is_shown_anywhere(world: World, form: str) -> None:
-    talk = Talk(world, form)
+def test_no_secret_is_shown_anywhere(harness: Harness, form: str) -> None:
+    talk = Talk(harness, form)
     talk.worker.ready()
     talk.works()
     for task in ("probe.fail", "nowhere"):
@@ -259,9 +259,9 @@ def test_no_secret_is_shown_anywhere(world: World, form: str) -> None:
 
 # Each says it in words of its own.
 @pytest.mark.each_redis
-def test_a_server_that_repeats_what_it_does_not_know_repeats_no_password(world: World) -> None:
+def test_a_server_that_repeats_what_it_does_not_know_repeats_no_password(harness: Harness) -> None:
     # redis-py logs in with HELLO (redis-py 8.1).
-    stack = world.stack(world.redis(planted("REDIS_PASSWORD"), ['rename-command HELLO ""']))
+    stack = harness.stack(harness.redis(planted("REDIS_PASSWORD"), ['rename-command HELLO ""']))
 
     worker, producer = stack.worker(), stack.python(f"-c {shlex.quote(PRODUCER)}")
 

@@ -1,8 +1,6 @@
 """Options of kombu's Redis transport that Stalk's transport honours (the others are refused: test_transport_options in
 tests/unit)."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,10 +16,10 @@ from config import load
 from config.celery import build_celery_configuration
 from services.delivery.connection import Connection
 from tests.support.application import create_app
+from tests.support.harness import Harness
 from tests.support.redis.broker import Broker, Inbox
 from tests.support.redis.urls import start_server
 from tests.support.waiting import TIMEOUT_SECONDS, wait_until
-from tests.support.world import World
 
 EVERYBODY = Exchange("everybody", "fanout")
 # What redis-py's connections are made with.
@@ -37,8 +35,8 @@ OF_CONNECTIONS: dict[str, Any] = {
 
 
 @pytest.fixture
-def broker(world: World) -> Iterator[Broker]:
-    broker = Broker(world.redis(""))
+def broker(harness: Harness) -> Iterator[Broker]:
+    broker = Broker(harness.redis(""))
     yield broker
     broker.close()
 
@@ -86,8 +84,8 @@ def test_a_broadcast_goes_by_prefix_and_patterns(broker: Broker, options: dict[s
     assert broadcast(broker.connect(**options), broker) == (["a"], 2, [topic])
 
 
-def test_a_broadcast_on_both_topics_of_sentinels_is_heard_once(world: World) -> None:
-    server, variables = start_server(world, "sentinel")
+def test_a_broadcast_on_both_topics_of_sentinels_is_heard_once(harness: Harness) -> None:
+    server, variables = start_server(harness, "sentinel")
     broker = Broker(server)
     broker.client = server.client()
     settings = build_celery_configuration(load(variables))

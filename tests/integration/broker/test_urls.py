@@ -1,7 +1,5 @@
 """Every form of Redis URL, with a password of awkward characters, and its options of TLS."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from urllib.parse import quote
 
@@ -16,6 +14,7 @@ from config import Settings, load
 from services.broker.client import connect
 from tests.integration.commands.test_call import services
 from tests.support.application import create_app
+from tests.support.harness import Harness, Node
 from tests.support.redis.urls import (
     AWKWARD,
     FORMS,
@@ -27,7 +26,6 @@ from tests.support.redis.urls import (
     start_server,
 )
 from tests.support.waiting import TIMEOUT_SECONDS
-from tests.support.world import Node, World
 
 # As in a shell, or in somebody's web application.
 SAVING = """
@@ -41,9 +39,9 @@ RedBeatSchedulerEntry("saved", "services.tasks.arithmetic.add", 1, args=[2, 3], 
     ("form", "pool", "options"),
     [*((form, "solo", "") for form in FORMS), *((FORMS[-1], pool, MORE) for pool in ("prefork", "threads"))],
 )
-def test_a_stack_works_with_every_form_of_url(world: World, form: str, pool: str, options: str) -> None:
-    redis, settings = start_server(world, form, options=options)
-    stack = world.stack(redis, **settings, BEAT_SCHEDULE="report-free-space=1")
+def test_a_stack_works_with_every_form_of_url(harness: Harness, form: str, pool: str, options: str) -> None:
+    redis, settings = start_server(harness, form, options=options)
+    stack = harness.stack(redis, **settings, BEAT_SCHEDULE="report-free-space=1")
     worker = stack.worker(WORKER_POOL=pool, LOG_LEVEL="debug")
     beat = stack.beat(LOG_LEVEL="debug")
     worker.ready()
@@ -51,10 +49,10 @@ def test_a_stack_works_with_every_form_of_url(world: World, form: str, pool: str
     assert services(stack, "call", "services.tasks.arithmetic.add", "--args", "[4, 3]").said["result"] == 7
     worker.says(r"Task services.tasks.disk.report_free_space\S+ succeeded")
     assert redis.client(1).keys("celery-task-meta-*")
-    saved = world.answer(["-c", SAVING], stack.environment(), TIMEOUT_SECONDS)
+    saved = harness.answer(["-c", SAVING], stack.environment(), TIMEOUT_SECONDS)
     assert saved.returncode == 0, saved.stderr
     worker.says(r"Task services.tasks.arithmetic.add\S+ succeeded", times=2)
-    world.wait_until(lambda: services(stack, "status").said["nodes"], TIMEOUT_SECONDS, "the node in the status")
+    harness.wait_until(lambda: services(stack, "status").said["nodes"], TIMEOUT_SECONDS, "the node in the status")
     for node in (worker, beat):
         assert_tells_no_secret(node)
 
@@ -112,13 +110,13 @@ CASES = {
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest, shared_world: World) -> tuple[dict[str, int], list[str], list[str]]:
+def case(request: pytest.FixtureRequest, shared_harness: Harness) -> tuple[dict[str, int], list[str], list[str]]:
     """Ports of a Redis that speaks TLS and of its sentinel; options with which they are reached and not reached."""
     other = ["DNS:redis.example.com"] if "another host" in request.param else []
-    certificates = issue_certificates(shared_world, *other)
+    certificates = issue_certificates(shared_harness, *other)
     lines, right, wrong = CASES[request.param]
-    redis = shared_world.redis("", certificates=certificates, lines=lines)
-    ports = {"rediss": redis.port, "sentinel": start_sentinel(shared_world, redis, "", *lines).port}
+    redis = shared_harness.redis("", certificates=certificates, lines=lines)
+    ports = {"rediss": redis.port, "sentinel": start_sentinel(shared_harness, redis, "", *lines).port}
     paths = {"trusted": f"ssl_ca_certs={certificates / 'ca.crt'}", "own": certificates / "server"}
     right, wrong = ([options.format(**paths) for options in each] for each in (right, wrong))
     return ports, right, wrong

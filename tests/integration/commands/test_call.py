@@ -1,15 +1,13 @@
 """python -m services call: one JSON object, and an exit code that tells how the task ended."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, NamedTuple
 
 import pytest
 
 from tests.support.checkout import Checkout
+from tests.support.harness import Harness, Stack
 from tests.support.waiting import TIMEOUT_SECONDS
-from tests.support.world import Stack, World
 
 SUCCESS, FAILURE, BAD_INPUT, TIMED_OUT = 0, 1, 2, 3
 ADD = "services.tasks.arithmetic.add"
@@ -26,15 +24,17 @@ class Answer(NamedTuple):
 def services(stack: Stack, command: str, *arguments: str, checkout: Checkout | None = None, **settings: str) -> Answer:
     """Run `python -m services COMMAND ARGUMENTS` and read what it prints: one JSON object on one line, nothing else."""
     environment, as_json = stack.environment(**settings), [] if command == "call" else ["--json"]
-    done = stack.world.answer(["-m", "services", command, *as_json, *arguments], environment, TIMEOUT_SECONDS, checkout)
+    done = stack.harness.answer(
+        ["-m", "services", command, *as_json, *arguments], environment, TIMEOUT_SECONDS, checkout
+    )
     assert done.stdout.count("\n") == 1, done
     return Answer(done.returncode, json.loads(done.stdout), done.stderr)
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World) -> Stack:
+def stack(shared_harness: Harness) -> Stack:
     """A worker that runs two tasks at a time."""
-    stack = shared_world.stack()
+    stack = shared_harness.stack()
     stack.worker(WORKER_POOL="threads", WORKER_CONCURRENCY="2").ready()
     return stack
 
@@ -98,7 +98,7 @@ def test_a_module_that_cannot_be_imported_is_said_with_exit_code_2(stack: Stack,
 
 def test_a_task_without_a_result_in_time_is_exit_code_3(stack: Stack) -> None:
     answer = services(stack, "call", "probe.hold", "--args", '["slow"]', "--wait", "0.5")
-    stack.world.release("slow")
+    stack.harness.release("slow")
 
     assert answer.code == TIMED_OUT
     assert answer.said["state"] == "PENDING"
@@ -106,10 +106,10 @@ def test_a_task_without_a_result_in_time_is_exit_code_3(stack: Stack) -> None:
     assert stack.client.AsyncResult(answer.said["id"]).get(timeout=TIMEOUT_SECONDS) == "slow"
 
 
-def test_a_redis_that_goes_away_during_the_wait_or_before_is_said_in_time(world: World) -> None:
-    stack = world.stack()
+def test_a_redis_that_goes_away_during_the_wait_or_before_is_said_in_time(harness: Harness) -> None:
+    stack = harness.stack()
     call = stack.command("""call probe.mark --args '["never"]' --wait 5""")
-    world.wait_until(lambda: stack.waiting() == 1, TIMEOUT_SECONDS, "the task was sent")
+    harness.wait_until(lambda: stack.waiting() == 1, TIMEOUT_SECONDS, "the task was sent")
 
     stack.redis.kill()
 

@@ -1,7 +1,5 @@
 """Every `celery` command on Stalk's application works, or says in a sentence what to use instead."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -16,8 +14,8 @@ from click import Group
 
 from services.commands.celery_cli import NEEDS, REFUSED
 from tests.support.application import create_app  # noqa: F401 - registers Stalk's own methods
+from tests.support.harness import PASSWORD, Harness, Stack
 from tests.support.waiting import TIMEOUT_SECONDS
-from tests.support.world import PASSWORD, Stack, World
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "operations.md"
 # Celery waits for one second for the answers of nodes; Stalk only until they are there.
@@ -85,16 +83,16 @@ ELSEWHERE = {
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World) -> Stack:
+def stack(shared_harness: Harness) -> Stack:
     """A node that somebody has started by hand."""
-    stack = shared_world.stack()
+    stack = shared_harness.stack()
     stack.celery("worker --pool=prefork --concurrency=1 --hostname=node0@%h --loglevel=info --task-events").ready()
     client = stack.redis.client()
-    shared_world.wait_until(client.pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
+    shared_harness.wait_until(client.pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
     # Its child takes longer on a busy machine, and what comes before that would be seen as reserved.
     stack.send(TASK, "first")
-    shared_world.wait_started("first")
-    shared_world.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "it has ended")
+    shared_harness.wait_started("first")
+    shared_harness.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "it has ended")
     return stack
 
 
@@ -104,7 +102,7 @@ def run(stack: Stack, typed: str, *, code: int = 0) -> str:
     if not code and words[0] in ("inspect", "control", "status"):
         words.insert(1, f"--timeout={ANSWER_SECONDS}")
     command = ["-m", "celery", "--no-color", "-A", "services.app", *words]
-    done = stack.world.answer(command, stack.environment(), TIMEOUT_SECONDS)
+    done = stack.harness.answer(command, stack.environment(), TIMEOUT_SECONDS)
     assert done.returncode == code, f"celery {typed}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stdout + done.stderr
     assert PASSWORD not in done.stdout + done.stderr
@@ -160,7 +158,7 @@ def test_a_command_works(stack: Stack, typed: str) -> None:
 
     if typed == "graph workers":
         # It has Celery's second, and no option for more.
-        stack.world.wait_until(works, TIMEOUT_SECONDS, "the node answers in time")
+        stack.harness.wait_until(works, TIMEOUT_SECONDS, "the node answers in time")
     else:
         assert works()
 
@@ -193,7 +191,7 @@ def multi_with(executable: str) -> list[str]:
 
 
 def test_multi_says_that_it_starts_nothing_whose_path_has_a_space(stack: Stack) -> None:
-    done = stack.world.answer([*multi_with("/a stalk/python"), "start", "1"], stack.environment(), TIMEOUT_SECONDS)
+    done = stack.harness.answer([*multi_with("/a stalk/python"), "start", "1"], stack.environment(), TIMEOUT_SECONDS)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: celery multi: it cannot start /a stalk/python, whose path has a space: ")
     assert done.stderr.count("\n") == 1
@@ -210,7 +208,7 @@ def test_nodes_of_multi_have_a_heartbeat_and_end_when_they_are_told_to(stack: St
     executable = str(environments / "bin" / "python")
 
     def multi(*arguments: str) -> None:
-        done = stack.world.answer([*multi_with(executable), *arguments, *options], environment, TIMEOUT_SECONDS)
+        done = stack.harness.answer([*multi_with(executable), *arguments, *options], environment, TIMEOUT_SECONDS)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def running() -> set[str]:
@@ -218,12 +216,12 @@ def test_nodes_of_multi_have_a_heartbeat_and_end_when_they_are_told_to(stack: St
 
     multi("start", *names)
     beats = [Path(environment["STALK_RUN_DIR"]) / f"{one}.heartbeat" for one in names]
-    stack.world.wait_until(
+    stack.harness.wait_until(
         lambda: all(beat.exists() and beat.read_text() == "ready\n" for beat in beats),
         TIMEOUT_SECONDS,
         "both are ready",
     )
     assert "running tasks finish" in run(stack, f"control shutdown -d {names[0]}@{os.uname().nodename}")
-    stack.world.wait_until(lambda: running() == {names[1]}, TIMEOUT_SECONDS, f"{names[0]} has ended")
+    stack.harness.wait_until(lambda: running() == {names[1]}, TIMEOUT_SECONDS, f"{names[0]} has ended")
     multi("stopwait", names[1])
     assert running() == set()

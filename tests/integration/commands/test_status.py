@@ -1,7 +1,5 @@
 """python -m services status: what `make status` shows."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable
@@ -12,8 +10,8 @@ from celery import Celery
 
 from services.broker.keys import get_lists
 from tests.integration.commands.test_call import Answer, services
+from tests.support.harness import Harness, Stack
 from tests.support.waiting import TIMEOUT_SECONDS
-from tests.support.world import Stack, World
 
 NODE = f"node0@{os.uname().nodename}"
 EMPTY = {
@@ -30,15 +28,15 @@ EMPTY = {
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World) -> Stack:
+def stack(shared_harness: Harness) -> Stack:
     """A worker at work, tasks that wait, and a beat."""
-    stack = shared_world.stack(BEAT_SCHEDULE="report-free-space=off")
+    stack = shared_harness.stack(BEAT_SCHEDULE="report-free-space=off")
     worker = stack.worker(WORKER_POOL="threads", WORKER_CONCURRENCY="2", WORKER_QUEUES="celery,mail")
     beat = stack.beat()
     worker.ready()
     beat.says("beat: ticking")
     stack.send("probe.hold", "running")
-    shared_world.wait_started("running")
+    shared_harness.wait_started("running")
     for priority in (0, 3, 9):
         stack.send("probe.mark", "waits", queue="elsewhere", priority=priority)
     return stack
@@ -70,7 +68,7 @@ def status(stack: Stack, is_whole: Callable[[Answer], bool]) -> Answer:
         answer = services(stack, "status")
         return answer if is_whole(answer) else None
 
-    return stack.world.wait_until(look, TIMEOUT_SECONDS, "the status")
+    return stack.harness.wait_until(look, TIMEOUT_SECONDS, "the status")
 
 
 def waits(queue: str, priority: int = 0, count: int = 1) -> dict[str, Any]:
@@ -118,23 +116,23 @@ def test_lists_with_tasks_that_no_node_reads_are_shown_with_their_number_and_no_
     client.lpush("celrey", "{}", oldest)
     client.lmove("celrey", "celrey", "RIGHT", "LEFT")
     try:
-        stack.world.wait_started("between")
+        stack.harness.wait_started("between")
         found = unread(stack)
 
         new = [waits("celery", 1, 2), waits("celery", 8), waits("celrey", 0, 2), waits("mial")]
         assert sorted(found, key=json.dumps) == sorted([*before, *new], key=json.dumps)
-        assert stack.world.started("between") == 1
+        assert stack.harness.started("between") == 1
     finally:
         client.delete("celrey", *get_lists("mial"), *(f"celery\x06\x16{step}" for step in (1, 8)))
         client.delete("_kombu.binding.mial", *NO_QUEUES)
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
-def test_a_task_that_runs_over_its_limit_where_nothing_ends_it_is_shown(world: World, pool: str) -> None:
-    stack = world.stack()
+def test_a_task_that_runs_over_its_limit_where_nothing_ends_it_is_shown(harness: Harness, pool: str) -> None:
+    stack = harness.stack()
     node = stack.worker(WORKER_POOL=pool, WORKER_LEASE="10").ready()
     late = stack.send("probe.hold", "late", time_limit=1)
-    world.wait_started("late")
+    harness.wait_started("late")
 
     # A solo pool at work answers nobody.
     wanted = (0, 1) if pool == "solo" else (1, 0)
@@ -150,13 +148,13 @@ def test_a_task_that_runs_over_its_limit_where_nothing_ends_it_is_shown(world: W
     assert one == {"node": NODE, "id": late.id, "name": "probe.hold", "limit": 1}
     node.says(rf"probe\.hold\[{late.id}\] has run for \d+ s and its limit is 1 s")
 
-    world.release("late")
+    harness.release("late")
     late.get(timeout=TIMEOUT_SECONDS)
     status(stack, lambda answer: not answer.said["overtime"])
 
 
-def test_where_no_node_runs_only_what_none_would_read_is_unread(world: World) -> None:
-    stack = world.stack()
+def test_where_no_node_runs_only_what_none_would_read_is_unread(harness: Harness) -> None:
+    stack = harness.stack()
     assert status(stack, all_answer).said == EMPTY
 
     with stock_producer(stack) as producer:
@@ -170,14 +168,16 @@ def test_where_no_node_runs_only_what_none_would_read_is_unread(world: World) ->
     }
 
 
-def test_whoever_asks_all_nodes_goes_on_when_all_have_answered_or_there_is_none(stack: Stack, world: World) -> None:
+def test_whoever_asks_all_nodes_goes_on_when_all_have_answered_or_there_is_none(stack: Stack, harness: Harness) -> None:
     assert ask_all(stack) == f"['{NODE}']\n"
-    assert ask_all(world.stack()) == "[]\n"
+    assert ask_all(harness.stack()) == "[]\n"
 
 
 def ask_all(stack: Stack) -> str:
     """Ask all nodes, with a timeout much longer than this waits for the answers; the names of those that answer."""
     asks = f"print(list(app.control.inspect(timeout={100 * TIMEOUT_SECONDS}).ping() or []))"
-    asking = stack.world.python("ask", f'-c "from services.app import app; {asks}"', stack.environment())
-    stack.world.wait_until(lambda: not asking.alive, 4 * TIMEOUT_SECONDS, "answers come long before their time is over")
+    asking = stack.harness.python("ask", f'-c "from services.app import app; {asks}"', stack.environment())
+    stack.harness.wait_until(
+        lambda: not asking.alive, 4 * TIMEOUT_SECONDS, "answers come long before their time is over"
+    )
     return asking.log()

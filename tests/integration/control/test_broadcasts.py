@@ -1,7 +1,5 @@
 """A broadcast is run by every node that listens, of its own stack; what is under no lease is asked for none."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from typing import Any
@@ -10,18 +8,18 @@ import pytest
 
 from services.supervisor.proc_stat import read_stat
 from tests.support.checkout import odd_checkout
+from tests.support.harness import Harness, Node, Stack
 from tests.support.redis.server import RedisServer
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS, stop
-from tests.support.world import Node, Stack, World
 
 READY = r"\S+@\S+ ready\."
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World) -> Stack:
+def stack(shared_harness: Harness) -> Stack:
     """A node of each pool that hears broadcasts, with the name of its pool."""
-    stack = stack_in(shared_world)
+    stack = stack_in(shared_harness)
     for pool in POOLS:
         start(stack, pool)
     for node in stack.nodes:
@@ -30,9 +28,9 @@ def stack(shared_world: World) -> Stack:
     return stack
 
 
-def stack_in(world: World, *redis: RedisServer, **settings: str) -> Stack:
-    world.checkout = odd_checkout(world.path("code"))
-    return world.stack(*redis, CELERY_IMPORTS="probe,odd_tasks,odd_broadcast", WORKER_LEASE="6", **settings)
+def stack_in(harness: Harness, *redis: RedisServer, **settings: str) -> Stack:
+    harness.checkout = odd_checkout(harness.path("code"))
+    return harness.stack(*redis, CELERY_IMPORTS="probe,odd_tasks,odd_broadcast", WORKER_LEASE="6", **settings)
 
 
 def start(stack: Stack, pool: str, name: str = "", queues: str = "", options: str = "-c 2") -> Node:
@@ -44,12 +42,12 @@ def start(stack: Stack, pool: str, name: str = "", queues: str = "", options: st
 
 def listens(stack: Stack, *queues: str) -> None:
     """Wait until the nodes of these queues hear broadcasts: each subscribes after its line, before its first task."""
-    world = stack.world
+    harness = stack.harness
     for queue in queues:
-        label = world.path(f"listens-{queue}").name
+        label = harness.path(f"listens-{queue}").name
         stack.send("probe.mark", label, queue=queue)
-        world.wait_until(lambda: world.ended(label), TIMEOUT_SECONDS, f"{queue} listens")  # noqa: B023
-    world.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "that is acknowledged")
+        harness.wait_until(lambda: harness.ended(label), TIMEOUT_SECONDS, f"{queue} listens")  # noqa: B023
+    harness.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "that is acknowledged")
 
 
 def publish(
@@ -61,7 +59,7 @@ def publish(
         "import logging; logging.basicConfig(); from services.app import app; app.loader.import_default_modules(); "
         f"print('sent', app.send_task({sent}).id)"
     )
-    answer = stack.world.answer(["-c", code], stack.environment(), TIMEOUT_SECONDS)
+    answer = stack.harness.answer(["-c", code], stack.environment(), TIMEOUT_SECONDS)
     assert answer.stdout.startswith("sent "), answer.stderr
     return answer
 
@@ -74,8 +72,8 @@ def cpu_seconds(node: Node) -> float:
 
 
 def wait_for_all(stack: Stack, label: str, times: int = len(POOLS)) -> None:
-    stack.world.wait_until(
-        lambda: stack.world.started(label) == times, TIMEOUT_SECONDS, f"{times} nodes have run {label}"
+    stack.harness.wait_until(
+        lambda: stack.harness.started(label) == times, TIMEOUT_SECONDS, f"{times} nodes have run {label}"
     )
 
 
@@ -83,7 +81,7 @@ def nothing_more_runs(stack: Stack, label: str, times: int = len(POOLS)) -> None
     """So many nodes have run it, also when they have run what was broadcast after it."""
     publish(stack, f"after-{label}")
     wait_for_all(stack, f"after-{label}")
-    assert stack.world.started(label) == times
+    assert stack.harness.started(label) == times
 
 
 @pytest.mark.parametrize(
@@ -136,8 +134,8 @@ def test_whoever_broadcasts_what_no_node_hears_is_told(stack: Stack) -> None:
     assert "no node hears what is broadcast to everybody with routing key elsewhere" in answer.stderr
 
 
-def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(world: World) -> None:
-    stack = stack_in(world)
+def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(harness: Harness) -> None:
+    stack = stack_in(harness)
     node = start(stack, "prefork").says(READY)
     listens(stack, "prefork")
 
@@ -145,33 +143,33 @@ def test_a_broadcast_that_kills_its_child_is_not_run_again_and_the_log_says_so(w
 
     node.says("is not run again, because it was a broadcast: the process that ran it died")
     publish(stack, "after-kills")
-    world.wait_started("after-kills")
-    assert world.started("kills") == 1
+    harness.wait_started("after-kills")
+    assert harness.started("kills") == 1
 
 
-def test_a_busy_node_hears_a_broadcast_and_rests(world: World) -> None:
-    stack = stack_in(world)
+def test_a_busy_node_hears_a_broadcast_and_rests(harness: Harness) -> None:
+    stack = stack_in(harness)
     pools = ("prefork", "threads")
     for pool in pools:
         start(stack, pool, options="-c 1 --prefetch-multiplier=1")
     for node, pool in zip(stack.nodes, pools, strict=True):
         node.says(READY)
         stack.send("probe.hold", f"held-{pool}", queue=pool)
-        world.wait_started(f"held-{pool}")
+        harness.wait_started(f"held-{pool}")
 
     publish(stack, "told")
 
     for node in stack.nodes:
         node.says(r"Task odd_tasks\.tell\[\S+\] received")
     before = sum(map(cpu_seconds, stack.nodes))
-    world.holds_for(lambda: sum(map(cpu_seconds, stack.nodes)) < before + 1, 2, "none turns in circles")
-    assert world.started("told") == 0
+    harness.holds_for(lambda: sum(map(cpu_seconds, stack.nodes)) < before + 1, 2, "none turns in circles")
+    assert harness.started("told") == 0
     # What waits for a place of the pool outlives its connection.
     cut_off(stack, READY)
     for node in stack.nodes:
         node.says("consumer: waiting for")
     for pool in pools:
-        world.release(f"held-{pool}")
+        harness.release(f"held-{pool}")
     wait_for_all(stack, "told", len(pools))
 
 
@@ -212,18 +210,18 @@ def test_a_queue_without_acknowledgements_is_run(stack: Stack, pool: str) -> Non
 
     publish(stack, f"noack-{pool}", queue="unacknowledged")
 
-    stack.world.wait_started(f"noack-{pool}")
+    stack.harness.wait_started(f"noack-{pool}")
     own.says(r"Task odd_tasks\.tell\[\S+\] succeeded")
     assert "its lease was lost" not in own.process.log()
     stop(own)
 
 
-def test_two_stacks_on_one_server_do_not_hear_each_other(world: World) -> None:
-    redis = world.redis()
+def test_two_stacks_on_one_server_do_not_hear_each_other(harness: Harness) -> None:
+    redis = harness.redis()
     stacks = []
     for databases in ((0, 1), (2, 3)):
         broker, results = (redis.url(database, password="") for database in databases)
-        stacks.append(stack_in(world, redis, CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=results))
+        stacks.append(stack_in(harness, redis, CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=results))
         start(stacks[-1], "threads", options="-l debug").says(READY)
         listens(stacks[-1], "threads")
 
@@ -235,7 +233,7 @@ def test_two_stacks_on_one_server_do_not_hear_each_other(world: World) -> None:
     for stack in stacks:
         stack.nodes[0].says(r"Task odd_tasks\.tell\[\S+\] succeeded", times=2)
     for number in (0, 1):
-        assert [world.started(f"{label}-{number}") for label in ("to", "and-to")] == [1, 1]
+        assert [harness.started(f"{label}-{number}") for label in ("to", "and-to")] == [1, 1]
     assert [stack.unacked() for stack in stacks] == [0, 0]
 
     ours, theirs = stacks

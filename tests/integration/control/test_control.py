@@ -1,7 +1,5 @@
 """Remote control: a node hears each command, whatever came before it and whoever has stopped waiting for an answer."""
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -16,9 +14,9 @@ from services.control.mailbox import Mailbox
 from services.delivery.channel import ANSWER_MILLISECONDS
 from services.delivery.connection import Connection
 from tests.integration.delivery.test_scheduled import start
+from tests.support.harness import Harness, Stack
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS, wait_running
-from tests.support.world import Stack, World
 
 # Long enough for a question to be sent, and too short for somebody who sleeps.
 NO_ANSWER_SECONDS = 0.5
@@ -47,11 +45,11 @@ def raise_an_error(state):
 
 
 @pytest.fixture(params=POOLS)
-def stack(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+def stack(request: pytest.FixtureRequest, harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     """A node of its own, with nobody beside it."""
     modules = tmp_path_factory.mktemp("modules")
     (modules / "odd_control.py").write_text(ODD_CONTROL)
-    stack = world.stack()
+    stack = harness.stack()
     start(stack, request.param, more=ALONE, CELERY_IMPORTS="probe,odd_control", PYTHONPATH=str(modules))
     wait_listening(stack)
     return stack
@@ -60,7 +58,7 @@ def stack(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest
 def wait_listening(stack: Stack) -> None:
     """Wait until the node hears commands: it says that it is ready a moment before."""
     stack.nodes[0].ready()
-    stack.world.wait_until(stack.redis.client().pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
+    stack.harness.wait_until(stack.redis.client().pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
 
 
 @contextmanager
@@ -80,7 +78,7 @@ def assert_hears(stack: Stack, what: str = "the next command") -> None:
     [node], queue = stack.nodes, uuid4().hex
     stack.client.control.add_consumer(queue)
     started = f"Started consuming from {queue}"
-    stack.world.wait_until(lambda: node.process.count(started), TIMEOUT_SECONDS, f"the node hears {what}")
+    stack.harness.wait_until(lambda: node.process.count(started), TIMEOUT_SECONDS, f"the node hears {what}")
 
 
 def test_the_first_task_of_a_queue_starts_as_soon_as_a_node_consumes_from_it(stack: Stack) -> None:
@@ -90,7 +88,7 @@ def test_the_first_task_of_a_queue_starts_as_soon_as_a_node_consumes_from_it(sta
         control.add_consumer(queue)
         node.says(f"Started consuming from {queue}")
         stack.send("probe.mark", queue, queue=queue)
-        stack.world.wait_started(queue)
+        stack.harness.wait_started(queue)
 
     # From none at all, and then from another one than before.
     for queue in ("celery", *queues):
@@ -99,11 +97,11 @@ def test_the_first_task_of_a_queue_starts_as_soon_as_a_node_consumes_from_it(sta
     control.add_consumer("other")
     node.says("Started consuming from other")
     stack.send("probe.mark", "other", queue="other")
-    stack.world.wait_started("other")
+    stack.harness.wait_started("other")
     stack.send("probe.mark", "cancelled", queue="celery")
     stack.send("probe.mark", "another", queue="other")
-    stack.world.wait_started("another")
-    assert (stack.waiting(), stack.world.started("cancelled")) == (1, 0)
+    stack.harness.wait_started("another")
+    assert (stack.waiting(), stack.harness.started("cancelled")) == (1, 0)
 
 
 def test_an_answer_that_nobody_waits_for_is_dropped_in_silence(stack: Stack) -> None:
@@ -132,7 +130,7 @@ def test_asking_leaves_nothing_behind_for_ever(stack: Stack) -> None:
     with asking(stack) as mailbox:
         ask_and_leave(mailbox)
         answers = mailbox.reply_queue.name
-        stack.world.wait_until(lambda: client.llen(answers), TIMEOUT_SECONDS, "the node answers")
+        stack.harness.wait_until(lambda: client.llen(answers), TIMEOUT_SECONDS, "the node answers")
         assert 0 < client.pttl(answers) <= ANSWER_MILLISECONDS
     assert_hears(stack)
 
@@ -232,8 +230,8 @@ def runs_at_once(stack: Stack, count: int) -> None:
     labels = [uuid4().hex for _ in range(count)]
     results = hold(stack, *labels)
     last = stack.send("probe.mark", "last")
-    stack.world.holds_for(stack.waiting, STAYS_SECONDS, "one more task stays in its queue")
-    stack.world.release(*labels)
+    stack.harness.holds_for(stack.waiting, STAYS_SECONDS, "one more task stays in its queue")
+    stack.harness.release(*labels)
     for result in [*results, last]:
         result.get(timeout=TIMEOUT_SECONDS)
 
@@ -241,7 +239,7 @@ def runs_at_once(stack: Stack, count: int) -> None:
 def knows_of(stack: Stack, running: int) -> None:
     """Wait until the node knows that so many tasks run: it hears of a start after the task has written it down."""
     inspect: Any = stack.client.control.inspect(timeout=ANSWER_SECONDS, limit=1)
-    stack.world.wait_until(
+    stack.harness.wait_until(
         lambda: [*map(len, (inspect.active() or {}).values())] == [running], TIMEOUT_SECONDS, "it knows of all"
     )
 
@@ -257,7 +255,7 @@ def test_a_prefork_pool_grows_and_shrinks_by_what_runs_nothing_and_keeps_one_pro
     knows_of(stack, len(labels))
     shrunk = "the pool has shrunk by 1: its other processes run tasks, so try again later"
     assert ask(stack, "pool_shrink", n=2) == ("error", shrunk)
-    stack.world.release(*labels)
+    stack.harness.release(*labels)
     runs_at_once(stack, 2)
 
     stays = "the pool has 2 process(es), of which one has to stay: shut the node down instead"
@@ -291,8 +289,8 @@ def test_a_rate_that_would_let_no_task_start_is_refused(stack: Stack) -> None:
     assert ask(stack, "rate_limit", task_name="unheard.of", rate_limit="1") == ("error", "unknown task")
 
 
-def test_an_autoscaling_node_takes_another_range_and_no_other_size(world: World) -> None:
-    stack = world.stack()
+def test_an_autoscaling_node_takes_another_range_and_no_other_size(harness: Harness) -> None:
+    stack = harness.stack()
     start(stack, "prefork", more=f"--autoscale=2,1 {ALONE}")
     wait_listening(stack)
     autoscales = "this node autoscales: change its autoscale range instead"

@@ -1,7 +1,5 @@
 """What is revoked never runs, whoever lived or heard it then: it is kept in Redis, and each node reads it there."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable
@@ -19,9 +17,9 @@ from services.broker.keys import REVOKED_STAMPS, REVOKED_TASKS, SCHEDULED
 from services.control import revocations
 from tests.integration.delivery.test_scheduled import start
 from tests.integration.results.test_dead_letters import events
+from tests.support.harness import Harness, Node, Stack
 from tests.support.waiting import TIMEOUT_SECONDS, wait_until
 from tests.support.workers import POOLS, stop
-from tests.support.world import Node, Stack, World
 
 LEASE = 3
 HOUR = 3600
@@ -29,9 +27,9 @@ NODE = f"node0@{os.uname().nodename}"
 
 
 @pytest.fixture
-def stack(world: World) -> Stack:
+def stack(harness: Harness) -> Stack:
     """A Redis without nodes."""
-    return world.stack(WORKER_LEASE=str(LEASE))
+    return harness.stack(WORKER_LEASE=str(LEASE))
 
 
 @pytest.fixture(params=POOLS)
@@ -42,13 +40,13 @@ def pool(request: pytest.FixtureRequest) -> str:
 def wait_listening(stack: Stack, one: Node, name: str = "node0") -> Node:
     """Wait until a node hears what is broadcast: it says that it is ready a moment before."""
     inspect = stack.client.control.inspect([f"{name}@{os.uname().nodename}"], timeout=1)
-    stack.world.wait_until(inspect.ping, TIMEOUT_SECONDS, f"{name} hears")
+    stack.harness.wait_until(inspect.ping, TIMEOUT_SECONDS, f"{name} hears")
     return one
 
 
 def client(stack: Stack, code: str) -> str:
     """What a client with this application does; what it says on standard error."""
-    done = stack.world.answer(["-c", f"from services.app import app; {code}"], stack.environment(), TIMEOUT_SECONDS)
+    done = stack.harness.answer(["-c", f"from services.app import app; {code}"], stack.environment(), TIMEOUT_SECONDS)
     assert done.returncode == 0, done
     return done.stderr
 
@@ -60,36 +58,38 @@ def revoke(stack: Stack, *sent: Any) -> None:
 def hold(stack: Stack, **options: Any) -> Any:
     """A task that runs until it is released."""
     sent = stack.send("probe.hold", "held", **options)
-    stack.world.wait_started("held")
+    stack.harness.wait_started("held")
     return sent
 
 
 def never_runs(stack: Stack, *sent: Any) -> None:
     """Wait until what is sent after them has run; they say REVOKED, and nobody holds anything."""
     stack.send("probe.mark", "after")
-    stack.world.wait_started("after")
-    stack.world.wait_until(lambda: stack.waiting() + stack.unacked() == 0, TIMEOUT_SECONDS, "nothing is left")
+    stack.harness.wait_started("after")
+    stack.harness.wait_until(lambda: stack.waiting() + stack.unacked() == 0, TIMEOUT_SECONDS, "nothing is left")
     assert [one.state for one in sent] == ["REVOKED"] * len(sent)
-    assert not stack.world.started("victim")
+    assert not stack.harness.started("victim")
     for one in sent:
         with pytest.raises(TaskRevokedError):
             one.get(timeout=TIMEOUT_SECONDS)
 
 
 def test_what_is_revoked_while_the_only_node_is_stopped_never_runs_and_waits_no_longer(stack: Stack, pool: str) -> None:
-    client, world = stack.redis.client(), stack.world
+    client, harness = stack.redis.client(), stack.harness
     first = start(stack, pool)
     later, kept = (stack.send("probe.mark", label, countdown=HOUR) for label in ("victim", "kept"))
-    world.wait_until(lambda: client.zcard(SCHEDULED) == 2, TIMEOUT_SECONDS, "both wait in Redis")
+    harness.wait_until(lambda: client.zcard(SCHEDULED) == 2, TIMEOUT_SECONDS, "both wait in Redis")
     stop(first)
     victim = stack.send("probe.mark", "victim")
     revoke(stack, victim, later)
 
     start(stack, pool)
 
-    world.wait_until(lambda: later.state == "REVOKED", TIMEOUT_SECONDS, "it says REVOKED")
+    harness.wait_until(lambda: later.state == "REVOKED", TIMEOUT_SECONDS, "it says REVOKED")
     never_runs(stack, victim, later)
-    world.wait_until(lambda: client.zrange(SCHEDULED, 0, -1) == [kept.id], TIMEOUT_SECONDS, "only the other one waits")
+    harness.wait_until(
+        lambda: client.zrange(SCHEDULED, 0, -1) == [kept.id], TIMEOUT_SECONDS, "only the other one waits"
+    )
     revoked: Any = stack.client.control.inspect([NODE], timeout=TIMEOUT_SECONDS).revoked()
     assert {*revoked[NODE]} == {victim.id, later.id}
 
@@ -124,22 +124,22 @@ def test_what_is_revoked_before_any_node_has_lived_never_runs_and_its_chord_errs
 
     never_runs(stack, part, *sent.values())
     assert kept.get(timeout=TIMEOUT_SECONDS) == "kept"
-    stack.world.wait_until(lambda: body.state == "FAILURE", TIMEOUT_SECONDS, "the body of the chord fails")
-    assert not stack.world.started("body")
+    stack.harness.wait_until(lambda: body.state == "FAILURE", TIMEOUT_SECONDS, "the body of the chord fails")
+    assert not stack.harness.started("body")
 
 
 @pytest.mark.parametrize("prefetched", [1, 4])
 def test_what_waits_behind_a_running_task_never_runs(stack: Stack, pool: str, prefetched: int) -> None:
     wait_listening(stack, start(stack, pool, more=f"--prefetch-multiplier={prefetched}"))
     running = stack.send("probe.end", "held", "retries")
-    stack.world.wait_started("held")
+    stack.harness.wait_started("held")
     victims = [stack.send("probe.mark", "victim"), stack.send("probe.mark", "victim", countdown=0.5)]
     revoke(stack, *victims, running)
-    stack.world.release("held")
+    stack.harness.release("held")
 
     never_runs(stack, *victims)
-    stack.world.wait_until(lambda: running.state == "REVOKED", TIMEOUT_SECONDS, "it is not tried again")
-    assert not stack.world.started("held-again")
+    stack.harness.wait_until(lambda: running.state == "REVOKED", TIMEOUT_SECONDS, "it is not tried again")
+    assert not stack.harness.started("held-again")
 
 
 @pytest.mark.parametrize("how", ["id", "stamp", "alive"])
@@ -160,7 +160,7 @@ def test_what_a_node_hears_from_a_stock_client_outlives_it_and_is_one_event(stac
         start(stack, more="--without-mingle --without-gossip" if how == "alive" else "")
 
         never_runs(stack, victim)
-        stack.world.wait_until(lambda: list_revoked(received), TIMEOUT_SECONDS, "the event of it")
+        stack.harness.wait_until(lambda: list_revoked(received), TIMEOUT_SECONDS, "the event of it")
         assert list_revoked(received) == [victim.id]
 
 
@@ -176,9 +176,9 @@ def test_a_revoked_task_that_was_running_does_not_start_again_when_its_node_dies
 
     start(stack, pool)
 
-    stack.world.wait_until(lambda: victim.state == "REVOKED", TIMEOUT_SECONDS, "it says REVOKED")
+    stack.harness.wait_until(lambda: victim.state == "REVOKED", TIMEOUT_SECONDS, "it says REVOKED")
     never_runs(stack, victim)
-    assert stack.world.started("held") == 1
+    assert stack.harness.started("held") == 1
 
 
 @pytest.mark.parametrize("cut", ["pubsub", "all", "none"])
@@ -193,7 +193,7 @@ def test_a_node_that_was_frozen_or_cut_off_when_it_was_told_knows_it(stack: Stac
         stack.redis.ask("CLIENT", "KILL", "TYPE", kind)
     revoke(stack, victim)
     one.process.signal(signal.SIGCONT)
-    stack.world.release("held")
+    stack.harness.release("held")
 
     never_runs(stack, victim)
 
@@ -207,14 +207,14 @@ def test_one_of_two_nodes_that_was_cut_off_knows_it(stack: Stack) -> None:
     sent = [stack.send("probe.mark", "victim", queue=name) for name in ("one", "two")]
     revoke(stack, *sent)
     nodes[0].process.signal(signal.SIGCONT)
-    stack.world.release("held")
+    stack.harness.release("held")
 
     for name in ("one", "two"):
         stack.send("probe.mark", f"after-{name}", queue=name)
-        stack.world.wait_started(f"after-{name}")
+        stack.harness.wait_started(f"after-{name}")
 
     assert [one.state for one in sent] == ["REVOKED"] * 2
-    assert not stack.world.started("victim")
+    assert not stack.harness.started("victim")
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_celerys_book_of_stamps_holds_what_a_bounded_one_does(monkeypatch: pytes
 def test_no_task_asks_redis_what_is_revoked(stack: Stack, raw: Any, pool: str) -> None:
     wait_listening(stack, start(stack, pool))
     stack.send("probe.mark", "before")
-    stack.world.wait_started("before")
+    stack.harness.wait_started("before")
     with raw.monitor() as monitor:
         for number in range(20):
             stack.send("probe.mark", f"one-{number}")
@@ -313,9 +313,9 @@ def test_a_node_on_a_full_redis_revokes_what_it_hears(stack: Stack, raw: redis.R
 
     if pool != "solo":
         # The others hear it while a task runs.
-        stack.world.wait_until(lambda: revocations.load(raw).ids, TIMEOUT_SECONDS, "it is kept")
+        stack.harness.wait_until(lambda: revocations.load(raw).ids, TIMEOUT_SECONDS, "it is kept")
     stack.redis.make_room()
-    stack.world.release("held")
+    stack.harness.release("held")
     never_runs(stack, victim)
 
 

@@ -1,7 +1,5 @@
 """What a worker asks of Redis, step by step and without a transport; and what stands in a message."""
 
-from __future__ import annotations
-
 import json
 import re
 from base64 import b64encode

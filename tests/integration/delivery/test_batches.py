@@ -1,23 +1,21 @@
 """Several messages that run as one, as with celery-batches: each of them is delivered as any other task."""
 
-from __future__ import annotations
-
 import json
 from base64 import b64decode
 from typing import Any
 
 import pytest
 
+from tests.support.harness import Harness, Stack
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS
-from tests.support.world import Stack, World
 
 # By where they keep what is not in a batch yet: with the connection, or beyond it.
 KINDS = ("in_batches", "in_kept_batches")
 
 
 @pytest.fixture(scope="module")
-def cut(odd_world: World) -> Stack:
+def cut(odd_world: Harness) -> Stack:
     """Nodes of each pool with half a batch of each kind, which have been cut off, and have connected again."""
     stack = odd_world.stack(CELERY_IMPORTS="probe,odd_tasks")
     client = stack.redis.client()
@@ -64,12 +62,12 @@ def unacked(stack: Stack, queue: str) -> dict[str, str]:
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_message_that_was_kept_for_its_batch_when_the_connection_broke_runs_once(cut: Stack, pool: str) -> None:
     # Of the one that came twice, the delivery runs that is unacknowledged now.
-    assert cut.world.started(f"{pool}-in_kept_batches-first") == 1
+    assert cut.harness.started(f"{pool}-in_kept_batches-first") == 1
 
     cut.send("odd_tasks.in_batches", f"{pool}-second", "ends", queue=pool)
 
-    cut.world.wait_until(lambda: not unacked(cut, pool), TIMEOUT_SECONDS, "the batch is acknowledged")
-    assert [cut.world.started(f"{pool}-{label}") for label in ("in_batches-first", "second")] == [1, 1]
+    cut.harness.wait_until(lambda: not unacked(cut, pool), TIMEOUT_SECONDS, "the batch is acknowledged")
+    assert [cut.harness.started(f"{pool}-{label}") for label in ("in_batches-first", "second")] == [1, 1]
 
 
 def test_a_batch_of_messages_that_need_no_acknowledgement_runs(cut: Stack) -> None:
@@ -81,5 +79,5 @@ def test_a_batch_of_messages_that_need_no_acknowledgement_runs(cut: Stack) -> No
         cut.send("odd_tasks.in_batches", f"free-{number}", "ends", queue="unacknowledged")
 
     for number in range(2):
-        cut.world.wait_started(f"free-{number}")
+        cut.harness.wait_started(f"free-{number}")
     assert "is left out of its batch" not in node.process.log()

@@ -1,7 +1,5 @@
 """A prefork node that stands still for longer than its lease starts nothing of what lay in its children's pipes."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import signal
@@ -14,10 +12,10 @@ from typing import Any
 import pytest
 
 from services.broker.keys import UNACKED_LEASES
+from tests.support.harness import Harness, Node, Stack
 from tests.support.processes import children
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import wait_acknowledged, wait_running
-from tests.support.world import Node, Stack, World
 
 # A node on a busy machine renews it all the same.
 LEASE = 6
@@ -26,8 +24,8 @@ NOT_STARTED = r"WARNING .*probe\.mark\[\S+\] is not started: its lease ran out b
 
 
 @pytest.fixture
-def stack(world: World) -> Stack:
-    return world.stack(WORKER_LEASE=str(LEASE))
+def stack(harness: Harness) -> Stack:
+    return harness.stack(WORKER_LEASE=str(LEASE))
 
 
 @pytest.fixture
@@ -64,17 +62,17 @@ def waiting_in(pipe: Path) -> int:
 
 def freeze_children(stack: Stack, node: Node) -> tuple[list[int], Any]:
     """Stop the children of a node and give one of them a task. Returns the children and the result."""
-    world = stack.world
+    harness = stack.harness
     node.says(r"frozen@\S+ ready\.", TIMEOUT_SECONDS * 2)
     # The parent gives nothing to a child that has not reported that it is up.
-    world.release(*fill_children(stack, "up"))
+    harness.release(*fill_children(stack, "up"))
     wait_acknowledged(stack)
     found = children(node.process.pid)
-    assert len(found) == CHILDREN, world.describe()
+    assert len(found) == CHILDREN, harness.describe()
     send_signal(found, signal.SIGSTOP)
     before = piped(found)
     result = stack.send("probe.mark", "piped")
-    world.wait_until(lambda: piped(found) > before, TIMEOUT_SECONDS, "a task lies in a child's pipe")
+    harness.wait_until(lambda: piped(found) > before, TIMEOUT_SECONDS, "a task lies in a child's pipe")
     return found, result
 
 
@@ -89,10 +87,10 @@ def fill_children(stack: Stack, name: str) -> list[str]:
 
 def check_all_children_work(stack: Stack) -> None:
     fill_children(stack, "beside")
-    stack.world.wait_until(lambda: stack.unacked() == CHILDREN, TIMEOUT_SECONDS, "only these are unacknowledged")
+    stack.harness.wait_until(lambda: stack.unacked() == CHILDREN, TIMEOUT_SECONDS, "only these are unacknowledged")
     inspect = stack.client.control.inspect([f"frozen@{os.uname().nodename}"], timeout=TIMEOUT_SECONDS)
     # The node hears of a start a moment after the task has written it down.
-    stack.world.wait_until(lambda: not any(inspect.reserved().values()), TIMEOUT_SECONDS, "none waits for a child")
+    stack.harness.wait_until(lambda: not any(inspect.reserved().values()), TIMEOUT_SECONDS, "none waits for a child")
 
 
 def lease_end(stack: Stack) -> float:
@@ -104,11 +102,11 @@ def lease_end(stack: Stack) -> float:
 
 @pytest.mark.parametrize("first", ["children", "parent"])
 def test_a_task_that_another_node_has_run_meanwhile_is_not_started(stack: Stack, node: Node, first: str) -> None:
-    world = stack.world
+    harness = stack.harness
     frozen, result = freeze_children(stack, node)
     node.process.signal(signal.SIGSTOP)
     other = start(stack, "other", "threads")
-    world.wait_until(lambda: world.ended("piped"), TIMEOUT_SECONDS * 2, "another node runs it after its lease")
+    harness.wait_until(lambda: harness.ended("piped"), TIMEOUT_SECONDS * 2, "another node runs it after its lease")
     wait_acknowledged(stack)
     other.process.end()
 
@@ -121,38 +119,38 @@ def test_a_task_that_another_node_has_run_meanwhile_is_not_started(stack: Stack,
         # The parent claims another task, whose lease is good, and gives it to a child.
         before = piped(frozen)
         stack.send("probe.mark", "next")
-        world.wait_until(lambda: stack.unacked() == 1, TIMEOUT_SECONDS, "it claims the next task")
-        world.wait_until(lambda: piped(frozen) > before, TIMEOUT_SECONDS, "the next task lies in a child's pipe")
+        harness.wait_until(lambda: stack.unacked() == 1, TIMEOUT_SECONDS, "it claims the next task")
+        harness.wait_until(lambda: piped(frozen) > before, TIMEOUT_SECONDS, "the next task lies in a child's pipe")
         send_signal(frozen, signal.SIGCONT)
-        world.wait_started("next")
+        harness.wait_started("next")
 
     check_all_children_work(stack)
-    assert (world.started("piped"), result.state) == (1, "SUCCESS"), world.describe()
+    assert (harness.started("piped"), result.state) == (1, "SUCCESS"), harness.describe()
     node.says(NOT_STARTED, TIMEOUT_SECONDS)
-    assert node.process.count("ERROR|Traceback") == 0, world.describe()
+    assert node.process.count("ERROR|Traceback") == 0, harness.describe()
 
 
 def test_a_task_that_no_other_node_has_taken_is_requeued_and_runs(stack: Stack, node: Node) -> None:
-    world = stack.world
+    harness = stack.harness
     frozen, result = freeze_children(stack, node)
     node.process.signal(signal.SIGSTOP)
     ended: Any = lambda: lease_end(stack) < stack.redis.client().time()[0]  # noqa: E731
-    world.wait_until(ended, TIMEOUT_SECONDS, "its lease runs out, with no other node to sweep")
+    harness.wait_until(ended, TIMEOUT_SECONDS, "its lease runs out, with no other node to sweep")
 
     send_signal(frozen, signal.SIGCONT)
-    world.holds_for(lambda: not world.started("piped"), LEASE / 2, "the child does not start it")
+    harness.holds_for(lambda: not harness.started("piped"), LEASE / 2, "the child does not start it")
     node.process.signal(signal.SIGCONT)
 
     node.says(NOT_STARTED, TIMEOUT_SECONDS)
-    world.wait_until(lambda: world.ended("piped"), TIMEOUT_SECONDS, "it runs")
+    harness.wait_until(lambda: harness.ended("piped"), TIMEOUT_SECONDS, "it runs")
     check_all_children_work(stack)
-    assert (world.started("piped"), result.state) == (1, "SUCCESS"), world.describe()
+    assert (harness.started("piped"), result.state) == (1, "SUCCESS"), harness.describe()
     # It has not been counted as one that kills its process.
-    assert node.process.count("delivery 2") == 0, world.describe()
+    assert node.process.count("delivery 2") == 0, harness.describe()
 
 
 def test_a_task_in_a_pipe_is_started_later_than_a_lease_when_its_node_has_lived_on(stack: Stack, node: Node) -> None:
-    world = stack.world
+    harness = stack.harness
     frozen, result = freeze_children(stack, node)
     ends = {lease_end(stack)}
 
@@ -160,9 +158,9 @@ def test_a_task_in_a_pipe_is_started_later_than_a_lease_when_its_node_has_lived_
         ends.add(lease_end(stack))
         return max(ends) - min(ends) > LEASE
 
-    world.wait_until(renewed_often, TIMEOUT_SECONDS, "its lease has been renewed for longer than it lasts")
+    harness.wait_until(renewed_often, TIMEOUT_SECONDS, "its lease has been renewed for longer than it lasts")
     send_signal(frozen, signal.SIGCONT)
 
     assert result.get(timeout=TIMEOUT_SECONDS) == "piped"
-    assert world.started("piped") == 1, world.describe()
-    assert node.process.count(r"is not started|lease: \S+ was lost") == 0, world.describe()
+    assert harness.started("piped") == 1, harness.describe()
+    assert node.process.count(r"is not started|lease: \S+ was lost") == 0, harness.describe()

@@ -1,7 +1,5 @@
 """Malformed and extreme messages and queue names: delivered as they are, or parked with exactly their bytes."""
 
-from __future__ import annotations
-
 import json
 from base64 import b64encode
 from collections.abc import Callable
@@ -34,10 +32,10 @@ from tests.integration.delivery.commands import (
     read_counts,
     replay_letters,
 )
+from tests.support.harness import Harness
 from tests.support.redis.broker import Broker, Inbox
 from tests.support.waiting import TIMEOUT_SECONDS, wait_until
 from tests.support.workers import POOLS
-from tests.support.world import World
 
 pytestmark = pytest.mark.each_redis
 
@@ -478,8 +476,8 @@ def odd_tasks() -> list[bytes]:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_worker_survives_every_message_and_leaves_none_unacknowledged(world: World, pool: str) -> None:
-    stack = world.stack(world.redis(""), WORKER_CONCURRENCY="1", WORKER_POOL=pool)
+def test_a_worker_survives_every_message_and_leaves_none_unacknowledged(harness: Harness, pool: str) -> None:
+    stack = harness.stack(harness.redis(""), WORKER_CONCURRENCY="1", WORKER_POOL=pool)
     client: Any = redis.Redis(port=stack.redis.port)
     for message in odd_tasks():
         client.lpush("celery", message)
@@ -490,10 +488,10 @@ def test_a_worker_survives_every_message_and_leaves_none_unacknowledged(world: W
         assert worker.process.count("ready") <= 1, worker.process.log()[-20_000:]
         return not client.exists("celery", keys.UNACKED)
 
-    world.wait_until(all_done, 3 * TIMEOUT_SECONDS, "nothing is left")
+    harness.wait_until(all_done, 3 * TIMEOUT_SECONDS, "nothing is left")
     assert worker.process.count("nrecoverable") == 0
     numbers = [int(number) for number in client.zrange(keys.DEAD_LETTERS, 0, -1)]
     parked = [client.hmget(f"{keys.DEAD_LETTER}{number}", "message", "queue", "reason") for number in numbers]
     undecodable = [message for message, *rest in parked if rest == [b"celery", b"undecodable"]]
     assert [message for message in (*BAD.values(), *NO_TASKS) if message not in undecodable] == []
-    world.wait_until(lambda: not client.exists(keys.DEAD_LETTERS_UNTOLD), TIMEOUT_SECONDS, "nobody is left to tell")
+    harness.wait_until(lambda: not client.exists(keys.DEAD_LETTERS_UNTOLD), TIMEOUT_SECONDS, "nobody is left to tell")

@@ -1,7 +1,5 @@
 """The lease manager: one refused update keeps it from no other, and nothing ends it while there are leases."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -4,8 +4,6 @@ The model knows every list, every record and every dead letter, and after each s
 Nothing here runs by itself: processes claim, their lease managers send updates, and leases end when the test says so.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter, defaultdict

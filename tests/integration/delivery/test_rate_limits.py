@@ -1,7 +1,5 @@
 """Rate limits: who is over a rate waits in Redis until his token comes, and keeps nobody else from the node."""
 
-from __future__ import annotations
-
 import json
 import signal
 from datetime import UTC, datetime
@@ -19,10 +17,10 @@ from services.delayed import rate_limits
 from services.delayed.rate_limits import Delay, Rate
 from tests.integration.delivery.test_scheduled import start, wait_scheduled
 from tests.support.checkout import odd_checkout
+from tests.support.harness import Harness, Stack
 from tests.support.redis.broker import Broker
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS
-from tests.support.world import Stack, World
 
 MOSTLY_ONE = ("prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "solo")))
 HOUR = 3600
@@ -32,15 +30,15 @@ SELDOM = f"{RATE_LIMIT}odd_tasks.seldom"
 
 
 @pytest.fixture
-def stack(world: World, tmp_path: Path) -> Stack:
+def stack(harness: Harness, tmp_path: Path) -> Stack:
     """A Redis without workers."""
-    world.checkout = odd_checkout(tmp_path / "code")
-    return world.stack(CELERY_IMPORTS="probe,odd_tasks", WORKER_LEASE="6")
+    harness.checkout = odd_checkout(tmp_path / "code")
+    return harness.stack(CELERY_IMPORTS="probe,odd_tasks", WORKER_LEASE="6")
 
 
 def read_start(stack: Stack, label: str = "seldom-0") -> float:
     """When a task was started, which was once."""
-    ((_, _, moment),) = stack.world.notes("start", label)
+    ((_, _, moment),) = stack.harness.notes("start", label)
     return moment
 
 
@@ -66,12 +64,12 @@ def check_apart(stack: Stack, seconds: float) -> None:
 
 
 def in_order(stack: Stack) -> list[str]:
-    return [label for label, _, _ in stack.world.notes("start") if label.startswith("seldom")]
+    return [label for label, _, _ in stack.harness.notes("start") if label.startswith("seldom")]
 
 
 def no_place_is_taken(stack: Stack) -> None:
     # In the order in which a task passes through them.
-    stack.world.wait_until(lambda: stack.waiting() == stack.unacked() == 0, TIMEOUT_SECONDS, "none is unacknowledged")
+    stack.harness.wait_until(lambda: stack.waiting() == stack.unacked() == 0, TIMEOUT_SECONDS, "none is unacknowledged")
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -86,8 +84,8 @@ def test_tasks_over_their_rate_wait_in_redis_and_all_others_run(stack: Stack, po
 
     for number in range(10):
         for other in range(10):
-            stack.world.wait_started(f"other-{number}-{other}")
-    stack.world.wait_started("seldom-0")
+            stack.harness.wait_started(f"other-{number}-{other}")
+    stack.harness.wait_started("seldom-0")
     wait_scheduled(stack, 9)
     no_place_is_taken(stack)
 
@@ -101,11 +99,11 @@ def test_tasks_over_their_rate_wait_in_redis_and_all_others_run(stack: Stack, po
     stack.client.control.revoke(sent["seldom-1"].id)
     wait_scheduled(stack, 8)
     limit_rate(stack, "odd_tasks.seldom", "1/m")
-    stack.world.wait_started("seldom-2")
+    stack.harness.wait_started("seldom-2")
     wait_scheduled(stack, 7)
     check_apart(stack, 60)
     limit_rate(stack, "odd_tasks.seldom", 0)
-    stack.world.wait_started("seldom-9")
+    stack.harness.wait_started("seldom-9")
     assert in_order(stack) == [f"seldom-{number}" for number in range(10) if number != 1]
 
 
@@ -114,13 +112,13 @@ def test_inspect_shows_what_waits_for_its_rate_with_its_time(stack: Stack) -> No
     sent = send_seldom(stack, 2, countdown=0.5)
     wait_scheduled(stack, 1)
     # Until its time, the first one waits in the node's timer, and is told of as well.
-    stack.world.wait_started("seldom-0")
+    stack.harness.wait_started("seldom-0")
 
     def list_scheduled() -> Any:
         answers = stack.client.control.broadcast("scheduled", reply=True, timeout=2, limit=1)
         return [one for answer in answers for listed in answer.values() for one in listed]
 
-    [one] = stack.world.wait_until(list_scheduled, TIMEOUT_SECONDS, "the node tells of it")
+    [one] = stack.harness.wait_until(list_scheduled, TIMEOUT_SECONDS, "the node tells of it")
     assert (one["request"]["id"], one["request"]["name"]) == (sent["seldom-1"].id, "odd_tasks.seldom")
     # Not that of its own, which has passed, but that of its token.
     eta = datetime.fromisoformat(one["eta"]).astimezone(UTC).timestamp()
@@ -149,7 +147,7 @@ def test_each_node_has_a_rate_of_its_own(stack: Stack) -> None:
         stack.send("odd_tasks.seldom", f"seldom-{len(in_order(stack))}")
         return len(in_order(stack)) == 2
 
-    stack.world.wait_until(both, TIMEOUT_SECONDS, "each node starts one")
+    stack.harness.wait_until(both, TIMEOUT_SECONDS, "each node starts one")
     send_seldom(stack, 20)
     no_place_is_taken(stack)
     assert len(in_order(stack)) == 2
@@ -165,13 +163,13 @@ def test_what_waits_for_a_node_that_was_killed_has_the_rate_of_its_successor(sta
     first.exits(TIMEOUT_SECONDS)
 
     if faster:
-        stack.world.checkout.write("faster.py", "import odd_tasks\n\nodd_tasks.seldom.rate_limit = '1/m'\n")
+        stack.harness.checkout.write("faster.py", "import odd_tasks\n\nodd_tasks.seldom.rate_limit = '1/m'\n")
         start(stack, CELERY_IMPORTS="probe,odd_tasks,faster").ready()
     else:
         start(stack, name="node1").ready()
 
     apart = 60 if faster else HOUR
-    stack.world.wait_started("seldom-1")
+    stack.harness.wait_started("seldom-1")
     wait_scheduled(stack, 4)
     no_place_is_taken(stack)
     check_apart(stack, apart)
@@ -208,12 +206,12 @@ def test_the_tokens_of_what_is_purged_or_expires_are_free_again(stack: Stack) ->
 
     assert stack.celery("purge -f -Q celery").exits(TIMEOUT_SECONDS) == 0
 
-    stack.world.wait_until(lambda: list(dues(stack)) == [kept.id], TIMEOUT_SECONDS, "the other queue's waits alone")
+    stack.harness.wait_until(lambda: list(dues(stack)) == [kept.id], TIMEOUT_SECONDS, "the other queue's waits alone")
     assert dues(stack)[kept.id] <= read_start(stack) + HOUR
 
     expires = stack.send("odd_tasks.seldom", "seldom-expires", expires=3)
     after = stack.send("odd_tasks.seldom", "seldom-after")
-    stack.world.wait_until(lambda: expires.state == "REVOKED", TIMEOUT_SECONDS, "it has expired")
+    stack.harness.wait_until(lambda: expires.state == "REVOKED", TIMEOUT_SECONDS, "it has expired")
     wait_scheduled(stack, 2)
     # It was discarded only then, and has taken none.
     assert dues(stack)[after.id] <= read_start(stack) + 2 * HOUR
@@ -226,7 +224,7 @@ def test_an_eta_and_a_rate_are_both_kept(stack: Stack, pool: str) -> None:
     sent = [stack.send("odd_tasks.seldom", f"seldom-{number}", countdown=2) for number in range(2)]
     stack.worker(WORKER_POOL=pool)
 
-    stack.world.wait_until(lambda: in_order(stack), TIMEOUT_SECONDS, "one of them starts")
+    stack.harness.wait_until(lambda: in_order(stack), TIMEOUT_SECONDS, "one of them starts")
     [label] = in_order(stack)
     assert read_start(stack, label) > moment + 2 - EXACT
     wait_scheduled(stack, 1)
@@ -246,9 +244,9 @@ def test_tasks_with_a_rate_are_neither_lost_nor_doubled_when_connections_break(s
             client.client_kill_filter(_type="normal", skipme=True)
 
     for label in labels:
-        stack.world.wait_started(label)
+        stack.harness.wait_started(label)
     no_place_is_taken(stack)
-    assert sorted(label for label, _, _ in stack.world.notes("start")) == sorted(labels)
+    assert sorted(label for label, _, _ in stack.harness.notes("start")) == sorted(labels)
 
 
 def test_a_token_that_redis_refuses_keeps_neither_the_node_nor_others_and_the_task_starts_later(stack: Stack) -> None:
@@ -259,11 +257,11 @@ def test_a_token_that_redis_refuses_keeps_neither_the_node_nor_others_and_the_ta
     stack.send("odd_tasks.seldom", "seldom-0")
     stack.send("probe.mark", "other")
 
-    stack.world.wait_started("other")
+    stack.harness.wait_started("other")
     node.says(r"rate limits: waiting for Redis at \S+ to give tokens to odd_tasks\.seldom: WRONGTYPE")
     wait_scheduled(stack, 1)
     client.delete(SELDOM)
-    stack.world.wait_started("seldom-0")
+    stack.harness.wait_started("seldom-0")
     node.says("rate limits: goes on")
     assert not node.process.count("consumer: waiting for"), "it has connected again"
 
@@ -271,13 +269,13 @@ def test_a_token_that_redis_refuses_keeps_neither_the_node_nor_others_and_the_ta
 def test_a_batch_has_no_rate_as_with_celery(stack: Stack) -> None:
     stack.worker(WORKER_POOL="threads", WORKER_PREFETCH_MULTIPLIER="4").ready()
     # It says so a moment before it listens, and to nothing else: it has no gossip.
-    stack.world.wait_until(stack.redis.client().pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
+    stack.harness.wait_until(stack.redis.client().pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
     limit_rate(stack, "odd_tasks.in_batches", "1/h")
     labels = [f"batch-{number}" for number in range(4)]
     for label in labels:
         stack.send("odd_tasks.in_batches", label, "ends")
     for label in labels:
-        stack.world.wait_started(label)
+        stack.harness.wait_started(label)
 
 
 # --- Tokens

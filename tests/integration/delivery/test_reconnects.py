@@ -1,7 +1,5 @@
 """Nodes and clients that reconnect again and again, for months, keep nothing of their old connections."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import socket
@@ -18,12 +16,12 @@ from redis.exceptions import RedisError
 
 from services.control.mailbox import Mailbox
 from services.delivery.connection import Connection
+from tests.support.harness import START_SECONDS, Harness, Stack
 from tests.support.redis.broker import OPTIONS, Broker, Inbox
 from tests.support.redis.proxy import Proxy
 from tests.support.redis.server import RedisServer
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS
-from tests.support.world import START_SECONDS, Stack, World
 
 # A reply takes milliseconds, and longer on a busy machine.
 ANSWER_SECONDS = 60
@@ -41,9 +39,9 @@ UNCOUNTED = ("builtins.", "weakref.", "urllib.", RESIDENT)
 
 
 @pytest.fixture(params=POOLS)
-def stack(request: pytest.FixtureRequest, world: World) -> Stack:
+def stack(request: pytest.FixtureRequest, harness: Harness) -> Stack:
     """A single node."""
-    stack = world.stack()
+    stack = harness.stack()
     options = f"--pool={request.param} --concurrency=1 --hostname=node0@%h --loglevel=info --without-gossip"
     stack.celery(f"worker {options}").ready()
     return stack
@@ -61,7 +59,7 @@ def wait_idle(stack: Stack) -> None:
         waits = [one for one in stack.redis.client().client_list() if "t" in one["flags"] and one["cmd"] == "exists"]
         return bool(waits) and len(listeners(stack.redis)) == 1
 
-    stack.world.wait_until(idle, TIMEOUT_SECONDS, "the node is idle")
+    stack.harness.wait_until(idle, TIMEOUT_SECONDS, "the node is idle")
 
 
 def cut(redis: RedisServer) -> None:
@@ -76,15 +74,15 @@ def reconnect(stack: Stack, times: int) -> None:
         before = listeners(stack.redis)
         cut(stack.redis)
         connected = lambda: listeners(stack.redis) - before  # noqa: E731, B023
-        stack.world.wait_until(connected, TIMEOUT_SECONDS, "the node is connected again")
+        stack.harness.wait_until(connected, TIMEOUT_SECONDS, "the node is connected again")
 
 
 def census(stack: Stack) -> dict[str, int]:
     """Count the objects of a node, when it has run a task and replied to a command."""
-    label = f"task-{len(stack.world.notes('end'))}"
+    label = f"task-{len(stack.harness.notes('end'))}"
     wait_idle(stack)
     stack.send("probe.mark", label, ignore_result=True)
-    stack.world.wait_until(lambda: stack.world.ended(label), START_SECONDS, f"{label} ends")
+    stack.harness.wait_until(lambda: stack.harness.ended(label), START_SECONDS, f"{label} ends")
     # The first reply makes objects that the second one counts.
     for _ in range(2):
         wait_idle(stack)

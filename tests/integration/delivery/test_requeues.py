@@ -1,7 +1,5 @@
 """Redeliveries are counted by their cause: requeues by the task, time-outs and deaths; others are not counted."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from itertools import pairwise
@@ -12,10 +10,10 @@ from celery import Signature, chord
 
 from services.broker.keys import RATE_LIMIT, SCHEDULED, UNACKED
 from tests.integration.results.test_dead_letters import letter_with
+from tests.support.harness import Harness, Node, Stack
 from tests.support.processes import command_line
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS, start_workers, wait_acknowledged, wait_running
-from tests.support.world import Node, Stack, World
 
 # Where a task kills its node, it has to wait until it may start alone, half a minute in all.
 MORTAL = ("prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "solo")))
@@ -24,7 +22,7 @@ LEASE = 6
 
 
 @pytest.fixture(scope="module")
-def stack(odd_world: World) -> Stack:
+def stack(odd_world: Harness) -> Stack:
     """A worker of each pool, on the queue of its name."""
     stack = odd_world.stack(
         CELERY_IMPORTS="probe,odd_tasks",
@@ -64,7 +62,9 @@ def find_task(stack: Stack, queue: str, task_id: str) -> tuple[bool, int, int]:
 
 def wait_nothing_left(stack: Stack) -> None:
     """Wait until prefork's queue is empty and all is acknowledged."""
-    stack.world.wait_until(lambda: stack.waiting("prefork") == stack.unacked() == 0, TIMEOUT_SECONDS, "nothing is left")
+    stack.harness.wait_until(
+        lambda: stack.waiting("prefork") == stack.unacked() == 0, TIMEOUT_SECONDS, "nothing is left"
+    )
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -75,7 +75,7 @@ def test_a_requeued_task_comes_back_later_and_later_and_knows_how_often(stack: S
     counts = stack.send("odd_tasks.requeue", label, times, queue=pool).get(timeout=TIMEOUT_SECONDS)
 
     assert counts == {"delivery_count": times + 1, "requeue_count": times, "redelivered": True}
-    starts = [at for _, _, at in stack.world.notes("start", label)]
+    starts = [at for _, _, at in stack.harness.notes("start", label)]
     assert len(starts) == times + 1
     for number, (before, after) in enumerate(pairwise(starts)):
         assert after - before >= 0.1 * 2**number
@@ -88,8 +88,8 @@ def test_a_task_that_is_requeued_too_often_becomes_a_dead_letter(stack: Stack, p
     result = stack.send("odd_tasks.requeue", label, 1000, queue=pool)
 
     wait_parked(stack, result.id, "requeued", REQUEUES + 1)
-    stack.world.wait_until(lambda: result.state == "FAILURE", TIMEOUT_SECONDS, "it fails")
-    assert stack.world.started(label) == REQUEUES + 1
+    stack.harness.wait_until(lambda: result.state == "FAILURE", TIMEOUT_SECONDS, "it fails")
+    assert stack.harness.started(label) == REQUEUES + 1
 
 
 def test_a_requeued_task_waits_in_redis_and_is_shown_as_redelivered(stack: Stack) -> None:
@@ -103,9 +103,9 @@ def test_a_requeued_task_waits_in_redis_and_is_shown_as_redelivered(stack: Stack
         return next((one for one in found if one["id"] == asks.id), None)
 
     # Each time it waits for longer.
-    one = stack.world.wait_until(find_shown, TIMEOUT_SECONDS, "a node shows it")
+    one = stack.harness.wait_until(find_shown, TIMEOUT_SECONDS, "a node shows it")
     assert one["delivery_info"]["redelivered"]
-    stack.world.wait_until(
+    stack.harness.wait_until(
         lambda: find_task(stack, "waits", asks.id) == (True, 0, 0),
         TIMEOUT_SECONDS,
         "it waits in Redis alone",
@@ -118,7 +118,7 @@ def test_a_task_that_is_to_run_again_after_its_time_limit_ends_as_a_dead_letter(
     result = stack.send("odd_tasks.timed_out_again", "limit", queue="prefork")
 
     assert "hard time limit" in wait_parked(stack, result.id, "crashed", DELIVERIES)
-    assert stack.world.started("limit") == DELIVERIES
+    assert stack.harness.started("limit") == DELIVERIES
 
 
 def test_a_time_out_of_a_task_that_runs_again_fails_neither_it_nor_its_chord(stack: Stack) -> None:
@@ -128,7 +128,7 @@ def test_a_time_out_of_a_task_that_runs_again_fails_neither_it_nor_its_chord(sta
 
     assert chord([part.on_error(errback)], app=stack.client)(body).get(timeout=TIMEOUT_SECONDS) == ["again"]
     wait_nothing_left(stack)
-    assert [stack.world.started(label) for label in ("again", "not-done")] == [2, 0]
+    assert [stack.harness.started(label) for label in ("again", "not-done")] == [2, 0]
 
 
 def test_a_time_out_that_ends_a_task_is_reported_once(stack: Stack) -> None:
@@ -136,10 +136,10 @@ def test_a_time_out_that_ends_a_task_is_reported_once(stack: Stack) -> None:
 
     stack.send("odd_tasks.timed_out_hooked", "ended", queue="prefork", link_error=errback)
 
-    hooked = partial(stack.world.notes, "hook-TimeLimitExceeded", "ended")
-    stack.world.wait_until(hooked, TIMEOUT_SECONDS, "its hook is called")
+    hooked = partial(stack.harness.notes, "hook-TimeLimitExceeded", "ended")
+    stack.harness.wait_until(hooked, TIMEOUT_SECONDS, "its hook is called")
     wait_nothing_left(stack)
-    assert (len(hooked()), stack.world.started("reported"), stack.world.started("ended")) == (1, 1, 1)
+    assert (len(hooked()), stack.harness.started("reported"), stack.harness.started("ended")) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -150,13 +150,13 @@ def test_a_task_whose_worker_died_before_it_was_started_is_redelivered_and_not_c
     stack.send("probe.hold", f"before-{pool}", queue=queue)
     behind = stack.send("odd_tasks.tell", f"behind-{pool}", queue=queue)
     worker = stack.worker(**settings)
-    stack.world.wait_started(f"before-{pool}")
-    stack.world.wait_until(lambda: stack.waiting(queue) == 0, TIMEOUT_SECONDS, "the worker has got both")
+    stack.harness.wait_started(f"before-{pool}")
+    stack.harness.wait_until(lambda: stack.waiting(queue) == 0, TIMEOUT_SECONDS, "the worker has got both")
 
     worker.process.end()
 
     stack.worker(**settings)
-    stack.world.release(f"before-{pool}")
+    stack.harness.release(f"before-{pool}")
     assert read_delivery(behind) == (True, 1)
 
 
@@ -188,8 +188,8 @@ def test_what_is_requeued_at_a_stop_is_neither_redelivered_nor_counted(stack: St
     }
     settings = {"WORKER_POOL": pool, "WORKER_QUEUES": queue, "WORKER_PREFETCH_MULTIPLIER": "4"}
     worker = stack.worker(WORKER_SOFT_SHUTDOWN="1", **settings)
-    stack.world.wait_started(f"{queue}-{running}")
-    stack.world.wait_until(lambda: stack.waiting(queue) == 0, TIMEOUT_SECONDS, "the worker has got all")
+    stack.harness.wait_started(f"{queue}-{running}")
+    stack.harness.wait_until(lambda: stack.waiting(queue) == 0, TIMEOUT_SECONDS, "the worker has got all")
 
     worker.process.terminate()
     assert worker.exits(TIMEOUT_SECONDS) == 0
@@ -199,12 +199,12 @@ def test_what_is_requeued_at_a_stop_is_neither_redelivered_nor_counted(stack: St
     assert labels == sorted(f"{queue}-{label}" for label in sent if label != "ended")
     assert [message for message in messages if "delivery_count" in message] == []
     # Nobody goes on with it beside its second start.
-    [(_, pid, _)] = stack.world.notes("start", f"{queue}-{running}")
+    [(_, pid, _)] = stack.harness.notes("start", f"{queue}-{running}")
     assert command_line(pid) == ""
     if running == "0-batch":
         assert worker.process.count("2 tasks still ran in batches and go back to their queues") == 1
         return
-    stack.world.release(f"{queue}-runs")
+    stack.harness.release(f"{queue}-runs")
     stack.worker(**settings)
     assert read_delivery(sent["last"]) == (False, 1)
 
@@ -238,7 +238,7 @@ def test_a_batch_that_exits_is_acknowledged(stack: Stack, pool: str) -> None:
     wait_running(stack, labels)
     wait_acknowledged(stack)
     worker.says("a batch of 2 tasks ended with an error").says("SystemExit: in a batch")
-    assert [stack.world.started(label) for label in labels] == [1, 1]
+    assert [stack.harness.started(label) for label in labels] == [1, 1]
     assert stack.waiting(f"batch-exit-{pool}") == 0
 
 
@@ -259,14 +259,14 @@ def test_where_tasks_are_deduplicated_a_chord_is_completed_and_an_old_id_runs_ag
     body = Signature("probe.collect", (f"{queue}-body",), app=stack.client).set(queue=queue)
 
     assert chord([part], app=stack.client)(body).get(timeout=TIMEOUT_SECONDS) == [f"{queue}-part"]
-    assert stack.world.started(f"{queue}-part") == 2
+    assert stack.harness.started(f"{queue}-part") == 2
 
     once = stack.send("odd_tasks.die_when_stored", f"{queue}-once", queue=queue)
-    stack.world.wait_started(f"{queue}-once")
+    stack.harness.wait_started(f"{queue}-once")
     # Between its two deliveries it may have to wait until it may start alone.
     acknowledged = lambda: find_task(stack, queue, once.id) == (False, 0, 0)  # noqa: E731
-    stack.world.wait_until(acknowledged, TIMEOUT_SECONDS, "it is acknowledged")
-    assert (once.state, stack.world.started(f"{queue}-once")) == ("SUCCESS", 1)
+    stack.harness.wait_until(acknowledged, TIMEOUT_SECONDS, "it is acknowledged")
+    assert (once.state, stack.harness.started(f"{queue}-once")) == ("SUCCESS", 1)
 
     stack.send("probe.mark", f"{queue}-again", queue=queue, task_id=once.id)
-    stack.world.wait_started(f"{queue}-again")
+    stack.harness.wait_started(f"{queue}-again")

@@ -1,7 +1,5 @@
 """Tasks with a time far ahead wait in Redis: in nobody's memory, in nobody's way, and known to whoever asks."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -23,9 +21,9 @@ from tests.integration.commands.test_call import services
 from tests.integration.results.test_dead_letters import events
 from tests.integration.worker.test_worker import node_process
 from tests.support.fork_server import LIBRARIES_ONLY
+from tests.support.harness import Harness, Node, Stack
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS
-from tests.support.world import Node, Stack, World
 
 LEASE = 3
 HOUR = 3600
@@ -43,8 +41,8 @@ NODE = f"node0@{os.uname().nodename}"
 
 
 @pytest.fixture(scope="module")
-def shared_stack(shared_world: World) -> Stack:
-    stack = shared_world.stack(WORKER_LEASE=str(LEASE))
+def shared_stack(shared_harness: Harness) -> Stack:
+    stack = shared_harness.stack(WORKER_LEASE=str(LEASE))
     stack.worker().ready()
     return stack
 
@@ -57,9 +55,9 @@ def stack(shared_stack: Stack) -> Stack:
 
 
 @pytest.fixture
-def bare(world: World) -> Stack:
+def bare(harness: Harness) -> Stack:
     """A Redis without workers."""
-    return world.stack(WORKER_LEASE=str(LEASE))
+    return harness.stack(WORKER_LEASE=str(LEASE))
 
 
 def count_scheduled(stack: Stack) -> int:
@@ -73,7 +71,7 @@ def count_scheduled(stack: Stack) -> int:
 
 
 def wait_scheduled(stack: Stack, count: int, timeout: float = TIMEOUT_SECONDS) -> None:
-    stack.world.wait_until(lambda: count_scheduled(stack) == count, timeout, f"{count} tasks wait in Redis")
+    stack.harness.wait_until(lambda: count_scheduled(stack) == count, timeout, f"{count} tasks wait in Redis")
 
 
 def later(stack: Stack, label: str, seconds: float = HOUR, **options: Any) -> Any:
@@ -114,7 +112,7 @@ def listening(stack: Stack) -> Node:
     """A worker that hears what is broadcast: it says that it is ready a moment before it does."""
     worker = start(stack)
     stack.send("probe.mark", "heard")
-    stack.world.wait_started("heard")
+    stack.harness.wait_started("heard")
     return worker
 
 
@@ -142,12 +140,12 @@ def test_many_of_them_are_in_nobodys_memory_and_in_nobodys_way(stack: Stack, man
             stack.send("probe.mark", f"between-{many}")
     wait_scheduled(stack, many + 1, MANY_SECONDS)
 
-    stack.world.wait_started(f"between-{many}")
-    stack.world.wait_until(lambda: stack.waiting() + stack.unacked() == 0, TIMEOUT_SECONDS, "nobody holds any")
-    assert stack.world.started(f"between-{many}") == 1
+    stack.harness.wait_started(f"between-{many}")
+    stack.harness.wait_until(lambda: stack.waiting() + stack.unacked() == 0, TIMEOUT_SECONDS, "nobody holds any")
+    assert stack.harness.started(f"between-{many}") == 1
     assert memory(stack.nodes[0]) - before < GROWTH_BYTES
     stack.send("probe.mark", f"at-once-{many}")
-    stack.world.wait_started(f"at-once-{many}")
+    stack.harness.wait_started(f"at-once-{many}")
     assert services(stack, "status").said["scheduled"] == many + 1
 
 
@@ -161,11 +159,11 @@ def test_what_is_due_starts_in_its_turn_and_not_before(bare: Stack, pool: str) -
     moment = make_due(bare, *sent.values(), seconds=SOON_SECONDS)
 
     for label in sent:
-        bare.world.wait_started(label)
-        ((_, _, began),) = bare.world.notes("start", label)
+        bare.harness.wait_started(label)
+        ((_, _, began),) = bare.harness.notes("start", label)
         assert began > moment - EARLY_SECONDS
     # The next one of those that are due is always the one that has been due for longest.
-    assert [label for label, _, _ in bare.world.notes("start")] == list(sent)
+    assert [label for label, _, _ in bare.harness.notes("start")] == list(sent)
     # What is not due has not come along.
     assert count_scheduled(bare) == 1
 
@@ -182,8 +180,8 @@ def test_a_restart_of_everything_loses_none_and_doubles_none(bare: Stack) -> Non
 
     bare.worker().ready()
 
-    bare.world.wait_until(lambda: all(map(bare.world.started, labels)), TIMEOUT_SECONDS, "all run")
-    assert [bare.world.started(label) for label in labels] == [1] * len(labels)
+    bare.harness.wait_until(lambda: all(map(bare.harness.started, labels)), TIMEOUT_SECONDS, "all run")
+    assert [bare.harness.started(label) for label in labels] == [1] * len(labels)
 
 
 # Remote control.
@@ -205,7 +203,7 @@ def test_a_node_shows_what_waits_for_its_queues_and_puts_back_what_is_due_of_oth
     other.process.end()
     make_due(stack, of_other)
     # A new worker of its queue would run it.
-    stack.world.wait_until(lambda: list_waiting(stack, "other"), TIMEOUT_SECONDS, "it is back in its queue")
+    stack.harness.wait_until(lambda: list_waiting(stack, "other"), TIMEOUT_SECONDS, "it is back in its queue")
 
 
 @pytest.mark.slow
@@ -246,10 +244,10 @@ def test_a_revoked_task_leaves_redis_at_once_and_one_worker_says_so(bare: Stack)
     with events(bare) as heard:
         sent.revoke()
         wait_scheduled(bare, 1)
-        bare.world.wait_until(lambda: sent.state == "REVOKED", TIMEOUT_SECONDS, "it says REVOKED")
+        bare.harness.wait_until(lambda: sent.state == "REVOKED", TIMEOUT_SECONDS, "it says REVOKED")
         # An event of every worker that is later than any of the revocation.
         enough = len(heard)
-        bare.world.wait_until(
+        bare.harness.wait_until(
             lambda: len({event["hostname"] for event in heard[enough:]}) == 3, TIMEOUT_SECONDS, "a sign of life of each"
         )
         revoked = [event["uuid"] for event in heard if event["type"] == "task-revoked"]
@@ -266,16 +264,16 @@ def test_a_revoked_task_stays_so_before_it_arrives_and_when_all_workers_are_star
     # As it comes: some wait in Redis already, some are on their way there, some have not arrived.
     for one in sent[1:]:
         one.revoke()
-    bare.world.wait_until(lambda: all(one.state == "REVOKED" for one in sent), TIMEOUT_SECONDS, "all say REVOKED")
+    bare.harness.wait_until(lambda: all(one.state == "REVOKED" for one in sent), TIMEOUT_SECONDS, "all say REVOKED")
     # In the order in which a task passes through them.
     none_is_there = lambda: bare.waiting() + bare.unacked() + count_scheduled(bare) == 0  # noqa: E731
-    bare.world.wait_until(none_is_there, TIMEOUT_SECONDS, "nothing waits")
+    bare.harness.wait_until(none_is_there, TIMEOUT_SECONDS, "nothing waits")
     worker.process.end()
 
     start(bare).ready()
 
-    bare.world.holds_for(
-        lambda: not bare.world.started("revoked") and not count_scheduled(bare), 2 * LEASE, "none runs or waits again"
+    bare.harness.holds_for(
+        lambda: not bare.harness.started("revoked") and not count_scheduled(bare), 2 * LEASE, "none runs or waits again"
     )
 
 
@@ -287,7 +285,7 @@ def test_a_chord_errs_whose_part_is_revoked_while_it_waits(stack: Stack) -> None
     stack.client.control.revoke([part.id for part in sent.parent.results])
 
     body = stack.client.AsyncResult(sent.id)
-    stack.world.wait_until(lambda: body.state == "FAILURE", TIMEOUT_SECONDS, "its body fails")
+    stack.harness.wait_until(lambda: body.state == "FAILURE", TIMEOUT_SECONDS, "its body fails")
     # They are marked as revoked first, and then taken out.
     wait_scheduled(stack, 0)
 
@@ -319,16 +317,16 @@ def test_purging_a_queue_takes_what_waits_for_its_time_along(bare: Stack) -> Non
 
 def stock_worker(stack: Stack) -> Node:
     """A worker of Celery's own, with the same tasks on the same Redis."""
-    directory = stack.world.path("stock")
+    directory = stack.harness.path("stock")
     directory.mkdir()
     (directory / "stock.py").write_text(
         "from celery import Celery\napp = Celery('stock', include=['probe'])\napp.conf.task_acks_late = True\n"
     )
     urls = {"CELERY_BROKER_URL": stack.redis.url(0), "CELERY_RESULT_BACKEND": stack.redis.url(1)}
-    environment = stack.environment(**urls, PYTHONPATH=str(stack.world.checkout.path))
+    environment = stack.environment(**urls, PYTHONPATH=str(stack.harness.checkout.path))
     command = "-m celery -A stock worker --pool=solo --hostname=node0@%h"
-    process = stack.world.python("stock", command, environment, directory, LIBRARIES_ONLY)
-    return Node(stack.world, process, environment)
+    process = stack.harness.python("stock", command, environment, directory, LIBRARIES_ONLY)
+    return Node(stack.harness, process, environment)
 
 
 def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(bare: Stack) -> None:
@@ -353,7 +351,7 @@ def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(bare: Stack)
 def test_stock_workers_go_on_with_all_that_was_left(bare: Stack) -> None:
     worker = bare.celery("worker --loglevel=info --pool=threads --concurrency=2 --hostname=node0@%h").ready()
     bare.send("probe.hold", "cut-off")
-    bare.world.wait_started("cut-off")
+    bare.harness.wait_started("cut-off")
     soon, urgent = later(bare, "soon"), later(bare, "urgent", HOUR, priority=9)
     far = [later(bare, f"far-{number}", HOUR + number) for number in range(3)]
     wait_scheduled(bare, 5)
@@ -376,7 +374,9 @@ def test_stock_workers_go_on_with_all_that_was_left(bare: Stack) -> None:
     # The right end is taken first: what was cut off, then what is due first.
     assert list_waiting(bare)[:-2] == [one.id for one in (*far[::-1], soon)][: len(list_waiting(bare)) - 2]
     assert urgent.id in list_waiting(bare)
-    bare.world.release("cut-off")
+    bare.harness.release("cut-off")
     stock_worker(bare)
-    bare.world.wait_until(lambda: bare.world.started("cut-off") == 2, TIMEOUT_SECONDS, "a stock worker runs it again")
-    bare.world.wait_until(lambda: bare.world.ended("soon") == 1, TIMEOUT_SECONDS, "and what is due")
+    bare.harness.wait_until(
+        lambda: bare.harness.started("cut-off") == 2, TIMEOUT_SECONDS, "a stock worker runs it again"
+    )
+    bare.harness.wait_until(lambda: bare.harness.ended("soon") == 1, TIMEOUT_SECONDS, "and what is due")

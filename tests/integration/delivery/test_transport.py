@@ -1,7 +1,5 @@
 """The transport as kombu knows it, without Celery: connections, channels, consumers, and what goes wrong with them."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys
@@ -27,12 +25,12 @@ from services.delivery import claim, sweeper
 from services.delivery.channel import Channel
 from services.delivery.connection import Connection
 from tests.integration.delivery.commands import end_leases, replay_letters
+from tests.support.harness import Harness
 from tests.support.redis.broker import LEASE, QUIET, Broker, Inbox, Listener
 from tests.support.redis.proxy import Proxy, has_word
 from tests.support.redis.server import RedisServer
 from tests.support.redis.urls import FORMS, start_server
 from tests.support.waiting import TIMEOUT_SECONDS, holds_for, wait_until
-from tests.support.world import World
 
 pytestmark = pytest.mark.each_redis
 
@@ -626,8 +624,8 @@ def test_a_forked_process_claims_under_names_of_its_own(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_messages_travel_with_every_form_of_url(world: World, form: str) -> None:
-    server, variables = start_server(world, form)
+def test_messages_travel_with_every_form_of_url(harness: Harness, form: str) -> None:
+    server, variables = start_server(harness, form)
     settings = build_celery_configuration(load(variables))
     name = uuid4().hex
     with Connection(settings["broker_url"], transport_options=settings["broker_transport_options"]) as connection:

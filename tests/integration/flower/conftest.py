@@ -1,11 +1,10 @@
 """Fixtures: a Flower that the tests of a file share, and one for a single test."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
 
+from tests.support.harness import Harness
 from tests.support.ports import free_port
 from tests.support.redis.server import RedisServer
 from tests.support.served_flower import (
@@ -19,35 +18,34 @@ from tests.support.served_flower import (
     start_flower,
     start_worker,
 )
-from tests.support.world import World
 
 # Starts a Flower for one test, on this Redis and with these settings.
 Serve = Callable[..., ServedFlower]
 
 
 @pytest.fixture(scope="module")
-def redis(shared_world: World) -> RedisServer:
+def redis(shared_harness: Harness) -> RedisServer:
     """A Redis that the tests of a file share."""
-    return shared_world.redis(REDIS_PASSWORD)
+    return shared_harness.redis(REDIS_PASSWORD)
 
 
 @pytest.fixture
-def own_redis(world: World) -> RedisServer:
+def own_redis(harness: Harness) -> RedisServer:
     """One for a test that counts messages or breaks it."""
-    return world.redis(REDIS_PASSWORD)
+    return harness.redis(REDIS_PASSWORD)
 
 
 @pytest.fixture(scope="module")
-def worker(shared_world: World, redis: RedisServer) -> str:
+def worker(shared_harness: Harness, redis: RedisServer) -> str:
     """The name of a worker that runs until the end."""
-    start_worker(shared_world, redis.url(), "worker@shop")
+    start_worker(shared_harness, redis.url(), "worker@shop")
     return "worker@shop"
 
 
 @pytest.fixture(scope="module")
-def flower(shared_world: World, redis: RedisServer) -> ServedFlower:
+def flower(shared_harness: Harness, redis: RedisServer) -> ServedFlower:
     """Flower under a prefix, with a flowerconfig.py and FLOWER_* variables that it must ignore."""
-    directory = shared_world.path("flower")
+    directory = shared_harness.path("flower")
     directory.mkdir()
     (directory / "flowerconfig.py").write_text("basic_auth = ['evil:evil']\nurl_prefix = 'evil'\n")
     hostile = {
@@ -66,15 +64,15 @@ def flower(shared_world: World, redis: RedisServer) -> ServedFlower:
         "FLOWER_TRUSTED_HEADER": next(iter(LOGGED_IN_BY_PROXY)),
         "FLOWER_TRUSTED_PROXIES": f"{PROXY},127.7.0.0/16",
     }
-    return start_flower(shared_world, redis, directory, settings, hostile).ready()
+    return start_flower(shared_harness, redis, directory, settings, hostile).ready()
 
 
 @pytest.fixture
-def serve(world: World) -> Serve:
+def serve(harness: Harness) -> Serve:
     """Start a Flower for one test; a second one finds the database of the first."""
 
     def start(redis: RedisServer | None, port: int = 0, **settings: str) -> ServedFlower:
-        return start_flower(world, redis, world.directory / "flower", settings, port=port)
+        return start_flower(harness, redis, harness.directory / "flower", settings, port=port)
 
     return start
 

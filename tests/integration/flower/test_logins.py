@@ -1,7 +1,5 @@
 """Who gets into Flower and may change something: two logins, and users that proxies have logged in."""
 
-from __future__ import annotations
-
 import base64
 import http.client
 import re

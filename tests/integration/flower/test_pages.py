@@ -1,7 +1,5 @@
 """Flower's pages and API: links, headers, and what they do."""
 
-from __future__ import annotations
-
 import re
 import signal
 from urllib.parse import urlsplit
@@ -93,7 +91,7 @@ def test_flower_sends_tasks_and_stops_workers_on_request(flower: ServedFlower, r
     result = f"/api/task/result/{sent}"
     flower.until(lambda: flower.ask(result).json.get("result") == 42, TIMEOUT, "the task's result is there")
     assert flower.ask("/api/worker/shutdown/nobody@shop", "POST").status == 404
-    leaver = start_worker(flower.world, redis.url(), "leaver@shop")
+    leaver = start_worker(flower.harness, redis.url(), "leaver@shop")
     # Flower inspects new workers periodically, and refuses to stop one before that.
     flower.until(lambda: "leaver@shop" in flower.ask("/api/workers").json, TIMEOUT, "the new worker is known")
     leaver.signal(signal.SIGSTOP)

@@ -1,7 +1,5 @@
 """Flower and its Redis: its health while that is away, and its queues and events over every kind of URL."""
 
-from __future__ import annotations
-
 import asyncio
 import html
 import json
@@ -17,11 +15,11 @@ from services.broker.client import connect
 from services.broker.keys import get_lists
 from services.flower.health import LivenessProbe, get_local_host
 from tests.integration.flower.conftest import Serve
+from tests.support.harness import Harness
 from tests.support.ports import free_port
 from tests.support.redis.server import RedisServer
 from tests.support.redis.urls import AWKWARD, FORMS, MORE, start_server
 from tests.support.served_flower import TIMEOUT, send_events
-from tests.support.world import World
 
 
 @pytest.mark.parametrize(
@@ -94,8 +92,8 @@ def test_there_is_no_heartbeat_when_nothing_answers() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_queue_lengths_and_events_come_over_every_kind_of_url(form: str, world: World, serve: Serve) -> None:
-    _, settings = start_server(world, form, database=7, options=MORE)
+def test_queue_lengths_and_events_come_over_every_kind_of_url(form: str, harness: Harness, serve: Serve) -> None:
+    _, settings = start_server(harness, form, database=7, options=MORE)
     flower = serve(None, **(settings | {"CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/0"})).ready()
     with connect(flower.settings.broker_url, flower.settings) as client:
         for key in get_lists("celery"):

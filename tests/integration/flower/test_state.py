@@ -1,7 +1,5 @@
 """What Flower keeps of tasks and workers, over a kill and within its limits."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import select
@@ -17,9 +15,9 @@ from celery import Celery
 
 from services.flower.events import MAX_WAITING_EVENTS, Events
 from tests.integration.flower.conftest import Serve
+from tests.support.harness import Harness
 from tests.support.redis.server import RedisServer
 from tests.support.served_flower import TIMEOUT, ServedFlower, run_task, send_events, send_sent_event, start_worker
-from tests.support.world import World
 
 
 def kill_while_saving(served: ServedFlower, broker: str) -> None:
@@ -44,10 +42,10 @@ def kill_while_saving(served: ServedFlower, broker: str) -> None:
 
 
 def test_a_kill_while_flower_saves_loses_nothing_that_was_saved(
-    own_redis: RedisServer, world: World, serve: Serve
+    own_redis: RedisServer, harness: Harness, serve: Serve
 ) -> None:
     served = serve(own_redis).ready()
-    start_worker(world, own_redis.url(), "maker@shop")
+    start_worker(harness, own_redis.url(), "maker@shop")
     uuid = run_task(own_redis.url())
     served.until(lambda: served.tasks().get(uuid, {}).get("worker"), TIMEOUT, "its worker is known")
     # Events are saved in order: with a later event, all earlier ones are saved.
@@ -72,8 +70,8 @@ def test_a_kill_while_flower_saves_loses_nothing_that_was_saved(
     [b"", b"garbage", pickle.dumps({"events": 1}), pickle.dumps(("x" * 999, {}))[:500]],
     ids=["empty", "garbage", "something-else", "torn"],
 )
-def test_an_unreadable_file_is_moved_aside(content: bytes, redis: RedisServer, world: World, serve: Serve) -> None:
-    directory = world.directory / "flower"
+def test_an_unreadable_file_is_moved_aside(content: bytes, redis: RedisServer, harness: Harness, serve: Serve) -> None:
+    directory = harness.directory / "flower"
     directory.mkdir()
     (directory / "flower.db").write_bytes(content)
     served = serve(redis).ready()
@@ -83,8 +81,8 @@ def test_an_unreadable_file_is_moved_aside(content: bytes, redis: RedisServer, w
     assert "Traceback" not in served.process.log()
 
 
-def test_a_database_that_cannot_be_written_is_said_at_once(world: World, serve: Serve) -> None:
-    (world.directory / "flower" / "flower.db.new").mkdir(parents=True)
+def test_a_database_that_cannot_be_written_is_said_at_once(harness: Harness, serve: Serve) -> None:
+    (harness.directory / "flower" / "flower.db.new").mkdir(parents=True)
     served = serve(None)
     said = served.refused()
     assert said.startswith(f"{served.database}: Flower cannot write there (")
@@ -151,10 +149,10 @@ def test_events_that_flower_cannot_follow_are_left_to_redis() -> None:
 
 
 def test_a_worker_and_a_sender_that_are_gone_disappear_everywhere(
-    own_redis: RedisServer, world: World, serve: Serve
+    own_redis: RedisServer, harness: Harness, serve: Serve
 ) -> None:
     served = serve(own_redis, FLOWER_PURGE_OFFLINE_WORKERS="3").ready()
-    killed = start_worker(world, own_redis.url(), "killed@shop")
+    killed = start_worker(harness, own_redis.url(), "killed@shop")
     run_task(own_redis.url())
     places = ["/workers?json=1", "/workers", "/metrics", "/api/workers", "/api/workers?status=1"]
     sent = count(1)

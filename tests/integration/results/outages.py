@@ -1,7 +1,5 @@
 """Redis servers that take nothing for a while, and tasks that wait meanwhile."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +7,9 @@ from typing import Any
 import pytest
 from redis.exceptions import OutOfMemoryError
 
+from tests.support.harness import Stack
 from tests.support.redis.server import RedisServer
 from tests.support.waiting import TIMEOUT_SECONDS
-from tests.support.world import Stack
 
 FAULTS = ("killed", "frozen", "full")
 # Stock Celery has lost a result, or run its task twice, within a second; the first connection of a process it tries
@@ -57,7 +55,7 @@ def wait_results(
     def stored() -> bool:
         return {label: read_result(redis, one)[field] for label, one in sent.items()} == wanted
 
-    stack.world.wait_until(stored, TIMEOUT_SECONDS, f"{wanted} is stored")
+    stack.harness.wait_until(stored, TIMEOUT_SECONDS, f"{wanted} is stored")
 
 
 def sign(stack: Stack, task: str, *arguments: object, **options: str) -> Any:

@@ -1,7 +1,5 @@
 """What no worker can run becomes a dead letter: nobody waits for it in vain, and it can be looked at and replayed."""
 
-from __future__ import annotations
-
 import base64
 import json
 import subprocess
@@ -24,9 +22,9 @@ from services.dead_letters import DeadLetter
 from tests.integration.commands.test_call import services
 from tests.integration.delivery.commands import build_task
 from tests.support.checkout import Checkout
+from tests.support.harness import Harness, Stack
 from tests.support.processes import children
 from tests.support.waiting import TIMEOUT_SECONDS
-from tests.support.world import Stack, World
 
 pytestmark = pytest.mark.each_redis
 
@@ -38,9 +36,9 @@ SWEEP_SECONDS = LEASE + TIMEOUT_SECONDS
 
 
 @pytest.fixture(scope="module")
-def stack(shared_world: World) -> Stack:
+def stack(shared_harness: Harness) -> Stack:
     """A worker; one that keeps no dead letters but those it has to; and one for which there are too many already."""
-    stack = shared_world.stack(WORKER_LEASE=str(LEASE), WORKER_MAX_DELIVERIES=str(DELIVERIES))
+    stack = shared_harness.stack(WORKER_LEASE=str(LEASE), WORKER_MAX_DELIVERIES=str(DELIVERIES))
     workers = [
         stack.worker(WORKER_CONCURRENCY="2"),
         stack.worker(WORKER_QUEUES="none", WORKER_POOL="threads", WORKER_DEAD_LETTERS="none"),
@@ -66,7 +64,7 @@ def letter_with(stack: Stack, text: bytes) -> tuple[int, dict[str, bytes]]:
     def found() -> tuple[int, dict[str, bytes]] | None:
         return next(((number, one) for number, one in letters(stack).items() if text in one["message"]), None)
 
-    return stack.world.wait_until(found, TIMEOUT_SECONDS, f"a dead letter with {text!r} in it")
+    return stack.harness.wait_until(found, TIMEOUT_SECONDS, f"a dead letter with {text!r} in it")
 
 
 def message(task: str, *arguments: object, **changes: object) -> bytes:
@@ -96,7 +94,7 @@ def wait_reported(stack: Stack, *numbers: int) -> None:
     """Wait until nobody is left who has to be told of these dead letters."""
     client: Any = stack.redis.client()
     reported = lambda: not any(client.smismember(keys.DEAD_LETTERS_UNTOLD, numbers))  # noqa: E731
-    stack.world.wait_until(reported, SWEEP_SECONDS, f"{numbers} are reported")
+    stack.harness.wait_until(reported, SWEEP_SECONDS, f"{numbers} are reported")
 
 
 def failure(result: Any) -> BaseException:
@@ -129,7 +127,7 @@ def test_a_task_that_no_worker_knows_is_kept_and_its_sender_is_told(stack: Stack
     number, letter = letter_with(stack, sent.id.encode())
     assert sent.result.args == ("unknown-task", letter["detail"].decode(), number)
     assert (letter["queue"], letter["deliveries"]) == (b"celery", b"1")
-    stack.world.wait_started("errback")
+    stack.harness.wait_started("errback")
     program = (
         "import sys; from celery import Celery; app = Celery(backend=sys.argv[1])\n"
         "try: app.AsyncResult(sys.argv[2]).get(timeout=100)\n"
@@ -177,7 +175,7 @@ def test_a_message_that_is_no_task_is_kept_unchanged_and_whoever_listens_hears_o
     number, letter = letter_with(stack, whole)
 
     assert (letter["message"], letter["reason"], letter["queue"]) == (whole, b"undecodable", b"celery")
-    stack.world.wait_until(lambda: stack.world.notes("rejected"), TIMEOUT_SECONDS, "it is heard of")
+    stack.harness.wait_until(lambda: stack.harness.notes("rejected"), TIMEOUT_SECONDS, "it is heard of")
     wait_reported(stack, number)
 
 
@@ -195,8 +193,8 @@ def test_a_task_whose_body_cannot_be_decoded_is_kept_and_its_sender_is_told(stac
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
-def test_a_task_that_kills_its_whole_node_ends_after_the_allowed_deliveries(world: World, pool: str) -> None:
-    stack = world.stack(WORKER_LEASE=str(LEASE), WORKER_MAX_DELIVERIES=str(DELIVERIES))
+def test_a_task_that_kills_its_whole_node_ends_after_the_allowed_deliveries(harness: Harness, pool: str) -> None:
+    stack = harness.stack(WORKER_LEASE=str(LEASE), WORKER_MAX_DELIVERIES=str(DELIVERIES))
     sent = stack.send("probe.die", "poison")
     for time in range(DELIVERIES):
         node = stack.celery(f"worker --pool={pool} --hostname=node{time}@%h")
@@ -205,7 +203,7 @@ def test_a_task_that_kills_its_whole_node_ends_after_the_allowed_deliveries(worl
     stack.celery(f"worker --pool={pool} --hostname=last@%h")
 
     assert reason(sent) == "crashed"
-    assert world.started("poison") == DELIVERIES
+    assert harness.started("poison") == DELIVERIES
     assert stack.send("probe.mark", "after").get(timeout=TIMEOUT_SECONDS) == "after"
 
 
@@ -231,26 +229,26 @@ ResultBackend._create_client = create
 """
 
 
-def test_no_child_is_made_while_a_dead_letter_is_told_and_holds_locks(world: World, own_checkout: Checkout) -> None:
-    world.checkout = own_checkout
+def test_no_child_is_made_while_a_dead_letter_is_told_and_holds_locks(harness: Harness, own_checkout: Checkout) -> None:
+    harness.checkout = own_checkout
     own_checkout.write("slow_client.py", SLOW_CLIENT)
     own_checkout.replace("services/dead_letters/reporter.py", "FORK_SECONDS = 1.0", "FORK_SECONDS = 600.0")
-    stack = world.stack(WORKER_MAX_DELIVERIES="1", CELERY_IMPORTS="probe,slow_client")
+    stack = harness.stack(WORKER_MAX_DELIVERIES="1", CELERY_IMPORTS="probe,slow_client")
     node = stack.celery("worker --concurrency=1 --loglevel=INFO --hostname=node0@%h").ready()
     poison = stack.send("probe.die", "poison")
-    world.wait_started("telling")
+    harness.wait_started("telling")
 
     before = children(node.process.pid)
     stack.client.control.pool_grow(1)
-    world.holds_for(lambda: children(node.process.pid) == before, POOL_SECONDS, "no child is made")
-    world.release("telling")
+    harness.holds_for(lambda: children(node.process.pid) == before, POOL_SECONDS, "no child is made")
+    harness.release("telling")
 
     assert reason(poison) == "crashed"
-    world.wait_until(lambda: len(children(node.process.pid)) == 2, TIMEOUT_SECONDS, "there are two children")
+    harness.wait_until(lambda: len(children(node.process.pid)) == 2, TIMEOUT_SECONDS, "there are two children")
     sent = {label: stack.send("probe.hold", label) for label in ("one", "two")}
     for label in sent:
-        world.wait_started(label)
-        world.release(label)
+        harness.wait_started(label)
+        harness.release(label)
     assert [result.get(timeout=TIMEOUT_SECONDS) for result in sent.values()] == list(sent)
 
 
@@ -269,8 +267,8 @@ def test_a_chord_a_chain_and_a_group_err_with_the_task_they_wait_for(stack: Stac
 
     for what, result in asked.items():
         assert "unknown-task" in str(failure(result)), what
-    stack.world.wait_started("chord-erred")
-    assert stack.world.started("body") == 0
+    stack.harness.wait_started("chord-erred")
+    assert stack.harness.started("body") == 0
 
 
 @pytest.mark.parametrize(
@@ -289,7 +287,7 @@ def test_a_task_that_has_failed_for_good_is_kept_with_its_own_error(
     assert type(failure(sent)).__name__ == error
     _, letter = letter_with(stack, sent.id.encode())
     assert (letter["reason"], letter["detail"]) == kept
-    assert stack.world.started(f"{task}-kept") == starts
+    assert stack.harness.started(f"{task}-kept") == starts
 
 
 @pytest.mark.parametrize("queue", ["none", "full"])
@@ -304,7 +302,7 @@ def test_where_it_is_switched_off_or_full_only_what_nobody_can_run_is_kept(stack
     assert [one for one in failed if one.id.encode() in kept] == []
     if queue == "full":
         stack.nodes[2].says("not kept, because there are 1 .WORKER_DEAD_LETTERS_MAX.: retries-exhausted: ValueError")
-    stack.world.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "all are acknowledged")
+    stack.harness.wait_until(lambda: stack.unacked() == 0, TIMEOUT_SECONDS, "all are acknowledged")
 
 
 def with_options(**options: object) -> bytes:
@@ -326,7 +324,7 @@ def test_the_sender_is_told_by_another_worker_when_the_one_that_parked_the_task_
         assert (error.args[0], error.args[2]) == ("crashed", number)
     wait_reported(stack, *numbers)
     assert stack.client.AsyncResult(id_of(copy)).state == "SUCCESS"
-    assert stack.world.started("errback-of-copy") == 0
+    assert stack.harness.started("errback-of-copy") == 0
 
 
 @contextmanager
@@ -338,7 +336,7 @@ def events(stack: Stack) -> Iterator[list[dict[str, Any]]]:
         thread = threading.Thread(target=receiver.capture, kwargs={"timeout": None, "wakeup": False}, daemon=True)
         thread.start()
         # It hears heartbeats once it listens.
-        stack.world.wait_until(lambda: heard, TIMEOUT_SECONDS, "the first event")
+        stack.harness.wait_until(lambda: heard, TIMEOUT_SECONDS, "the first event")
         yield heard
         receiver.should_stop = True
         thread.join(TIMEOUT_SECONDS)
@@ -349,7 +347,7 @@ def test_flower_is_told_once(stack: Stack) -> None:
     with events(stack) as heard:
         sent = stack.send("nobody.knows")
         failure(sent)
-        failed = stack.world.wait_until(
+        failed = stack.harness.wait_until(
             lambda: [event for event in heard if event["type"] == "task-failed" and event["uuid"] == sent.id],
             TIMEOUT_SECONDS,
             "the event",
@@ -364,9 +362,9 @@ def test_flower_is_told_once(stack: Stack) -> None:
 
 
 @pytest.fixture
-def bare(world: World) -> Stack:
+def bare(harness: Harness) -> Stack:
     """A Redis without workers."""
-    return world.stack()
+    return harness.stack()
 
 
 def test_many_letters_are_replayed_and_listed_newest_last_by_twenty_with_a_count_of_the_rest(bare: Stack) -> None:
@@ -428,7 +426,7 @@ def test_one_letter_is_shown_with_its_arguments_or_byte_by_byte(bare: Stack) -> 
 def test_what_cannot_be_done_is_one_sentence(bare: Stack, command: str, code: int, error: str) -> None:
     number = park(bare, message("probe.mark"), "mail")
 
-    done = bare.world.answer(["-m", "services", *command.split()], bare.environment(), TIMEOUT_SECONDS)
+    done = bare.harness.answer(["-m", "services", *command.split()], bare.environment(), TIMEOUT_SECONDS)
 
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith(f"error: {error}")
@@ -451,10 +449,10 @@ def test_a_redis_that_is_away_is_said_with_exit_code_1(bare: Stack, command: str
 
 
 def test_a_task_that_kills_its_process_ends_after_the_allowed_deliveries_and_is_replayed(stack: Stack) -> None:
-    cure = stack.world.path("cure")
+    cure = stack.harness.path("cure")
     sent = stack.send("probe.die", "cured", str(cure))
     assert reason(sent) == "crashed"
-    assert stack.world.started("cured") == DELIVERIES
+    assert stack.harness.started("cured") == DELIVERIES
     number, letter = letter_with(stack, sent.id.encode())
     assert letter["deliveries"] == str(DELIVERIES).encode()
     cure.touch()
@@ -462,14 +460,16 @@ def test_a_task_that_kills_its_process_ends_after_the_allowed_deliveries_and_is_
     answer = services(stack, "replay", str(number))
 
     assert (answer.code, answer.said) == (0, {"replayed": [number]})
-    stack.world.wait_until(lambda: stack.client.AsyncResult(sent.id).state == "SUCCESS", TIMEOUT_SECONDS, "it succeeds")
+    stack.harness.wait_until(
+        lambda: stack.client.AsyncResult(sent.id).state == "SUCCESS", TIMEOUT_SECONDS, "it succeeds"
+    )
     assert number not in letters(stack)
     # Not counted from where it was: it had used up its deliveries.
     assert stack.nodes[0].process.count(rf"{sent.id}\]: delivery") == DELIVERIES - 1
 
 
 def test_after_its_replay_the_later_links_of_a_chain_run_and_a_chord_stays_failed(stack: Stack) -> None:
-    cure = stack.world.path("cure")
+    cure = stack.harness.path("cure")
     link, part = (sign(stack, "probe.die", label, str(cure)) for label in ("first-link", "part"))
     chained = chain(link, sign(stack, "probe.mark", "second-link").set(immutable=True), app=stack.client)()
     merged = chord([part, sign(stack, "probe.mark", "other")], app=stack.client)(sign(stack, "probe.mark", "body"))
@@ -485,9 +485,9 @@ def test_after_its_replay_the_later_links_of_a_chain_run_and_a_chord_stays_faile
         return str(stack.client.AsyncResult(one.id).state)
 
     succeed = (*replayed, chained)
-    stack.world.wait_until(lambda: {*map(state, succeed)} == {"SUCCESS"}, TIMEOUT_SECONDS, "all of them succeed")
+    stack.harness.wait_until(lambda: {*map(state, succeed)} == {"SUCCESS"}, TIMEOUT_SECONDS, "all of them succeed")
     assert state(merged) == "FAILURE"
-    assert stack.world.started("body") == 0
+    assert stack.harness.started("body") == 0
 
 
 def test_a_replay_leaves_each_message_as_its_sender_wrote_it_beside_one_that_does_not_exist(bare: Stack) -> None:

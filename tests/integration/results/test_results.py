@@ -3,8 +3,6 @@
 Results have a Redis of their own here, so that the broker goes on while they cannot be stored.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os
@@ -36,10 +34,10 @@ from tests.integration.results.outages import (
     wait_results,
 )
 from tests.support.application import create_app
+from tests.support.harness import Node, Stack, forget_results
 from tests.support.redis.server import RedisServer
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS, release, start_workers, wait_acknowledged, wait_running
-from tests.support.world import Node, Stack, forget_results
 
 # How probe.end ends, and the state that this is.
 ENDS = {"returns": "SUCCESS", "raises": "FAILURE", "retries": "RETRY"}
@@ -70,7 +68,7 @@ def test_a_result_that_redis_does_not_take_is_stored_later(
 
     break_redis(results, fault)
     release(stack, sent)
-    stack.world.holds_for(lambda: stack.unacked() == len(sent), OUTAGE_SECONDS, "no task is acknowledged")
+    stack.harness.holds_for(lambda: stack.unacked() == len(sent), OUTAGE_SECONDS, "no task is acknowledged")
     repair_redis(results, fault)
 
     wait_results(stack, results, sent, {label: ENDS[ends[label][1]] for label in sent})
@@ -81,11 +79,11 @@ def test_a_result_that_redis_does_not_take_is_stored_later(
     wait_results(stack, results, again, dict.fromkeys(again, "SUCCESS"))
     wait_acknowledged(stack)
     labels = (*sent, *again, body)
-    assert [stack.world.started(label) for label in labels] == [1] * len(labels)
+    assert [stack.harness.started(label) for label in labels] == [1] * len(labels)
     # A line when it begins, one when it is over, and no traceback of it; they pass through Supervisor's pipe.
     nodes = [worker.process for worker in workers.values()]
     ended = lambda: all(node.count(WAITS) == node.count(GOES_ON) for node in nodes)  # noqa: E731
-    stack.world.wait_until(ended, TIMEOUT_SECONDS, "each wait is over in the log too")
+    stack.harness.wait_until(ended, TIMEOUT_SECONDS, "each wait is over in the log too")
     assert [node.count(r"redis\.exceptions") for node in nodes] == [0, 0, 0]
 
 
@@ -96,7 +94,7 @@ def test_a_part_whose_process_dies_before_its_chord_has_counted_it_runs_again(
     sent = chord(parts, app=stack.client)(sign(stack, "collect", "caught", queue="threads"))
 
     wait_results(stack, results, {"body": sent}, {"body": ["fallen", "falling"]}, "result")
-    assert [stack.world.started(label) for label in ("fallen", "falling", "caught")] == [2, 2, 1]
+    assert [stack.harness.started(label) for label in ("fallen", "falling", "caught")] == [2, 2, 1]
 
 
 class Died(BaseException):
@@ -227,7 +225,7 @@ def test_a_result_that_can_never_be_stored_is_a_failure_with_the_reason(
     wait_acknowledged(stack)
     errors = {read_result(results, one)["result"]["exc_type"] for one in sent.values()}
     assert errors <= {"EncodeError", "ConnectionError"}
-    assert [stack.world.started(f"{kind}-{pool}") for pool in POOLS] == [1, 1, 1]
+    assert [stack.harness.started(f"{kind}-{pool}") for pool in POOLS] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -242,7 +240,7 @@ def test_a_task_whose_failure_cannot_be_stored_runs_once(
 
     workers[pool].says(rf"results: FAILURE of {label} can never be stored", TIMEOUT_SECONDS)
     wait_acknowledged(stack)
-    assert stack.world.started(label) == 1
+    assert stack.harness.started(label) == 1
 
 
 def test_a_stop_requeues_tasks_whose_results_are_not_stored_yet(stack: Stack, results: RedisServer) -> None:
@@ -252,7 +250,7 @@ def test_a_stop_requeues_tasks_whose_results_are_not_stored_yet(stack: Stack, re
     sent = {f"stop-{pool}": stack.send("probe.end", f"stop-{pool}", "returns", queue=f"stop-{pool}") for pool in POOLS}
     wait_running(stack, sent)
     # What the tests before have left is acknowledged by now.
-    stack.world.wait_until(lambda: stack.unacked() == len(sent), TIMEOUT_SECONDS, "nothing else is unacknowledged")
+    stack.harness.wait_until(lambda: stack.unacked() == len(sent), TIMEOUT_SECONDS, "nothing else is unacknowledged")
     break_redis(results, "killed")
     release(stack, sent)
     for worker in workers.values():
@@ -268,7 +266,7 @@ def test_a_stop_requeues_tasks_whose_results_are_not_stored_yet(stack: Stack, re
     repair_redis(results, "killed")
     stack.worker(WORKER_POOL="threads", WORKER_QUEUES=",".join(sent)).ready()
     wait_results(stack, results, sent, dict.fromkeys(sent, "SUCCESS"))
-    assert [stack.world.started(label) for label in sent] == [2, 2, 2]
+    assert [stack.harness.started(label) for label in sent] == [2, 2, 2]
 
 
 @pytest.mark.slow
@@ -296,22 +294,22 @@ def test_what_the_main_process_of_a_prefork_node_stores_is_stored_later_too(stac
     for worker in workers.values():
         worker.says(WAITS)
     # Its soft time limit, of which a child hears by this signal, comes when it has ended and is not stored yet.
-    ((_, child, _),) = stack.world.notes("start", "late")
+    ((_, child, _),) = stack.harness.notes("start", "late")
     os.kill(child, signal.SIGUSR1)
     workers["stopped"].process.terminate()
 
     assert workers["stopped"].exits(TIMEOUT_SECONDS) == 0
     assert stack.waiting("stopped") == 1
     del sent["stopped"], wanted["stopped"], workers["stopped"]
-    stack.world.holds_for(lambda: stack.unacked() == len(sent), KILLED_SECONDS, "nothing is acknowledged")
+    stack.harness.holds_for(lambda: stack.unacked() == len(sent), KILLED_SECONDS, "nothing is acknowledged")
     # Their main loops wait, and their heartbeats go on.
     files = [worker.heartbeat() for worker in workers.values()]
-    stack.world.wait_until(lambda: {file.read_text() for file in files} == {"ready\n"}, TIMEOUT_SECONDS, "all live")
+    stack.harness.wait_until(lambda: {file.read_text() for file in files} == {"ready\n"}, TIMEOUT_SECONDS, "all live")
     assert [worker.process.count("watchdog: killing") for worker in workers.values()] == [0] * len(workers)
     repair_redis(results, "killed")
     wait_results(stack, results, sent, wanted)
     wait_acknowledged(stack)
-    assert {label: stack.world.started(label) for label in sent} == dict.fromkeys(sent, 1)
+    assert {label: stack.harness.started(label) for label in sent} == dict.fromkeys(sent, 1)
     errors = {label: read_result(results, sent[label])["result"]["exc_type"] for label in ("limited", "lost")}
     assert errors == {"limited": "TimeLimitExceeded", "lost": "WorkerLostError"}
 

@@ -3,8 +3,6 @@
 Results have a Redis of their own here, so that it can be seen that no task fails meanwhile.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -13,10 +11,10 @@ import pytest
 from celery import chain, chord
 
 from tests.integration.results.outages import FAULTS, OUTAGE_SECONDS, WAITS, break_redis, repair_redis, sign
+from tests.support.harness import Node, Stack
 from tests.support.redis.server import RedisServer
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS, release, start_workers, wait_acknowledged, wait_running
-from tests.support.world import Node, Stack
 
 LEASE = 6
 # What a task sends → how many messages that is.
@@ -54,7 +52,7 @@ def test_what_a_task_sends_while_the_broker_takes_nothing_is_sent_later_and_once
 
     break_redis(stack.redis, fault)
     release(stack, labels)
-    stack.world.holds_for(lambda: list_failures(results) == [], OUTAGE_SECONDS, "no task has failed")
+    stack.harness.holds_for(lambda: list_failures(results) == [], OUTAGE_SECONDS, "no task has failed")
     repair_redis(stack.redis, fault)
 
     again = [f"{label}-again" for label, (_, kind) in labels.items() if kind == "retry"]
@@ -63,7 +61,7 @@ def test_what_a_task_sends_while_the_broker_takes_nothing_is_sent_later_and_once
     wait_acknowledged(stack)
     wanted = {label: KINDS[kind] for label, (_, kind) in labels.items()}
     assert {label: stack.waiting(label) for label in labels} == wanted
-    assert [stack.world.started(label) for label in (*labels, *again)] == [1] * len((*labels, *again))
+    assert [stack.harness.started(label) for label in (*labels, *again)] == [1] * len((*labels, *again))
     assert list_failures(results) == []
 
 
@@ -84,7 +82,7 @@ def test_a_chord_that_a_task_sends_waits_for_the_results_too(
 
     break_redis(results, fault)
     release(stack, labels)
-    stack.world.holds_for(lambda: stack.unacked() == len(labels), OUTAGE_SECONDS, "all tasks wait")
+    stack.harness.holds_for(lambda: stack.unacked() == len(labels), OUTAGE_SECONDS, "all tasks wait")
     repair_redis(results, fault)
 
     wait_acknowledged(stack)
@@ -106,13 +104,13 @@ def test_a_soft_time_limit_does_not_come_to_a_task_that_has_ended(stack: Stack, 
     release(stack, labels)
     worker.says(WAITS, times=len(labels))
     for label in labels:
-        ((_, child, _),) = stack.world.notes("start", label)
+        ((_, child, _),) = stack.harness.notes("start", label)
         os.kill(child, signal.SIGUSR1)
-    stack.world.holds_for(lambda: list_failures(results) == [], OUTAGE_SECONDS, "nothing has failed")
+    stack.harness.holds_for(lambda: list_failures(results) == [], OUTAGE_SECONDS, "nothing has failed")
     repair_redis(stack.redis, "killed")
 
     wait_acknowledged(stack)
-    assert [stack.waiting(label) for label in labels] == [stack.world.started(label) for label in labels] == [1, 1, 1]
+    assert [stack.waiting(label) for label in labels] == [stack.harness.started(label) for label in labels] == [1, 1, 1]
     assert list_failures(results) == []
 
 
@@ -139,7 +137,7 @@ def test_a_cold_stop_while_the_body_of_a_chord_waits_fails_no_chord(stack: Stack
     repair_redis(stack.redis, "killed")
 
     stack.worker(WORKER_QUEUES=",".join(f"cold-{pool}" for pool in POOLS), WORKER_LEASE=str(LEASE))
-    stack.world.wait_until(lambda: all(map(stack.waiting, labels)), TIMEOUT_SECONDS, "their bodies are sent")
+    stack.harness.wait_until(lambda: all(map(stack.waiting, labels)), TIMEOUT_SECONDS, "their bodies are sent")
     wait_acknowledged(stack)
     assert {label: stack.waiting(label) for label in labels} == dict.fromkeys(labels, 1)
     assert list_failures(results) == []

@@ -1,7 +1,5 @@
 """Tasks on real workers: the shipped examples, and tasks that end with all kinds of errors, once and in every pool."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal
@@ -13,9 +11,9 @@ from celery.exceptions import ChordError
 
 from services.supervisor.proc_stat import read_stat
 from services.worker.memory import CHILD_OOM_SCORE_ADJ, LARGEST_OOM_SCORE_ADJ, OOM_SCORE_ADJ
+from tests.support.harness import Harness, Stack
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS, start_workers, wait_acknowledged
-from tests.support.world import Stack, World
 
 # How it ends → the class and the message that clients, logs and pages have to show.
 ERRORS = {
@@ -32,7 +30,7 @@ ERRORS = {
 
 
 @pytest.fixture(scope="module")
-def stack(odd_world: World) -> Stack:
+def stack(odd_world: Harness) -> Stack:
     """A worker of each pool, on the queue of its name, and one for the default queue."""
     stack = odd_world.stack(CELERY_IMPORTS="probe,odd_tasks", CELERY_TASK_TIME_LIMIT="600")
     start_workers(stack)
@@ -42,7 +40,7 @@ def stack(odd_world: World) -> Stack:
 
 def wait_failed(stack: Stack, result: Any) -> dict[str, Any]:
     """Wait until a task has failed; return what is stored of it."""
-    stack.world.wait_until(lambda: result.state == "FAILURE", TIMEOUT_SECONDS, f"{result.id} fails")
+    stack.harness.wait_until(lambda: result.state == "FAILURE", TIMEOUT_SECONDS, f"{result.id} fails")
     meta: dict[str, Any] = stack.client.backend._get_task_meta_for(result.id)
     return meta
 
@@ -64,7 +62,7 @@ def test_a_task_fails_once_with_its_error_and_its_hook_is_called(stack: Stack, p
     stack.nodes[POOLS.index(pool)].says(rf"odd_tasks\.end_hooked\[{result.id}\] raised unexpected: {name}\(")
     # What was sent after it runs on the same node: nothing has ended with it.
     assert stack.send("probe.mark", f"{label}-after", queue=pool).get(timeout=TIMEOUT_SECONDS) == f"{label}-after"
-    assert (stack.world.started(label), len(stack.world.notes(f"hook-{name}", label))) == (1, 1)
+    assert (stack.harness.started(label), len(stack.harness.notes(f"hook-{name}", label))) == (1, 1)
     wait_acknowledged(stack)
 
 
@@ -75,7 +73,7 @@ def test_a_task_that_exits_in_a_hook_fails_once_and_one_that_is_called_raises(st
 
     assert (type(meta["result"]).__name__, str(meta["result"])) == ("SystemExit", "before it began")
     assert calls.get(timeout=TIMEOUT_SECONDS) == "exit no more"
-    assert stack.world.started(f"{pool}-before") == 1
+    assert stack.harness.started(f"{pool}-before") == 1
 
 
 @pytest.mark.parametrize("how", ["shutdown", "terminate"])
@@ -90,20 +88,20 @@ def test_a_task_that_stops_its_node_fails_and_stops_no_other(stack: Stack, how: 
     for node, result in zip(nodes, sent, strict=True):
         assert type(wait_failed(stack, result)["result"]).__name__ == f"Worker{how.capitalize()}"
         node.exits(TIMEOUT_SECONDS)
-    assert [stack.world.started(f"{how}-{pool}") for pool in POOLS] == [1, 1, 1]
+    assert [stack.harness.started(f"{how}-{pool}") for pool in POOLS] == [1, 1, 1]
     assert (stack.unacked(), [stack.waiting(f"{how}-{pool}") for pool in POOLS]) == (0, [0, 0, 0])
 
 
 def test_a_task_whose_child_process_is_terminated_runs_again(stack: Stack) -> None:
     """The signal raises SystemExit in the task; that is the end of a process, and counts."""
     result = stack.send("probe.hold", "left", queue="prefork")
-    stack.world.wait_started("left")
-    [(_, child, _)] = stack.world.notes("start", "left")
+    stack.harness.wait_started("left")
+    [(_, child, _)] = stack.harness.notes("start", "left")
 
     os.kill(child, signal.SIGTERM)
 
-    stack.world.wait_until(lambda: stack.world.started("left") == 2, TIMEOUT_SECONDS, "it is started again")
-    stack.world.release("left")
+    stack.harness.wait_until(lambda: stack.harness.started("left") == 2, TIMEOUT_SECONDS, "it is started again")
+    stack.harness.release("left")
     assert result.get(timeout=TIMEOUT_SECONDS) == "left"
 
 
@@ -112,7 +110,7 @@ def test_a_task_whose_child_process_is_terminated_runs_again(stack: Stack) -> No
 def test_a_child_goes_before_its_node_when_there_is_no_memory_left(stack: Stack, pool: str, more: int) -> None:
     stack.send("probe.mark", f"adjusted-{pool}", queue=pool).get(timeout=TIMEOUT_SECONDS)
 
-    ((_, process, _),) = stack.world.notes("start", f"adjusted-{pool}")
+    ((_, process, _),) = stack.harness.notes("start", f"adjusted-{pool}")
     stat = read_stat(process)
     assert stat
     node = stat.parent if pool == "prefork" else process
@@ -144,11 +142,11 @@ def test_a_long_task_reports_its_progress(stack: Stack) -> None:
     rounds = 10_000_000
     result = stack.send("services.tasks.hashes.hash_chain", "seed", rounds)
 
-    info = stack.world.wait_until(
+    info = stack.harness.wait_until(
         lambda: result.info if result.state == "PROGRESS" else None, TIMEOUT_SECONDS, "the task reports progress"
     )
 
     assert info["total"] == rounds
     assert 0 < info["done"] < rounds
     stack.client.control.revoke(result.id, terminate=True)
-    stack.world.wait_until(lambda: result.state == "REVOKED", TIMEOUT_SECONDS, "the long task is ended")
+    stack.harness.wait_until(lambda: result.state == "REVOKED", TIMEOUT_SECONDS, "the long task is ended")

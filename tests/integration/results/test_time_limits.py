@@ -1,7 +1,5 @@
 """Time limits: what a task, a call or an operator gives replaces the pair that all tasks have, and is enforced."""
 
-from __future__ import annotations
-
 import http.client
 import os
 import re
@@ -11,11 +9,11 @@ from typing import Any
 import pytest
 from celery.exceptions import TimeLimitExceeded
 
+from tests.support.harness import Harness, Node, Stack
 from tests.support.ports import free_port
 from tests.support.served_flower import LOGIN, Answer, basic
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS
-from tests.support.world import Node, Stack, World
 
 # The limits of all tasks: so soon that a test can wait for them, and further apart than a busy machine pauses: a pool
 # that finds both due at the same look kills without the soft one.
@@ -26,7 +24,7 @@ READY = r"\S+@\S+ ready\."
 
 
 @pytest.fixture(scope="module")
-def stack(odd_world: World) -> Stack:
+def stack(odd_world: Harness) -> Stack:
     """A node of each pool, on the queue of its name and with that name."""
     stack = odd_world.stack(
         CELERY_IMPORTS="probe,odd_tasks",
@@ -54,7 +52,7 @@ def send(stack: Stack, task: str, label: str, queue: str = "prefork", **limits: 
 
 def soft_limits(stack: Stack, label: str) -> int:
     """How often a soft limit came to a task."""
-    return len(stack.world.notes("soft", label))
+    return len(stack.harness.notes("soft", label))
 
 
 # Task, limits of the call, and what the worker's log says of the limit that comes.
@@ -91,7 +89,7 @@ def test_the_limit_that_was_given_comes(stack: Stack, sent: dict[str, Any], case
             result.get(timeout=TIMEOUT_SECONDS)
         assert soft_limits(stack, label) == 0
     stack.nodes[0].says(rf"{re.escape(log)} exceeded for odd_tasks\.{task}\[{result.id}\]")
-    assert stack.world.started(label) == 1
+    assert stack.harness.started(label) == 1
 
 
 # Tasks with a longer limit, by what a call gives.
@@ -101,13 +99,13 @@ LONGER: dict[str, dict[str, Any]] = {"hard_alone": {}, "soft_beyond": {}, "limit
 def test_a_task_with_a_longer_limit_runs_on_after_that_of_all_tasks(stack: Stack) -> None:
     running = {task: send(stack, task, f"long-{task}", **limits) for task, limits in LONGER.items()}
     for task in running:
-        stack.world.wait_started(f"long-{task}")
+        stack.harness.wait_started(f"long-{task}")
     # It starts after them, so that its limits come after the same limits would have come to them.
     with pytest.raises(TimeLimitExceeded):
         send(stack, "stubborn", "measure", soft_time_limit=SOFT, time_limit=HARD).get(timeout=TIMEOUT_SECONDS)
 
     for task, result in running.items():
-        assert (soft_limits(stack, f"long-{task}"), stack.world.started(f"long-{task}")) == (0, 1), task
+        assert (soft_limits(stack, f"long-{task}"), stack.harness.started(f"long-{task}")) == (0, 1), task
         assert result.state == "PENDING", task
 
 
@@ -179,9 +177,9 @@ def test_limits_on_the_command_line_are_those_of_all_tasks(stack: Stack) -> None
 
 def test_a_limit_that_is_set_in_flower_takes_effect_or_is_refused_and_one_of_its_own_can_be_sent(stack: Stack) -> None:
     """Flower as it is launched, which knows the stack's nodes and tasks."""
-    port, database = free_port(), stack.world.path("flower.db")
+    port, database = free_port(), stack.harness.path("flower.db")
     command = f"-m services.launch flower --address 127.0.0.1 --port {port} --database {database}"
-    process = stack.world.python("flower", command, stack.environment(FLOWER_BASIC_AUTH=LOGIN))
+    process = stack.harness.python("flower", command, stack.environment(FLOWER_BASIC_AUTH=LOGIN))
 
     def ask(path: str, method: str = "POST", body: str | None = None) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
@@ -202,9 +200,9 @@ def test_a_limit_that_is_set_in_flower_takes_effect_or_is_refused_and_one_of_its
             answer = ask(path)
             return answer if text in answer.text else None
 
-        return stack.world.wait_until(pressed, TIMEOUT_SECONDS, f"the {pool} node says {text!r}")
+        return stack.harness.wait_until(pressed, TIMEOUT_SECONDS, f"the {pool} node says {text!r}")
 
-    stack.world.wait_until(knows_all, TIMEOUT_SECONDS, "Flower knows the nodes")
+    stack.harness.wait_until(knows_all, TIMEOUT_SECONDS, "Flower knows the nodes")
     accepted = press("prefork", "soft=2&hard=3", "time limits set successfully")
     not_enforced = press("threads", "soft=2&hard=3", "not enforced in this pool")
     reversed_ = press("prefork", "soft=3&hard=2", "must be below the hard one")
@@ -217,4 +215,4 @@ def test_a_limit_that_is_set_in_flower_takes_effect_or_is_refused_and_one_of_its
     assert [answer.status for answer in (not_enforced, reversed_)] == [403, 403]
     assert {name: answer.status for name, answer in sent.items()} == dict.fromkeys(sent, 200)
     assert stack.waiting("unread") == 2
-    stack.world.wait_started("from-flower")
+    stack.harness.wait_started("from-flower")

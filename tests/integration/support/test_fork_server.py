@@ -1,7 +1,5 @@
 """A program that the fork server forks cannot be told from one that a new interpreter runs."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -13,9 +11,9 @@ import pytest
 
 from tests.support.checkout import Checkout
 from tests.support.fork_server import LIBRARIES_ONLY, Forked
+from tests.support.harness import Harness
 from tests.support.processes import Process, command_line
 from tests.support.waiting import TIMEOUT_SECONDS
-from tests.support.world import World
 
 # Says all that a program can learn about itself; then waits, fails, becomes another program, or ends with a code.
 TELL = """
@@ -54,17 +52,17 @@ sys.exit(int(word) if word.isdigit() else word)
 
 
 @pytest.fixture
-def run(world: World, own_checkout: Checkout) -> Callable[[str], tuple[Process, Process]]:
+def run(harness: Harness, own_checkout: Checkout) -> Callable[[str], tuple[Process, Process]]:
     """`python -m tell WORD`, by the fork server and by an interpreter of its own."""
     own_checkout.write("tell.py", TELL)
-    world.checkout = own_checkout
+    harness.checkout = own_checkout
     environment = {"PATH": os.environ["PATH"], "TZ": "Asia/Kolkata", "PYTHONUNBUFFERED": "1"}
 
     def start(word: str) -> tuple[Process, Process]:
         own_checkout.fork_server = LIBRARIES_ONLY
-        forked = world.python("tell", f"-m tell {word}", environment)
+        forked = harness.python("tell", f"-m tell {word}", environment)
         own_checkout.fork_server = None
-        executed = world.python("tell", f"-m tell {word}", environment)
+        executed = harness.python("tell", f"-m tell {word}", environment)
         assert [isinstance(process._popen, Forked) for process in (forked, executed)] == [True, False]
         return forked, executed
 
@@ -92,11 +90,11 @@ def test_it_finds_all_and_ends_as_in_a_new_interpreter(
     assert [(other["argv"], other["environment"]) for other in others] == [(["4"], {"ONLY": "this"})] * (code == 4)
 
 
-def test_code_on_a_command_line_finds_all_as_a_new_interpreter_does(world: World, own_checkout: Checkout) -> None:
+def test_code_on_a_command_line_finds_all_as_a_new_interpreter_does(harness: Harness, own_checkout: Checkout) -> None:
     answers = []
     for fork_server in (LIBRARIES_ONLY, None):
         own_checkout.fork_server = fork_server
-        answers.append(world.answer(["-c", TELL, "7"], {"PATH": os.environ["PATH"]}, TIMEOUT_SECONDS, own_checkout))
+        answers.append(harness.answer(["-c", TELL, "7"], {"PATH": os.environ["PATH"]}, TIMEOUT_SECONDS, own_checkout))
 
     forked, executed = (json.loads(answer.stdout) for answer in answers)
     assert [answer.returncode for answer in answers] == [7, 7]
@@ -105,10 +103,10 @@ def test_code_on_a_command_line_finds_all_as_a_new_interpreter_does(world: World
 
 
 def test_others_find_it_by_its_command_line_and_its_environment(
-    run: Callable[[str], tuple[Process, Process]], world: World
+    run: Callable[[str], tuple[Process, Process]], harness: Harness
 ) -> None:
     for process in run("wait"):
-        world.wait_until(lambda: read_told(process), TIMEOUT_SECONDS, "it runs")  # noqa: B023
+        harness.wait_until(lambda: read_told(process), TIMEOUT_SECONDS, "it runs")  # noqa: B023
 
         assert command_line(process.pid) == f"{sys.executable} -m tell wait"
         assert process.family() == [process.pid]

@@ -1,7 +1,5 @@
 """The proxy drops exactly what it is told to, and otherwise nobody notices it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,15 +8,15 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.support.harness import Harness
 from tests.support.redis.proxy import Command, Proxy, frame_end
 from tests.support.redis.server import RedisServer
 from tests.support.waiting import TIMEOUT_SECONDS, wait_until
-from tests.support.world import World
 
 
 @pytest.fixture
-def server(world: World) -> RedisServer:
-    return world.redis()
+def server(harness: Harness) -> RedisServer:
+    return harness.redis()
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """TERM: running tasks finish, what cannot finish in time goes back to its queue, in every pool."""
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Callable
@@ -14,10 +12,10 @@ import pytest
 
 from services.broker.keys import SCHEDULED_MESSAGES, UNACKED
 from tests.support.checkout import odd_checkout
+from tests.support.harness import Harness, Node, Stack
 from tests.support.processes import command_line
 from tests.support.waiting import TIMEOUT_SECONDS
 from tests.support.workers import POOLS
-from tests.support.world import Node, Stack, World
 
 SOFT_SHUTDOWN = 2
 # Time for a busy machine to end a task after a worker has been told to stop.
@@ -76,7 +74,7 @@ class Stopped:
     def postpone(self) -> None:
         """Make the worker put off a task for later."""
         self.send("mark", "eta", countdown=HOUR)
-        self.stack.world.wait_until(lambda: self.count(SCHEDULED_MESSAGES) == 1, TIMEOUT_SECONDS, "it is put off")
+        self.stack.harness.wait_until(lambda: self.count(SCHEDULED_MESSAGES) == 1, TIMEOUT_SECONDS, "it is put off")
 
     def count(self, key: str) -> int:
         """Messages of its queue that are unacknowledged, or scheduled."""
@@ -103,16 +101,16 @@ def texts(stack: Stack, queue: str) -> list[str]:
     return [json.loads(text)["headers"]["argsrepr"] for text in stack.redis.client().lrange(queue, 0, -1)]
 
 
-def stopping(world: World, seconds: int, **settings: str) -> Stack:
+def stopping(harness: Harness, seconds: int, **settings: str) -> Stack:
     """A stack whose workers wait for their tasks for so long when they are told to stop."""
-    return world.stack(WORKER_SOFT_SHUTDOWN=str(seconds), WORKER_STOP_GRACE_PERIOD=str(seconds + 15), **settings)
+    return harness.stack(WORKER_SOFT_SHUTDOWN=str(seconds), WORKER_STOP_GRACE_PERIOD=str(seconds + 15), **settings)
 
 
 @pytest.fixture(scope="module")
-def finished(shared_world: World) -> dict[str, Stopped]:
+def finished(shared_harness: Harness) -> dict[str, Stopped]:
     """A worker of each pool, told twice to stop in the middle of a task that ends in time."""
     # A worker that waits for more than its tasks does so for longer than a test waits.
-    stack = stopping(shared_world, ENDLESS, WORKER_PREFETCH_MULTIPLIER="4", LOG_LEVEL="debug")
+    stack = stopping(shared_harness, ENDLESS, WORKER_PREFETCH_MULTIPLIER="4", LOG_LEVEL="debug")
     found = {
         pool: Stopped(stack, stack.worker(WORKER_POOL=pool, WORKER_QUEUES=f"ends-{pool}"), f"ends-{pool}")
         for pool in POOLS
@@ -123,7 +121,7 @@ def finished(shared_world: World) -> dict[str, Stopped]:
     for one in found.values():
         one.running = one.send("hold", "running")
     for one in found.values():
-        shared_world.wait_started(one.label("running"))
+        shared_harness.wait_started(one.label("running"))
         one.send("mark", "next")
         one.worker.process.terminate()
     for one in found.values():
@@ -131,7 +129,7 @@ def finished(shared_world: World) -> dict[str, Stopped]:
     for pool, one in found.items():
         # From then on nothing more begins there. The main thread of a solo node runs the task, and looks after it.
         one.worker.says("received SIGTERM", times=2).says(STOPS if pool == "solo" else "Stopping Pool")
-        shared_world.release(one.label("running"))
+        shared_harness.release(one.label("running"))
     for one in found.values():
         one.leave()
     return found
@@ -142,15 +140,15 @@ def test_a_running_task_finishes_and_the_next_one_goes_back(finished: dict[str, 
     one = finished[pool]
 
     assert one.running.get(timeout=TIMEOUT_SECONDS) == one.label("running")
-    assert one.stack.world.ended(one.label("running")) == 1
+    assert one.stack.harness.ended(one.label("running")) == 1
     one.check("next")
-    assert one.stack.world.started(one.label("next")) == 0
+    assert one.stack.harness.started(one.label("next")) == 0
 
 
 @pytest.fixture(scope="module")
-def overrun(shared_world: World) -> dict[str, Stopped]:
+def overrun(shared_harness: Harness) -> dict[str, Stopped]:
     """Workers told to stop while a task runs that does not end; another, except in solo, ends in between."""
-    stack = stopping(shared_world, OVERRUN_SECONDS, WORKER_PREFETCH_MULTIPLIER="4")
+    stack = stopping(shared_harness, OVERRUN_SECONDS, WORKER_PREFETCH_MULTIPLIER="4")
     found = {}
     for case, (pool, _) in OVERRUNS.items():
         size = "1" if pool == "solo" else "2"
@@ -162,13 +160,13 @@ def overrun(shared_world: World) -> dict[str, Stopped]:
     for case, one in found.items():
         pool, task = OVERRUNS[case]
         one.send(task, "endless", ENDLESS)
-        shared_world.wait_started(one.label("endless"))
+        shared_harness.wait_started(one.label("endless"))
         if pool != "solo":
             one.send("hold", "short")
-            shared_world.wait_started(one.label("short"))
+            shared_harness.wait_started(one.label("short"))
         one.worker.process.terminate()
         one.worker.says(STOPS)
-        shared_world.release(one.label("short"))
+        shared_harness.release(one.label("short"))
     for one in found.values():
         one.leave()
     return found
@@ -177,14 +175,14 @@ def overrun(shared_world: World) -> dict[str, Stopped]:
 @pytest.mark.parametrize("case", OVERRUNS)
 def test_a_task_that_still_runs_goes_back_to_its_queue_at_once(overrun: dict[str, Stopped], case: str) -> None:
     one = overrun[case]
-    (_, pid, began), *more = one.stack.world.notes("start", one.label("endless"))
+    (_, pid, began), *more = one.stack.harness.notes("start", one.label("endless"))
 
     one.check("endless")
     assert more == []
     assert one.left - began > OVERRUN_SECONDS
     # Nobody goes on with it beside its second start.
     assert command_line(pid) == ""
-    assert one.stack.world.ended(one.label("short")) == (0 if OVERRUNS[case][0] == "solo" else 1)
+    assert one.stack.harness.ended(one.label("short")) == (0 if OVERRUNS[case][0] == "solo" else 1)
 
 
 def test_the_next_worker_runs_what_was_handed_back(overrun: dict[str, Stopped]) -> None:
@@ -194,8 +192,8 @@ def test_the_next_worker_runs_what_was_handed_back(overrun: dict[str, Stopped]) 
 
     worker = stack.worker(WORKER_POOL="threads", WORKER_CONCURRENCY=str(len(queues)), WORKER_QUEUES=",".join(queues))
 
-    stack.world.wait_until(
-        lambda: [stack.world.started(label) for label in labels] == [2] * len(labels),
+    stack.harness.wait_until(
+        lambda: [stack.harness.started(label) for label in labels] == [2] * len(labels),
         TIMEOUT_SECONDS,
         "each runs again",
     )
@@ -203,14 +201,14 @@ def test_the_next_worker_runs_what_was_handed_back(overrun: dict[str, Stopped]) 
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
-def test_a_task_that_arrives_during_a_stop_is_not_lost(world: World, pool: str) -> None:
+def test_a_task_that_arrives_during_a_stop_is_not_lost(harness: Harness, pool: str) -> None:
     """Redis may have handed it to a worker that reads no more: it stops, or its main thread is a solo pool at work."""
-    stack = stopping(world, SOFT_SHUTDOWN)
+    stack = stopping(harness, SOFT_SHUTDOWN)
     worker = stack.celery(f"worker --pool={pool} --concurrency=2 --hostname=node0@%h --loglevel=debug").ready()
     # Started by its ETA, the solo task leaves a BRPOP behind that waits for the next one. That ends each second,
     # as the countdown must not.
     stack.send("probe.rest", "endless", ENDLESS, countdown=1.3 if pool == "solo" else None)
-    world.wait_started("endless")
+    harness.wait_started("endless")
     worker.process.terminate()
     worker.says(STOPS)
     if pool == "threads":
@@ -241,14 +239,14 @@ STOPS_OF: dict[str, Callable[[Stack], Any]] = {
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 @pytest.mark.parametrize("stop", STOPS_OF)
-def test_what_overruns_goes_back_whoever_stops_the_node(world: World, tmp_path: Path, pool: str, stop: str) -> None:
-    world.checkout = odd_checkout(tmp_path / "code")
-    stack = stopping(world, SOFT_SHUTDOWN, CELERY_IMPORTS="probe,odd_tasks")
+def test_what_overruns_goes_back_whoever_stops_the_node(harness: Harness, tmp_path: Path, pool: str, stop: str) -> None:
+    harness.checkout = odd_checkout(tmp_path / "code")
+    stack = stopping(harness, SOFT_SHUTDOWN, CELERY_IMPORTS="probe,odd_tasks")
     worker = stack.celery(f"worker --pool={pool} --concurrency=2 --hostname=node0@%h --loglevel=info").ready()
     client = stack.redis.client()
-    world.wait_until(client.pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
+    harness.wait_until(client.pubsub_numpat, TIMEOUT_SECONDS, "the node hears commands")
     stack.send("probe.rest", "endless", ENDLESS)
-    world.wait_started("endless")
+    harness.wait_started("endless")
     STOPS_OF[stop](stack)
 
     assert worker.exits(TIMEOUT_SECONDS) == 0
@@ -256,11 +254,11 @@ def test_what_overruns_goes_back_whoever_stops_the_node(world: World, tmp_path: 
     assert stack.unacked() == 0
 
 
-def test_a_program_goes_on_after_a_worker_that_it_had_inside(world: World) -> None:
+def test_a_program_goes_on_after_a_worker_that_it_had_inside(harness: Harness) -> None:
     """As tests have one. The next worker's task is running when the time of the first one's tasks is over."""
-    stack = stopping(world, SOFT_SHUTDOWN)
+    stack = stopping(harness, SOFT_SHUTDOWN)
 
-    done = world.answer(["-c", INSIDE, str(2 * SOFT_SHUTDOWN)], stack.environment(), TIMEOUT_SECONDS)
+    done = harness.answer(["-c", INSIDE, str(2 * SOFT_SHUTDOWN)], stack.environment(), TIMEOUT_SECONDS)
 
     assert done.returncode == WENT_ON, done.stdout + done.stderr
-    assert stack.world.ended("second") == 1
+    assert stack.harness.ended("second") == 1

@@ -3,8 +3,6 @@
 What is alive stays alive through outages and long tasks, what stands still is replaced.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -16,9 +14,9 @@ import pytest
 
 from services.supervisor.heartbeat_file import OLDEST_SECONDS, READY, STARTING, STUCK, TICKING, WAITING
 from tests.support.checkout import ROOT
+from tests.support.harness import READY_LINE, Harness, Node, Stack
 from tests.support.processes import children, command_line
 from tests.support.waiting import TIMEOUT_SECONDS
-from tests.support.world import READY_LINE, Node, Stack, World
 
 # The shipped lower bound is 45 s, because a reconnect pauses up to 30 s. It is tried again 2, 6, 12, 20 and 30 s after
 # it was cut off: an outage of 18 s, and of 27 s on a machine that is late, is followed by a pause of 10 s at most. And
@@ -75,7 +73,7 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def world(odd_world: World) -> World:
+def harness(odd_world: Harness) -> Harness:
     """Code with a shorter time-out than it allows, nodes that start sooner, and modules that hang or break a node."""
     checkout = odd_world.checkout
     checkout.replace("config/settings.py", "ge=45", "ge=1")
@@ -87,11 +85,11 @@ def world(odd_world: World) -> World:
 
 
 @pytest.fixture(scope="module")
-def nodes(world: World) -> dict[str, Watched]:
+def nodes(harness: Harness) -> dict[str, Watched]:
     """Nodes in trouble of every kind, all at the same time, and what became of them."""
-    well, killed, frozen = world.stack(), world.stack(), world.stack()
+    well, killed, frozen = harness.stack(), harness.stack(), harness.stack()
     settings = {"WORKER_HEARTBEAT_TIMEOUT": str(TIMEOUT)}
-    hanging = {"CELERY_IMPORTS": "probe,hanging", "HUNG_BEFORE": str(world.directory / "hung")}
+    hanging = {"CELERY_IMPORTS": "probe,hanging", "HUNG_BEFORE": str(harness.directory / "hung")}
     kinds: dict[str, tuple[Stack, dict[str, str]]] = {
         "idle": (well, {"WORKER_POOL": "prefork"}),
         "solo-at-work": (well, {"WORKER_POOL": "solo"}),
@@ -115,7 +113,7 @@ def nodes(world: World) -> dict[str, Watched]:
             watched.worker.ready()
         watched.worker.says("entered RUNNING")
         # Supervisor says so after a while, whatever the node has come to.
-        world.wait_until(watched.worker.heartbeat().exists, TIMEOUT_SECONDS, f"{kind} has a heartbeat")
+        harness.wait_until(watched.worker.heartbeat().exists, TIMEOUT_SECONDS, f"{kind} has a heartbeat")
         watched.pid = watched.node
     well.send("probe.burn", "solo-at-work", OUTAGE, queue="solo-at-work")
     well.send("probe.grip", "in-c-code", OUTAGE + 4, queue="in-c-code")
@@ -123,7 +121,7 @@ def nodes(world: World) -> dict[str, Watched]:
         well.send("odd_tasks.in_batches", label, "hold", queue="solo-in-a-batch")
     killed.send("probe.rest", "redis-killed-solo", OUTAGE - 6, queue="redis-killed-solo")
     for label in ("solo-at-work", "solo-in-a-batch", "in-c-code", "redis-killed-solo"):
-        world.wait_started(label)
+        harness.wait_started(label)
     os.kill(found["stopped"].pid, signal.SIGSTOP)
     killed.redis.kill()
     frozen.redis.freeze()
@@ -136,8 +134,8 @@ def nodes(world: World) -> dict[str, Watched]:
         waits = "waiting" in found["redis-frozen"].words
         return monotonic() > end and waits and all(len(found[kind].beats) >= BEATS for kind in BEATING)
 
-    world.wait_until(over, TIMEOUT_SECONDS, "the outage is over, and all hearts have beaten in it")
-    world.release("solo-in-a-batch-batch")
+    harness.wait_until(over, TIMEOUT_SECONDS, "the outage is over, and all hearts have beaten in it")
+    harness.release("solo-in-a-batch-batch")
     killed.redis.start()
     frozen.redis.thaw()
     return found
@@ -214,9 +212,9 @@ def test_the_health_check_reads_heartbeats(
 
 
 @pytest.fixture(scope="module")
-def stack(world: World) -> Stack:
+def stack(harness: Harness) -> Stack:
     """A worker with two nodes."""
-    stack = world.stack()
+    stack = harness.stack()
     stack.worker(WORKER_PROCESSES="2", WORKER_POOL="solo").says(r"node\d entered RUNNING", times=2)
     stack.nodes[0].ready(2)
     return stack
@@ -236,11 +234,11 @@ def names(stack: Stack) -> list[str]:
 
 def wait_answers(stack: Stack) -> None:
     expected = [f"{node}@{os.uname().nodename}" for node in NODES]
-    stack.world.wait_until(lambda: names(stack) == expected, TIMEOUT_SECONDS, "both nodes answer to their names")
+    stack.harness.wait_until(lambda: names(stack) == expected, TIMEOUT_SECONDS, "both nodes answer to their names")
 
 
 def test_each_node_has_a_heartbeat_of_its_own(stack: Stack) -> None:
-    stack.world.wait_until(
+    stack.harness.wait_until(
         lambda: [stack.nodes[0].heartbeat(node).read_text() for node in NODES] == ["ready\n", "ready\n"],
         TIMEOUT_SECONDS,
         "each node's own heartbeat says ready",
@@ -261,7 +259,7 @@ def test_a_node_that_exits_with_0_is_started_again(stack: Stack) -> None:
 
     worker.says(r"exited: node1 \(exit status 0; expected\)")
     replaced = lambda: node_process(worker, "node1") not in (0, ended)  # noqa: E731
-    stack.world.wait_until(replaced, TIMEOUT_SECONDS, "it has a new process")
+    stack.harness.wait_until(replaced, TIMEOUT_SECONDS, "it has a new process")
     worker.ready(ready + 1)
     wait_answers(stack)
 

@@ -1,7 +1,5 @@
 """A copy of this checkout and the stack that `make up` runs in it without Docker: what the tests hold in hands."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -19,8 +17,8 @@ from config import load
 from config.celery import build_celery_configuration
 from config.redis_url import RedisUrl
 from services.supervisor import rpc
+from tests.stack.containers.handle import clone
 from tests.stack.deployment import PAGE_SECONDS, SHOWN_LOG_LINES, WARM_SHUTDOWN, Deployment
-from tests.stack.handle import clone
 
 T = TypeVar("T")
 
@@ -151,7 +149,7 @@ class Local(Deployment):
             socket_timeout=PAGE_SECONDS,
         )
 
-    def send(self, task: str, *arguments: Any, **options: Any) -> Sent:
+    def send(self, task: str, *arguments: Any, **options: Any) -> "Sent":
         """Send a task by its name."""
         app = Celery("client", set_as_current=False)
         # A client that never looks for results holds no connection when Redis is stopped.
@@ -172,7 +170,7 @@ class Local(Deployment):
             return 0
         return sum(line.split()[:2] == [word, label] for line in lines)
 
-    def start(self, label: str) -> Sent:
+    def start(self, label: str) -> "Sent":
         """Send a task that runs until `release`, and return once it runs."""
         sent = self.send("own_probe.hold", label)
         self.wait(lambda: self.notes("start", label), f"task {label} runs")

@@ -1,15 +1,13 @@
 """What `make up` does after a change: what the change concerns is restarted, warm, and nothing else."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
 
 from tests.stack.processes.handle import Local
 
-WORD = "services.tasks.seen.word"
-VARIABLE = "services.tasks.seen.variable"
+WORD = "services.tasks.own_module.word"
+VARIABLE = "services.tasks.own_module.variable"
 
 
 def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
@@ -20,7 +18,7 @@ def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
 def test_a_change_of_code_restarts_what_runs_it_and_running_tasks_finish(local: Local) -> None:
     before = local.pids()
     running = local.start("through-a-change")
-    local.replace("services/tasks/seen.py", '"old"', '"new"')
+    local.replace("services/tasks/own_module.py", '"old"', '"new"')
     local.end_while(lambda: local.make("up"), "through-a-change")
     assert changed(before, local.pids()) == {"worker1-node0", "beat", "flower"}
     assert running.get()
@@ -62,7 +60,7 @@ def test_own_variables_and_secrets_reach_the_tasks(local: Local) -> None:
     local.make("up")
     assert changed(before, local.pids()) == {"worker1-node0", "beat"}
     assert local.run_task(VARIABLE, "GREETING") == 'it\'s $5 & "more"'
-    assert local.run_task("services.tasks.seen.secret", "TOKEN") == "from a file"
+    assert local.run_task("services.tasks.own_module.secret", "TOKEN") == "from a file"
     assert local.run_task(VARIABLE, "WORKER_CONCURRENCY") == "2"
 
 

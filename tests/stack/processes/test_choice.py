@@ -1,7 +1,5 @@
 """Which runtime, and what is refused before anything starts."""
 
-from __future__ import annotations
-
 import json
 import socket
 from collections.abc import Callable

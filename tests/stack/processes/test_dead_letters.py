@@ -1,7 +1,5 @@
 """make dead-letters, replay, purge-dead-letters and to-plain without Docker."""
 
-from __future__ import annotations
-
 import json
 import os
 import pty

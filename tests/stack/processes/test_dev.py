@@ -1,20 +1,18 @@
 """make dev: a change of the source is taken up, warm; a mistake is refused, and the old code goes on."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
 
+from tests.stack.containers.handle import save
 from tests.stack.deployment import MAKE_SECONDS
 from tests.stack.dev import Dev
-from tests.stack.handle import save
 from tests.stack.processes.handle import Local
 
-MODULE = "services/tasks/seen.py"
-WORD = "services.tasks.seen.word"
+MODULE = "services/tasks/own_module.py"
+WORD = "services.tasks.own_module.word"
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Faults of the local stack itself: Supervisor killed, a second Redis, a program that cannot start."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

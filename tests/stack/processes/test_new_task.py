@@ -1,7 +1,5 @@
 """make new-task: the module and its test are good as they are written, and found after `make up`."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """make stop and down without Docker, and what a closed terminal ends: nothing."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import pty

@@ -1,7 +1,5 @@
 """make up, call, status and scale without Docker."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -140,7 +138,7 @@ def test_what_listens_is_seen_by_its_number(local: Local) -> None:
 
 
 def test_a_task_sees_its_variables_and_nothing_of_the_shell(local: Local) -> None:
-    names = set(local.run_task("services.tasks.seen.names"))
+    names = set(local.run_task("services.tasks.own_module.names"))
     assert "PROBE_LOG" in names
     assert "ONLY_IN_THE_SHELL" not in names
     assert not {"MAKEFLAGS", "MAKELEVEL", "TASK", "SUPERVISOR_ENABLED", "FLOWER_BASIC_AUTH"} & names

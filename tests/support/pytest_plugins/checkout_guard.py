@@ -3,8 +3,6 @@
 So the result of a test does not depend on whether that stack runs or is broken.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

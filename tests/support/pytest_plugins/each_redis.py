@@ -4,8 +4,6 @@
 With STALK_REQUIRE_REDIS=1 a build that is not available ends the session.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 

@@ -3,8 +3,6 @@
 Tests that share a fixture of a module or of the session stay in one worker; all others run where there is room.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Add to pytest's summary how long each part took."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from pathlib import Path
 

@@ -1,14 +1,12 @@
 """kombu over services/delivery, without Celery: connections, consumers, and what Redis has."""
 
-from __future__ import annotations
-
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Self
 
 import redis
 from kombu import Consumer, Producer, Queue
@@ -176,7 +174,7 @@ class Listener(ConsumerMixin):  # type: ignore[misc]
         message.ack()
 
     @contextmanager
-    def running(self) -> Iterator[Listener]:
+    def running(self) -> Iterator[Self]:
         """Consume; the thread has ended afterwards."""
         self._thread.start()
         try:

@@ -5,8 +5,6 @@ what they need is laid beside the server, with the loader that a script of two l
 container, one process with the pid of whoever started it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

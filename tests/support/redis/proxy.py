@@ -3,8 +3,6 @@
 It can cut connections, swallow what they carry, and drop the reply to one command.
 """
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections import deque
@@ -28,13 +26,13 @@ class Command:
     """A command as a client sent it; of an EXEC also the commands of its transaction."""
 
     words: tuple[bytes, ...]
-    inside: tuple[Command, ...] = ()
+    inside: tuple["Command", ...] = ()
 
     @property
     def name(self) -> bytes:
         return self.words[0].upper()
 
-    def any(self, wanted: Callable[[Command], bool]) -> bool:
+    def any(self, wanted: Callable[["Command"], bool]) -> bool:
         """Whether it, or a command of its transaction, is wanted."""
         return wanted(self) or any(wanted(command) for command in self.inside)
 

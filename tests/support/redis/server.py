@@ -1,7 +1,5 @@
 """RedisServer: a real server for one test, with its configuration, which can be killed, frozen and restarted."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import signal
@@ -9,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import pytest
@@ -103,7 +101,7 @@ class RedisServer:
 
     # Faults and their end.
 
-    def start(self) -> RedisServer:
+    def start(self) -> Self:
         """Start it, or start it again on its data and its port."""
         if self.port:
             self._run()

@@ -1,12 +1,10 @@
 """Redis servers for every form of URL, with passwords of awkward characters."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
+from tests.support.harness import Harness
 from tests.support.ports import free_port
 from tests.support.redis.server import RedisServer, make_certificates, require_tls
-from tests.support.world import World
 
 AWKWARD = "p@$$:/#%'\" é"
 SENTINEL_PASSWORD = "s:3/cr#t é"
@@ -22,12 +20,14 @@ def quote_for_redis(text: str) -> str:
     return '"' + "".join(f"\\x{byte:02x}" for byte in text.encode()) + '"'
 
 
-def start_server(world: World, form: str, database: int = 0, options: str = "") -> tuple[RedisServer, dict[str, str]]:
+def start_server(
+    harness: Harness, form: str, database: int = 0, options: str = ""
+) -> tuple[RedisServer, dict[str, str]]:
     """A server that is reached by this form of URL, and the settings that name it; results are in the next database.
 
     `options` are more of those that stand in URLs with TLS. Of two sentinels the second is down.
     """
-    redis = world.redis(AWKWARD, certificates=issue_certificates(world) if form in TLS_FORMS else None)
+    redis = harness.redis(AWKWARD, certificates=issue_certificates(harness) if form in TLS_FORMS else None)
     options = options if redis.certificates else ""
     databases = (database, database + 1)
     settings = {"REDIS_PASSWORD": AWKWARD}
@@ -36,7 +36,7 @@ def start_server(world: World, form: str, database: int = 0, options: str = "") 
     if form == "redis+socket":
         urls = [redis.socket_url(each) for each in databases]
     if form.startswith("sentinel"):
-        port = start_sentinel(world, redis, SENTINEL_PASSWORD).port
+        port = start_sentinel(harness, redis, SENTINEL_PASSWORD).port
         authority = f"?ssl_ca_certs={redis.certificates / 'ca.crt'}" if redis.certificates else ""
         urls = [f"sentinel://127.0.0.1:{port}/{each}{authority}" for each in databases]
         # If the first were down, redis-py would try it for 3 s with each new connection (redis-py 8.1).
@@ -45,14 +45,14 @@ def start_server(world: World, form: str, database: int = 0, options: str = "") 
     return redis, settings | {"CELERY_BROKER_URL": urls[0] + options, "CELERY_RESULT_BACKEND": urls[1] + options}
 
 
-def issue_certificates(world: World, *names: str) -> Path:
+def issue_certificates(harness: Harness, *names: str) -> Path:
     """Certificates for a server; skips the test where there is no TLS."""
-    require_tls(world.directory)
-    return make_certificates(world.path("certificates"), *names)
+    require_tls(harness.directory)
+    return make_certificates(harness.path("certificates"), *names)
 
 
 def start_sentinel(
-    world: World, master: RedisServer, password: str = "", *lines: str, name: str = MASTER
+    harness: Harness, master: RedisServer, password: str = "", *lines: str, name: str = MASTER
 ) -> RedisServer:
     """A sentinel for this master."""
     lines = (*lines, f"sentinel monitor {name} 127.0.0.1 {master.port} 1")
@@ -60,4 +60,4 @@ def start_sentinel(
         lines = (f"requirepass {quote_for_redis(password)}", *lines)
     if master.password:
         lines = (*lines, f"sentinel auth-pass {name} {quote_for_redis(master.password)}")
-    return world.redis(password, lines, sentinel=True, certificates=master.certificates)
+    return harness.redis(password, lines, sentinel=True, certificates=master.certificates)

@@ -1,7 +1,5 @@
 """A broadcast for the tests' workers: a fanout exchange, to which each node binds a queue of its own."""
 
-from __future__ import annotations
-
 from celery import current_app
 from kombu import Queue
 from kombu.common import Broadcast

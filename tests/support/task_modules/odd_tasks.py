@@ -1,7 +1,5 @@
 """Tasks that end, or are called, in ways that public bug reports describe. Named by CELERY_IMPORTS beside probe."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """Tasks for tests, named by CELERY_IMPORTS. They append a line to the file in PROBE_LOG as they start and end."""
 
-from __future__ import annotations
-
 import gc
 import heapq
 import os

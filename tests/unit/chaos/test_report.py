@@ -1,7 +1,5 @@
 """The table of docs/chaos.md takes its last columns from outcomes that are kept, and says when they are out of date."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Second starts of tasks are found and explained; the counts of all chaos tests rest on that."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """config.celery: Settings → Celery's own setting names."""
 
-from __future__ import annotations
-
 import pytest
 from celery.app.defaults import SETTING_KEYS
 

@@ -1,7 +1,5 @@
 """python -m config check | show; `reference` and `example` are in test_reference.py."""
 
-from __future__ import annotations
-
 from config.settings import VARIABLES
 from tests.support.checkout import Checkout
 from tests.unit.refusals import run_refused

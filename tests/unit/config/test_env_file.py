@@ -1,7 +1,5 @@
 """Env files: what is read from one, what is refused, what is written to one, and that the real Compose agrees."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -3,8 +3,6 @@
 Env files are in test_env_file.py.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

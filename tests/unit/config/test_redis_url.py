@@ -1,7 +1,5 @@
 """config.redis_url"""
 
-from __future__ import annotations
-
 import re
 import ssl
 from dataclasses import replace

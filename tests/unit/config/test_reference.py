@@ -1,7 +1,5 @@
 """config.reference: what is documented, what is read and what Compose passes on are the same."""
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import cache

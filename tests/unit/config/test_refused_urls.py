@@ -3,8 +3,6 @@
 Without that, Celery would look for the stack's own Redis, and redis-py would report for ever a Redis that is away.
 """
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """config.settings, config.types and config.loading"""
 
-from __future__ import annotations
-
 import os
 import traceback
 from dataclasses import FrozenInstanceError

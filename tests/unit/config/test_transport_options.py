@@ -1,7 +1,5 @@
 """Transport options that nothing in Stalk reads: refused by their names, however an application is given them."""
 
-from __future__ import annotations
-
 import pytest
 from kombu.transport import redis as kombu_redis
 

@@ -1,7 +1,5 @@
 """python -m services.commands.check: mistakes in what workers and beat are about to import, with file and line."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """services.broker.keys: what it says of Redis keys is what kombu does."""
 
-from __future__ import annotations
-
 import pytest
 from kombu.transport.redis import Channel
 

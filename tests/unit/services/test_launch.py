@@ -1,7 +1,5 @@
 """services.launch: what Celery and Supervisor are started with."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import sys

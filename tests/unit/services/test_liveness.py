@@ -1,7 +1,5 @@
 """services.worker.heartbeat.Liveness: alive, waiting or stuck."""
 
-from __future__ import annotations
-
 import pytest
 
 from services.supervisor.heartbeat_file import READY, STARTING, STUCK, WAITING

@@ -1,7 +1,5 @@
 """What keeps a node's memory from growing."""
 
-from __future__ import annotations
-
 from time import monotonic
 
 import pytest

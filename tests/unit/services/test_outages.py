@@ -1,7 +1,5 @@
 """What a loop says while it waits for Redis: one line when it begins, one a minute, one when it is over."""
 
-from __future__ import annotations
-
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError, ResponseError

@@ -1,7 +1,5 @@
 """services.commands.output: tables as people see them, on a terminal and elsewhere."""
 
-from __future__ import annotations
-
 import io
 import sys
 

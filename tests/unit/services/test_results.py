@@ -1,7 +1,5 @@
 """services.results.backend: who waits for Redis, for what, and through which of Celery's doors it gets in."""
 
-from __future__ import annotations
-
 import pytest
 from celery.backends.redis import CHORD_CLEANUP_LUA, CHORD_PART_RETURN_LUA
 from redis.exceptions import (

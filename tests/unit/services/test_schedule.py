@@ -1,7 +1,5 @@
 """services.schedule"""
 
-from __future__ import annotations
-
 import copy
 import importlib
 

@@ -1,7 +1,5 @@
 """The table in which children read until when the lease of a delivery lasts."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 

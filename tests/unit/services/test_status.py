@@ -1,7 +1,5 @@
 """services.commands.status: what `make status` says in a sentence."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Crontabs on days on which clocks change, compared with a reference that checks every minute by itself."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache

@@ -1,7 +1,5 @@
 """stack/bootstrap on hosts whose Python is missing, too old, or split into packages."""
 
-from __future__ import annotations
-
 import shlex
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """stack.checkout_lock: one command at a time in a checkout."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

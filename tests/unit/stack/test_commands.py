@@ -1,7 +1,5 @@
 """make and python -m stack: what they say when something is missing, with a `docker` that does not do as it should."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -12,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from stack.docker.engine import LOWEST_API, LOWEST_COMPOSE, parse_version
+from tests.stack.containers.handle import ROOT, clone, environment
 from tests.stack.deployment import run
-from tests.stack.handle import ROOT, clone, environment
 from tests.support.ports import free_port
 
 # None of these commands does more than start Python and look for Docker.

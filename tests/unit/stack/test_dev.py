@@ -1,7 +1,5 @@
 """stack.commands.dev: which changes of the source `make dev` takes up."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread

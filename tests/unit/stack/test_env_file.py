@@ -1,7 +1,5 @@
 """stack.env_file: .env is written once, and changed a line at a time."""
 
-from __future__ import annotations
-
 import re
 import stat
 from pathlib import Path

@@ -1,7 +1,5 @@
 """When a unit of the local stack counts as working."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

@@ -1,7 +1,5 @@
 """stack.local: a command beside the stack runs in this process, where a new interpreter would be the same."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """stack.commands.new_task: which names it takes, and that it overwrites nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

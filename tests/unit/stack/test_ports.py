@@ -1,7 +1,5 @@
 """stack.ports: what Docker says of a port that is taken becomes a sentence that names the variable."""
 
-from __future__ import annotations
-
 import pytest
 
 from config import load

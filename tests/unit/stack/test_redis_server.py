@@ -1,7 +1,5 @@
 """stack.local.redis_server: which Redis on this host the stack runs on."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """stack.local.supervisor_conf: which changes only a new Supervisor takes up, and what a Supervisor loads."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What is red, and where; and what a Ctrl-C reaches."""
 
-from __future__ import annotations
-
 import io
 import signal
 import sys

@@ -1,7 +1,5 @@
 """The example tasks but for those of pages; on a worker: tests/integration/results/test_tasks.py."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

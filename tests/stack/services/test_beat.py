@@ -1,14 +1,12 @@
 """Beat sends once, however many of it there are; and a node or a beat that stands still or dies is replaced."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
 import pytest
 
 from services.broker.keys import BEAT_LOCK
-from tests.stack.handle import Stack
+from tests.stack.containers.handle import Stack
 
 # A lock that runs out and a watchdog that is patient take most of a minute; tests/integration has both, shorter.
 pytestmark = pytest.mark.slow

@@ -1,7 +1,5 @@
 """What every container of the stack has, as Compose reads it and as it runs."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import pytest
 
 from config import load
-from tests.stack.handle import SERVICES, Stack, clone
+from tests.stack.containers.handle import SERVICES, Stack, clone
 
 OWN_PLACES = {
     "redis": {"/data"},

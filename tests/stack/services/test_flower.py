@@ -1,11 +1,9 @@
 """Flower under a prefix, behind its login, over a kill."""
 
-from __future__ import annotations
-
 import pytest
 
+from tests.stack.containers.handle import Stack
 from tests.stack.deployment import Deployment
-from tests.stack.handle import Stack
 
 PAGES = ("/flower/", "/flower/tasks", "/flower/broker", "/flower/api/workers", "/flower/api/tasks", "/flower/metrics")
 

@@ -1,13 +1,11 @@
-"""Who reaches whom: Redis is for the stack alone, workers may talk to the world, beat may not."""
-
-from __future__ import annotations
+"""Who reaches whom: Redis is for the stack alone, workers may talk to the harness, beat may not."""
 
 import socket
 import threading
 
 import pytest
 
-from tests.stack.handle import Stack
+from tests.stack.containers.handle import Stack
 
 CONNECT = """
 import socket, sys

@@ -1,6 +1,4 @@
-"""World: the Redis servers, workers and beats that a test starts. It shows their logs, and ends them."""
-
-from __future__ import annotations
+"""Harness: the Redis servers, workers and beats that a test starts. It shows their logs, and ends them."""
 
 import os
 import shlex
@@ -10,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from celery import Celery
 
@@ -31,11 +29,98 @@ START_SECONDS = 120
 READY_LINE = r"node\d+@\S+ ready\."
 
 
-class World:
+class Node:
+    """A process of the stack with its environment."""
+
+    def __init__(self, harness: "Harness", process: Process, environment: Mapping[str, str]) -> None:
+        self.harness, self.process, self.environment = harness, process, environment
+
+    def ready(self, nodes: int = 1) -> Self:
+        """Wait until so many Celery nodes have logged that they are ready."""
+        what = f"{self.process.name}: {nodes} nodes are ready"
+        self.harness.wait_until(lambda: self._is_ready(nodes), READY_SECONDS, what)
+        return self
+
+    def says(self, pattern: str, timeout: float = READY_SECONDS, times: int = 1) -> Self:
+        """Wait until its log has that many lines that match."""
+        what = f"{self.process.name} says {pattern!r} {times} times"
+        self.harness.wait_until(lambda: self.process.count(pattern) >= times, timeout, what)
+        return self
+
+    def exits(self, timeout: float) -> int:
+        """Wait for its end; the exit code."""
+        what = f"{self.process.name} exits"
+        self.harness.wait_until(lambda: not self.process.alive, timeout, what)
+        return self.process.wait(1)
+
+    def heartbeat(self, name: str = "node0") -> Path:
+        return Path(self.environment["STALK_RUN_DIR"]) / f"{name}.heartbeat"
+
+    def _is_ready(self, nodes: int) -> bool:
+        assert self.process.alive, f"it ended instead of getting ready\n{self.process.tail()}"
+        return self.process.count(READY_LINE) >= nodes
+
+
+class Stack:
+    """Workers, beats and a client on one Redis."""
+
+    def __init__(self, harness: "Harness", redis: RedisServer, settings: Mapping[str, str]) -> None:
+        self.harness, self.redis, self._settings = harness, redis, settings
+        self.client = harness.client(self.environment())
+        self.nodes: list[Node] = []
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of one more container."""
+        return self.harness.environment(**{**self._settings, **more})
+
+    def worker(self, **more: str) -> Node:
+        """Start a worker container's process, Supervisor with its nodes; it is perhaps not ready yet."""
+        return self._node("worker", "-m services.launch worker", more)
+
+    def beat(self, **more: str) -> Node:
+        return self._node("beat", "-m services.launch beat", more)
+
+    def celery(self, arguments: str, **more: str) -> Node:
+        """`celery -A services.app ARGUMENTS`, as somebody runs it by hand."""
+        return self._node("celery", f"-m celery -A services.app {arguments}", more)
+
+    def command(self, arguments: str, **more: str) -> Node:
+        """`python -m services ARGUMENTS`."""
+        return self._node("command", f"-m services {arguments}", more)
+
+    def python(self, arguments: str, **more: str) -> Node:
+        """`python ARGUMENTS`: any program of the stack, or of somebody's own."""
+        return self._node("python", arguments, more)
+
+    def _node(self, name: str, arguments: str, more: Mapping[str, str]) -> Node:
+        environment = self.environment(**more)
+        node = Node(self.harness, self.harness.python(name, arguments, environment), environment)
+        self.nodes.append(node)
+        return node
+
+    def send(self, task: str, *arguments: Any, **options: Any) -> Any:
+        """Send a task by its name; its AsyncResult."""
+        return self.client.send_task(task, arguments, **options)
+
+    def waiting(self, queue: str = "celery") -> int:
+        """Messages in a queue's list."""
+        return int(self.redis.client().llen(queue))
+
+    def unacked(self) -> int:
+        """Messages that workers hold."""
+        with self.redis.client().pipeline() as pipe:
+            pipe.hlen("unacked")
+            pipe.zcard("unacked_index")
+            held, indexed = pipe.execute()
+        assert held == indexed, f"{held} messages held, {indexed} with a claim time"
+        return int(held)
+
+
+class Harness:
     """The processes of one test, or of all tests of a module that share them."""
 
-    # Open worlds, for the report of a failed test.
-    existing: list[World] = []  # noqa: RUF012
+    # Open harnesses, for the report of a failed test.
+    existing: list["Harness"] = []  # noqa: RUF012
 
     def __init__(self, directory: Path, checkout: Checkout) -> None:
         self.directory, self.checkout = directory, checkout
@@ -44,14 +129,14 @@ class World:
         self._names: Counter[str] = Counter()
 
     @contextmanager
-    def opened(self) -> Iterator[World]:
-        """Use this world; everything that was started in it is ended afterwards."""
-        World.existing.append(self)
+    def opened(self) -> Iterator[Self]:
+        """Use this harness; everything that was started in it is ended afterwards."""
+        Harness.existing.append(self)
         try:
             yield self
         finally:
             self.close()
-            World.existing.remove(self)
+            Harness.existing.remove(self)
 
     def close(self) -> None:
         try:
@@ -65,11 +150,11 @@ class World:
     # Waiting.
 
     def wait_until(self, condition: Callable[[], T | None], timeout: float, what: str) -> T:
-        """Like tests.support.waiting.wait_until, with this world as the context."""
+        """Like tests.support.waiting.wait_until, with this harness as the context."""
         return wait_until(condition, timeout, what, self.describe)
 
     def holds_for(self, condition: Callable[[], object], seconds: float, what: str) -> None:
-        """Like tests.support.waiting.holds_for, with this world as the context."""
+        """Like tests.support.waiting.holds_for, with this harness as the context."""
         holds_for(condition, seconds, what, self.describe)
 
     def describe(self) -> str:
@@ -79,7 +164,7 @@ class World:
     # Starting.
 
     def path(self, name: str) -> Path:
-        """A path in this world's directory that is not used yet."""
+        """A path in this harness's directory that is not used yet."""
         self._names[name] += 1
         return self.directory / f"{name}-{self._names[name]}"
 
@@ -198,90 +283,3 @@ def forget_results(app: Celery) -> None:
     consumer.stop()
     consumer.subscribed_to.clear()
     consumer._pubsub = None
-
-
-class Stack:
-    """Workers, beats and a client on one Redis."""
-
-    def __init__(self, world: World, redis: RedisServer, settings: Mapping[str, str]) -> None:
-        self.world, self.redis, self._settings = world, redis, settings
-        self.client = world.client(self.environment())
-        self.nodes: list[Node] = []
-
-    def environment(self, **more: str) -> dict[str, str]:
-        """The environment of one more container."""
-        return self.world.environment(**{**self._settings, **more})
-
-    def worker(self, **more: str) -> Node:
-        """Start a worker container's process, Supervisor with its nodes; it is perhaps not ready yet."""
-        return self._node("worker", "-m services.launch worker", more)
-
-    def beat(self, **more: str) -> Node:
-        return self._node("beat", "-m services.launch beat", more)
-
-    def celery(self, arguments: str, **more: str) -> Node:
-        """`celery -A services.app ARGUMENTS`, as somebody runs it by hand."""
-        return self._node("celery", f"-m celery -A services.app {arguments}", more)
-
-    def command(self, arguments: str, **more: str) -> Node:
-        """`python -m services ARGUMENTS`."""
-        return self._node("command", f"-m services {arguments}", more)
-
-    def python(self, arguments: str, **more: str) -> Node:
-        """`python ARGUMENTS`: any program of the stack, or of somebody's own."""
-        return self._node("python", arguments, more)
-
-    def _node(self, name: str, arguments: str, more: Mapping[str, str]) -> Node:
-        environment = self.environment(**more)
-        node = Node(self.world, self.world.python(name, arguments, environment), environment)
-        self.nodes.append(node)
-        return node
-
-    def send(self, task: str, *arguments: Any, **options: Any) -> Any:
-        """Send a task by its name; its AsyncResult."""
-        return self.client.send_task(task, arguments, **options)
-
-    def waiting(self, queue: str = "celery") -> int:
-        """Messages in a queue's list."""
-        return int(self.redis.client().llen(queue))
-
-    def unacked(self) -> int:
-        """Messages that workers hold."""
-        with self.redis.client().pipeline() as pipe:
-            pipe.hlen("unacked")
-            pipe.zcard("unacked_index")
-            held, indexed = pipe.execute()
-        assert held == indexed, f"{held} messages held, {indexed} with a claim time"
-        return int(held)
-
-
-class Node:
-    """A process of the stack with its environment."""
-
-    def __init__(self, world: World, process: Process, environment: Mapping[str, str]) -> None:
-        self.world, self.process, self.environment = world, process, environment
-
-    def ready(self, nodes: int = 1) -> Node:
-        """Wait until so many Celery nodes have logged that they are ready."""
-        what = f"{self.process.name}: {nodes} nodes are ready"
-        self.world.wait_until(lambda: self._is_ready(nodes), READY_SECONDS, what)
-        return self
-
-    def says(self, pattern: str, timeout: float = READY_SECONDS, times: int = 1) -> Node:
-        """Wait until its log has that many lines that match."""
-        what = f"{self.process.name} says {pattern!r} {times} times"
-        self.world.wait_until(lambda: self.process.count(pattern) >= times, timeout, what)
-        return self
-
-    def exits(self, timeout: float) -> int:
-        """Wait for its end; the exit code."""
-        what = f"{self.process.name} exits"
-        self.world.wait_until(lambda: not self.process.alive, timeout, what)
-        return self.process.wait(1)
-
-    def heartbeat(self, name: str = "node0") -> Path:
-        return Path(self.environment["STALK_RUN_DIR"]) / f"{name}.heartbeat"
-
-    def _is_ready(self, nodes: int) -> bool:
-        assert self.process.alive, f"it ended instead of getting ready\n{self.process.tail()}"
-        return self.process.count(READY_LINE) >= nodes

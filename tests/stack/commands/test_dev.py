@@ -1,15 +1,13 @@
 """make dev: the containers run this checkout's source, nodes are restarted on a change of it, mistakes are refused."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.stack.containers.handle import Stack, save
 from tests.stack.deployment import MAKE_SECONDS
 from tests.stack.dev import Dev
-from tests.stack.handle import Stack, save
 
 TASK = "services.tasks.edited.word"
 MODULE = """\

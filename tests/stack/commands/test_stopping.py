@@ -1,9 +1,7 @@
 """make stop, down and up: running tasks end, queued ones wait."""
 
-from __future__ import annotations
-
-from tests.stack.handle import Stack
-from tests.stack.test_workers import SOLO
+from tests.stack.containers.handle import Stack
+from tests.stack.services.test_workers import SOLO
 
 # On a machine that is busy with much else.
 IN_NO_HURRY = """

@@ -1,7 +1,5 @@
 """docs/connect.md, each step as it is printed: other Compose projects, the host, other machines."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 import ssl
@@ -15,7 +13,9 @@ import yaml
 
 from config.environment import read_env_file
 from tests.stack.conftest import SETTINGS
-from tests.stack.connecting import (
+from tests.stack.containers.handle import COMMAND_SECONDS, ROOT, Stack, clone, environment
+from tests.stack.deployment import run
+from tests.stack.documents.connecting import (
     ADDRESS,
     BLOCK,
     CHECKOUT,
@@ -31,8 +31,6 @@ from tests.stack.connecting import (
     python,
     urls,
 )
-from tests.stack.deployment import run
-from tests.stack.handle import COMMAND_SECONDS, ROOT, Stack, clone, environment
 from tests.stack.processes.handle import Local
 from tests.support.ports import free_port
 from tests.support.redis.server import require_openssl, require_tls
@@ -162,7 +160,7 @@ def tls(first_stack: tuple[Stack, str], bridge: str) -> Iterator[tuple[Stack, di
 
 
 @pytest.fixture
-def machine(tls: tuple[Stack, dict[str, str]], tmp_path: Path) -> Machine:
+def machine(tls: tuple[Stack, dict[str, str]], tmp_path: Path) -> "Machine":
     stack, replaced = tls
     return Machine(stack, replaced, readable(tmp_path / "machine"))
 

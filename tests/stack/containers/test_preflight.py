@@ -1,13 +1,11 @@
 """A Redis that would lose tasks is refused before anything runs on it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.stack.handle import Stack
+from tests.stack.containers.handle import Stack
 
 MEND = "run 'redis-cli CONFIG SET maxmemory-policy noeviction', and set it in redis.conf"
 RUN = ("run", "--rm", "-T", "--no-deps")

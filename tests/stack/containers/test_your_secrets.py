@@ -1,13 +1,11 @@
 """Secrets that come from files in place of .env, and what shows none."""
 
-from __future__ import annotations
-
 from base64 import b64encode
 
 import pytest
 
+from tests.stack.containers.handle import SERVICES, Stack
 from tests.stack.deployment import Deployment
-from tests.stack.handle import SERVICES, Stack
 
 # The same path on the host, where make reads it, and in the containers.
 MOUNT = "  {service}:\n    volumes: ['{path}:{path}:ro']\n"

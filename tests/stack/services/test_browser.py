@@ -3,8 +3,6 @@
 The stack runs as processes, so that these tests run where there is no Docker, too.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import tempfile
@@ -95,7 +93,7 @@ class Site:
             return sent
 
     @contextmanager
-    def visit(self, window: ViewportSize = DESKTOP, login: str = "") -> Iterator[User]:
+    def visit(self, window: ViewportSize = DESKTOP, login: str = "") -> Iterator["User"]:
         """Open a browser with the login, or `login`. Fails on errors in its console and on requests elsewhere."""
         with visit(self.browser, self.url, login or self.login, self.pictures, window) as visitor:
             yield User(visitor)

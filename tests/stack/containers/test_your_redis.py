@@ -1,12 +1,10 @@
 """A Redis of one's own in place of the stack's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest
 
-from tests.stack.handle import SERVICES, Stack
+from tests.stack.containers.handle import SERVICES, Stack
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The examples, as real processes: against the stack in both runtimes, and against a Redis that is away."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -19,13 +17,13 @@ from uuid import uuid4
 
 import pytest
 
-from tests.stack.connecting import PAGE, changed, local_stack, on_host, printed, python, typed, urls
-from tests.stack.handle import ROOT, Stack
+from tests.stack.containers.handle import ROOT, Stack
+from tests.stack.documents.connecting import PAGE, changed, local_stack, on_host, printed, python, typed, urls
+from tests.support.harness import Harness
 from tests.support.ports import free_port
 from tests.support.redis.proxy import Proxy
 from tests.support.redis.server import RedisServer
 from tests.support.waiting import wait_until
-from tests.support.world import World
 
 # The blocks of docs/connect.md that start a web application.
 WEB = ("run-fastapi", "run-django")
@@ -88,12 +86,12 @@ class Site:
             return list(pool.map(lambda request: self.ask(*request)[0], requests))
 
 
-def start_site(world: World, block: str, environment: dict[str, str]) -> Site:
+def start_site(harness: Harness, block: str, environment: dict[str, str]) -> Site:
     """Start a web application with the command of a block."""
     port = free_port()
-    process = world.process(block, shlex.split(typed(block, {"8000": str(port)})), environment, ROOT)
+    process = harness.process(block, shlex.split(typed(block, {"8000": str(port)})), environment, ROOT)
     site = Site(port)
-    world.wait_until(lambda: site.listens() or not process.alive, START_SECONDS, f"{block} listens")
+    harness.wait_until(lambda: site.listens() or not process.alive, START_SECONDS, f"{block} listens")
     assert process.alive, process.tail()
     return site
 
@@ -102,9 +100,9 @@ Serve = Callable[[str, dict[str, str]], Site]
 
 
 @pytest.fixture
-def serve(world: World) -> Serve:
+def serve(harness: Harness) -> Serve:
     """Starts a web application with the command of a block."""
-    return lambda block, environment: start_site(world, block, environment)
+    return lambda block, environment: start_site(harness, block, environment)
 
 
 # The containers are those of all tests with containers, which are slow enough; what differs is the way to Redis.
@@ -127,9 +125,9 @@ def reached(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def site_of(reached: dict[str, str], shared_world: World) -> Callable[[str], Site]:
+def site_of(reached: dict[str, str], shared_harness: Harness) -> Callable[[str], Site]:
     """The web application of a block in front of the stack, started when it is first asked for."""
-    return cache(lambda block: start_site(shared_world, block, reached))
+    return cache(lambda block: start_site(shared_harness, block, reached))
 
 
 def python_until_answered(reached: dict[str, str], *arguments: str) -> CompletedProcess[str]:
@@ -211,9 +209,9 @@ def test_a_web_application_tells_why_a_task_failed(site_of: Callable[[str], Site
 
 
 @pytest.fixture
-def broker(world: World) -> RedisServer:
+def broker(harness: Harness) -> RedisServer:
     # No test needs its data after its end, and a disk that holds up a write makes a producer believe that it is away.
-    return world.redis(lines=["appendonly no"])
+    return harness.redis(lines=["appendonly no"])
 
 
 @pytest.fixture

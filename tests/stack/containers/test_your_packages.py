@@ -1,12 +1,10 @@
 """A Python package of one's own, by way of requirements/own.txt and make lock."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
-from tests.stack.handle import ROOT, Stack, clone
+from tests.stack.containers.handle import ROOT, Stack, clone
 
 
 @pytest.mark.slow

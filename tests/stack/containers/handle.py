@@ -1,7 +1,5 @@
 """A clone of this checkout and the stack that `make up` starts in it: what the tests hold in their hands."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -20,7 +18,7 @@ from tests.stack.deployment import MAKE_SECONDS, SHOWN_LOG_LINES, TIMEOUT_SECOND
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ("redis", "worker", "beat", "flower")
 # What a program needs to find its way on this machine; everything else of the caller's environment stays out.
 PASSED_ON = ("PATH", "HOME", "TMPDIR", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT", "DOCKER_CERT_PATH",
@@ -249,7 +247,7 @@ class Stack(Deployment):
         order = json.dumps({"task": task, "arguments": arguments, "options": options})
         return list(json.loads(self.execute("flower", "python", "-c", SENDER, given=order)))
 
-    def send_marks(self, *seconds: Sequence[float | None], **options: Any) -> Marks:
+    def send_marks(self, *seconds: Sequence[float | None], **options: Any) -> "Marks":
         """Send the task `mark` once for each list of sleeps; None sleeps until `release()`."""
         name = uuid4().hex
         tasks = self.send("services.tasks.own_tasks.mark", *([name, sleeps] for sleeps in seconds), **options)
@@ -269,7 +267,7 @@ class Stack(Deployment):
         self.wait(lambda: self.redis("SCARD", DEAD_LETTERS_UNTOLD) == "0", "every task of a dead letter was told")
         return self.make("purge-dead-letters", YES="1").stdout
 
-    def stop_while_they_run(self, stop: Callable[[], T], *marks: Marks) -> T:
+    def stop_while_they_run(self, stop: Callable[[], T], *marks: "Marks") -> T:
         """Begin to stop, and wake the tasks once their worker was told to; what `stop` returned."""
         return self.while_stopping(stop, lambda: [*map(Marks.release, marks)])
 

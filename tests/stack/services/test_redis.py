@@ -1,8 +1,6 @@
 """Redis ends, in one way or another, while tasks wait."""
 
-from __future__ import annotations
-
-from tests.stack.handle import Marks, Stack
+from tests.stack.containers.handle import Marks, Stack
 
 
 def queue_behind_busy_children(stack: Stack) -> Marks:

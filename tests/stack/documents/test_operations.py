@@ -1,15 +1,13 @@
 """docs/operations.md, step by step, as it is printed."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Mapping
 from functools import partial
 
 import pytest
 
+from tests.stack.containers.handle import Stack
 from tests.stack.deployment import MAKE_SECONDS, run
-from tests.stack.handle import Stack
 from tests.support.documents import commands, names
 
 DOCUMENT = "docs/operations.md"
@@ -36,7 +34,7 @@ TESTED_HERE = {
     "unread-priority",
     "overtime",
 }
-# By tests/integration/beat/test_entries.py and tests/stack/test_workers.py.
+# By tests/integration/beat/test_entries.py and tests/stack/services/test_workers.py.
 TESTED_THERE = {"entry", "second-worker"}
 
 

@@ -1,7 +1,5 @@
 """make up: the first time, again, and after a change."""
 
-from __future__ import annotations
-
 import re
 import socket
 import stat
@@ -9,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.stack.containers.handle import Stack, sentences
 from tests.stack.deployment import Deployment
-from tests.stack.handle import Stack, sentences
 
 # Every character that one of Compose, make, sh, Python and an URL reads in a way of its own.
 PASSWORD = 'pa$$w#rd $HOME ${x} it\'s "q" :/?@%41,;é'

@@ -1,19 +1,17 @@
 """make call and the program behind it."""
 
-from __future__ import annotations
-
 import json
 import os
 import pty
 import signal
 import subprocess
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
+from tests.stack.containers.handle import COMMAND_SECONDS, SERVICES, Marks, Stack
 from tests.stack.deployment import Deployment
-from tests.stack.handle import COMMAND_SECONDS, SERVICES, Marks, Stack
 
 ADD = "services.tasks.arithmetic.add"
 
@@ -99,7 +97,7 @@ class Terminal:
         os.set_blocking(self._ours, False)
         self.shown = ""
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -161,5 +159,8 @@ def test_make_shell_has_the_app_and_the_tasks(stack: Stack) -> None:
         terminal.wait_for(">>>")
         terminal.type("print(app.main, add(40, 3), add.delay(50, 4).get(timeout=300))\n")
         terminal.wait_for("stalk 43 54")
+        # With no memory left, the kernel kills this before any task.
+        terminal.type("print('score', open('/proc/self/oom_score_adj').read())\n")
+        terminal.wait_for("score 1000")
         terminal.type("exit()\n")
         assert terminal.program.wait(COMMAND_SECONDS) == 0

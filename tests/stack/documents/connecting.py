@@ -1,7 +1,5 @@
 """docs/connect.md, read and carried out as it is printed, and the stacks that its readers connect to."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -10,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.stack.containers.handle import ROOT, Stack, environment
 from tests.stack.deployment import run
-from tests.stack.handle import ROOT, Stack, environment
 from tests.stack.processes.handle import Local
 
 PAGE = ROOT / "docs" / "connect.md"

@@ -1,14 +1,12 @@
 """The README, as it is printed: the first own task and the commands about configuration."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 
 import pytest
 
+from tests.stack.containers.handle import Stack
 from tests.stack.deployment import MAKE_SECONDS
-from tests.stack.handle import Stack
 from tests.support.documents import block, commands
 
 DOCUMENT = "README.md"

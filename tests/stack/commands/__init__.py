@@ -1,0 +1,1 @@
+"""What `make` does with the stack, in both runtimes where they do alike."""

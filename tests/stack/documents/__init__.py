@@ -1,0 +1,1 @@
+"""The documents' commands and code, run as they are printed."""

@@ -1,0 +1,1 @@
+"""What each service does in the running stack."""
