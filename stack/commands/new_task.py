@@ -60,7 +60,7 @@ def new_task(name: str) -> None:
             "begin with a letter, and no keyword of Python, as in: make new-task NAME=invoices"
         )
     package = ROOT / "services" / "tasks"
-    module, test = package / f"{name}.py", ROOT / "tests" / "unit" / f"test_tasks_{name}.py"
+    module, test = package / f"{name}.py", ROOT / "tests" / "unit" / "tasks" / f"test_{name}.py"
     for path in (module, package / name, test):
         if path.exists():
             raise CommandError(f"{path.relative_to(ROOT)} is there already: choose another NAME")

@@ -75,8 +75,8 @@ def first_stack(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -
     stack = Stack(directory, f"stalk-test-{os.getpid()}", **SETTINGS)
     try:
         with one_at_a_time():
-            said = stack.make("up").stdout
-        yield stack, said
+            output = stack.make("up").stdout
+        yield stack, output
     finally:
         stack.override.unlink(missing_ok=True)
         stack.make("clean", check=False, YES="1")
@@ -95,7 +95,7 @@ def stack(first_stack: tuple[Stack, str]) -> Stack:
 
 
 @pytest.fixture
-def patient(stack: Stack) -> Iterator[Stack]:
+def with_long_grace(stack: Stack) -> Iterator[Stack]:
     """The shared stack, whose workers leave their tasks all the time that a test may need to let them end."""
     before = dict(stack.settings)
     # A test wakes them within seconds, on a busy machine within a minute.

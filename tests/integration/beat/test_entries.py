@@ -187,7 +187,7 @@ def test_the_name_of_an_entry_of_the_code_is_refused_and_nothing_is_written(
             assert_refused(stack, f"Entry({name!r}, 'no.such.task', 1, app=app).{method}()", reason)
 
     assert dump(stack) == before
-    (row,) = (row for row in services(stack, "schedule").said["schedule"] if row["name"] == "say-hello")
+    (row,) = (row for row in services(stack, "schedule").data["schedule"] if row["name"] == "say-hello")
     assert (row["source"], row["task"]) == ("code", "periodic.say")
     off = {"report-free-space"} if schedule == OFF else set()
     assert stack.redis.client().smembers("redbeat::statics") == {"report-free-space", "say-hello"} - off
@@ -336,7 +336,7 @@ def test_all_entries_are_listed_beside_those_of_the_code(harness: Harness, own_c
     harness.checkout = own_checkout
     stack = harness.stack(BEAT_SCHEDULE="report-free-space=30 2 * * sun; other=off", CELERY_TIMEZONE="Europe/Berlin")
     written = {"source": "code", "task": "services.tasks.disk.report_free_space", "schedule": "30 2 * * sun"}
-    shown = services(stack, "schedule").said["schedule"][1]
+    shown = services(stack, "schedule").data["schedule"][1]
     state = {"enabled": True, "last_run": None, "next_due": None, "problem": None}
     assert shown == {"name": "report-free-space", **written, **state}
     stack.beat().says("beat: ticking")
@@ -353,7 +353,7 @@ def test_all_entries_are_listed_beside_those_of_the_code(harness: Harness, own_c
     answer = services(stack, "schedule")
 
     assert (answer.code, answer.errors) == (0, "")
-    rows = {row["name"]: row for row in answer.said["schedule"]}
+    rows = {row["name"]: row for row in answer.data["schedule"]}
     assert list(rows) == ["other", "report-free-space", "broken", "once", "one", "paused"]
     assert [row["source"] for row in rows.values()] == ["code"] * 2 + ["run time"] * 4
     assert [row["enabled"] for row in rows.values()] == [False, True, None, True, True, False]
@@ -369,13 +369,13 @@ def test_all_entries_are_listed_beside_those_of_the_code(harness: Harness, own_c
 def test_a_schedule_that_cannot_be_listed_is_an_error_with_the_reason(stack: Stack, harness: Harness) -> None:
     answer = services(stack, "schedule", CELERY_IMPORTS="no_such_module")
     reason = "the tasks cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"
-    assert (answer.code, answer.said) == (1, {"error": reason})
+    assert (answer.code, answer.data) == (1, {"error": reason})
 
     without = harness.stack()
     without.redis.kill()
     answer = services(without, "schedule")
     assert answer.code == 1
-    assert answer.said["error"].startswith("Redis does not answer")
+    assert answer.data["error"].startswith("Redis does not answer")
 
 
 def test_the_document_says_it_as_it_is(stack: Stack) -> None:

@@ -46,13 +46,13 @@ def test_a_stack_works_with_every_form_of_url(harness: Harness, form: str, pool:
     beat = stack.beat(LOG_LEVEL="debug")
     worker.ready()
 
-    assert services(stack, "call", "services.tasks.arithmetic.add", "--args", "[4, 3]").said["result"] == 7
+    assert services(stack, "call", "services.tasks.arithmetic.add", "--args", "[4, 3]").data["result"] == 7
     worker.says(r"Task services.tasks.disk.report_free_space\S+ succeeded")
     assert redis.client(1).keys("celery-task-meta-*")
     saved = harness.answer(["-c", SAVING], stack.environment(), TIMEOUT_SECONDS)
     assert saved.returncode == 0, saved.stderr
     worker.says(r"Task services.tasks.arithmetic.add\S+ succeeded", times=2)
-    harness.wait_until(lambda: services(stack, "status").said["nodes"], TIMEOUT_SECONDS, "the node in the status")
+    harness.wait_until(lambda: services(stack, "status").data["nodes"], TIMEOUT_SECONDS, "the node in the status")
     for node in (worker, beat):
         assert_tells_no_secret(node)
 

@@ -17,7 +17,7 @@ class Answer(NamedTuple):
     """What a command printed, read as JSON, and its exit code."""
 
     code: int
-    said: dict[str, Any]
+    data: dict[str, Any]
     errors: str
 
 
@@ -51,7 +51,7 @@ def stack(shared_harness: Harness) -> Stack:
 def test_a_result_is_printed_with_exit_code_0(stack: Stack, arguments: list[str], result: int) -> None:
     answer = services(stack, "call", ADD, *arguments)
 
-    sent = answer.said["id"]
+    sent = answer.data["id"]
     assert answer == (SUCCESS, {"id": sent, "state": "SUCCESS", "result": result}, "")
     assert stack.client.AsyncResult(sent).result == result
 
@@ -60,8 +60,8 @@ def test_a_task_that_fails_is_an_error_with_exit_code_1(stack: Stack) -> None:
     answer = services(stack, "call", "services.tasks.primes.count_primes", "--args", "[-1]")
 
     assert answer.code == FAILURE
-    assert answer.said["state"] == "FAILURE"
-    assert answer.said["error"].startswith("ValueError: limit must be from 0")
+    assert answer.data["state"] == "FAILURE"
+    assert answer.data["error"].startswith("ValueError: limit must be from 0")
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_bad_input_is_said_with_exit_code_2_and_nothing_is_sent(stack: Stack, ar
     answer = services(stack, "call", *arguments)
 
     assert answer.code == BAD_INPUT
-    assert error in answer.said["error"]
-    assert (answer.said["id"], answer.said["state"]) == (None, None)
+    assert error in answer.data["error"]
+    assert (answer.data["id"], answer.data["state"]) == (None, None)
     assert "Traceback" not in answer.errors
 
 
@@ -93,7 +93,7 @@ def test_a_module_that_cannot_be_imported_is_said_with_exit_code_2(stack: Stack,
     answer = services(stack, "call", ADD, checkout=own_checkout, CELERY_IMPORTS="broken")
 
     assert answer.code == BAD_INPUT
-    assert "broken on purpose" in answer.said["error"]
+    assert "broken on purpose" in answer.data["error"]
 
 
 def test_a_task_without_a_result_in_time_is_exit_code_3(stack: Stack) -> None:
@@ -101,9 +101,9 @@ def test_a_task_without_a_result_in_time_is_exit_code_3(stack: Stack) -> None:
     stack.harness.release("slow")
 
     assert answer.code == TIMED_OUT
-    assert answer.said["state"] == "PENDING"
-    assert "no result after 0.5 s" in answer.said["error"]
-    assert stack.client.AsyncResult(answer.said["id"]).get(timeout=TIMEOUT_SECONDS) == "slow"
+    assert answer.data["state"] == "PENDING"
+    assert "no result after 0.5 s" in answer.data["error"]
+    assert stack.client.AsyncResult(answer.data["id"]).get(timeout=TIMEOUT_SECONDS) == "slow"
 
 
 def test_a_redis_that_goes_away_during_the_wait_or_before_is_said_in_time(harness: Harness) -> None:
@@ -117,4 +117,4 @@ def test_a_redis_that_goes_away_during_the_wait_or_before_is_said_in_time(harnes
     assert json.loads(call.process.log().splitlines()[-1])["error"]
     answer = services(stack, "call", ADD, "--args", "[4, 3]")
     assert answer.code == FAILURE
-    assert "the task could not be sent" in answer.said["error"]
+    assert "the task could not be sent" in answer.data["error"]

@@ -44,21 +44,21 @@ def stack(shared_harness: Harness) -> Stack:
 
 def test_nodes_queues_and_beat_are_shown(stack: Stack) -> None:
     def is_whole(answer: Answer) -> bool:
-        node = answer.said["nodes"].get(NODE, {})
+        node = answer.data["nodes"].get(NODE, {})
         return bool(node.get("running") and node.get("queues"))
 
     answer = status(stack, is_whole)
 
     assert (answer.code, answer.errors) == (0, "")
-    ((name, node),) = answer.said["nodes"].items()
+    ((name, node),) = answer.data["nodes"].items()
     assert name == NODE
     assert (node["pool"], node["concurrency"], node["queues"]) == ("threads", 2, ["celery", "mail"])
     assert [task["name"] for task in node["running"]] == ["probe.hold"]
     # Every priority counts, and a queue that no worker here listens on.
-    assert answer.said["queues"] == {"celery": 0, "elsewhere": 3, "mail": 0}
-    assert answer.said["unread"] == [waits("elsewhere", priority) for priority in (0, 3, 9)]
-    assert (answer.said["silent_nodes"], answer.said["overtime"], answer.said["unacked"]) == (0, [], 1)
-    assert 0 <= answer.said["beat"]["seconds_since_tick"] < TIMEOUT_SECONDS
+    assert answer.data["queues"] == {"celery": 0, "elsewhere": 3, "mail": 0}
+    assert answer.data["unread"] == [waits("elsewhere", priority) for priority in (0, 3, 9)]
+    assert (answer.data["silent_nodes"], answer.data["overtime"], answer.data["unacked"]) == (0, [], 1)
+    assert 0 <= answer.data["beat"]["seconds_since_tick"] < TIMEOUT_SECONDS
 
 
 def status(stack: Stack, is_whole: Callable[[Answer], bool]) -> Answer:
@@ -84,11 +84,11 @@ def stock_producer(stack: Stack) -> Celery:
 
 def unread(stack: Stack) -> list[dict[str, Any]]:
     """What no node reads, as soon as each node has said what it reads."""
-    return list(status(stack, all_answer).said["unread"])
+    return list(status(stack, all_answer).data["unread"])
 
 
 def all_answer(answer: Answer) -> bool:
-    return answer.code == 0 and not answer.said["silent_nodes"]
+    return answer.code == 0 and not answer.data["silent_nodes"]
 
 
 # Lists of other programs: text, bytes, JSON, the part of a chord, and a message that is no task.
@@ -138,10 +138,10 @@ def test_a_task_that_runs_over_its_limit_where_nothing_ends_it_is_shown(harness:
     wanted = (0, 1) if pool == "solo" else (1, 0)
 
     def is_whole(answer: Answer) -> bool:
-        shown = answer.said
+        shown = answer.data
         return bool(shown["overtime"]) and (len(shown["nodes"]), shown["silent_nodes"]) == wanted
 
-    overtime = status(stack, is_whole).said["overtime"]
+    overtime = status(stack, is_whole).data["overtime"]
 
     (one,) = overtime
     assert one.pop("seconds") > 0
@@ -150,18 +150,18 @@ def test_a_task_that_runs_over_its_limit_where_nothing_ends_it_is_shown(harness:
 
     harness.release("late")
     late.get(timeout=TIMEOUT_SECONDS)
-    status(stack, lambda answer: not answer.said["overtime"])
+    status(stack, lambda answer: not answer.data["overtime"])
 
 
 def test_where_no_node_runs_only_what_none_would_read_is_unread(harness: Harness) -> None:
     stack = harness.stack()
-    assert status(stack, all_answer).said == EMPTY
+    assert status(stack, all_answer).data == EMPTY
 
     with stock_producer(stack) as producer:
         for queue, priority in (("celery", 0), ("celery", 1), ("elsewhere", 9)):
             producer.send_task("probe.mark", ("waits",), queue=queue, priority=priority)
 
-    assert status(stack, all_answer).said == {
+    assert status(stack, all_answer).data == {
         **EMPTY,
         "queues": {"celery": 1, "elsewhere": 1},
         "unread": [waits("celery", 1)],

@@ -146,7 +146,7 @@ def test_many_of_them_are_in_nobodys_memory_and_in_nobodys_way(stack: Stack, man
     assert memory(stack.nodes[0]) - before < GROWTH_BYTES
     stack.send("probe.mark", f"at-once-{many}")
     stack.harness.wait_started(f"at-once-{many}")
-    assert services(stack, "status").said["scheduled"] == many + 1
+    assert services(stack, "status").data["scheduled"] == many + 1
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -338,14 +338,14 @@ def test_the_way_back_to_stock_workers_is_refused_while_stalks_live(bare: Stack)
 
     assert refused.code == 1
     stop = "stop Stalk's workers first, with 'make scale WORKERS=0' for instance"
-    assert refused.said["error"] == f"{NODE} would take it in again: {stop}"
+    assert refused.data["error"] == f"{NODE} would take it in again: {stop}"
     assert count_scheduled(bare) == 1
     far.revoke()
     wait_scheduled(bare, 0)
     worker.process.terminate()
     assert worker.exits(TIMEOUT_SECONDS) == 0
     answer = services(bare, "to-plain")
-    assert (answer.code, answer.said) == (0, {"scheduled": 0, "restored": 0})
+    assert (answer.code, answer.data) == (0, {"scheduled": 0, "restored": 0})
 
 
 def test_stock_workers_go_on_with_all_that_was_left(bare: Stack) -> None:
@@ -367,9 +367,9 @@ def test_stock_workers_go_on_with_all_that_was_left(bare: Stack) -> None:
     late = services(bare, "to-plain")
 
     # What waits for its time need not wait for the lease of the dead.
-    assert (early.code, early.said["scheduled"], early.said["restored"]) == (1, 5, 0)
-    assert early.said["error"].startswith("1 tasks still belong to workers that do not answer")
-    assert (late.code, late.said) == (0, {"scheduled": 0, "restored": 1})
+    assert (early.code, early.data["scheduled"], early.data["restored"]) == (1, 5, 0)
+    assert early.data["error"].startswith("1 tasks still belong to workers that do not answer")
+    assert (late.code, late.data) == (0, {"scheduled": 0, "restored": 1})
     assert client.exists(SCHEDULED, SCHEDULED_MESSAGES, UNACKED, UNACKED_LEASES) == 0
     # The right end is taken first: what was cut off, then what is due first.
     assert list_waiting(bare)[:-2] == [one.id for one in (*far[::-1], soon)][: len(list_waiting(bare)) - 2]

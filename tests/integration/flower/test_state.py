@@ -84,9 +84,9 @@ def test_an_unreadable_file_is_moved_aside(content: bytes, redis: RedisServer, h
 def test_a_database_that_cannot_be_written_is_said_at_once(harness: Harness, serve: Serve) -> None:
     (harness.directory / "flower" / "flower.db.new").mkdir(parents=True)
     served = serve(None)
-    said = served.refused()
-    assert said.startswith(f"{served.database}: Flower cannot write there (")
-    assert said.count("\n") == 1
+    error = served.refused()
+    assert error.startswith(f"{served.database}: Flower cannot write there (")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["redis-there", "redis-frozen"])

@@ -373,11 +373,11 @@ def test_many_letters_are_replayed_and_listed_newest_last_by_twenty_with_a_count
     latest, everything = (services(bare, "dead-letters", *more) for more in ([], ["--all"]))
 
     assert (latest.code, everything.code) == (0, 0)
-    assert [one["id"] for one in latest.said["dead_letters"]] == ids[-20:]
-    assert latest.said["more"] == 230
-    assert [one["id"] for one in everything.said["dead_letters"]] == ids
-    assert everything.said["more"] == 0
-    oldest = latest.said["dead_letters"][0]
+    assert [one["id"] for one in latest.data["dead_letters"]] == ids[-20:]
+    assert latest.data["more"] == 230
+    assert [one["id"] for one in everything.data["dead_letters"]] == ids
+    assert everything.data["more"] == 0
+    oldest = latest.data["dead_letters"][0]
     assert datetime.fromisoformat(oldest.pop("when")).timestamp() == 1700000000
     assert oldest == {
         "id": ids[-20],
@@ -388,7 +388,7 @@ def test_many_letters_are_replayed_and_listed_newest_last_by_twenty_with_a_count
         "deliveries": 5,
         "detail": "a test",
     }
-    assert services(bare, "replay", "--all").said == {"replayed": ids}
+    assert services(bare, "replay", "--all").data == {"replayed": ids}
     assert bare.waiting("mail") == 250
 
 
@@ -400,12 +400,12 @@ def test_one_letter_is_shown_with_its_arguments_or_byte_by_byte(bare: Stack) -> 
     answer, of_broken = (services(bare, "dead-letters", str(one)) for one in (number, broken))
 
     assert (answer.code, of_broken.code) == (0, 0)
-    assert (answer.said["args"], answer.said["kwargs"]) == (["x", {"y": [1.5]}], {})
-    assert answer.said["headers"]["argsrepr"] == "('x', {'y': [1.5]})"
-    assert "message" not in answer.said
-    assert (of_broken.said["task"], of_broken.said["args"]) == (None, None)
-    assert of_broken.said["message"] == r'{"caf\xe9\\xff": \x1b[31m'
-    assert of_broken.said["problem"].startswith("not a message")
+    assert (answer.data["args"], answer.data["kwargs"]) == (["x", {"y": [1.5]}], {})
+    assert answer.data["headers"]["argsrepr"] == "('x', {'y': [1.5]})"
+    assert "message" not in answer.data
+    assert (of_broken.data["task"], of_broken.data["args"]) == (None, None)
+    assert of_broken.data["message"] == r'{"caf\xe9\\xff": \x1b[31m'
+    assert of_broken.data["problem"].startswith("not a message")
 
 
 @pytest.mark.parametrize(
@@ -441,8 +441,8 @@ def test_a_redis_that_is_away_is_said_with_exit_code_1(bare: Stack, command: str
     answer = services(bare, *command.split())
 
     assert answer.code == 1
-    assert answer.said["error"].startswith("Redis refuses: " if "replay" in command else "Redis does not answer: ")
-    assert answer.errors == f"error: {answer.said['error']}\n"
+    assert answer.data["error"].startswith("Redis refuses: " if "replay" in command else "Redis does not answer: ")
+    assert answer.errors == f"error: {answer.data['error']}\n"
 
 
 # Replay.
@@ -459,7 +459,7 @@ def test_a_task_that_kills_its_process_ends_after_the_allowed_deliveries_and_is_
 
     answer = services(stack, "replay", str(number))
 
-    assert (answer.code, answer.said) == (0, {"replayed": [number]})
+    assert (answer.code, answer.data) == (0, {"replayed": [number]})
     stack.harness.wait_until(
         lambda: stack.client.AsyncResult(sent.id).state == "SUCCESS", TIMEOUT_SECONDS, "it succeeds"
     )
@@ -499,8 +499,8 @@ def test_a_replay_leaves_each_message_as_its_sender_wrote_it_beside_one_that_doe
 
     answer = services(bare, "replay", "99", *map(str, ids))
 
-    assert (answer.code, answer.said["replayed"]) == (1, ids)
-    assert answer.said["error"].startswith("there is no dead letter 99")
+    assert (answer.code, answer.data["replayed"]) == (1, ids)
+    assert answer.data["error"].startswith("there is no dead letter 99")
     assert letters(bare) == {}
     with redis.Redis(port=bare.redis.port, password=bare.redis.password) as client:
         first, *_, third, fourth = keys.get_lists("mail")
@@ -517,13 +517,13 @@ def test_a_full_redis_refuses_a_replay_whole_and_can_be_purged(bare: Stack) -> N
     answer = services(bare, "replay", "--all")
 
     assert answer.code == 1
-    assert answer.said["error"].startswith("Redis refuses: ")
-    assert answer.said["error"].endswith("nothing was replayed")
-    assert "maxmemory" in answer.said["error"]
+    assert answer.data["error"].startswith("Redis refuses: ")
+    assert answer.data["error"].endswith("nothing was replayed")
+    assert "maxmemory" in answer.data["error"]
     assert list(letters(bare)) == ids
     assert bare.waiting("mail") == 0
     purged = services(bare, "purge-dead-letters", "--yes")
-    assert (purged.code, purged.said) == (0, {"purged": 2})
+    assert (purged.code, purged.data) == (0, {"purged": 2})
 
 
 def test_a_purge_deletes_all_letters_says_how_many_and_tells_who_has_not_been_told(bare: Stack) -> None:
@@ -535,6 +535,6 @@ def test_a_purge_deletes_all_letters_says_how_many_and_tells_who_has_not_been_to
 
     answer = services(bare, "purge-dead-letters", "--yes")
 
-    assert (answer.code, answer.said) == (0, {"purged": 252})
+    assert (answer.code, answer.data) == (0, {"purged": 252})
     assert reason(bare.client.AsyncResult(id_of(untold))) == "crashed"
     assert bare.redis.client().keys("dead_letter*") == [keys.DEAD_LETTERS_NEXT]

@@ -95,7 +95,7 @@ class Terminal:
         )
         os.close(theirs)
         os.set_blocking(self._ours, False)
-        self.shown = ""
+        self.output = ""
 
     def __enter__(self) -> Self:
         return self
@@ -111,8 +111,8 @@ class Terminal:
 
         def has_shown() -> bool:
             with suppress(BlockingIOError, OSError):
-                self.shown += os.read(self._ours, 65536).decode(errors="replace")
-            return text in self.shown
+                self.output += os.read(self._ours, 65536).decode(errors="replace")
+            return text in self.output
 
         self._deployment.wait(has_shown, f"{text!r} on the terminal")
 
@@ -145,7 +145,7 @@ def test_make_logs_follows_one_service_until_ctrl_c_which_ends_nothing_else(
         os.killpg(terminal.program.pid, signal.SIGINT)
         terminal.program.wait(COMMAND_SECONDS)
         for other in (*others[service], "redis-1", "Traceback"):
-            assert other not in terminal.shown
+            assert other not in terminal.output
     assert deployment.units() == before
 
 

@@ -21,12 +21,12 @@ def word() -> str:
 
 
 @pytest.fixture
-def module(patient: Stack) -> Iterator[Path]:
+def module(with_long_grace: Stack) -> Iterator[Path]:
     """A task module that is edited; afterwards the containers run the image again."""
-    path = patient.directory / "services" / "tasks" / "edited.py"
+    path = with_long_grace.directory / "services" / "tasks" / "edited.py"
     yield path
     path.unlink(missing_ok=True)
-    patient.make("up")
+    with_long_grace.make("up")
 
 
 @pytest.mark.slow

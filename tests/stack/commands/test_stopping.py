@@ -10,8 +10,8 @@ IN_NO_HURRY = """
 """
 
 
-def test_running_tasks_finish_before_make_stop_and_queued_ones_survive_make_down(patient: Stack) -> None:
-    stack = patient
+def test_running_tasks_finish_before_make_stop_and_queued_ones_survive_make_down(with_long_grace: Stack) -> None:
+    stack = with_long_grace
     # A node with a task in its solo pool answers nobody.
     stack.override.write_text("services:" + SOLO + IN_NO_HURRY)
     stack.compose("up", "--detach")
@@ -19,9 +19,9 @@ def test_running_tasks_finish_before_make_stop_and_queued_ones_survive_make_down
     marks, solo = stack.send_marks([None], [None], *[[0]] * 5), stack.send_marks([None], queue="one")
     marks.wait_started(2)
     solo.wait_started()
-    said = stack.stop_while_they_run(lambda: stack.make("stop"), marks, solo).stdout
-    assert "2 running, 1 more held by workers (waiting for its time, or in a solo pool); waiting for them" in said
-    assert "Workers have stopped. Still queued: 5 in celery." in said
+    output = stack.stop_while_they_run(lambda: stack.make("stop"), marks, solo).stdout
+    assert "2 running, 1 more held by workers (waiting for its time, or in a solo pool); waiting for them" in output
+    assert "Workers have stopped. Still queued: 5 in celery." in output
     assert {container["State"] for container in stack.containers()} == {"exited"}
     assert {stack.inspect(identifier)["State"]["ExitCode"] for identifier in stack.ids()} == {0}
     assert stack.make("stop").stdout == "Nothing runs.\n"

@@ -16,15 +16,15 @@ IN_ENV_FILE = "'" + PASSWORD.replace("'", "\\'") + "'"
 
 
 def test_the_first_make_up_writes_secrets_and_says_where_to_look(first_stack: tuple[Stack, str]) -> None:
-    stack, said = first_stack
+    stack, output = first_stack
     assert stat.S_IMODE(stack.env_file.stat().st_mode) == 0o600
-    assert "Wrote .env, with random passwords (mode 0600)." in said
-    assert f"http://127.0.0.1:{stack.port}/flower/ (user admin, password in .env at FLOWER_BASIC_AUTH)" in said
-    assert "make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'" in said
+    assert "Wrote .env, with random passwords (mode 0600)." in output
+    assert f"http://127.0.0.1:{stack.port}/flower/ (user admin, password in .env at FLOWER_BASIC_AUTH)" in output
+    assert "make call TASK=services.tasks.arithmetic.add ARGS='[4, 3]'" in output
     written = dict(re.findall(r"^(REDIS_PASSWORD|FLOWER_BASIC_AUTH)=(.+)$", stack.env_file.read_text(), re.MULTILINE))
     for secret in (written["REDIS_PASSWORD"], written["FLOWER_BASIC_AUTH"].removeprefix("admin:")):
         assert len(secret) >= 32
-        assert secret not in said
+        assert secret not in output
 
 
 def test_make_up_again_changes_nothing(deployment: Deployment) -> None:

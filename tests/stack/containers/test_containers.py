@@ -157,11 +157,11 @@ def test_the_image_holds_no_compiler(stack: Stack) -> None:
 
 
 def test_python_says_what_is_in_force_without_the_passwords(stack: Stack) -> None:
-    told = stack.shell("flower", "python -m config show && python -m config check")
-    assert "FLOWER_URL_PREFIX=flower" in told
-    assert "The configuration is good." in told
+    output = stack.shell("flower", "python -m config show && python -m config check")
+    assert "FLOWER_URL_PREFIX=flower" in output
+    assert "The configuration is good." in output
     for secret in secrets(stack):
-        assert secret not in told
+        assert secret not in output
 
 
 @each_service

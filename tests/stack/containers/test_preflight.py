@@ -33,11 +33,11 @@ def test_an_evicting_redis_is_refused_with_the_command_that_mends_it(stack: Stac
     with ThreadPoolExecutor(len(services)) as both:
         ran = list(both.map(lambda service: stack.compose(*RUN, *given, service, check=False), services))
     for done in ran:
-        told = done.stdout + done.stderr
-        assert done.returncode == 3, told
-        assert "its maxmemory-policy is allkeys-lru, so it throws away waiting tasks when it is full" in told
-        assert MEND in told
-        assert "Traceback" not in told
+        output = done.stdout + done.stderr
+        assert done.returncode == 3, output
+        assert "its maxmemory-policy is allkeys-lru, so it throws away waiting tasks when it is full" in output
+        assert MEND in output
+        assert "Traceback" not in output
     stack.docker("exec", evicting_redis, "redis-cli", "CONFIG", "SET", "maxmemory-policy", "noeviction")
     again = stack.compose(*RUN, "--entrypoint=python", *given, "worker", "-c", LOOK_AGAIN, check=False)
     assert again.returncode == 0, again.stderr

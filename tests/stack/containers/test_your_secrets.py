@@ -33,8 +33,8 @@ def test_secrets_come_from_files_and_are_in_no_containers_environment(stack: Sta
         assert stack.flower("/flower/", secrets["FLOWER_BASIC_AUTH"]).status == 200
         assert stack.flower("/flower/", "").status == 401
         for identifier in stack.ids():
-            told = str(stack.inspect(identifier)["Config"]["Env"])
-            assert not any(secret in told for secret in secrets.values())
+            output = str(stack.inspect(identifier)["Config"]["Env"])
+            assert not any(secret in output for secret in secrets.values())
     finally:
         stack.env_file.write_text(before)
 

@@ -182,18 +182,18 @@ def test_a_web_application_shows_progress(site_of: Callable[[str], Site], block:
     site = site_of(block)
     status, body, headers = site.ask_until_answered("POST", "/chains", seed="seed", rounds=2 * ROUNDS)
     assert (status, headers["Location"]) == (202, f"/tasks/{body['id']}")
-    seen: list[tuple[int, Any]] = []
+    answers: list[tuple[int, Any]] = []
 
     def ended() -> bool:
         status, body, _ = site.ask_until_answered("GET", headers["Location"])
-        seen.append((status, body))
+        answers.append((status, body))
         return bool(status != 202)
 
-    wait_until(ended, TASK_SECONDS, "the chain ends", lambda: str(seen), look=0.2)
-    shares = [body["value"]["done"] / body["value"]["total"] for _, body in seen if body["state"] == "PROGRESS"]
-    assert any(0 < share < 1 for share in shares), seen
-    assert seen[-1][0] == 200, seen[-1]
-    assert re.fullmatch(r"[0-9a-f]{64}", seen[-1][1]["value"])
+    wait_until(ended, TASK_SECONDS, "the chain ends", lambda: str(answers), look=0.2)
+    shares = [body["value"]["done"] / body["value"]["total"] for _, body in answers if body["state"] == "PROGRESS"]
+    assert any(0 < share < 1 for share in shares), answers
+    assert answers[-1][0] == 200, answers[-1]
+    assert re.fullmatch(r"[0-9a-f]{64}", answers[-1][1]["value"])
 
 
 @pytest.mark.parametrize("block", WEB)

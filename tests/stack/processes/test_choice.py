@@ -49,19 +49,19 @@ def test_with_containers_recorded_and_no_engine_nothing_is_started(bare: Callabl
     (local.state / "runtime").write_text("docker\n")
     done = local.make("up", check=False)
     assert done.returncode == 2
-    said = sentence(done.stderr)
-    assert "this checkout's data is in Docker's volumes, so nothing was started" in said
-    assert "STALK_RUNTIME=local make up" in said
+    output = sentence(done.stderr)
+    assert "this checkout's data is in Docker's volumes, so nothing was started" in output
+    assert "STALK_RUNTIME=local make up" in output
     assert not local.env_file.exists()
     assert not local.run.exists()
 
 
 def test_local_can_be_asked_for_against_the_record_and_is_told_what_happens_to_the_data(local: Local) -> None:
     (local.state / "runtime").write_text("docker\n")
-    said = local.make("up", exported={"STALK_RUNTIME": "local"}).stdout
-    assert "Changing from containers" in said
-    assert "no data is taken along, what was queued stays there" in said
-    assert "STALK_RUNTIME=docker make up goes back to it" in said
+    output = local.make("up", exported={"STALK_RUNTIME": "local"}).stdout
+    assert "Changing from containers" in output
+    assert "no data is taken along, what was queued stays there" in output
+    assert "STALK_RUNTIME=docker make up goes back to it" in output
     assert (local.state / "runtime").read_text() == "local\n"
 
 
@@ -105,9 +105,9 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_started(bare: Callable[...
         taken.bind(("127.0.0.1", local.port))
         taken.listen()
         done = local.make("up", check=False)
-    said = sentence(done.stderr)
-    assert f"port {local.port} on 127.0.0.1 is not available for Flower" in said
-    assert "FLOWER_PORT" in said
+    output = sentence(done.stderr)
+    assert f"port {local.port} on 127.0.0.1 is not available for Flower" in output
+    assert "FLOWER_PORT" in output
     assert not local.run.exists()
     assert not (local.state / "runtime").exists(), "nothing has run: nothing is to be kept to"
 
@@ -124,10 +124,10 @@ def test_another_port_is_looked_at_too_while_flower_runs(local: Local) -> None:
 
 def test_a_path_that_is_too_long_for_sockets_is_named(bare: Callable[..., Local]) -> None:
     local = bare("long/" * 15 + "checkout")
-    said = sentence(local.make("up", check=False).stderr)
-    assert str(local.directory) in said
-    assert "too long for the Unix sockets in it" in said
-    assert "move the checkout to a shorter path" in said
+    output = sentence(local.make("up", check=False).stderr)
+    assert str(local.directory) in output
+    assert "too long for the Unix sockets in it" in output
+    assert "move the checkout to a shorter path" in output
 
 
 def test_a_path_that_redis_cannot_be_told_is_named(bare: Callable[..., Local]) -> None:

@@ -53,9 +53,9 @@ def test_dead_letters_are_a_line_each_or_one_json_object(local: Local, letters: 
 
 
 def test_one_dead_letter_shows_its_arguments_as_they_were_sent(local: Local, letters: list[int]) -> None:
-    said = local.make("dead-letters", ID=str(letters[1])).stdout
+    output = local.make("dead-letters", ID=str(letters[1])).stdout
 
-    lines = dict(line.split(maxsplit=1) for line in said.splitlines())
+    lines = dict(line.split(maxsplit=1) for line in output.splitlines())
     assert lines["args"].strip() == '["[red]two[/]"]'
     assert lines["reason"].strip() == "unknown-task"
     assert lines["priority"].strip() == "0 (0 is the most urgent)"
@@ -157,9 +157,9 @@ def test_without_workers_all_goes_back_to_plain_queues(local: Local) -> None:
     assert local.status()["scheduled"] == 1
     local.make("scale", WORKERS="0")
 
-    said = local.make("to-plain").stdout
+    output = local.make("to-plain").stdout
 
-    assert said.startswith("Back in the queues: 1 tasks that waited for their time, 0 of workers that are gone.")
+    assert output.startswith("Back in the queues: 1 tasks that waited for their time, 0 of workers that are gone.")
     with local.redis() as client:
         assert (client.zcard(SCHEDULED), client.llen("celery")) == (0, 1)
         assert "No node answers; what waits: 1 in celery." in local.make("status").stdout

@@ -38,9 +38,9 @@ def test_a_change_is_taken_up_warm_and_mistakes_are_refused(local: Local, dev: D
     save(module, good + "no_such_name\n")
     dev.says("; the old code goes on", times=2)
     line = len(good.splitlines()) + 1
-    said = dev.log.read_text()
-    assert f"error: {MODULE} line {line}: SyntaxError: " in said
-    assert f"error: {MODULE} line {line}: NameError: name 'no_such_name' is not defined; the old code" in said
+    output = dev.log.read_text()
+    assert f"error: {MODULE} line {line}: SyntaxError: " in output
+    assert f"error: {MODULE} line {line}: NameError: name 'no_such_name' is not defined; the old code" in output
     assert local.pids() == before
     assert local.run_task(WORD) == old
 

@@ -19,13 +19,13 @@ def release_when_up_says(local: Local, text: str, label: str) -> None:
         command, cwd=local.directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as up:
         assert up.stdout
-        said = ""
-        while text not in said and (line := up.stdout.readline()):
-            said += line
+        output = ""
+        while text not in output and (line := up.stdout.readline()):
+            output += line
         local.release(label)
         rest, _ = up.communicate(timeout=MAKE_SECONDS)
-    assert up.returncode == 0, said + rest + local.describe()
-    assert text in said, said
+    assert up.returncode == 0, output + rest + local.describe()
+    assert text in output, output
 
 
 def test_a_killed_supervisor_leaves_tasks_running_and_up_recovers_without_a_second_redis(local: Local) -> None:
@@ -119,11 +119,11 @@ def test_a_second_redis_does_not_touch_the_data(local: Local) -> None:
     )
     try:
         assert second.stdout
-        said = second.stdout.readline()
+        output = second.stdout.readline()
     finally:
         second.kill()
         second.wait()
-    assert said == f"waiting for another Redis (pid {local.pids()['redis']}) to leave {local.state / 'redis'}\n"
+    assert output == f"waiting for another Redis (pid {local.pids()['redis']}) to leave {local.state / 'redis'}\n"
 
 
 @pytest.mark.slow

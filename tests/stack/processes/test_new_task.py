@@ -10,12 +10,12 @@ from tests.stack.processes.handle import Local
 
 
 def test_a_new_task_is_found_after_up_and_its_test_passes(local: Local) -> None:
-    said = local.make("new-task", NAME="letters_of_ours").stdout
-    assert "Wrote services/tasks/letters_of_ours.py and tests/unit/test_tasks_letters_of_ours.py." in said
-    assert """make up && make call TASK=services.tasks.letters_of_ours.process ARGS='["first"]'""" in said
+    output = local.make("new-task", NAME="letters_of_ours").stdout
+    assert "Wrote services/tasks/letters_of_ours.py and tests/unit/tasks/test_letters_of_ours.py." in output
+    assert """make up && make call TASK=services.tasks.letters_of_ours.process ARGS='["first"]'""" in output
     local.make("up")
     assert local.run_task("services.tasks.letters_of_ours.process", "first") == "first is done"
-    test = "tests/unit/test_tasks_letters_of_ours.py"
+    test = "tests/unit/tasks/test_letters_of_ours.py"
     tried = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
         cwd=local.directory,

@@ -18,9 +18,9 @@ def test_stop_lets_running_tasks_finish_and_up_runs_the_queued_ones(local: Local
     labels = ["stopped-0", "stopped-1"]
     running = [local.start(label) for label in labels]
     queued = [local.send("services.tasks.arithmetic.add", number, 1) for number in range(20)]
-    said = local.end_while(lambda: local.make("stop"), *labels).stdout
-    assert "2 running; waiting for them" in said
-    assert "Still queued: " in said
+    output = local.end_while(lambda: local.make("stop"), *labels).stdout
+    assert "2 running; waiting for them" in output
+    assert "Still queued: " in output
     assert [local.notes("end", label) for label in labels] == [1, 1]
     assert local.left() == []
     assert local.make("stop").stdout == "Nothing runs.\n"
@@ -79,9 +79,9 @@ def test_a_closed_terminal_ends_nothing(local: Local) -> None:
         # A session of its own, which hangs up with its terminal.
         os.chdir(local.directory)
         os.execvpe("sh", ["sh", "-c", "make --old-file=.venv/ready up && read line"], local.environment())
-    said = b""
-    while b"The stack works" not in said:
-        said += os.read(terminal, 4096)
+    output = b""
+    while b"The stack works" not in output:
+        output += os.read(terminal, 4096)
     os.close(terminal)
     os.waitpid(pid, 0)
     before = local.pids()

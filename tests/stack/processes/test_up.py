@@ -14,9 +14,9 @@ from tests.stack.processes.handle import PROGRAMS, Local
 
 
 def test_the_first_up_says_which_runtime_and_why_and_keeps_it_beside_the_data(first_up: tuple[Local, str]) -> None:
-    local, said = first_up
-    assert "Runtime: local (no Docker Engine answers)." in said
-    assert f"http://127.0.0.1:{local.port}/flower/" in said
+    local, output = first_up
+    assert "Runtime: local (no Docker Engine answers)." in output
+    assert f"http://127.0.0.1:{local.port}/flower/" in output
     assert (local.state / "runtime").read_text() == "local\n"
     assert not read_env_file(local.env_file).get("STALK_RUNTIME")
 
@@ -26,10 +26,10 @@ def test_make_local_asks_for_processes(local: Local) -> None:
 
 
 def test_status_shows_units_nodes_queues_and_beat_without_colours(local: Local) -> None:
-    said = local.make("status").stdout
+    output = local.make("status").stdout
     for word in (*PROGRAMS, "healthy", "worker1-node0@", "prefork", "celery", "Beat: last tick"):
-        assert word in said
-    assert "\x1b" not in said
+        assert word in output
+    assert "\x1b" not in output
 
 
 def test_status_names_where_tasks_wait_that_no_node_reads(local: Local) -> None:

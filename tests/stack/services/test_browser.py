@@ -418,12 +418,12 @@ def test_make_pictures_takes_the_pictures_of_the_readme_and_leaves_nothing_runni
     pictures = [site.stack.directory / "docs" / f"flower-{name}.png" for name in ("tasks", "workers")]
     for picture in pictures:
         picture.unlink(missing_ok=True)
-    said = site.stack.make("pictures").stdout
+    output = site.stack.make("pictures").stdout
     for picture in pictures:
         content = picture.read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 20_000
-        assert f"Wrote docs/{picture.name}" in said
+        assert f"Wrote docs/{picture.name}" in output
     with site.visit() as user:
         user.go("/")
         expect(user.page.locator("#workers-active")).to_have_text("0")

@@ -31,8 +31,8 @@ def test_a_task_is_still_known_after_flower_was_killed(stack: Stack) -> None:
     task, flower = answer["id"], stack.ids("flower")[0]
 
     def known() -> bool:
-        seen = stack.flower(f"/flower/api/task/info/{task}")
-        return seen.status == 200 and seen.json()["state"] == "SUCCESS"
+        response = stack.flower(f"/flower/api/task/info/{task}")
+        return response.status == 200 and response.json()["state"] == "SUCCESS"
 
     stack.wait(known, "the task in Flower")
     seconds = float(stack.shell("flower", "date +%s.%N"))

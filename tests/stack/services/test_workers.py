@@ -95,8 +95,8 @@ def test_make_up_keeps_what_make_scale_has_set(three_workers: Stack) -> None:
 
 
 @pytest.mark.slow
-def test_a_task_that_ends_in_time_ends_before_its_worker_stops(patient: Stack) -> None:
-    stack = patient
+def test_a_task_that_ends_in_time_ends_before_its_worker_stops(with_long_grace: Stack) -> None:
+    stack = with_long_grace
     stack.compose("up", "--detach", "--no-deps", "worker")
     stack.wait_healthy()
     marks = stack.send_marks([None])
@@ -161,15 +161,15 @@ def test_a_task_that_takes_all_memory_becomes_a_dead_letter_alone(small: Stack) 
 
 def letters(stack: Stack) -> list[list[str]]:
     """Which tasks are dead letters and why, oldest first."""
-    said = json.loads(stack.make("dead-letters", JSON="1").stdout)
-    return [[letter["task_id"], letter["reason"]] for letter in said["dead_letters"]]
+    output = json.loads(stack.make("dead-letters", JSON="1").stdout)
+    return [[letter["task_id"], letter["reason"]] for letter in output["dead_letters"]]
 
 
 def test_a_node_that_cannot_start_ends_its_container_with_an_error(stack: Stack) -> None:
     done = stack.compose(
         "run", "--rm", "-T", "--no-deps", "-e", "CELERY_IMPORTS=services.broken", "worker", check=False
     )
-    told = done.stdout + done.stderr
-    assert done.returncode == 1, told
-    assert "RuntimeError: broken on purpose" in told
-    assert "watchdog: node0 could not be started; its error is above; stopping the container" in told
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert "RuntimeError: broken on purpose" in output
+    assert "watchdog: node0 could not be started; its error is above; stopping the container" in output

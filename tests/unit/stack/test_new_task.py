@@ -12,7 +12,7 @@ from stack.errors import CommandError
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The services/tasks/ of a checkout with nothing else in it."""
     monkeypatch.setattr(new_task, "ROOT", tmp_path)
-    (tmp_path / "tests" / "unit").mkdir(parents=True)
+    (tmp_path / "tests" / "unit" / "tasks").mkdir(parents=True)
     (tmp_path / "services" / "tasks").mkdir(parents=True)
     return tmp_path / "services" / "tasks"
 
@@ -27,7 +27,7 @@ def test_a_name_that_is_no_modules_is_refused(package: Path, name: str) -> None:
     assert list(package.iterdir()) == []
 
 
-@pytest.mark.parametrize("there", ["services/tasks/taken.py", "services/tasks/taken", "tests/unit/test_tasks_taken.py"])
+@pytest.mark.parametrize("there", ["services/tasks/taken.py", "services/tasks/taken", "tests/unit/tasks/test_taken.py"])
 def test_what_is_there_is_not_overwritten(package: Path, there: str) -> None:
     path = package.parents[1] / there
     path.write_text("mine\n")

@@ -58,11 +58,11 @@ def test_without_any_redis_the_sentence_says_what_was_found_and_what_to_install(
     monkeypatch.setattr(redis_server, "find_spec", lambda name: None)
     with pytest.raises(CommandError) as failure:
         redis_server.find()
-    said = str(failure.value)
-    assert "version 6.2" in said
-    assert f"{path / 'redis-server'} is 6.0" in said
-    assert f"{path / 'valkey-server'} is no Redis" in said
-    assert "apt-get install redis-server" in said
+    error = str(failure.value)
+    assert "version 6.2" in error
+    assert f"{path / 'redis-server'} is 6.0" in error
+    assert f"{path / 'valkey-server'} is no Redis" in error
+    assert "apt-get install redis-server" in error
 
 
 def test_data_of_a_newer_redis_is_not_given_to_an_older_one(only_on_path: OnlyOnPath) -> None:

@@ -17,7 +17,7 @@ class Screen(io.StringIO):
         return True
 
 
-def said(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **variables: str) -> str:
+def output(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **variables: str) -> str:
     for name in ("NO_COLOR", "TERM"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -28,13 +28,13 @@ def said(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **variables: str)
 
 
 def test_an_error_is_red_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert said(monkeypatch, Screen(), TERM="xterm") == "\x1b[31merror:\x1b[0m no engine\n"
-    assert said(monkeypatch, io.StringIO(), TERM="xterm") == "error: no engine\n"
+    assert output(monkeypatch, Screen(), TERM="xterm") == "\x1b[31merror:\x1b[0m no engine\n"
+    assert output(monkeypatch, io.StringIO(), TERM="xterm") == "error: no engine\n"
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_somebody_who_wants_no_colour_gets_none(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    assert said(monkeypatch, Screen(), **variables) == "error: no engine\n"
+    assert output(monkeypatch, Screen(), **variables) == "error: no engine\n"
 
 
 def test_ctrl_c_is_the_attached_programs_and_not_ours(tmp_path: Path) -> None:
