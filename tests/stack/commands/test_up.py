@@ -3,6 +3,7 @@
 import re
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,13 +69,16 @@ def test_a_refused_up_leaves_the_image_that_an_added_container_would_run(stack: 
 
 
 @pytest.fixture(scope="module")
-def changed_stack(first_stack: tuple[Stack, str]) -> Stack:
-    """The stack after changes of its settings and one more `make up`."""
+def changed_stack(first_stack: tuple[Stack, str]) -> Iterator[Stack]:
+    """The stack after changes of its settings and one more `make up`; afterwards it is as it was."""
     stack, _ = first_stack
     stack.settle()
+    before = stack.env_file.read_bytes()
     stack.set_variables(f"REDIS_PASSWORD={IN_ENV_FILE}\nFLOWER_BASIC_AUTH='ops:a,b:c$d\\'é'\nLOG_LEVEL=debug\n")
     stack.make("up")
-    return stack
+    yield stack
+    stack.env_file.write_bytes(before)
+    stack.make("up")
 
 
 def test_a_change_of_env_is_picked_up(changed_stack: Stack) -> None:
