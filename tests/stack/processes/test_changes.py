@@ -84,6 +84,6 @@ def test_what_supervisor_itself_runs_on_and_another_password_are_taken_up_with_t
     local.set_variable(local.env_file, "REDIS_PASSWORD", "'another one, with # and \"'")
     assert "What Supervisor itself runs on has changed" in local.make("up").stdout
     assert local.supervisor() != before
-    assert "timeout=90" in (local.run / "supervisord.conf").read_text()
+    assert "\ntimeout = 90\n" in (local.run / "supervisord.conf").read_text()
     assert local.redis(database=5).get("under") == "the old password"
     assert local.run_task("services.tasks.arithmetic.add", 1, 2) == 3
