@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.stack.containers import own_tasks
-from tests.stack.containers.handle import Stack, clone, environment, one_at_a_time
+from tests.stack.containers.deployment import Stack, clone, environment, one_at_a_time
 from tests.stack.deployment import Deployment
 from tests.stack.processes import own_module
-from tests.stack.processes.handle import PROGRAMS, Local, kill
+from tests.stack.processes.deployment import PROGRAMS, Local, kill
 from tests.support.pytest_plugins.scheduling import RUNTIMES
 from tests.support.task_modules import probe
 

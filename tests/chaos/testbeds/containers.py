@@ -11,7 +11,7 @@ from typing import Any
 from tests.chaos.event_log import Snapshot
 from tests.chaos.subjects import settings
 from tests.chaos.testbeds.base import GO_ON_SECONDS, NODES, PRODUCER_SECONDS, Plan, Testbed
-from tests.stack.containers.handle import Stack, clone, one_at_a_time
+from tests.stack.containers.deployment import Stack, clone, one_at_a_time
 from tests.support.processes import Process
 from tests.support.waiting import T, wait_until
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import pytest
 
-from tests.stack.containers.handle import COMMAND_SECONDS, SERVICES, Marks, Stack
+from tests.stack.containers.deployment import COMMAND_SECONDS, SERVICES, Marks, Stack
 from tests.stack.deployment import Deployment
 
 ADD = "services.tasks.arithmetic.add"
@@ -142,14 +142,14 @@ def test_make_logs_follows_one_service_until_ctrl_c_which_ends_nothing_else(
             # Once it shows what there is, it follows what comes.
             answer = deployment.make("call", TASK=ADD, ARGS="[4, 3]").stdout
             terminal.wait_for(json.loads(answer)["id"])
-        for other in (*others[service], "redis-1"):
-            assert other not in terminal.output
         # A task that has failed has left its traceback in the log; the command leaves none.
         before_the_end = len(terminal.output)
         os.killpg(terminal.program.pid, signal.SIGINT)
         terminal.program.wait(COMMAND_SECONDS)
         terminal.wait_for("")
-        assert "Traceback" not in terminal.output[before_the_end:]
+        assert "Traceback" not in terminal.output[before_the_end:], terminal.output
+        for other in (*others[service], "redis-1"):
+            assert other not in terminal.output
     assert deployment.units() == before
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack.containers.handle import Stack, save
+from tests.stack.containers.deployment import Stack, save
 from tests.stack.deployment import MAKE_SECONDS
 from tests.stack.dev import Dev
 

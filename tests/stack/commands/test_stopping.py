@@ -1,6 +1,6 @@
 """make stop, down and up: running tasks end, queued ones wait."""
 
-from tests.stack.containers.handle import Stack
+from tests.stack.containers.deployment import Stack
 from tests.stack.services.test_workers import SOLO
 
 # On a machine that is busy with much else.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack.containers.handle import Stack, sentences
+from tests.stack.containers.deployment import Stack, sentences
 from tests.stack.deployment import Deployment
 
 # Every character that one of Compose, make, sh, Python and an URL reads in a way of its own.

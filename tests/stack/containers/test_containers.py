@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from config import load
-from tests.stack.containers.handle import SERVICES, Stack, clone
+from tests.stack.containers.deployment import SERVICES, Stack, clone
 
 OWN_PLACES = {
     "redis": {"/data"},

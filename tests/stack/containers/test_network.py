@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tests.stack.containers.handle import Stack
+from tests.stack.containers.deployment import Stack
 
 CONNECT = """
 import socket, sys

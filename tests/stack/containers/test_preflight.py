@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.stack.containers.handle import Stack
+from tests.stack.containers.deployment import Stack
 
 MEND = "run 'redis-cli CONFIG SET maxmemory-policy noeviction', and set it in redis.conf"
 RUN = ("run", "--rm", "-T", "--no-deps")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack.containers.handle import ROOT, Stack, clone
+from tests.stack.containers.deployment import ROOT, Stack, clone
 
 
 @pytest.mark.slow

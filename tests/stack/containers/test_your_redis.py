@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.stack.containers.handle import SERVICES, Stack
+from tests.stack.containers.deployment import SERVICES, Stack
 
 
 @pytest.fixture

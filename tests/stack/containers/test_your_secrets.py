@@ -4,7 +4,7 @@ from base64 import b64encode
 
 import pytest
 
-from tests.stack.containers.handle import SERVICES, Stack
+from tests.stack.containers.deployment import SERVICES, Stack
 from tests.stack.deployment import Deployment
 
 # The same path on the host, where make reads it, and in the containers.

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.stack.containers.handle import ROOT, Stack, environment
+from tests.stack.containers.deployment import ROOT, Stack, environment
 from tests.stack.deployment import run
-from tests.stack.processes.handle import Local
+from tests.stack.processes.deployment import Local
 
 PAGE = ROOT / "docs" / "connect.md"
 BLOCK = re.compile(r"<!-- test: ([a-z-]+) -->\n```[a-z]+\n(.*?)^```$", re.DOTALL | re.MULTILINE)

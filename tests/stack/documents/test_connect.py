@@ -13,7 +13,7 @@ import yaml
 
 from config.environment import read_env_file
 from tests.stack.conftest import SETTINGS
-from tests.stack.containers.handle import COMMAND_SECONDS, ROOT, Stack, clone, environment
+from tests.stack.containers.deployment import COMMAND_SECONDS, ROOT, Stack, clone, environment
 from tests.stack.deployment import run
 from tests.stack.documents.connecting import (
     ADDRESS,
@@ -31,7 +31,7 @@ from tests.stack.documents.connecting import (
     python,
     urls,
 )
-from tests.stack.processes.handle import Local
+from tests.stack.processes.deployment import Local
 from tests.support.ports import free_port
 from tests.support.redis.server import require_openssl, require_tls
 

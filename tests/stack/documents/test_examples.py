@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.stack.containers.handle import ROOT, Stack
+from tests.stack.containers.deployment import ROOT, Stack
 from tests.stack.documents.connecting import PAGE, changed, local_stack, on_host, printed, python, typed, urls
 from tests.support.harness import Harness
 from tests.support.ports import free_port

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from tests.stack.containers.handle import Stack
+from tests.stack.containers.deployment import Stack
 from tests.stack.deployment import MAKE_SECONDS, run
 from tests.support.documents import commands, names
 

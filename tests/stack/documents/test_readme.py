@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.stack.containers.handle import Stack
+from tests.stack.containers.deployment import Stack
 from tests.stack.deployment import MAKE_SECONDS
 from tests.support.documents import block, commands
 

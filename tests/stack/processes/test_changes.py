@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.stack.processes.handle import Local
+from tests.stack.processes.deployment import Local
 
 WORD = "services.tasks.own_module.word"
 VARIABLE = "services.tasks.own_module.variable"

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.stack.processes.handle import Local
+from tests.stack.processes.deployment import Local
 
 # What `docker` answers on a machine with an engine; everything that would change something fails.
 FAKE_DOCKER = """#!/bin/sh

@@ -11,7 +11,7 @@ import pytest
 
 from services.broker.keys import DEAD_LETTER, DEAD_LETTERS, DEAD_LETTERS_UNTOLD, SCHEDULED
 from tests.stack.deployment import MAKE_SECONDS
-from tests.stack.processes.handle import Local
+from tests.stack.processes.deployment import Local
 
 HOUR = 3600
 

@@ -6,10 +6,10 @@ from uuid import uuid4
 
 import pytest
 
-from tests.stack.containers.handle import save
+from tests.stack.containers.deployment import save
 from tests.stack.deployment import MAKE_SECONDS
 from tests.stack.dev import Dev
-from tests.stack.processes.handle import Local
+from tests.stack.processes.deployment import Local
 
 MODULE = "services/tasks/own_module.py"
 WORD = "services.tasks.own_module.word"

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from tests.stack.deployment import MAKE_SECONDS
-from tests.stack.processes.handle import ROOT_PYTHON, Local, kill
+from tests.stack.processes.deployment import ROOT_PYTHON, Local, kill
 
 
 def release_when_up_says(local: Local, text: str, label: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.stack.processes.handle import Local
+from tests.stack.processes.deployment import Local
 
 
 def test_a_new_task_is_found_after_up_and_its_test_passes(local: Local) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.stack.deployment import MAKE_SECONDS
-from tests.stack.processes.handle import PROGRAMS, Local
+from tests.stack.processes.deployment import PROGRAMS, Local
 
 
 def test_stop_lets_running_tasks_finish_and_up_runs_the_queued_ones(local: Local) -> None:

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from config.environment import read_env_file
-from tests.stack.processes.handle import PROGRAMS, Local
+from tests.stack.processes.deployment import PROGRAMS, Local
 
 
 def test_the_first_up_says_which_runtime_and_why_and_keeps_it_beside_the_data(first_up: tuple[Local, str]) -> None:

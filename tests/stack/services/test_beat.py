@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from services.broker.keys import BEAT_LOCK
-from tests.stack.containers.handle import Stack
+from tests.stack.containers.deployment import Stack
 
 # A lock that runs out and a watchdog that is patient take most of a minute; tests/integration has both, shorter.
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from flower.inspector import Inspector
 from playwright.sync_api import Browser, Locator, ViewportSize, expect
 
 from config.environment import read_env_file
-from tests.stack.processes.handle import Local
+from tests.stack.processes.deployment import Local
 from tests.support.browser import DESKTOP, PHONE, Visitor, chromium, executable, visit
 from tests.support.waiting import wait_until
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.stack.containers.handle import Stack
+from tests.stack.containers.deployment import Stack
 from tests.stack.deployment import Deployment
 
 PAGES = ("/flower/", "/flower/tasks", "/flower/broker", "/flower/api/workers", "/flower/api/tasks", "/flower/metrics")

@@ -1,6 +1,6 @@
 """Redis ends, in one way or another, while tasks wait."""
 
-from tests.stack.containers.handle import Marks, Stack
+from tests.stack.containers.deployment import Marks, Stack
 
 
 def queue_behind_busy_children(stack: Stack) -> Marks:

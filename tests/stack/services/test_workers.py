@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from services.broker import keys
-from tests.stack.containers.handle import Stack
+from tests.stack.containers.deployment import Stack
 from tests.stack.deployment import Deployment
 from tests.support.documents import block
 

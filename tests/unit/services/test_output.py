@@ -1,23 +1,18 @@
 """services.commands.output: tables as people see them, on a terminal and elsewhere."""
 
 import io
-import sys
 
 import pytest
 
 from services.commands.output import RED, Cell, print_error, print_table
-from tests.unit.stack.test_terminal import Screen
+from tests.unit.stack.test_terminal import Screen, replace_stream
 
 ROWS: list[tuple[Cell, ...]] = [("1", ("crashed", RED), "a worker died while it ran"), ("12", "rejected", "")]
 HEADER = ("ID", "Reason", "Detail")
 
 
 def print_rows(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **variables: str) -> str:
-    for name in ("NO_COLOR", "TERM"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "stdout", stream)
+    replace_stream(monkeypatch, "stdout", stream, **variables)
     print_table(ROWS, HEADER)
     return stream.getvalue()
 

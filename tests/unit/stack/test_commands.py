@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stack.docker.engine import LOWEST_API, LOWEST_COMPOSE, parse_version
-from tests.stack.containers.handle import ROOT, clone, environment
+from tests.stack.containers.deployment import ROOT, clone, environment
 from tests.stack.deployment import run
 from tests.support.ports import free_port
 

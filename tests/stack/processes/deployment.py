@@ -17,7 +17,7 @@ from config import load
 from config.celery import build_celery_configuration
 from config.redis_url import RedisUrl
 from services.supervisor import rpc
-from tests.stack.containers.handle import clone
+from tests.stack.containers.deployment import clone
 from tests.stack.deployment import PAGE_SECONDS, SHOWN_LOG_LINES, WARM_SHUTDOWN, Deployment
 
 T = TypeVar("T")
