@@ -14,7 +14,7 @@ from services.broker.client import connect, format_error
 from services.delayed import rate_limits
 from services.delivery import registry
 from services.delivery.unacked import UNDECODABLE
-from services.pool import child_guard, failures, time_limits
+from services.pool import child_guard, failures, process_context, time_limits
 from services.pool.time_limits import Limits
 from services.worker.dead_letter_rules import INVALID_TASK_ERRORS
 from services.worker.request import discard, handle_escaped_error, handle_thread_end
@@ -41,6 +41,12 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         super().setup_includes(includes)
         # All tasks are imported now, and the pool has not forked.
         failures.wrap_tasks(self.app.tasks.values())
+
+    def on_start(self) -> None:
+        if child_guard.forks(self.pool):
+            # The pool is there, and has not forked.
+            self.pool.options["context"] = process_context.make_context()
+        super().on_start()
 
     def stats(self) -> dict[str, Any]:
         found: dict[str, Any] = super().stats()

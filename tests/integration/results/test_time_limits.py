@@ -109,6 +109,14 @@ def test_a_task_with_a_longer_limit_runs_on_after_that_of_all_tasks(stack: Stack
         assert result.state == "PENDING", task
 
 
+def test_a_child_that_is_killed_as_its_task_ends_does_not_stop_its_node(stack: Stack) -> None:
+    """The lock is all that such a death leaves behind; it comes in one of a thousand."""
+    start(stack, "locked", "--pool prefork --concurrency 1").says(READY)
+
+    assert send(stack, "lock_counter", "locks", queue="locked").get(timeout=TIMEOUT_SECONDS) == "locks"
+    assert send(stack, "quick", "behind", queue="locked").get(timeout=TIMEOUT_SECONDS) == "behind"
+
+
 @pytest.mark.parametrize("pool", IN_PROCESS)
 def test_a_pool_that_enforces_no_limits_says_so_at_its_start(stack: Stack, pool: str) -> None:
     node = stack.nodes[1 + IN_PROCESS.index(pool)]
