@@ -427,6 +427,10 @@ class Deliveries(RuleBasedStateMachine):
         process = self._some_process(data)
         process.deliveries.renew()
         process.frozen.clear()
+        # Also of what has ended, and has still to be counted or kept: without a lease it would run again.
+        for way in ("crash", "requeue later", "reject"):
+            for tag in process.pending[way]:
+                self.ended.pop(tag, None)
         for tag in list(process.claimed):
             self.ended.pop(tag, None)
             if tag not in self.unacked:
