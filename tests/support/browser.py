@@ -1,7 +1,7 @@
 """Chromium, headless and without a way out of this machine: for the browser tests and the README's pictures."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from playwright.sync_api import (
     ConsoleMessage,
     Error,
     HttpCredentials,
+    Locator,
     Page,
     Request,
     ViewportSize,
@@ -97,17 +98,32 @@ class Visitor:
 
     def go(self, path: str) -> None:
         """Open a page under the site's address, again where the host's network has changed meanwhile."""
+        self._load(path, lambda: self.page.goto(self.url + path))
+
+    def follow(self, link: Locator) -> None:
+        """Click a link to another page; load that page again where the host's network has changed meanwhile."""
+
+        def click() -> None:
+            with self.page.expect_navigation():
+                link.click()
+
+        self._load(str(link), click, self.page.reload)
+
+    def _load(self, what: str, load: Callable[[], object], again: Callable[[], object] | None = None) -> None:
         for _ in range(RELOADS):
-            self._interrupted = False
+            self._interrupted, complaints = False, len(self.complaints)
             try:
-                self.page.goto(self.url + path)
+                load()
             except Error as error:
                 if NETWORK_CHANGED not in str(error) and GOES_TO_ERROR_PAGE not in str(error):
                     raise
                 self._interrupted = True
             if not self._interrupted:
                 return
-        raise AssertionError(f"the network has changed {RELOADS} times while {path} was loaded")
+            # Scripts complain of another one that was not loaded.
+            del self.complaints[complaints:]
+            load = again or load
+        raise AssertionError(f"the network has changed {RELOADS} times while {what} was loaded")
 
     def strangers(self) -> list[str]:
         """Requests to elsewhere than the site's address; data: is part of the page itself."""

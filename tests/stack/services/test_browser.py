@@ -105,7 +105,7 @@ class User:
     """A user's actions in Flower."""
 
     def __init__(self, visitor: Visitor) -> None:
-        self.page, self.go = visitor.page, visitor.go
+        self.page, self.go, self.follow = visitor.page, visitor.go, visitor.follow
         self._url = visitor.url
 
     def get(self, path: str) -> Any:
@@ -150,7 +150,7 @@ class User:
         node = link.get_attribute("title")
         assert node
         self.known(node)
-        link.click()
+        self.follow(link)
         expect(self.page.locator("#workername")).to_have_text(node)
         return node
 
@@ -223,7 +223,7 @@ def test_the_nodes_are_shown_with_what_they_are(site: Site) -> None:
         assert [node.partition("@")[0] for node in nodes] == ["worker1-node0", "worker2-node0"]
         expect(rows.get_by_text("Online")).to_have_count(2)
         user.known(nodes[0])
-        user.page.get_by_role("link", name=f"Worker {nodes[0]}").click()
+        user.follow(user.page.get_by_role("link", name=f"Worker {nodes[0]}"))
         expect(user.page.locator("#workername")).to_have_text(nodes[0])
         assert "prefork" in user.page.inner_text("#tab-pool")
         user.page.click("#worker-tab-limits")
@@ -235,11 +235,11 @@ def test_a_task_that_is_run_is_listed_and_has_its_arguments_and_its_result(site:
         user.go("/")
         task = user.send("arithmetic.add", 4, 3)
         user.wait_for(task, "SUCCESS")
-        user.page.click("text=Tasks")
+        user.follow(user.page.locator("text=Tasks").first)
         row = user.page.locator(f"tr[id='{task}']")
         expect(row).to_contain_text("SUCCESS")
         expect(row).to_contain_text("services.tasks.arithmetic.add")
-        row.get_by_role("link", name=task[:8]).click()
+        user.follow(row.get_by_role("link", name=task[:8]))
         expect(user.page).to_have_title(f"services.tasks.arithmetic.add {task[:8]} · Flower")
         assert user.field("Arguments") == "[4, 3]"
         assert user.field("Result") == "7"
@@ -269,7 +269,7 @@ def test_a_failed_task_is_found_with_its_traceback(site: Site) -> None:
         task = user.send("arithmetic.add", 4, "three")
         user.wait_for(task, "FAILURE")
         user.page.get_by_role("button", name="Failed").click()
-        user.page.locator(f"tr[id='{task}']").get_by_role("link", name=task[:8]).click()
+        user.follow(user.page.locator(f"tr[id='{task}']").get_by_role("link", name=task[:8]))
         expect(user.page.locator(".badge")).to_have_text("FAILURE")
         assert user.field("Exception").startswith("TypeError(")
         traceback = user.field("Traceback")
@@ -283,7 +283,7 @@ def test_the_read_only_login_sees_all_of_a_node_and_no_button(site: Site) -> Non
         open_page(user, f"/task/{site.tasks['SUCCESS']}")
         assert user.field("Status") == "SUCCESS"
         open_page(user, "/tasks")
-        user.page.click("text=Workers")
+        user.follow(user.page.locator("text=Workers").first)
         for tab in tabs_of_first_node(user):
             tab.click()
             expect(user.page.locator(".tab-pane.active.show")).to_contain_text(re.compile(r"\w"))
@@ -370,7 +370,7 @@ def test_everything_on_every_page_can_be_reached(site: Site, window: ViewportSiz
             user.page.click(".navbar-toggler")
             expect(user.page.locator("#primary-navigation")).to_have_class(re.compile(r"\bshow\b"))
             check(user, "the menu")
-        user.page.click("text=Workers")
+        user.follow(user.page.locator("text=Workers").first)
         for tab in tabs_of_first_node(user):
             tab.click()
             expect(user.page.locator(".tab-pane.active.show")).to_have_attribute(
