@@ -110,7 +110,7 @@ def test_a_task_with_a_longer_limit_runs_on_after_that_of_all_tasks(stack: Stack
 
 
 def test_a_child_that_is_killed_as_its_task_ends_does_not_stop_its_node(stack: Stack) -> None:
-    """The lock is all that such a death leaves behind; it comes in one of a thousand."""
+    """Such a death is a matter of chance: here the child leaves behind what it would, a lock."""
     start(stack, "locked", "--pool prefork --concurrency 1").says(READY)
 
     assert send(stack, "lock_counter", "locks", queue="locked").get(timeout=TIMEOUT_SECONDS) == "locks"

@@ -161,6 +161,8 @@ def test_a_task_that_takes_all_memory_becomes_a_dead_letter_alone(small: Stack) 
     # task beside it starts again without that.
     killed = small.docker("logs", before["Id"]).count("exited with 'signal 9 (SIGKILL)'")
     assert killed == len(hogs) * DELIVERIES + again, small.describe()
+    # Seen after 1 of 25 such deaths in some runs; a kernel that takes one along regularly makes it 25.
+    assert again <= len(hogs), small.describe()
     after = small.inspected("worker")[0]
     assert small.node_pid() == node, small.describe()
     assert (after["Id"], after["RestartCount"]) == (before["Id"], before["RestartCount"])
